@@ -1,0 +1,52 @@
+# Everything a fresh machine with Python 3.11 or later needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+RESULTS ?= demo-results
+CONSTRAINTS = .ci/constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+.PHONY: help demo test check format test-gpu gpu-report bench dist clean
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+demo: $(DEMO_VENV)/ready  ## Run the built-in model on pictures and a video, without torch
+	$(DEMO_VENV)/bin/basnet-run export/basnet_export/pictures --kind cutout --output $(RESULTS)/pictures --overwrite
+	$(DEMO_VENV)/bin/basnet-run tests/data/pan.mp4 --kind overlay --output $(RESULTS)/pan.overlay.mp4 --overwrite
+	@echo "Results: $(RESULTS)/pictures (cut-outs as PNG) and $(RESULTS)/pan.overlay.mp4"
+
+test: $(VENV)/ready  ## Run all tests that this machine can run
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/ready  ## Format, lint, types, import layers
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/ready  ## Rewrite files to the house format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+test-gpu: $(VENV)/ready  ## Run the tests that need a CUDA device; fails where there is none
+	BASNET_REQUIRE_GPU=1 $(VENV)/bin/python -m pytest -m gpu
+
+gpu-report: $(VENV)/ready  ## Measure latency and parity on every backend here; GPU rows read "not proven" without one
+	PYTHON=$(VENV)/bin/python bash benchmarks/gpu_report.sh
+
+dist: $(VENV)/ready  ## Build the wheel into dist/
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## Remove environments and build leftovers
+	rm -rf $(VENV) $(DEMO_VENV) dist build
+
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(DEMO_VENV)/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python $(INSTALL) --editable '.[cpu,openvino]'
+	@touch $@

@@ -1,0 +1,322 @@
+"""Checkpoints in and out: ours, the authors' `basnet.pth` in all the forms it is found in, and safetensors.
+
+Nothing pickled is ever executed: `.pth` files are read with `weights_only=True`, so a file that holds code is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from basnet_torch.errors import CheckpointError
+from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
+from basnet_torch.model import BASNet
+from basnet_torch.spec import Postprocess, Preprocess
+
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "load_checkpoint",
+    "load_resnet34",
+    "model_from_checkpoint",
+    "read_file",
+    "save_authors_checkpoint",
+    "save_checkpoint",
+    "write_whole",
+]
+
+FORMAT = "basnet-deploy/1"
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_STEM = "predict.encoder.stem.conv.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Weights with the preparing and finishing that belong to them.
+
+    Attributes:
+        width: Channels at full resolution.
+        state: Our parameter names to tensors, float32.
+        preprocess: How pictures were prepared in training.
+        postprocess: How maps are finished.
+        origin: Where the weights came from, for people: "basnet-deploy", "authors" or "unknown".
+        metadata: Plain values: recipe, scores, data.
+    """
+
+    width: int
+    state: Mapping[str, Tensor]
+    preprocess: Preprocess
+    postprocess: Postprocess
+    origin: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
+    """Read and fully check a checkpoint; its tensors are known to fit `BASNet(checkpoint.width)`.
+
+    Args:
+        path: A `.pth`, `.pt` or `.safetensors` file.
+        width: Refuse another width than this; None takes the file's own.
+
+    Raises:
+        CheckpointError: Naming what was found and what to do.
+    """
+    content = read_file(path)
+    ours = _is_ours(path, content)
+    state = _state_dict(path, content)
+    is_authors = is_authors_layout(state)
+    state = ours_from_authors(state) if is_authors else dict(state)
+    found = _check_width(path, state, width)
+    state = _fitted(path, state, found)
+    _refuse_not_finite(path, state)
+    preprocess, postprocess = _recipe(path, content) if ours else _recipe_for(is_authors=is_authors)
+    return Checkpoint(
+        width=found,
+        state=state,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        origin=content.get("origin", "basnet-deploy") if ours else ("authors" if is_authors else "unknown"),
+        metadata=dict(content.get("metadata") or {}) if ours else {},
+    )
+
+
+def model_from_checkpoint(checkpoint: Checkpoint) -> BASNet:
+    """The network with the checkpoint's weights, in evaluation mode."""
+    with torch.device("meta"):
+        model = BASNet(checkpoint.width)
+    model.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
+    return model.eval()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write `.pth` or `.safetensors` by the path's suffix, whole or not at all; `dtype` is how floats are stored."""
+    state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype) for k, v in checkpoint.state.items()}
+    _refuse_not_finite(path, state)
+    content = {
+        "format": FORMAT,
+        "origin": checkpoint.origin,
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "postprocess": checkpoint.postprocess.to_dict(),
+        "metadata": dict(checkpoint.metadata),
+    }
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        # safetensors metadata is text only and its tensors must be contiguous
+        flat = {k: v.contiguous() for k, v in state.items()}
+        header = {"basnet": json.dumps(content, sort_keys=True)}
+        write_whole(path, lambda beside: save_file(flat, beside, metadata=header))
+        return
+    write_whole(path, lambda beside: torch.save({**content, "state_dict": state}, beside))
+
+
+def save_authors_checkpoint(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write our weights as a plain state dict under the authors' names, for their code."""
+    renamed = authors_from_ours({k: v.detach().cpu() for k, v in state.items()})
+    write_whole(path, lambda beside: torch.save(renamed, beside))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then rename, so that the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping a checkpoint file holds, without running any code in it.
+
+    Raises:
+        CheckpointError: For a missing, empty, foreign, truncated or code-carrying file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
+    _refuse_foreign(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise CheckpointError(f"{path}: holds a {kind}, not a state dict; save model.state_dict() instead")
+    return dict(content)
+
+
+def _refuse_foreign(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    size = path.stat().st_size
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty; download it again")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CheckpointError(
+            f"{path}: is a web page of {size:,} bytes, not a checkpoint; "
+            "the download gave a confirmation page: download the file itself"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run 'git lfs pull'")
+    if head.startswith(b"PK") and path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: is cut short at {size:,} bytes; download it again")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # formats older than torch 1.6 warn, and are what the authors used
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        reason = str(error)
+        if "weights_only" in reason.lower() and "unsupported" in reason.lower():
+            raise CheckpointError(
+                f"{path}: holds pickled code or objects, which are never run here; "
+                "load it where you trust it and save model.state_dict()"
+            ) from error
+        raise _unreadable(path, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, AttributeError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    size = path.stat().st_size
+    reason = str(error).strip().split("\n", maxsplit=1)[0][:120] or type(error).__name__
+    return CheckpointError(
+        f"{path}: {size:,} bytes that are no complete PyTorch checkpoint ({reason}); download or save it again"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        content = json.loads(header.get("basnet", "{}"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is no complete safetensors file ({error}); download or save it again"
+        ) from error
+    return {**content, "state_dict": state}
+
+
+def _is_ours(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether this project wrote the file; a format of another version is refused rather than half understood."""
+    found = content.get("format")
+    if isinstance(found, str) and found.startswith("basnet-deploy/") and found != FORMAT:
+        raise CheckpointError(f"{path}: is of format {found}, this version reads {FORMAT}; update basnet-deploy")
+    return found == FORMAT
+
+
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, out of the wrappers and prefixes that other tools leave round them."""
+    state: Mapping[str, Any] = content
+    while (inner := next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), None)) is not None:
+        state = inner
+    if not any(isinstance(v, Tensor) for v in state.values()):
+        keys = ", ".join(map(repr, list(state)[:4])) or "nothing"
+        raise CheckpointError(f"{path}: holds {keys} but no tensors; save model.state_dict()")
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    while tensors and all(k.startswith("module.") for k in tensors):
+        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _check_width(path: Path, state: Mapping[str, Tensor], asked: int | None) -> int:
+    stem = state.get(_STEM)
+    if stem is None or stem.ndim != 4 or not stem.shape[0]:
+        some = ", ".join(list(state)[:3])
+        raise CheckpointError(
+            f"{path}: {len(state)} tensors ({some}, ...) of another network than BASNet; "
+            "give a checkpoint of this trainer or the authors' basnet.pth"
+        )
+    found = int(stem.shape[0])
+    if asked is not None and asked != found:
+        raise CheckpointError(
+            f"{path}: holds a network of width {found}, not {asked}; leave the width out or ask {found}"
+        )
+    return found
+
+
+def _fitted(path: Path, state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Exactly the network's names and shapes, the counters that PyTorch 0.4 did not write added as zero."""
+    with torch.device("meta"):
+        wanted = BASNet(width).state_dict()
+    for name, value in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros((), dtype=value.dtype))
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is not of this network" for name in state if name not in wanted]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path}: is not BASNet of width {width}: {'; '.join(problems[:3])}{more}")
+    return {name: state[name] for name in wanted}
+
+
+def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite in {kind}; use an earlier checkpoint, or store fp32"
+            )
+
+
+def _recipe(path: Path, content: Mapping[str, Any]) -> tuple[Preprocess, Postprocess]:
+    try:
+        return Preprocess.from_dict(content["preprocess"]), Postprocess.from_dict(content["postprocess"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its preprocess or postprocess cannot be read ({error})") from error
+
+
+def _recipe_for(*, is_authors: bool) -> tuple[Preprocess, Postprocess]:
+    """What a bare state dict needs: the authors divide by the picture's largest value and stretch the map."""
+    if is_authors:
+        return Preprocess(scale="image_max"), Postprocess(stretch=True)
+    return Preprocess(), Postprocess()
+
+
+def load_resnet34(model: BASNet, path: Path) -> int:
+    """Start encoder stages 1-4 from a torchvision ResNet-34 state dict; returns how many tensors were taken.
+
+    Torchvision's `layer1..4` are the four stages; its 7x7 stem and classifier have no place here and stay unused.
+
+    Raises:
+        CheckpointError: When a stage's tensors are missing or of another width than 64.
+    """
+    state = _state_dict(path, read_file(path))
+    encoder = cast(Mapping[str, Tensor], model.predict.encoder.state_dict())
+    wanted = {n: v for n, v in encoder.items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))}
+    taken = {}
+    for ours, value in wanted.items():
+        theirs = ours.replace("stage", "layer", 1).replace("norm", "bn").replace("shortcut", "downsample")
+        found = state.get(theirs)
+        if found is None and theirs.endswith("num_batches_tracked"):
+            continue
+        if found is None or found.shape != value.shape:
+            has = "is missing" if found is None else f"is {tuple(found.shape)}"
+            raise CheckpointError(
+                f"{path}: {theirs} {has}, {tuple(value.shape)} is needed; "
+                "give torchvision's resnet34 state dict, and width 64"
+            )
+        taken[ours] = found
+    model.predict.encoder.load_state_dict(taken, strict=False)
+    return len(taken)

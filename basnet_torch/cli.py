@@ -1,0 +1,223 @@
+"""`basnet-train`: trains, resumes, validates.
+
+basnet-train --data DUTS-TR --val DUTS-TE --run runs/first --width 16 --size 128
+basnet-train --data DUTS-TR --val DUTS-TE --run runs/first --resume
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from basnet_torch.config import Autocast, Optimizer, Schedule, TrainConfig
+from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from basnet_torch.checkpoint import Checkpoint
+    from basnet_torch.model import BASNet
+    from basnet_torch.trainer import StepResult, Trainer
+    from basnet_torch.validate import Validator
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_DEFAULT = TrainConfig()
+Data = Annotated[
+    list[Path], typer.Option("--data", help="Folder, zip file, or folder of zip files with training pairs.")
+]
+Validation = Annotated[list[Path] | None, typer.Option("--val", help="Pairs for validation.")]
+Run = Annotated[Path, typer.Option("--run", help="Directory for checkpoints and logs.")]
+
+
+@app.command()
+def train(
+    data: Data,
+    run: Run,
+    val: Validation = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN/last.pth.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
+    resnet34: Annotated[Path | None, typer.Option(help="Start encoder stages 1-4 from this ResNet-34.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[
+        int, typer.Option(min=0, help="Compute threads on the CPU; 0 takes every core this process may use.")
+    ] = 0,
+    width: Annotated[
+        int, typer.Option(help="Channels at full resolution; 64 is the paper's network.")
+    ] = _DEFAULT.width,
+    size: Annotated[int, typer.Option(help="Side of the training crop, pixels.")] = _DEFAULT.size,
+    eval_size: Annotated[int, typer.Option(help="Side in validation, kept with the weights.")] = _DEFAULT.eval_size,
+    store_size: Annotated[int, typer.Option(help="Side of the pictures in memory, pixels.")] = _DEFAULT.store_size,
+    crop_scale: Annotated[tuple[float, float], typer.Option(help="Crop side as share.")] = _DEFAULT.crop_scale,
+    crop_stretch: Annotated[float, typer.Option(help="Largest ratio of a crop's sides.")] = _DEFAULT.crop_stretch,
+    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = _DEFAULT.flip,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = _DEFAULT.batch,
+    steps: Annotated[int, typer.Option(help="Steps in all.")] = _DEFAULT.steps,
+    optimizer: Annotated[Optimizer, typer.Option(help="Optimizer.")] = _DEFAULT.optimizer,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.lr,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = _DEFAULT.weight_decay,
+    schedule: Annotated[Schedule, typer.Option(help="Learning rate after the warm-up.")] = _DEFAULT.schedule,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _DEFAULT.warmup,
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 does not clip.")] = _DEFAULT.clip,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 keeps none.")] = _DEFAULT.ema,
+    autocast: Annotated[Autocast, typer.Option(help="Type of the convolutions.")] = _DEFAULT.autocast,
+    channels_last: Annotated[bool, typer.Option(help="Memory layout.")] = _DEFAULT.channels_last,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = _DEFAULT.seed,
+    eval_every: Annotated[int, typer.Option(help="Steps between validations.")] = _DEFAULT.eval_every,
+    save_every: Annotated[int, typer.Option(help="Steps between writes of last.pth.")] = _DEFAULT.save_every,
+) -> None:
+    """Train BASNet on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
+    values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
+    with exit_on_error():
+        _require(device)
+        start = _start(init, resnet34, width)
+        values["width"] = width or (start.width if start else _DEFAULT.width)
+        config = TrainConfig(**values)
+        _refuse_used_run(run, resume=resume)
+        trainer = _trainer(config, data, val, run, device, threads, _initial(config, start, resnet34))
+        if resume:
+            trainer.resume(run / "last.pth")
+        _follow(trainer)
+
+
+def _require(device: str) -> None:
+    """Check torch and the device, before minutes go into reading data."""
+    if find_spec("torch") is None:
+        raise BackendUnavailable("training needs torch; pip install 'basnet-deploy[train]'")
+    import torch
+
+    kind, colon, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
+        raise UsageError(f"device {device}: it must be cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        seen = f"{torch.cuda.device_count()} CUDA devices"
+        raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
+
+
+def _refuse_used_run(run: Path, *, resume: bool) -> None:
+    """A finished or begun run is never overwritten."""
+    last = run / "last.pth"
+    if last.exists() and not resume:
+        raise UsageError(f"{run}: holds a run already; add --resume to go on with it, or name another --run")
+    if resume and not last.exists():
+        raise UsageError(f"{last}: no such file to resume from; leave --resume out to begin")
+
+
+def _start(init: Path | None, resnet34: Path | None, width: int | None) -> Checkpoint | None:
+    """The checkpoint of --init, when one is asked for."""
+    from basnet_torch.checkpoint import load_checkpoint
+
+    if init and resnet34:
+        raise UsageError("--init and --resnet34 both give the encoder's weights; keep one of them")
+    return load_checkpoint(init, width=width) if init else None
+
+
+def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | None) -> BASNet | None:
+    """The network to start from, when one is asked for."""
+    import torch
+
+    from basnet_torch.checkpoint import load_resnet34, model_from_checkpoint
+    from basnet_torch.model import BASNet
+
+    if start:
+        return model_from_checkpoint(start).train()
+    if resnet34:
+        torch.manual_seed(config.seed)
+        model = BASNet(config.width)
+        load_resnet34(model, resnet34)
+        return model
+    return None
+
+
+def _trainer(
+    config: TrainConfig,
+    data: list[Path],
+    val: list[Path] | None,
+    run: Path,
+    device: str,
+    threads: int,
+    init: BASNet | None,
+) -> Trainer:
+    import torch
+
+    from basnet_torch.datasets import find_pairs, load_pairs
+    from basnet_torch.trainer import Trainer
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    pairs = find_pairs(data)
+    if len(pairs) < config.batch:
+        raise UsageError(f"batch is {config.batch}, but there are {len(pairs)} pairs; lower --batch")
+    _make_folder(run)
+    with _progress() as progress:
+        task = progress.add_task("reading pairs", total=len(pairs))
+        store = load_pairs(pairs, config.store_size, lambda done: progress.update(task, completed=done))
+    validator = _validator(config, val) if val else None
+    return Trainer(config, store, run, validator=validator, device=device, init=init)
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{run}: cannot be made a folder ({error.strerror}); name another --run") from error
+
+
+def _validator(config: TrainConfig, val: list[Path]) -> Validator:
+    from basnet_torch.datasets import find_pairs
+    from basnet_torch.spec import Postprocess, Preprocess
+    from basnet_torch.validate import Validator
+
+    preprocess = Preprocess(height=config.eval_size, width=config.eval_size)
+    return Validator(find_pairs(val), preprocess, Postprocess())
+
+
+def _follow(trainer: Trainer) -> None:
+    """Run to the end behind a progress bar; the last line on stdout is JSON.
+
+    Ctrl-C and a scheduler's SIGTERM end training after the step in hand, so that it resumes exactly; a second Ctrl-C
+    ends it at once, with what was saved before.
+    """
+
+    def stop(number: int, _: object) -> None:
+        trainer.stop()
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    with _progress() as progress:
+        task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step)
+        for result in trainer.fit():
+            best = f"{trainer.best:.4f}" if trainer.best is not None else "-"
+            progress.update(task, completed=result.step, description=_line(result, best))
+    if trainer.stopping:
+        raise KeyboardInterrupt
+    typer.echo(json.dumps(_summary(trainer)))
+
+
+def _line(result: StepResult, best: str) -> str:
+    return f"loss {result.loss:6.3f}  lr {result.lr:.1e}  best maxF {best}"
+
+
+def _summary(trainer: Trainer) -> dict[str, Any]:
+    return {"run": str(trainer.run), "step": trainer.step, "best_max_f": trainer.best}
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def main() -> None:
+    """Entry point."""
+    app()

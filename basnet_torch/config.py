@@ -1,0 +1,127 @@
+"""Everything a training run is told, as one inert value that is stored with its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+from basnet_torch.errors import UsageError
+from basnet_torch.spec import check_size
+
+__all__ = ["Autocast", "Optimizer", "Schedule", "TrainConfig", "learning_rate"]
+
+Optimizer = Literal["adamw", "adam"]
+Schedule = Literal["constant", "cosine"]
+Autocast = Literal["fp32", "bf16"]
+
+_COUNTS = ("width", "store_size", "batch", "steps", "eval_every", "save_every")
+_CHOICES: dict[str, Any] = {"optimizer": Optimizer, "schedule": Schedule, "autocast": Autocast}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        width: Channels at full resolution; 64 is the paper's network.
+        size: Side of the training crop, pixels, a multiple of 32.
+        eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
+        store_size: Side of the pictures held in memory, pixels.
+        crop_scale: Smallest and largest side of a crop as a share of the stored side.
+        crop_stretch: Largest ratio by which a crop's two sides may differ.
+        flip: Probability of a horizontal flip.
+        batch: Pictures a step.
+        steps: Steps in all.
+        optimizer: `adamw` or `adam`.
+        lr: Highest learning rate.
+        weight_decay: As the optimizer defines it.
+        schedule: After the warm-up, `constant`, or `cosine` to zero.
+        warmup: Steps of linear warm-up.
+        clip: Largest norm of all gradients together; 0 does not clip.
+        ema: Decay a step of the averaged weights that are validated and shipped; 0 keeps none.
+        autocast: `bf16` computes convolutions in bfloat16, `fp32` does not.
+        channels_last: Keep tensors as N,H,W,C in memory, which convolutions prefer.
+        seed: Of initial weights, order, and augmentation.
+        eval_every: Steps between validations.
+        save_every: Steps between writes of `last.pth`.
+    """
+
+    width: int = 64
+    size: int = 224
+    eval_size: int = 256
+    store_size: int = 256
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_stretch: float = 1.2
+    flip: float = 0.5
+    batch: int = 8
+    steps: int = 100_000
+    optimizer: Optimizer = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: Schedule = "cosine"
+    warmup: int = 300
+    clip: float = 5.0
+    ema: float = 0.999
+    autocast: Autocast = "bf16"
+    channels_last: bool = True
+    seed: int = 0
+    eval_every: int = 1000
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for field in ("size", "eval_size"):
+            try:
+                check_size(getattr(self, field), getattr(self, field))
+            except ValueError as error:
+                raise UsageError(f"{field}: {error}") from error
+        rules: dict[str, tuple[bool, str]] = {
+            **{f: (getattr(self, f) >= 1, "at least 1") for f in _COUNTS},
+            **{f: (getattr(self, f) >= 0, "at least 0") for f in ("seed", "warmup", "clip", "weight_decay")},
+            "flip": (0 <= self.flip <= 1, "in 0..1"),
+            "crop_scale": (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two shares in 0..1, the smaller first"),
+            "crop_stretch": (self.crop_stretch >= 1, "at least 1"),
+            "ema": (0 <= self.ema < 1, "in 0..1, 1 excluded"),
+            "lr": (math.isfinite(self.lr) and self.lr > 0, "above 0"),
+            **{f: (getattr(self, f) in get_args(kinds), f"one of {_names(kinds)}") for f, kinds in _CHOICES.items()},
+        }
+        for field, (holds, rule) in rules.items():
+            if not holds:
+                raise UsageError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and checkpoints."""
+        return {**asdict(self), "crop_scale": list(self.crop_scale)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            UsageError: For a field that this version does not know.
+        """
+        unknown = sorted(set(values) - set(cls.__slots__))
+        if unknown:
+            raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")
+        low, high = values.get("crop_scale", (0.7, 1.0))
+        return cls(**{**values, "crop_scale": (float(low), float(high))})
+
+
+def _names(kinds: Any) -> str:
+    return ", ".join(get_args(kinds))
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then the schedule.
+
+    >>> config = TrainConfig(lr=1.0, warmup=10, steps=110)
+    >>> learning_rate(config, 4), learning_rate(config, 10), round(learning_rate(config, 60), 6)
+    (0.5, 1.0, 0.5)
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,102 @@
+"""Every error a user can meet, as one tree.
+
+A message names the value, the rule and the fix in one line. `exit_code` is what a command returns.
+
+BasnetError                  1
+├── UsageError               2   (also ValueError)
+├── CheckpointError          1   (also ValueError)
+├── DataError                1   (also ValueError)
+├── TrainingError            1   (also ArithmeticError)
+├── ExportError              1   (also RuntimeError)
+├── ModelFileError           1   (also ValueError)
+├── MediaError               1   (also OSError)
+├── BackendUnavailable       3   (also ImportError)
+└── ParityError              4   (also AssertionError)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "BackendUnavailable",
+    "BasnetError",
+    "CheckpointError",
+    "DataError",
+    "ExportError",
+    "MediaError",
+    "ModelFileError",
+    "ParityError",
+    "TrainingError",
+    "UsageError",
+    "exit_on_error",
+]
+
+
+class BasnetError(Exception):
+    """Something a user can mend; commands print the message alone, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(BasnetError, ValueError):
+    """The command or call was given values that do not go together."""
+
+    exit_code = 2
+
+
+class CheckpointError(BasnetError, ValueError):
+    """A checkpoint is not one, is damaged, or belongs to another network."""
+
+
+class DataError(BasnetError, ValueError):
+    """Training or test data is missing, unpaired or unreadable."""
+
+
+class TrainingError(BasnetError, ArithmeticError):
+    """Training cannot go on, for example because a loss term is not finite."""
+
+
+class ExportError(BasnetError, RuntimeError):
+    """A graph could not be written or did not pass its own checks."""
+
+
+class ModelFileError(BasnetError, ValueError):
+    """A model file is unreadable, of an unknown kind, or contradicts its manifest."""
+
+
+class MediaError(BasnetError, OSError):
+    """A picture or video cannot be read or written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class BackendUnavailable(BasnetError, ImportError):
+    """The asked backend, provider or device is not there."""
+
+    exit_code = 3
+
+
+class ParityError(BasnetError, AssertionError):
+    """An artefact does not compute what its checkpoint computes."""
+
+    exit_code = 4
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Around a command: a `BasnetError` becomes one line and its exit code, Ctrl-C becomes 130.
+
+    Anything else is a defect of this program and keeps its traceback.
+    """
+    try:
+        yield
+    except BasnetError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that speaks for all commands
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None

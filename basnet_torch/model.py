@@ -1,0 +1,236 @@
+"""BASNet: a predict module (encoder, bridge, decoder, side outputs) and a refinement module that works on its map.
+
+Qin et al., "BASNet: Boundary-Aware Salient Object Detection", CVPR 2019, section 3. At `width` 64 it is the paper's
+network (87,060,360 parameters); every channel count scales with `width`.
+
+Legend: N pictures, C channels, H height, W width; `w` is the width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basnet_torch.spec import check_size
+
+__all__ = ["PAPER_WIDTH", "BASNet", "SaliencyMaps"]
+
+PAPER_WIDTH = 64
+
+
+class SaliencyMaps(NamedTuple):
+    """The eight maps as logits, each N,1,H,W: the refined one, the decoder's from fine to coarse, the bridge's."""
+
+    refined: Tensor
+    decoder1: Tensor
+    decoder2: Tensor
+    decoder3: Tensor
+    decoder4: Tensor
+    decoder5: Tensor
+    decoder6: Tensor
+    bridge: Tensor
+
+    def probabilities(self) -> SaliencyMaps:
+        """The maps through a sigmoid, 0..1."""
+        return SaliencyMaps(*(torch.sigmoid(logits) for logits in self))
+
+
+class ConvBNReLU(nn.Module):
+    """A 3x3 convolution with bias whose padding equals its dilation, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class BasicBlock(nn.Module):
+    """ResNet-34's block: two 3x3 convolutions added to the input, which a 1x1 convolution fits where shapes change."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            fit = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(fit, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) -> nn.Sequential:
+    """ResNet basic blocks, the first of which changes resolution and channels."""
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))
+
+
+class Encoder(nn.Module):
+    """Six stages at resolutions 1, 1/2, 1/4, 1/8, 1/16 and 1/32; the stem keeps full resolution (no pooling)."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.stem = ConvBNReLU(3, w)
+        self.stage1 = _stage(w, w, 3)
+        self.stage2 = _stage(w, 2 * w, 4, stride=2)
+        self.stage3 = _stage(2 * w, 4 * w, 6, stride=2)
+        self.stage4 = _stage(4 * w, 8 * w, 3, stride=2)
+        self.stage5 = _stage(8 * w, 8 * w, 3)
+        self.stage6 = _stage(8 * w, 8 * w, 3)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        stage1 = self.stage1(self.stem(image))
+        stage2 = self.stage2(stage1)
+        stage3 = self.stage3(stage2)
+        stage4 = self.stage4(stage3)
+        stage5 = self.stage5(_halve(stage4))
+        stage6 = self.stage6(_halve(stage5))
+        return [stage1, stage2, stage3, stage4, stage5, stage6]
+
+
+class Decoder(nn.Module):
+    """Six stages from coarse to fine; each joins the coarser one, upsampled, with the encoder's map of that size."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.stage6 = _decoder_stage(16 * w, 8 * w, 8 * w, dilation=2)
+        self.stage5 = _decoder_stage(16 * w, 8 * w, 8 * w)
+        self.stage4 = _decoder_stage(16 * w, 8 * w, 4 * w)
+        self.stage3 = _decoder_stage(8 * w, 4 * w, 2 * w)
+        self.stage2 = _decoder_stage(4 * w, 2 * w, w)
+        self.stage1 = _decoder_stage(2 * w, w, w)
+
+    def forward(self, bridge: Tensor, encoded: list[Tensor]) -> list[Tensor]:
+        """Six maps in the encoder's order, stage 1 (finest) first."""
+        decoded = [self.stage6(torch.cat((bridge, encoded[5]), 1))]
+        finer = zip((self.stage5, self.stage4, self.stage3, self.stage2, self.stage1), encoded[4::-1], strict=True)
+        for stage, skip in finer:
+            decoded.append(stage(torch.cat((_double(decoded[-1]), skip), 1)))
+        return decoded[::-1]
+
+
+def _decoder_stage(in_channels: int, inner: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
+    """Three conv-BN-ReLU; `dilation` applies to the second and third."""
+    return nn.Sequential(
+        ConvBNReLU(in_channels, inner),
+        ConvBNReLU(inner, inner, dilation),
+        ConvBNReLU(inner, out_channels, dilation),
+    )
+
+
+class SideOutputs(nn.Module):
+    """A 3x3 convolution to one channel on each decoder stage and the bridge, upsampled to the input's size."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        channels = {"stage1": w, "stage2": w, "stage3": 2 * w, "stage4": 4 * w, "stage5": 8 * w, "stage6": 8 * w}
+        convs = {name: nn.Conv2d(c, 1, 3, padding=1) for name, c in channels.items()}
+        self.convs = nn.ModuleDict({**convs, "bridge": nn.Conv2d(8 * w, 1, 3, padding=1)})
+
+    def forward(self, decoded: list[Tensor], bridge: Tensor) -> list[Tensor]:
+        """Seven logit maps N,1,H,W: decoder stages 1 to 6, then the bridge."""
+        scales = (1, 2, 4, 8, 16, 32, 32)
+        return [
+            _enlarge(conv(features), scale)
+            for conv, features, scale in zip(self.convs.values(), [*decoded, bridge], scales, strict=True)
+        ]
+
+
+class PredictModule(nn.Module):
+    """The coarse half of BASNet: encoder, bridge, decoder, deeply supervised side outputs."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(w)
+        self.bridge = nn.Sequential(*(ConvBNReLU(8 * w, 8 * w, dilation=2) for _ in range(3)))
+        self.decoder = Decoder(w)
+        self.side_outputs = SideOutputs(w)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        encoded = self.encoder(image)
+        bridge = self.bridge(encoded[-1])
+        decoded = self.decoder(bridge, encoded)
+        return cast(list[Tensor], self.side_outputs(decoded, bridge))
+
+
+class RefinementModule(nn.Module):
+    """A small U-shaped network that learns the residual between the coarse map and the truth, at 64 channels' width."""
+
+    def __init__(self, w: int) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(1, w, 3, padding=1)
+        self.down1, self.down2, self.down3, self.down4 = (ConvBNReLU(w, w) for _ in range(4))
+        self.bottom = ConvBNReLU(w, w)
+        self.up4, self.up3, self.up2, self.up1 = (ConvBNReLU(2 * w, w) for _ in range(4))
+        self.output = nn.Conv2d(w, 1, 3, padding=1)
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """Refined logits from coarse logits, N,1,H,W."""
+        skips, x = [], self.input(coarse)
+        for down in (self.down1, self.down2, self.down3, self.down4):
+            skips.append(down(x))
+            x = _halve(skips[-1])
+        x = self.bottom(x)
+        for up in (self.up4, self.up3, self.up2, self.up1):
+            x = up(torch.cat((_double(x), skips.pop()), 1))
+        return coarse + cast(Tensor, self.output(x))
+
+
+class BASNet(nn.Module):
+    """Picture to eight saliency maps.
+
+    Args:
+        width: Channels at full resolution; 64 is the paper's network, 16 is `basnet-lite`.
+
+    Raises:
+        ValueError: From `forward`, when height or width is no multiple of 32.
+    """
+
+    def __init__(self, width: int = PAPER_WIDTH) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width is {width}; it must be at least 1")
+        self.width = width
+        self.predict = PredictModule(width)
+        self.refine = RefinementModule(width)
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> SaliencyMaps:
+        """Logits of all eight maps for normalised pictures `image` N,3,H,W (see `spec.Preprocess`)."""
+        check_size(image.shape[-2], image.shape[-1])
+        decoder1, *coarser = self.predict(image)
+        return SaliencyMaps(self.refine(decoder1), decoder1, *coarser)
+
+    def mask(self, image: Tensor) -> Tensor:
+        """The fused output alone, N,1,H,W in 0..1, float32 whatever the compute type."""
+        return torch.sigmoid(self(image).refined.float())
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation, as suits convolutions followed by ReLU."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, stride=2, ceil_mode=True)
+
+
+def _double(x: Tensor) -> Tensor:
+    return _enlarge(x, 2)
+
+
+def _enlarge(x: Tensor, scale: int) -> Tensor:
+    return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)

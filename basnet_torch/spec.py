@@ -1,0 +1,241 @@
+"""How a picture becomes the network's input and how its output becomes a mask.
+
+`Preprocess` and `Postprocess` are stored with the weights and in every manifest, and are read back by training's
+validation, export, every backend and the benchmarks: one definition, nothing to keep in step by hand.
+
+Legend: N pictures, C channels, H height, W width; `image_HWC` is uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "STRIDE",
+    "Postprocess",
+    "Preprocess",
+    "TensorSpec",
+    "check_size",
+    "resize_bilinear",
+]
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Scale = Literal["255", "image_max"]
+
+STRIDE = 32  # six encoder stages halve the picture five times
+_LARGE_PIXELS = 16_000_000
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse a network input size that the five halvings cannot undo exactly.
+
+    Raises:
+        ValueError: With the next smaller and larger sizes that fit.
+
+    >>> check_size(256, 224)
+    >>> check_size(250, 224)
+    Traceback (most recent call last):
+    ...
+    ValueError: size 250x224 does not fit: multiples of 32 are needed, the next are 224x224 and 256x224
+    """
+    if height > 0 and width > 0 and height % STRIDE == 0 and width % STRIDE == 0:
+        return
+    down = [max(STRIDE, n // STRIDE * STRIDE) for n in (height, width)]
+    up = [max(STRIDE, -(-n // STRIDE) * STRIDE) for n in (height, width)]
+    near = f"{down[0]}x{down[1]} and {up[0]}x{up[1]}" if down != up else f"{up[0]}x{up[1]}"
+    are = "the next are" if down != up else "the next is"
+    raise ValueError(f"size {height}x{width} does not fit: multiples of {STRIDE} are needed, {are} {near}")
+
+
+def resize_bilinear(image: NDArray[Any], height: int, width: int) -> Float32:
+    """Resize H,W or H,W,C to `height`,`width` as float32: bilinear, half-pixel centres, no anti-aliasing.
+
+    The same resampling as torch's `interpolate(align_corners=False)` and ONNX `Resize` (linear, half_pixel), in float32
+    because OpenCV rounds to uint8 when it is given uint8. Above 16 megapixels only the rows and columns that are needed
+    are converted, so that memory does not follow the source.
+
+    >>> resize_bilinear(np.array([[0, 4]], np.uint8), 1, 4)
+    array([[0., 1., 3., 4.]], dtype=float32)
+    """
+    if image.shape[:2] == (height, width):
+        return image.astype(np.float32)
+    if image.shape[0] * image.shape[1] > _LARGE_PIXELS:
+        return _resize_by_taps(image, height, width)
+    import cv2
+
+    resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return cast(Float32, resized)
+
+
+def _resize_by_taps(image: NDArray[Any], height: int, width: int) -> Float32:
+    """`resize_bilinear` that reads only the (at most) 2 x 2 source pixels of every target pixel."""
+    top, bottom, down = _taps(image.shape[0], height)
+    left, right, across = _taps(image.shape[1], width)
+    trailing = (1,) * (image.ndim - 2)
+    across = across.reshape(1, -1, *trailing)
+    rows = []
+    for y in (top, bottom):
+        band = image[y]
+        a, b = band[:, left].astype(np.float32), band[:, right].astype(np.float32)
+        rows.append(a + (b - a) * across)
+    upper, lower = rows
+    return cast(Float32, upper + (lower - upper) * down.reshape(-1, 1, *trailing))
+
+
+def _taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float32]:
+    """Lower neighbour, upper neighbour and the upper one's weight, for half-pixel centres."""
+    centre = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.floor(centre).astype(np.intp)
+    return low, np.minimum(low + 1, source - 1), (centre - low).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One input or output of a model; `None` in the shape is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        axes = "x".join("?" if n is None else str(n) for n in self.shape)
+        return f"{self.name} {self.dtype} {axes}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """Picture to network input: resize to a square-ish size, scale to 0..1, normalise.
+
+    Attributes:
+        height: Network input height in pixels, a multiple of 32.
+        width: Network input width in pixels, a multiple of 32.
+        scale: `255` divides by 255; `image_max` by the resized picture's own largest value, as the authors do.
+        mean: Per channel, RGB, subtracted after scaling.
+        std: Per channel, RGB, divided by after subtracting.
+    """
+
+    height: int = 256
+    width: int = 256
+    scale: Scale = "255"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_size(self.height, self.width)
+        if self.scale not in ("255", "image_max"):
+            raise ValueError(f"scale is {self.scale!r}; it must be '255' or 'image_max'")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be three values each, std above 0")
+
+    def apply(self, image_HWC: UInt8) -> Float32:
+        """Prepare one uint8 RGB picture H,W,3 of any size; returns float32 3,height,width.
+
+        >>> Preprocess(height=32, width=32).apply(np.zeros((5, 9, 3), np.uint8)).shape
+        (3, 32, 32)
+        """
+        if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
+            raise ValueError(f"image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 H,W,3 in RGB order")
+        resized_HWC = resize_bilinear(image_HWC, self.height, self.width)
+        gain, offset = self.affine(self.divisor(resized_HWC))
+        out_CHW = np.empty((3, self.height, self.width), np.float32)
+        for c in range(3):
+            np.multiply(resized_HWC[..., c], gain[c], out=out_CHW[c])
+            out_CHW[c] += offset[c]
+        return out_CHW
+
+    def divisor(self, resized_HWC: Float32) -> float:
+        """What the resized picture 0..255 is divided by: 255, or its own largest value (1 for a black picture)."""
+        return 255.0 if self.scale == "255" else max(float(resized_HWC.max()), 1.0)
+
+    def affine(self, divisor: float = 255.0) -> tuple[Float32, Float32]:
+        """Scaling and normalising as one `gain * x + offset` per channel, x in 0..255."""
+        std = np.asarray(self.std, np.float64)
+        gain = 1.0 / (divisor * std)
+        offset = -np.asarray(self.mean, np.float64) / std
+        return gain.astype(np.float32), offset.astype(np.float32)
+
+    def tensor_spec(self) -> TensorSpec:
+        """The network input this produces, batch dynamic."""
+        return TensorSpec(name="image", dtype="float32", shape=(None, 3, self.height, self.width))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and checkpoints."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: For unknown or missing fields, so that a newer file is not half understood.
+        """
+        _check_fields(cls.__name__, values, cls.__slots__)
+        known = dict(values)
+        for field in ("mean", "std"):
+            known[field] = tuple(float(v) for v in known[field])
+        return cls(**known)
+
+    def digest(self) -> str:
+        """Twelve hex digits that change when any field does; stored in manifests.
+
+        >>> Preprocess().digest() == Preprocess(height=224).digest()
+        False
+        """
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Postprocess:
+    """Network output to mask: an optional stretch, then back to the picture's size.
+
+    Attributes:
+        stretch: Stretch the map to its own minimum and maximum, per picture, as the authors do.
+        empty_below: A map whose largest value is below this has nothing in it and is not stretched.
+    """
+
+    stretch: bool = False
+    empty_below: float = 0.1
+
+    def apply(self, mask_HW: Float32, height: int, width: int) -> Float32:
+        """Finish one map h,w in 0..1 for a picture of `height` x `width`; returns float32 height,width in 0..1."""
+        return resize_bilinear(self.stretched(mask_HW), height, width)
+
+    def stretched(self, mask_HW: Float32) -> Float32:
+        """The map itself, or stretched to 0..1 where that is asked and there is something in it.
+
+        >>> Postprocess(stretch=True).stretched(np.full((2, 2), 0.02, np.float32)).max() < 0.1
+        np.True_
+        """
+        if not self.stretch:
+            return mask_HW
+        low, high = float(mask_HW.min()), float(mask_HW.max())
+        if high < self.empty_below or high - low < 1e-6:
+            return mask_HW
+        return cast(Float32, (mask_HW - np.float32(low)) / np.float32(high - low))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; refuses unknown or missing fields with ValueError."""
+        _check_fields(cls.__name__, values, cls.__slots__)
+        return cls(**values)
+
+
+def _check_fields(owner: str, values: Mapping[str, Any], slots: Any) -> None:
+    if set(values) != set(slots):
+        raise ValueError(f"{owner} has fields {sorted(values)}; this version knows {sorted(slots)}")

@@ -1,0 +1,69 @@
+"""MAE and maxF of a network on pictures with truth, each mask resized back to its own picture as the paper does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from basnet_torch.config import Autocast
+from basnet_torch.datasets import Pair, decode_image, decode_mask
+from basnet_torch.errors import TrainingError
+from basnet_torch.metrics import AccuracyMeter, Scores
+from basnet_torch.model import BASNet
+from basnet_torch.spec import Postprocess, Preprocess
+
+__all__ = ["Validator"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Case:
+    prepared_CHW: NDArray[np.float32]
+    truth_HW: NDArray[np.uint8]
+
+
+class Validator:
+    """Holds prepared validation pictures and scores a network on them."""
+
+    def __init__(self, pairs: Sequence[Pair], preprocess: Preprocess, postprocess: Postprocess) -> None:
+        self.preprocess = preprocess
+        self.postprocess = postprocess
+        self._cases = [
+            _Case(
+                prepared_CHW=preprocess.apply(decode_image(pair.read_image(), pair.name)),
+                truth_HW=decode_mask(pair.read_mask(), pair.name),
+            )
+            for pair in pairs
+        ]
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def scores(self, model: BASNet, *, batch: int = 8, autocast: Autocast = "fp32") -> Scores:
+        """Run all pictures through `model`, which is left in the mode it had."""
+        was_training = model.training
+        model.eval()
+        try:
+            meter = AccuracyMeter()
+            for start in range(0, len(self._cases), batch):
+                self._add(meter, model, self._cases[start : start + batch], autocast)
+            return meter.scores()
+        finally:
+            model.train(was_training)
+
+    def _add(self, meter: AccuracyMeter, model: BASNet, cases: Sequence[_Case], autocast: Autocast) -> None:
+        device = next(model.parameters()).device
+        images = torch.from_numpy(np.stack([c.prepared_CHW for c in cases])).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast == "bf16"):
+            masks = model.mask(images).cpu().numpy()
+        for mask, case in zip(masks, cases, strict=True):
+            height, width = case.truth_HW.shape
+            if not np.isfinite(mask).all():
+                raise TrainingError(
+                    "validation: the network gives masks that are not finite; lower lr or use autocast fp32"
+                )
+            finished = self.postprocess.apply(mask[0], height, width)
+            meter.add(finished, case.truth_HW.astype(np.float32) / np.float32(255))

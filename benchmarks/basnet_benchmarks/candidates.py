@@ -1,0 +1,269 @@
+"""What can be measured of a model: each library with each arithmetic that runs it, ready to be opened.
+
+A model is a checkpoint, an exported `.onnx`, or `random:W`, a network of width W with random weights: its times are
+those of a trained one, because a network does the same work whatever its weights are. For ONNX Runtime and OpenVINO a
+checkpoint is exported to a temporary folder first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, open_model
+from basnet_torch.errors import BackendUnavailable, UsageError
+
+__all__ = [
+    "REFERENCE",
+    "Candidate",
+    "Choice",
+    "ModelSource",
+    "Variant",
+    "candidates_of",
+    "parse_choices",
+    "parse_device",
+]
+
+_RANDOM = "random:"
+_Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One library with one arithmetic."""
+
+    backend: BackendName
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+REFERENCE = Variant(backend="pytorch", precision="fp32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A backend that was asked by name; `precision` None takes all of them."""
+
+    backend: BackendName
+    precision: Precision | None = None
+
+    def holds(self, variant: Variant) -> bool:
+        """Whether the variant is meant."""
+        return self.backend == variant.backend and self.precision in (None, variant.precision)
+
+    def __str__(self) -> str:
+        return self.backend if self.precision is None else f"{self.backend}:{self.precision}"
+
+
+def parse_choices(texts: Sequence[str]) -> tuple[Choice, ...]:
+    """Choices from `BACKEND` or `BACKEND:PRECISION`.
+
+    Raises:
+        UsageError: For names that are not known.
+
+    >>> parse_choices(["openvino:bf16"])[0].precision
+    'bf16'
+    """
+    return tuple(_choice(text) for text in texts)
+
+
+def _choice(text: str) -> Choice:
+    name, colon, number = text.partition(":")
+    backends = {known: known for known in _backends()}
+    precisions = {known: known for known in get_args(Precision)}
+    if name not in backends or (colon and number not in precisions):
+        raise UsageError(
+            f"backend {text!r}: give {', '.join(backends)}, alone or as BACKEND:PRECISION ({', '.join(precisions)})"
+        )
+    return Choice(backend=backends[name], precision=precisions[number] if colon else None)
+
+
+def _backends() -> tuple[BackendName, ...]:
+    return "pytorch", "onnxruntime", "openvino"
+
+
+def parse_device(text: str) -> str:
+    """The device itself, checked.
+
+    Raises:
+        UsageError: When it is none of the known ones.
+    """
+    kind, colon, index = text.partition(":")
+    if kind not in ("cpu", "cuda", "tensorrt") or (colon and (kind == "cpu" or not index.isdecimal())):
+        raise UsageError(f"device {text!r}: give cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    return text
+
+
+class ModelSource:
+    """One model as it was named, and the files it becomes.
+
+    Attributes:
+        name: As it was given, without its folder.
+        checkpoint: Its checkpoint, None for an `.onnx`.
+        precision: What the file computes in; `fp32` for a checkpoint.
+        width: Channels at full resolution.
+        size: Network input height and width.
+    """
+
+    def __init__(self, text: str, folder: Path, progress: _Progress = lambda _: None) -> None:
+        """`folder`: a temporary folder of this source alone.
+
+        Raises:
+            UsageError: The name is none of a model.
+            CheckpointError: The checkpoint cannot be read.
+            ModelFileError: The `.onnx` cannot be read.
+            BackendUnavailable: PyTorch is not there to read a checkpoint.
+        """
+        self._folder = folder
+        self._progress = progress
+        self.precision: Precision = "fp32"
+        self.checkpoint: Path | None = None
+        path = Path(text)
+        self.name = path.name
+        if text.startswith(_RANDOM):
+            self.checkpoint = _random_checkpoint(text, folder)
+        elif path.suffix in CHECKPOINT_SUFFIXES:
+            self.checkpoint = path
+        elif path.suffix != ".onnx":
+            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors or .onnx file, or random:WIDTH")
+        self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_onnx(path)
+
+    def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
+        from basnet_runtime.backends.pytorch import read_checkpoint
+
+        assert self.checkpoint is not None  # noqa: S101 - for the type checker
+        checkpoint = read_checkpoint(self.checkpoint)
+        return checkpoint.width, (checkpoint.preprocess.height, checkpoint.preprocess.width)
+
+    def _read_onnx(self, path: Path) -> tuple[int, tuple[int, int]]:
+        from basnet_runtime.manifest import read_manifest
+
+        manifest = read_manifest(path)
+        self.__dict__["onnx"] = path  # what `onnx` would otherwise export
+        self.precision = manifest.precision
+        return manifest.width, (manifest.preprocess.height, manifest.preprocess.width)
+
+    @cached_property
+    def onnx(self) -> Path:
+        """The ONNX file; a checkpoint is exported in FP32 when this is first asked.
+
+        Raises:
+            BackendUnavailable: A library for exporting is not installed.
+            ExportError: The graph is not what it must be.
+        """
+        from basnet_export.config import ExportConfig
+        from basnet_export.onnx_graph import export_onnx
+
+        assert self.checkpoint is not None  # noqa: S101 - `_read_onnx` has set this property otherwise
+        self._progress(f"exporting {self.name}")
+        output = self._folder / f"{self.checkpoint.stem}.onnx"
+        # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.
+        return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
+
+    def variants(self, device: str) -> tuple[Variant, ...]:
+        """Everything that could run it on the device."""
+        found = [Variant(backend="onnxruntime", precision=self.precision)]
+        if device == "cpu":
+            # OpenVINO has no FP16 arithmetic on the CPU: such a file is computed, and so named, in FP32.
+            computed: Precision = "fp32" if self.precision == "fp16" else self.precision
+            found.append(Variant(backend="openvino", precision=computed))
+            if self.precision == "fp32":
+                found.append(Variant(backend="openvino", precision="bf16"))
+        if self.checkpoint:
+            found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *found]
+        return tuple(found)
+
+
+def _random_checkpoint(text: str, folder: Path) -> Path:
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailable(f"{text}: needs PyTorch; pip install 'basnet-deploy[train]'") from error
+    from basnet_torch.checkpoint import Checkpoint, save_checkpoint
+    from basnet_torch.model import BASNet
+    from basnet_torch.spec import Postprocess, Preprocess
+
+    number = text.removeprefix(_RANDOM)
+    if not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"{text}: give a width, as in random:64")
+    torch.manual_seed(0)
+    path = folder / f"random-{number}.safetensors"
+    checkpoint = Checkpoint(
+        width=int(number),
+        state=BASNet(int(number)).state_dict(),
+        preprocess=Preprocess(),
+        postprocess=Postprocess(),
+        origin="random",
+    )
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One variant of one model."""
+
+    source: ModelSource
+    variant: Variant
+    device: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """For people, and unique within a run that names each model once."""
+        return f"{self.source.name}, {self.variant}"
+
+    @property
+    def network(self) -> tuple[int, int, int]:
+        """Width and input size: candidates that agree in it do the same work."""
+        return (self.source.width, *self.source.size)
+
+    @property
+    def contract(self) -> Precision:
+        """Whose parity limits hold: the file's where it was written in less than FP32, else the arithmetic's."""
+        return self.variant.precision if self.source.precision == "fp32" else self.source.precision
+
+    def open(self) -> SaliencyModel:
+        """Ready to run.
+
+        Raises:
+            BackendUnavailable: The library, device or arithmetic is not there.
+            BasnetError: See `basnet_runtime.open.open_model`.
+        """
+        is_torch = self.variant.backend == "pytorch"
+        widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
+        path = self.source.checkpoint if is_torch else self.source.onnx
+        return open_model(
+            path,
+            backend=self.variant.backend,
+            device=self.device.replace("tensorrt", "cuda") if is_torch else self.device,
+            threads=self.threads,
+            precision=None if widened else self.variant.precision,  # what nobody asked for is not refused
+        )
+
+
+def candidates_of(
+    sources: Sequence[ModelSource], choices: Sequence[Choice], device: str, threads: int
+) -> list[Candidate]:
+    """All variants of all sources that were chosen; no choice takes all.
+
+    Raises:
+        UsageError: When a choice fits no variant of any source.
+    """
+    variants = [(source, variant) for source in sources for variant in source.variants(device)]
+    for choice in choices:
+        if not any(choice.holds(variant) for _, variant in variants):
+            there = ", ".join(dict.fromkeys(f"{v.backend}:{v.precision}" for _, v in variants))
+            raise UsageError(f"backend {choice} runs none of the given models on {device}; there are {there}")
+    return [
+        Candidate(source=source, variant=variant, device=device, threads=threads)
+        for source, variant in variants
+        if not choices or any(choice.holds(variant) for choice in choices)
+    ]

@@ -1,0 +1,166 @@
+"""`basnet-bench`: how fast each backend is, whether its masks are the trained model's, and what a video takes.
+
+basnet-bench latency random:64 random:16
+basnet-bench parity basnet.pth basnet.onnx --pictures dev
+basnet-bench video clip.mp4 --model basnet.onnx
+
+This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.console import say
+from basnet_torch.errors import exit_on_error
+
+if TYPE_CHECKING:
+    from basnet_benchmarks.report import Report
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json or .md (Markdown) too.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", metavar="BACKEND[:PRECISION]", help="Run only this; repeatable. Default: all."),
+]
+
+
+@app.command()
+def latency(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help=".pth, .safetensors, .onnx, or random:WIDTH.")
+    ],
+    batch: Annotated[str, typer.Option(help="Pictures per call; several sizes with commas.")] = "1",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 10,
+    calls: Annotated[int, typer.Option(min=1, help="Timed calls in a turn.")] = 3,
+    warm_up: Annotated[int, typer.Option(min=1, help="Calls before the first round.")] = 2,
+    threads: Threads = None,
+    backend: Backends = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time every backend on the same network, each as a ratio to PyTorch eager FP32 of the same run."""
+    from basnet_benchmarks.latency import LatencyConfig, measure_latency
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = LatencyConfig(
+            models=tuple(models),
+            batches=_numbers(batch),
+            rounds=rounds,
+            calls=calls,
+            warm_up=warm_up,
+            threads=threads,
+            backends=tuple(backend or ()),
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_latency(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def parity(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Checkpoint; it runs in PyTorch FP32.")],
+    candidates: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CANDIDATE]...", help=".onnx files or checkpoints. Default: REFERENCE, exported."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")
+    ] = None,
+    threads: Threads = None,
+    backend: Backends = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare masks with PyTorch FP32 under the parity contract. Exit code 4 when a candidate fails."""
+    from basnet_benchmarks.parity import ParityConfig, measure_parity
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = ParityConfig(
+            reference=reference,
+            candidates=tuple(candidates or ()),
+            pictures=pictures,
+            backends=tuple(backend or ()),
+            threads=threads,
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        result = measure_parity(config, say)
+        _show(result, as_json, output, overwrite)
+    if result.exit_code:
+        say(f"error: {result.conclusion}")
+    raise SystemExit(result.exit_code)
+
+
+@app.command()
+def video(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Video file.")],
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    kind: Annotated[str, typer.Option(help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")] = "mask",
+    runs: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Frames per network run.")] = 1,
+    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run basnet-run's whole pipeline on a video: frames per second, and each stage's share of processor time."""
+    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.video import VideoConfig, measure_video
+
+    with exit_on_error():
+        config = VideoConfig(
+            source=source,
+            model=model,
+            kind=kind,
+            runs=runs,
+            batch=batch,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_video(config, say), as_json, output, overwrite)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from basnet_torch.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"batch {text!r}: give numbers with commas between, as in 1,4") from None
+
+
+def _show(report: Report, as_json: bool, output: Path | None, overwrite: bool) -> None:
+    from basnet_benchmarks.report import json_text, save, terminal
+
+    typer.echo(json_text(report) if as_json else terminal(report), nl=not as_json)
+    if output is not None:  # last, so that a file that cannot be written does not lose what was measured
+        save(report, output, overwrite=overwrite)
+
+
+def main() -> None:
+    """Run the command; usage errors end with 2, Ctrl-C with 130."""
+    app()

@@ -1,0 +1,177 @@
+"""Where numbers were measured: processor, threads, versions, commit, date, graphics card."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from basnet_runtime.installed import installed_version
+from basnet_runtime.processor import processor_flags
+from basnet_runtime.threads import allowed_threads
+from basnet_torch import __version__
+
+__all__ = ["Environment", "commit_of", "environment"]
+
+_FLAGS = (
+    "avx2",
+    "f16c",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "i8mm",
+    "sve",
+)
+_LIBRARIES = (
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "av",
+    "pyvips",
+)
+_CPUINFO = Path("/proc/cpuinfo")
+_ASK_SECONDS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """One machine at one time.
+
+    Attributes:
+        processor: Model name.
+        processor_flags: Instruction sets that decide how fast a network runs.
+        processors: Logical processors of the machine.
+        threads: Threads the network was given.
+        load: Average number of running processes in the minute before; None where the system does not tell.
+        libraries: Name to version of those installed.
+        python: Version.
+        system: Operating system and architecture.
+        commit: Of the source, with `+changes` when it is not clean; the package's version outside a checkout.
+        date: ISO 8601, UTC.
+        gpus: Name and driver of each graphics card.
+    """
+
+    processor: str
+    processor_flags: tuple[str, ...]
+    processors: int
+    threads: int
+    load: float | None
+    libraries: dict[str, str]
+    python: str
+    system: str
+    commit: str
+    date: str
+    gpus: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "processor_flags": list(self.processor_flags), "gpus": list(self.gpus)}
+
+    def lines(self) -> list[str]:
+        """For people, one fact a line."""
+        libraries = ", ".join(f"{name} {number}" for name, number in self.libraries.items())
+        return [
+            f"processor: {self.processor}, {self.processors} logical ({' '.join(self.processor_flags) or 'no flags'})",
+            f"threads: {self.threads}",
+            f"load before: {'unknown' if self.load is None else f'{self.load:.2f}'}",
+            f"graphics: {'; '.join(self.gpus) or 'none'}",
+            f"libraries: {libraries}",
+            f"system: Python {self.python}, {self.system}",
+            f"commit: {self.commit}",
+            f"date: {self.date}",
+        ]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against measuring now."""
+        if self.load is None or self.load < 0.5:
+            return ()
+        return (f"{self.load:.1f} processes were running before; times of a busy machine are not to be trusted",)
+
+
+def environment(threads: int | None = None) -> Environment:
+    """Look around; takes a fraction of a second and loads no library.
+
+    Args:
+        threads: Threads the network is given; None is what the container allows.
+    """
+    flags = processor_flags() or frozenset()
+    return Environment(
+        processor=_processor(),
+        processor_flags=tuple(flag for flag in _FLAGS if flag in flags),
+        processors=os.cpu_count() or 1,
+        threads=threads or allowed_threads(),
+        load=_load(),
+        libraries={name: number for name in _LIBRARIES if (number := installed_version(name))},
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        commit=commit_of(Path(__file__)),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        gpus=_gpus(),
+    )
+
+
+def commit_of(file: Path) -> str:
+    """The commit that holds `file`; outside a checkout, or where git ignores the file, the package's version."""
+    packaged = f"basnet-deploy {__version__}"
+    git = ("git", "-C", str(file.parent))
+    # An installed package may lie in a virtual environment inside somebody's repository, whose commit says nothing.
+    if _output((*git, "ls-files", "--error-unmatch", file.name)) is None:
+        return packaged
+    commit = _output((*git, "rev-parse", "HEAD"))
+    if commit is None:
+        return packaged
+    changed = _output((*git, "status", "--porcelain", "--untracked-files=no"))
+    return f"{commit}+changes" if changed else commit
+
+
+def _processor(cpuinfo: Path = _CPUINFO) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine() or "unknown"
+
+
+def _load() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _gpus() -> tuple[str, ...]:
+    answer = _output(("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"))
+    cards = (line.split(",") for line in (answer or "").splitlines())
+    return tuple(f"{name.strip()}, driver {driver.strip()}" for name, driver in (c for c in cards if len(c) == 2))
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a program prints, or None when it is not there or fails."""
+    program = shutil.which(command[0])
+    if program is None:
+        return None
+    try:
+        answer = subprocess.run(  # noqa: S603 - fixed programs, no shell
+            (program, *command[1:]), capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

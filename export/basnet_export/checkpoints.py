@@ -1,0 +1,64 @@
+"""From one form of checkpoint to another: our names or the authors', `.pth` or safetensors, stored as FP32 or FP16.
+
+path = convert_checkpoint(Path("best.pth"), Path("basnet-lite.safetensors"), store="fp16")
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from basnet_runtime.media.files import whole_file
+from basnet_torch.errors import BackendUnavailable, UsageError
+
+__all__ = ["Layout", "convert_checkpoint"]
+
+Layout = Literal["ours", "authors"]
+
+
+def convert_checkpoint(
+    source: Path,
+    target: Path,
+    *,
+    layout: Layout = "ours",
+    store: Literal["fp32", "fp16"] = "fp32",
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Read any checkpoint this project loads and write it in another form; returns `target`.
+
+    Args:
+        source: `.pth`, `.pt` or `.safetensors`.
+        target: `.pth` or `.safetensors`; the authors' layout is a plain `.pth`, whose recipe their code knows.
+        layout: Whose parameter names are written.
+        store: How floating-point tensors are stored; they are read back as FP32.
+        size: Network input height and width to keep with the weights; None keeps the checkpoint's own.
+        overwrite: Replace an existing file.
+
+    Raises:
+        BackendUnavailable: torch is not installed.
+        CheckpointError: The source cannot be read.
+        UsageError: The target exists, or cannot hold what is asked.
+    """
+    plain = (target.suffix, store) == (".pth", "fp32")
+    if target.suffix not in (".pth", ".safetensors") or (layout == "authors" and not plain):
+        raise UsageError(f"{target}: write .pth or .safetensors; the authors' layout is a .pth in fp32")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists already; --overwrite replaces it")
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailable("converting needs torch; pip install 'basnet-deploy[export]'") from error
+    from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint, save_checkpoint
+
+    checkpoint = load_checkpoint(source)
+    if size is not None:
+        preprocess = replace(checkpoint.preprocess, height=size[0], width=size[1])
+        checkpoint = replace(checkpoint, preprocess=preprocess)
+    with whole_file(target, overwrite=overwrite) as beside:
+        if layout == "authors":
+            save_authors_checkpoint(beside, checkpoint.state)
+        else:
+            save_checkpoint(beside, checkpoint, dtype=torch.float16 if store == "fp16" else torch.float32)
+    return target

@@ -1,0 +1,131 @@
+"""What a graph must be before it is kept, in the order names, shapes and types, batches, values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from basnet_runtime.manifest import Manifest
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.open import open_model
+from basnet_runtime.parity import Picture, compare, tolerance_for
+from basnet_torch.errors import ExportError, ParityError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from basnet_torch.checkpoint import Checkpoint
+
+__all__ = ["BATCHES", "check_batches", "check_graph", "check_parity"]
+
+BATCHES = (1, 2, 7)
+_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5}
+_CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+
+
+def check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    """Valid ONNX, one input and one output as the manifest says, nothing left over, batch norm gone, types as asked.
+
+    Raises:
+        ExportError: Naming what is wrong.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph is no valid ONNX: {str(error).strip().splitlines()[0]}") from error
+    for wanted, found in ((manifest.input, graph.graph.input), (manifest.output, graph.graph.output)):
+        if [tensor.name for tensor in found] != [wanted.name]:
+            raise ExportError(f"the graph has {[tensor.name for tensor in found]} where {wanted.name} alone belongs")
+        _check_axes(found[0], wanted.shape)
+    _check_nothing_left_over(graph.graph)
+    _check_types(graph.graph, manifest)
+
+
+def _check_axes(tensor: onnx.ValueInfoProto, shape: tuple[int | None, ...]) -> None:
+    axes = tensor.type.tensor_type.shape.dim
+    lengths = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
+    if lengths != shape:
+        raise ExportError(f"{tensor.name} has axes {lengths} where {shape} belong; None is dynamic")
+    names = [axis.dim_param for axis in axes if not axis.HasField("dim_value")]
+    if names != ["batch", "height", "width"][: len(names)]:
+        raise ExportError(f"{tensor.name} has dynamic axes called {names}")
+
+
+def _check_nothing_left_over(graph: onnx.GraphProto) -> None:
+    """Side outputs are pruned: every value is used."""
+    used = {name for node in graph.node for name in node.input} | {tensor.name for tensor in graph.output}
+    made = [name for node in graph.node for name in node.output if name]
+    dangling = sorted({*made, *(tensor.name for tensor in graph.initializer)} - used)
+    if dangling:
+        raise ExportError(f"{len(dangling)} values are computed or stored and never used, such as {dangling[0]}")
+    if any(node.op_type == "BatchNormalization" for node in graph.node):
+        raise ExportError("batch norm is left in the graph; it must be folded")
+
+
+def _check_types(graph: onnx.GraphProto, manifest: Manifest) -> None:
+    """Every convolution's weights have the type the file is named after, so that no fp16 file runs FP32."""
+    import onnx
+
+    wanted = _CONVOLUTION_TYPES[manifest.precision]
+    types = {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
+    types |= {node.output[0]: "FLOAT" for node in graph.node if node.op_type == "Cast" and node.input[0] in types}
+    other = [node.name for node in graph.node if node.op_type == "Conv" and types.get(node.input[1]) != wanted]
+    if other:
+        raise ExportError(f"{len(other)} convolutions do not compute in {manifest.precision}, such as {other[0]}")
+
+
+def check_batches(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:
+    """Batches of 1, 2 and 7 give the masks that the pictures give one by one.
+
+    Raises:
+        ParityError: When a mask depends on the batch it was in.
+    """
+    limit = _batch_limit(manifest)
+    with open_model(path) as model:
+        prepared = _prepared(model, pictures)
+        alone = np.concatenate([_unit(model.infer([one])) for one in prepared])
+        for size in BATCHES:
+            together = _unit(model.infer(prepared[:size]))
+            largest = float(np.abs(together - alone[:size]).max())
+            if not largest <= limit:
+                raise ParityError(f"in a batch of {size} masks differ by {largest:.2g} from the same pictures alone")
+
+
+def _batch_limit(manifest: Manifest) -> float:
+    """How much a mask may move with its batch: the same sums in another order, and one step where masks are bytes."""
+    return _BATCH_LIMITS[manifest.precision] + (1 / 255 if manifest.graph == "frame" else 0)
+
+
+def _prepared(model: SaliencyModel, pictures: Sequence[Picture]) -> list[Any]:
+    """As many inputs of one shape as the largest batch; where pictures run out they come again, rolled downwards."""
+    height, width = min(p.image_HWC.shape[:2] for p in pictures)
+    crops = [p.image_HWC[:height, : min(width, *(q.image_HWC.shape[1] for q in pictures))] for p in pictures]
+    crops = [crop for crop in crops if crop.shape == crops[0].shape]
+    turns = (divmod(index, len(crops)) for index in range(max(BATCHES)))
+    inputs = [np.roll(crops[which], turn * height // max(BATCHES), axis=0) for turn, which in turns]
+    return [np.ascontiguousarray(model.prepare(image_HWC)) for image_HWC in inputs]
+
+
+def _unit(raw: Any) -> Any:
+    return raw.astype(np.float32) / 255 if raw.dtype == np.uint8 else raw
+
+
+def check_parity(path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Compare the file with the checkpoint in PyTorch FP32; returns the receipt for the manifest.
+
+    Raises:
+        ParityError: With every reason.
+        BackendUnavailable: When nothing installed can run the file.
+    """
+    from basnet_runtime.backends.pytorch import open_pytorch
+
+    with open_model(path) as candidate, open_pytorch(checkpoint) as engine:
+        reference = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
+        report = compare(reference, candidate, pictures, tolerance_for(manifest.precision))
+    report.raise_if_failed(f"{manifest.checkpoint} as {manifest.graph} graph")
+    return {**report.to_dict(), "ran": candidate.backend.description}

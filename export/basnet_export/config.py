@@ -1,0 +1,87 @@
+"""What to export and how: an inert value that `onnx_graph.export_onnx` carries out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from basnet_runtime.backends.base import Precision
+from basnet_runtime.manifest import Graph
+from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.spec import check_size
+
+__all__ = ["ExportConfig", "Store", "parse_size"]
+
+Store = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """One export.
+
+    Attributes:
+        checkpoint: The `.pth`, `.pt` or `.safetensors` file.
+        output: The file to write; None names it after the checkpoint, see `target`.
+        precision: What the network computes in, weights and activations.
+        graph: `tensor` (normalised pictures in, probabilities out) or `frame` (bytes in, bytes out).
+        store: What the weights of an fp32 graph are kept as; `fp16` halves the file, for weights exact in FP16.
+        size: Network input height and width; None takes the checkpoint's own.
+        pictures: Folder of pictures for the parity check; None takes those of this package.
+        check: Whether to prove parity before the file is kept.
+        overwrite: Whether an existing file may be replaced.
+    """
+
+    checkpoint: Path
+    output: Path | None = None
+    precision: Precision = "fp32"
+    graph: Graph = "tensor"
+    store: Store = "fp32"
+    size: tuple[int, int] | None = None
+    pictures: Path | None = None
+    check: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8":
+            raise BackendUnavailable("precision int8: this version exports fp32, fp16 and bf16")
+        for name, known in (("precision", Precision), ("graph", Graph), ("store", Store)):
+            if getattr(self, name) not in get_args(known):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
+        if self.store == "fp16" and self.precision != "fp32":
+            raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
+        if self.output is not None and self.output.suffix != ".onnx":
+            raise UsageError(f"output {self.output}: its name must end in .onnx")
+        if self.size is not None:
+            try:
+                check_size(*self.size)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+
+    @property
+    def target(self) -> Path:
+        """The file to write: `output`, or `CKPT.onnx` with what differs from an FP32 `tensor` graph in its name.
+
+        >>> ExportConfig(checkpoint=Path("a/basnet.pth"), precision="fp16", graph="frame").target.name
+        'basnet-frame-fp16.onnx'
+        """
+        if self.output is not None:
+            return self.output
+        parts = [self.checkpoint.stem]
+        parts += ["frame"] if self.graph == "frame" else []
+        parts += [self.precision] if self.precision != "fp32" else []
+        parts += [f"{self.size[0]}x{self.size[1]}"] if self.size else []
+        return self.checkpoint.with_name("-".join(parts) + ".onnx")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from `H` (square) or `HxW`.
+
+    >>> parse_size("256"), parse_size("256x320")
+    ((256, 256), (256, 320))
+    """
+    height, _, width = text.lower().partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise UsageError(f"size {text!r}: give one number, or height x width as in 256x320") from None

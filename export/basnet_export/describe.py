@@ -1,0 +1,164 @@
+"""What a model file is and how to feed it, for `basnet-export inspect` and for the line after an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
+from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
+from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_torch.errors import ModelFileError
+from basnet_torch.spec import Postprocess, Preprocess
+
+__all__ = ["Description", "describe", "receipt"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """One file.
+
+    Attributes:
+        file: Its path.
+        kind: What it is, in a few words.
+        facts: Its properties, by name.
+        feed: How to feed it; empty where that is unknown.
+    """
+
+    file: str
+    kind: str
+    facts: Mapping[str, Any]
+    feed: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.facts), default=0)
+        rows = [f"  {name:<{width}}  {value}" for name, value in self.facts.items()]
+        return "\n".join([f"{self.file}: {self.kind}", *rows, *([f"  {self.feed}"] if self.feed else [])])
+
+
+def describe(path: Path) -> Description:
+    """Read a `.pth`, `.pt`, `.safetensors`, `.onnx` or `.plan` file.
+
+    Raises:
+        ModelFileError: For a missing, damaged or unknown file.
+        CheckpointError: For a checkpoint that is none.
+        BackendUnavailable: When a checkpoint is given and torch is not installed.
+    """
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return _checkpoint(path)
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if path.suffix in (".plan", ".engine"):
+        return _plan(path)
+    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
+
+
+def receipt(path: Path) -> dict[str, Any]:
+    """What was just exported: path, size, manifest, and the verdict of its checks in words."""
+    manifest = read_manifest(path)
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "verdict": _verdict(manifest),
+        "manifest": json.loads(manifest.to_json()),
+    }
+
+
+def _checkpoint(path: Path) -> Description:
+    from basnet_runtime.backends.pytorch import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    trained = (name for name in checkpoint.state if not name.endswith(("num_batches_tracked", "_mean", "_var")))
+    facts: dict[str, Any] = {
+        "bytes": f"{path.stat().st_size:,}",
+        "origin": checkpoint.origin,
+        "width": checkpoint.width,
+        "parameters": f"{sum(checkpoint.state[name].numel() for name in trained):,}",
+        **_recipe(checkpoint.preprocess, checkpoint.postprocess),
+        **checkpoint.metadata,
+    }
+    feed = f"run: basnet-run --model {path} PICTURE; deploy: basnet-export onnx {path}"
+    return Description(file=str(path), kind="PyTorch checkpoint of BASNet", facts=facts, feed=feed)
+
+
+def _onnx(path: Path) -> Description:
+    header = read_onnx_header(path)
+    facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}", **_outside(header)}
+    if METADATA_KEY not in header.metadata and not manifest_path(path).exists():
+        return Description(
+            file=str(path), kind="ONNX graph without a manifest: not of basnet-export", facts=facts, feed=""
+        )
+    manifest = read_manifest(path, header)
+    facts |= {
+        "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
+        "width": manifest.width,
+        "origin": manifest.origin,
+        "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
+        **_recipe(manifest.preprocess, manifest.postprocess),
+        "parity": _verdict(manifest),
+        "created": f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.exporter.items())}",
+    }
+    return Description(
+        file=str(path), kind=f"ONNX, {manifest.graph} graph of BASNet", facts=facts, feed=_feed(manifest)
+    )
+
+
+def _plan(path: Path) -> Description:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}"}
+    beside = manifest_path(path)
+    if not beside.is_file():
+        feed = f"{beside.name} is missing, so how to feed it is unknown"
+        return Description(file=str(path), kind="TensorRT engine", facts=facts, feed=feed)
+    try:
+        manifest = Manifest.from_json(beside.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"{beside}: cannot be read ({error})") from error
+    facts |= {"input": str(manifest.input), "output": str(manifest.output), "precision": manifest.precision}
+    return Description(file=str(path), kind="TensorRT engine of BASNet", facts=facts, feed=_feed(manifest))
+
+
+def _outside(header: OnnxHeader) -> dict[str, Any]:
+    return {
+        "input": ", ".join(map(str, header.inputs)),
+        "output": ", ".join(map(str, header.outputs)),
+        "opset": header.opset,
+        "nodes": header.nodes,
+        "written by": header.producer,
+    }
+
+
+def _recipe(preprocess: Preprocess, postprocess: Postprocess) -> dict[str, str]:
+    divisor = "255" if preprocess.scale == "255" else "the picture's largest value"
+    finish = "stretched to its own range, then resized" if postprocess.stretch else "resized to the picture"
+    return {
+        "prepare": f"RGB, bilinear to {preprocess.height}x{preprocess.width}, divided by {divisor}, "
+        f"minus {preprocess.mean}, over {preprocess.std}",
+        "finish": finish,
+    }
+
+
+def _feed(manifest: Manifest) -> str:
+    if manifest.graph == "frame":
+        return "feed: uint8 RGB pictures N,H,W,3 of any size as they are; masks come back as uint8 N,H,W"
+    return f"feed: prepared pictures as {manifest.input}; masks come back as {manifest.output} in 0..1, to be finished"
+
+
+def _verdict(manifest: Manifest) -> str:
+    parity = manifest.parity
+    if parity is None:
+        return "masks not checked against PyTorch (--no-check)"
+    return (
+        f"{manifest.precision} parity with PyTorch FP32 proven on {parity['pictures']} pictures: "
+        f"max {parity['max_abs']:.2g}, mean {parity['mean_abs']:.2g}, "
+        f"{100 * parity['flips']:.3f} % of pixels change side, "
+        f"boundary IoU {parity['boundary_iou']:.4f} ({parity['ran']})"
+    )

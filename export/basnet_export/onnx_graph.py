@@ -1,0 +1,231 @@
+"""From a checkpoint to an ONNX file that is kept only when it computes what the checkpoint computes.
+
+path = export_onnx(ExportConfig(checkpoint=Path("basnet.pth"), precision="fp16"))
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from basnet_export.checks import check_batches, check_graph, check_parity
+from basnet_export.config import ExportConfig
+from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
+from basnet_runtime.media.files import whole_file
+from basnet_torch import __version__
+from basnet_torch.errors import BackendUnavailable, ExportError, UsageError
+from basnet_torch.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from basnet_torch.checkpoint import Checkpoint
+
+__all__ = ["export_onnx", "onnx_from_checkpoint"]
+
+Progress = Callable[[str], None]
+
+
+def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Path:
+    """Write the ONNX file and its manifest; returns the file's path.
+
+    Args:
+        config: What to write.
+        progress: Called with what is being done, for people.
+
+    Raises:
+        BackendUnavailable: torch, onnx, onnxscript, or a runtime to check with is not installed.
+        CheckpointError: The checkpoint cannot be read.
+        ExportError: The graph is not what it must be.
+        ParityError: It does not compute what the checkpoint computes; no file is left.
+        UsageError: The file exists already, or there are no pictures to check with.
+    """
+    _require_libraries()
+    _refuse_existing(config)
+    from basnet_torch.checkpoint import load_checkpoint
+
+    checkpoint = _resized(load_checkpoint(config.checkpoint), config.size)
+    progress(f"exporting BASNet of width {checkpoint.width} as {config.graph} graph, {config.precision}")
+    graph = onnx_from_checkpoint(checkpoint, config)
+    manifest = _manifest(config, checkpoint, graph)
+    check_graph(graph, manifest)
+    with whole_file(config.target, overwrite=config.overwrite) as beside:
+        _save(graph, manifest, beside)
+        if config.check:
+            progress("checking batches and parity with PyTorch FP32")
+            manifest = replace(manifest, parity=_proven(config, checkpoint, manifest, beside))
+            _save(graph, manifest, beside)
+        manifest = replace(manifest, onnx_sha256=sha256_of(beside))
+    with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
+        beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
+    return config.target
+
+
+def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.ModelProto:
+    """The graph in memory, without its manifest."""
+    import torch
+
+    from basnet_export.graphs import FrameGraph, TensorGraph
+    from basnet_export.precision import deployed_network, scaled_network, torch_dtype
+    from basnet_export.storage import refuse_inexact, store_as_fp16
+    from basnet_torch.checkpoint import model_from_checkpoint
+
+    if config.store == "fp16":
+        refuse_inexact(checkpoint.state)
+    model = model_from_checkpoint(checkpoint)
+    network = scaled_network(model) if config.store == "fp16" else deployed_network(model, config.precision)
+    tensor = TensorGraph(network, torch_dtype(config.precision)).eval()
+    height, width = checkpoint.preprocess.height, checkpoint.preprocess.width
+    # A batch of 2, because the exporter takes a batch of 1 for a constant.
+    if config.graph == "tensor":
+        graph = _exported(tensor, "image", torch.zeros(2, 3, height, width), ("batch",), config)
+    else:
+        frame = FrameGraph(tensor, checkpoint.preprocess, checkpoint.postprocess).eval()
+        example = torch.zeros(2, 48, 80, 3, dtype=torch.uint8)
+        graph = _exported(frame, "frame", example, ("batch", "height", "width"), config)
+        _first_cast_only(graph)
+    return store_as_fp16(graph) if config.store == "fp16" else graph
+
+
+def _exported(
+    module: nn.Module, name: str, example: Any, dynamic: tuple[str, ...], config: ExportConfig
+) -> onnx.ModelProto:
+    import torch
+
+    from basnet_export.precision import OPSETS
+
+    axes = {axis: torch.export.Dim(label) for axis, label in enumerate(dynamic)}
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(axes,),
+            input_names=[name],
+            output_names=["mask"],
+            opset_version=OPSETS[config.precision],
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"{config.checkpoint}: torch.onnx.export returned no program")
+    graph = program.model_proto
+    _strip(graph)
+    return graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own insides from a user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(graph: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold source lines and folders of the machine it ran on."""
+    parts = (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output)
+    for part in (graph, *parts, *graph.graph.value_info, *graph.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def _first_cast_only(graph: onnx.ModelProto) -> None:
+    """Let the leading cast alone read the bytes; the picture's size is read from its result."""
+    nodes = list(graph.graph.node)
+    cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == "frame")
+    for node in nodes:
+        if node is not cast and "frame" in node.input:
+            node.input[:] = [cast.output[0] if name == "frame" else name for name in node.input]
+    rest = [node for node in nodes if node is not cast]
+    del graph.graph.node[:]
+    graph.graph.node.extend([cast, *rest])
+
+
+def _manifest(config: ExportConfig, checkpoint: Checkpoint, graph: onnx.ModelProto) -> Manifest:
+    size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
+    if config.graph == "tensor":
+        tensors = checkpoint.preprocess.tensor_spec(), TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
+    else:
+        free = (None, None, None)
+        tensors = (
+            TensorSpec(name="frame", dtype="uint8", shape=(*free, 3)),
+            TensorSpec(name="mask", dtype="uint8", shape=free),
+        )
+    return Manifest(
+        kind="onnx",
+        graph=config.graph,
+        precision=config.precision,
+        store=config.store if config.precision == "fp32" else config.precision,
+        width=checkpoint.width,
+        preprocess=checkpoint.preprocess,
+        postprocess=checkpoint.postprocess,
+        input=tensors[0],
+        output=tensors[1],
+        opset=max(entry.version for entry in graph.opset_import if not entry.domain),
+        checkpoint=config.checkpoint.name,
+        checkpoint_sha256=sha256_of(config.checkpoint),
+        origin=checkpoint.origin,
+        exporter=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxscript
+    import torch
+
+    versions = {module.__name__: str(module.__version__) for module in (onnx, onnxscript, torch)}
+    return {"basnet-deploy": __version__, **versions}
+
+
+def _save(graph: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(graph, {METADATA_KEY: manifest.to_json()})
+    graph.producer_name, graph.producer_version = "basnet-deploy", __version__
+    onnx.save(graph, path)
+
+
+def _proven(config: ExportConfig, checkpoint: Checkpoint, manifest: Manifest, path: Path) -> dict[str, Any]:
+    """The receipt of the checks on the file as it lies there."""
+    from basnet_export.samples import load_pictures
+
+    pictures = load_pictures(config.pictures)
+    check_batches(path, manifest, pictures)
+    return check_parity(path, manifest, checkpoint, pictures)
+
+
+def _resized(checkpoint: Checkpoint, size: tuple[int, int] | None) -> Checkpoint:
+    if size is None:
+        return checkpoint
+    return replace(checkpoint, preprocess=replace(checkpoint.preprocess, height=size[0], width=size[1]))
+
+
+def _refuse_existing(config: ExportConfig) -> None:
+    if not config.checkpoint.is_file():
+        return  # the checkpoint's own message comes first
+    for path in (config.target, manifest_path(config.target)):
+        if path.exists() and not config.overwrite:
+            raise UsageError(f"{path} exists already; --overwrite replaces it")
+
+
+def _require_libraries() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise BackendUnavailable(f"export needs {', '.join(missing)}; pip install 'basnet-deploy[export]'")

@@ -1,0 +1,92 @@
+"""The network in the arithmetic it is deployed in: batch norm folded in float64, then cast, edges left in FP32.
+
+Casting the network before it is exported, instead of rewriting the ONNX file afterwards, leaves every type decided by
+one `.to(dtype)` and the FP32 edges (scaling, resizing to and from the picture, last sigmoid) where
+the graph states them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from basnet_runtime.backends.base import Precision
+from basnet_torch.model import BasicBlock, BASNet, ConvBNReLU
+
+__all__ = ["OPSETS", "deployed_network", "scaled_network", "torch_dtype"]
+
+# The lowest that has what is used, because readers of old opsets are many; convolution takes bfloat16 from 22 on.
+OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+Join = Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Module]
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The type of weights and activations."""
+    return _DTYPES[precision]
+
+
+def deployed_network(model: BASNet, precision: Precision) -> BASNet:
+    """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`."""
+    network = copy.deepcopy(model).double().eval()
+    _replace_norms(network, _folded)
+    return network.to(torch_dtype(precision))
+
+
+def scaled_network(model: BASNet) -> BASNet:
+    """A copy whose batch norms became one scale and shift per channel; its convolutions' weights are left as they are.
+
+    For files that keep weights in FP16: folding would change the weights, and they would no longer be exact in FP16.
+    """
+    network = copy.deepcopy(model).eval()
+    _replace_norms(network, _scaled)
+    return network
+
+
+class _ScaledConv(nn.Module):
+    """A convolution without bias, then scale and shift per channel."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv = copy.deepcopy(conv)
+        self.conv.bias = None
+        mean, var = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        scale = norm.weight.double() / torch.sqrt(var + norm.eps)
+        bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(mean)
+        shift = norm.bias.double() + (bias - mean) * scale
+        self.scale = nn.Parameter(scale.float().reshape(1, -1, 1, 1), requires_grad=False)
+        self.shift = nn.Parameter(shift.float().reshape(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(x)) * self.scale + self.shift
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
+    return fuse_conv_bn_eval(conv, norm)
+
+
+def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
+    return _ScaledConv(conv, norm)
+
+
+def _replace_norms(network: BASNet, join: Join) -> None:
+    """Put `join(conv, norm)` in the convolution's place and nothing in the norm's."""
+    for module in list(network.modules()):
+        if isinstance(module, ConvBNReLU):
+            _join(module, "conv", "norm", join)
+        elif isinstance(module, BasicBlock):
+            _join(module, "conv1", "norm1", join)
+            _join(module, "conv2", "norm2", join)
+            if isinstance(module.shortcut, nn.Sequential):
+                _join(module.shortcut, "0", "1", join)
+
+
+def _join(owner: nn.Module, conv: str, norm: str, join: Join) -> None:
+    joined = join(getattr(owner, conv), getattr(owner, norm))
+    setattr(owner, conv, joined)
+    setattr(owner, norm, nn.Identity())

@@ -1,0 +1,29 @@
+"""The pictures that parity is checked on: a folder of the user's, or the five photographs of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from basnet_runtime.media.pictures import is_picture, read_picture
+from basnet_runtime.parity import Picture
+from basnet_torch.errors import UsageError
+
+__all__ = ["BUNDLED", "load_pictures"]
+
+BUNDLED = Path(__file__).with_name("pictures")
+
+
+def load_pictures(folder: Path | None = None) -> list[Picture]:
+    """Read every picture of `folder`, or the bundled ones, in order of their names.
+
+    Raises:
+        UsageError: When the folder is none or holds no picture.
+        MediaError: When a picture is damaged.
+    """
+    folder = folder or BUNDLED
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of pictures")
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and is_picture(path))
+    if not paths:
+        raise UsageError(f"{folder}: holds no pictures, so parity cannot be checked")
+    return [Picture(name=path.name, image_HWC=read_picture(path).flattened()) for path in paths]

@@ -1,0 +1,26 @@
+"""Runs BASNet on pictures and video, on any backend, and proves that the masks are the trained model's.
+
+    import basnet_runtime as bn
+
+    model = bn.load()               # or bn.load("basnet.onnx"), bn.load("basnet.pth")
+    mask_HW = model(image_HWC)      # uint8 RGB in, float32 0..1 out, of the picture's size
+
+Importing this package loads no torch, onnxruntime or openvino; opening a model loads the one that runs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from basnet_runtime.open import open_model as load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from basnet_runtime.open import open_model
+
+        return open_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""What every backend is: it describes its input, runs batches, and is closed. It knows no files and no resizing.
+
+Legend: N pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from numpy.typing import NDArray
+
+from basnet_torch.spec import TensorSpec
+
+__all__ = ["Backend", "BackendName", "Precision"]
+
+BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class Backend(Protocol):
+    """A network ready to run.
+
+    Two graphs exist, told apart by `input`: `tensor` takes `image` float32 N,3,H,W normalised and gives `mask` float32
+    N,1,H,W in 0..1; `frame` takes `frame` uint8 N,H,W,3 RGB of any size and gives `mask` uint8 N,H,W.
+    """
+
+    @property
+    def name(self) -> BackendName | Literal["fake"]:
+        """The library that runs."""
+
+    @property
+    def input(self) -> TensorSpec:
+        """What `infer` takes; `None` axes are free."""
+
+    @property
+    def output(self) -> TensorSpec:
+        """What `infer` returns."""
+
+    @property
+    def description(self) -> str:
+        """What really runs, for people: library and version, device or provider, precision, threads."""
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Run one batch. Nothing is computed over the batch axis: each mask depends on its own picture alone."""
+
+    def close(self) -> None:
+        """Give memory and devices back; a second call does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

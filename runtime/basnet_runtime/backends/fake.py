@@ -1,0 +1,50 @@
+"""A backend without a network: the mask is the picture's own brightness. Runs the pipeline and commands in tests."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, TensorSpec
+
+__all__ = ["FakeBackend"]
+
+
+class FakeBackend:
+    """Takes the `tensor` graph's input and returns mean brightness 0..1, so that a mask's content can be predicted."""
+
+    name: Literal["fake"] = "fake"
+
+    def __init__(self, height: int = 32, width: int = 32, *, fail_at: int | None = None) -> None:
+        """`fail_at`: raise RuntimeError when the picture with that index arrives, to test error paths."""
+        self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, height, width))
+        self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, height, width))
+        self.description = "fake backend"
+        self.pictures = 0
+        self.closed = False
+        self._fail_at = fail_at
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Mean of the de-normalised channels, N,1,H,W."""
+        if self._fail_at is not None and self.pictures <= self._fail_at < self.pictures + len(batch):
+            raise RuntimeError(f"fake failure at picture {self._fail_at}")
+        self.pictures += len(batch)
+        mean = np.asarray(IMAGENET_MEAN, np.float32).reshape(1, 3, 1, 1)
+        std = np.asarray(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1)
+        brightness: NDArray[np.float32] = (batch * std + mean).mean(axis=1, keepdims=True, dtype=np.float32)
+        return brightness.clip(0, 1)
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,130 @@
+"""OpenVINO on the CPU, in FP32 or bfloat16. The only module that imports openvino.
+
+with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
+    masks_N1HW = backend.infer(batch_N3HW)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Self, cast
+
+from numpy.typing import NDArray
+
+from basnet_runtime.backends.base import Precision
+from basnet_runtime.processor import why_no_bf16
+from basnet_runtime.threads import allowed_threads
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.spec import TensorSpec
+
+__all__ = ["OpenVinoBackend", "open_openvino"]
+
+_DTYPES = {"f32": "float32", "u8": "uint8"}
+
+
+class OpenVinoBackend:
+    """Runs either graph; what it takes is read from the graph itself."""
+
+    name: Literal["openvino"] = "openvino"
+
+    def __init__(self, compiled: Any, description: str) -> None:
+        """`compiled`: an `openvino.CompiledModel` with one input and one output."""
+        self.input = _spec(compiled.inputs[0])
+        self.output = _spec(compiled.outputs[0])
+        self.description = description
+        self._request = compiled.create_infer_request()
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
+        if self._request is None:
+            raise ValueError("backend: it is closed; open the model again")
+        return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
+
+    def close(self) -> None:
+        """Give the compiled model and its memory back."""
+        self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_openvino(
+    path: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: Precision = "fp32",
+    stored: Precision | None = None,
+) -> OpenVinoBackend:
+    """A graph compiled for exactly the arithmetic that was asked.
+
+    Args:
+        path: An `.onnx` file with one input and one output.
+        device: `cpu`.
+        threads: Processor threads; None takes what the container allows.
+        precision: `fp32` or `bf16`, what convolutions compute in.
+        stored: What the file was written in, so that the description can say where that is not what it computes in.
+
+    Raises:
+        BackendUnavailable: OpenVINO, or bfloat16 on this processor, is not there.
+        ModelFileError: The file is no graph that OpenVINO can read.
+        UsageError: Another device or precision was asked.
+    """
+    if device != "cpu":
+        raise UsageError(f"device {device}: OpenVINO runs on cpu here; for cuda use --backend onnxruntime")
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
+    ov = _import_openvino()
+    threads = threads or allowed_threads()
+    compiled = _compiled(ov, path, threads, precision)
+    active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if active != _hint(precision):
+        raise BackendUnavailable(f"precision {precision}: OpenVINO would compute in {active}; use --precision fp32")
+    computes = "fp16 file computed in fp32" if (stored, precision) == ("fp16", "fp32") else precision
+    description = f"OpenVINO {ov.__version__.partition('-')[0]}, CPU, {computes}, {threads} threads"
+    return OpenVinoBackend(compiled, description)
+
+
+def _import_openvino() -> ModuleType:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailable("OpenVINO is not installed; pip install 'basnet-deploy[openvino]'") from error
+    return cast(ModuleType, openvino)
+
+
+def _hint(precision: Precision) -> str:
+    return "bf16" if precision == "bf16" else "f32"
+
+
+def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision) -> Any:
+    core = ov.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
+        raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
+    config = {
+        "INFERENCE_PRECISION_HINT": _hint(precision),  # left to itself OpenVINO takes bf16 where it can
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    try:
+        model = core.read_model(path)
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
+        return core.compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        line = next((t.strip() for t in reversed(str(error).splitlines()) if t.strip()), "no reason given")[:160]
+        raise ModelFileError(f"{path}: OpenVINO cannot read it ({line}); export it again") from error
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape)
+    name = port.get_element_type().get_type_name()
+    return TensorSpec(name=port.any_name, dtype=_DTYPES.get(name, name), shape=shape)

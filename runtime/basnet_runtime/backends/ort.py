@@ -1,0 +1,174 @@
+"""ONNX Runtime: on the CPU, on CUDA or through its TensorRT provider. The only module that imports onnxruntime.
+
+with open_onnxruntime(Path("basnet.onnx")) as backend:
+    masks_N1HW = backend.infer(batch_N3HW)
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Self, cast
+
+from numpy.typing import NDArray
+
+from basnet_runtime.backends.base import Precision
+from basnet_runtime.threads import allowed_threads
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.spec import TensorSpec
+
+__all__ = ["OnnxRuntimeBackend", "open_onnxruntime"]
+
+# What is asked by device, most specific first; each falls to the next for single operations it does not have.
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+
+
+class OnnxRuntimeBackend:
+    """Runs either graph; what it takes is read from the graph itself."""
+
+    name: Literal["onnxruntime"] = "onnxruntime"
+
+    def __init__(self, session: Any, description: str) -> None:
+        """`session`: an `onnxruntime.InferenceSession` with one input and one output."""
+        self.input = _spec(session.get_inputs()[0])
+        self.output = _spec(session.get_outputs()[0])
+        self.description = description
+        self._session = session
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Masks of `batch`; the batch is read in place and the result is the caller's own."""
+        if self._session is None:
+            raise ValueError("backend: it is closed; open the model again")
+        return cast(NDArray[Any], self._session.run((self.output.name,), {self.input.name: batch})[0])
+
+    def close(self) -> None:
+        """Give the session and its memory back."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_onnxruntime(
+    path: Path, *, device: str = "cpu", threads: int | None = None, stored: Precision | None = None
+) -> OnnxRuntimeBackend:
+    """A session on exactly the provider that was asked.
+
+    Args:
+        path: An `.onnx` file with one input and one output.
+        device: `cpu`, `cuda`, `cuda:N`, or `tensorrt`, `tensorrt:N` for the TensorRT provider.
+        threads: Processor threads; None takes what the container allows.
+        stored: What the file was written in, so that the description can say where that is not what it computes in.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime, the provider or an operation of the graph is not there.
+        ModelFileError: The file is no graph that ONNX Runtime can read.
+        UsageError: The device is of another kind.
+    """
+    kind, index = _parsed(device)
+    ort = _import_onnxruntime(kind)
+    threads = threads or allowed_threads()
+    session = _session(ort, path, _provider_options(ort, kind, index), _options(ort, threads))
+    active = session.get_providers()
+    if active[0] != _PROVIDERS[kind][0]:
+        raise BackendUnavailable(
+            f"device {device}: ONNX Runtime runs {', '.join(active)} instead of {_PROVIDERS[kind][0]}, "
+            "whose CUDA libraries did not load; install the CUDA and cuDNN that this onnxruntime-gpu was built for, "
+            "or ask --device cpu"
+        )
+    where = f"{threads} threads" if kind == "cpu" else f"device {index}"
+    # On x86-64 it has no FP16 convolution: it casts weights and activations to FP32. On Arm it may have one.
+    widened = stored == "fp16" and kind == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    computes = "fp16 file computed in fp32, " if widened else ""
+    return OnnxRuntimeBackend(session, f"ONNX Runtime {ort.__version__}, {active[0]}, {computes}{where}")
+
+
+def _parsed(device: str) -> tuple[str, int]:
+    kind, _, index = device.partition(":")
+    if kind not in _PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise UsageError(f"device {device}: ONNX Runtime runs on cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    return kind, int(index or 0)
+
+
+def _import_onnxruntime(kind: str) -> ModuleType:
+    extra = "cpu" if kind == "cpu" else "gpu"
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        raise BackendUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'basnet-deploy[cpu]' or '[gpu]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(f"ONNX Runtime is not installed; pip install 'basnet-deploy[{extra}]'") from error
+    return cast(ModuleType, onnxruntime)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _provider_options(ort: ModuleType, kind: str, index: int) -> list[Any]:
+    available, wanted = ort.get_available_providers(), _PROVIDERS[kind]
+    if wanted[0] not in available:
+        raise BackendUnavailable(
+            f"device {kind}: this ONNX Runtime has {', '.join(available)} but no {wanted[0]}; "
+            "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'"
+        )
+    options = {name: {"device_id": str(index)} for name in wanted if name != "CPUExecutionProvider"}
+    if "CUDAExecutionProvider" in options:
+        options["CUDAExecutionProvider"]["use_tf32"] = "0"  # TF32, the default, keeps 10 bits: no FP32 file's masks
+    return [(name, options[name]) if name in options else name for name in wanted]
+
+
+def _options(ort: ModuleType, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Waiting threads sleep: spinning ones take the processors from the threads that decode and encode video.
+    # Measured on two busy processors, width 16: 0.63 of the time, with a third more work done by another thread.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors only; warnings about placement are no news to a user
+    return options
+
+
+def _session(ort: ModuleType, path: Path, providers: list[Any], options: Any) -> Any:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        session = ort.InferenceSession(path, options, providers=providers)
+    except state.NotImplemented as error:
+        raise BackendUnavailable(
+            f"{path}: {_first_line(error)}; ONNX Runtime cannot run this graph here: try --backend openvino"
+        ) from error
+    except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail, state.NoSuchFile) as error:
+        raise ModelFileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}); export it again") from error
+    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
+        raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).rsplit(" : ", maxsplit=1)[-1].strip().split("\n", maxsplit=1)[0][:160]
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(n if isinstance(n, int) else None for n in node.shape)
+    return TensorSpec(name=node.name, dtype=_DTYPES.get(node.type, node.type), shape=shape)

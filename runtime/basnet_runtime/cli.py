@@ -1,0 +1,157 @@
+"""`basnet-run INPUT...`: masks, cut-outs and overlays of pictures, folders, globs and video.
+
+This module only translates: options to a `RunConfig`, a `Summary` to lines or JSON. Heavy libraries load inside.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.console import say, stderr_console
+from basnet_torch.errors import exit_on_error
+
+if TYPE_CHECKING:
+    from basnet_runtime.run import RunConfig, Summary
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def run(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Pictures, video, folders, or globs in quotes.")
+    ],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder, or file for one input. Default: beside each input.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")
+    ] = "mask",
+    model: Annotated[
+        Path | None, typer.Option("--engine", "--model", help=".pth, .onnx or .plan. Default: the built-in model.")
+    ] = None,
+    backend: Annotated[
+        BackendName | None, typer.Option(help="Library to run with. Default: chosen by the file.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network. Default: all allowed.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures or frames per network run.")] = 1,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Compute in this. Default: as the file was written.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
+    keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
+) -> None:
+    """Find the salient object in pictures and video.
+
+    Without options, photo.jpg becomes photo.mask.png and clip.mp4 becomes clip.mask.mp4 with its sound.
+    """
+    from basnet_runtime.media.compose import OutputKind
+    from basnet_runtime.run import RunConfig
+
+    with exit_on_error():
+        config = RunConfig(
+            inputs=inputs,
+            output=output,
+            kind=OutputKind.parse(kind),
+            model=model,
+            backend=backend,
+            device=device,
+            threads=threads,
+            precision=precision,
+            batch=batch,
+            max_pixels=max_pixels,
+            recursive=recursive,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            keep_suffix=keep_suffix,
+        )
+        summary = _run(config, as_json, quiet)
+    _report(summary, as_json, quiet)
+    raise SystemExit(1 if summary.failures else 0)
+
+
+def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from basnet_runtime.run import Summary
+    from basnet_runtime.run import run as run_all
+
+    summary = Summary()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = not quiet and stderr_console().is_terminal
+    try:
+        with Progress(
+            *columns, console=stderr_console(), transient=True, refresh_per_second=5, disable=not shown
+        ) as bar:
+            return run_all(config, _Bar(bar), summary)
+    except KeyboardInterrupt:  # what was done before stays, and is told
+        if summary.results or summary.failures:
+            _report(summary, as_json, quiet)
+            say(f"interrupted after {len(summary.results)} finished outputs")
+        raise
+
+
+class _Bar:
+    """Shows a run as a progress bar."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def started(self, what: str, total: int) -> None:
+        from rich.markup import escape
+
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(escape(what), total=total or None)
+
+    def advanced(self) -> None:
+        self._progress.advance(self._task)
+
+
+def _report(summary: Summary, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.to_dict(), indent=2))
+    for note in summary.notes:
+        say(f"note: {note}")
+    for result in summary.results:
+        if not quiet and not as_json and len(summary.results) <= 10:
+            say(f"{result.source} -> {result.target}")
+        for note in result.notes:
+            say(f"note: {result.source}: {note}")
+    if summary.frames and not quiet:
+        _report_speed(summary)
+    for failure in summary.failures:
+        say(f"error: {failure.error}")
+    if len(summary.failures) > 1 or (summary.failures and summary.results):
+        say(f"{len(summary.failures)} of {len(summary.failures) + len(summary.results)} inputs failed")
+
+
+def _report_speed(summary: Summary) -> None:
+    say(f"{summary.model} on {summary.runs_on}")
+    say(f"{summary.frames} frames in {summary.seconds:.2f} s, {summary.frames_per_second:.1f} frames per second")
+    total = sum(cpu for _, cpu in summary.seconds_by_stage.values())
+    shares = (
+        f"{stage} {cpu / total:.0%} ({1000 * cpu / summary.frames:.1f} ms)"
+        for stage, (_, cpu) in summary.seconds_by_stage.items()
+    )
+    if total > 0:
+        say(f"processor time per frame: {', '.join(shares)}")
+
+
+def main() -> None:
+    """Run the command; usage errors end with 2, Ctrl-C with 130."""
+    app()

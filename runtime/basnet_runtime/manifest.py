@@ -1,0 +1,187 @@
+"""What a deployed file is, how to feed it and what it was proven to compute; stored in the file and beside it.
+
+An ONNX file carries its manifest in its metadata under the key `basnet`; a copy with the file's own SHA-256 stands
+beside it as `FILE.json`. Either is enough, and two that contradict each other are refused. A file that lost its
+metadata in another tool runs again with a `FILE.json` whose `onnx_sha256` is that of the new file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from basnet_runtime.backends.base import Precision
+from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
+from basnet_torch.errors import ModelFileError
+from basnet_torch.spec import Postprocess, Preprocess, TensorSpec
+
+__all__ = ["METADATA_KEY", "Graph", "Kind", "Manifest", "manifest_path", "read_manifest", "sha256_of"]
+
+METADATA_KEY = "basnet"
+FORMAT = 1
+_DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
+Kind = Literal["onnx", "plan"]
+Graph = Literal["tensor", "frame"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """One deployed file.
+
+    Attributes:
+        format: Version of this record.
+        kind: What the file is.
+        graph: `tensor` or `frame`, see design of the graphs in the README.
+        precision: What the network computes in.
+        store: What its weights are kept as.
+        width: Channels at full resolution; 64 is the paper's network.
+        preprocess: How pictures are prepared (inside the `frame` graph).
+        postprocess: How maps are finished (inside the `frame` graph).
+        input: What the file takes.
+        output: What it returns.
+        opset: Version of the ONNX operators.
+        checkpoint: Name of the checkpoint's file.
+        checkpoint_sha256: Its digest.
+        onnx_sha256: Digest of the ONNX file; empty inside the file itself, which cannot hold its own.
+        origin: Whose weights these are: "basnet-deploy" or "authors".
+        exporter: Name and version of every library that took part.
+        parity: The receipt of the checks it passed; None when they were switched off.
+        created: When, ISO 8601, UTC.
+    """
+
+    kind: Kind
+    graph: Graph
+    precision: Precision
+    width: int
+    preprocess: Preprocess
+    postprocess: Postprocess
+    input: TensorSpec
+    output: TensorSpec
+    opset: int
+    checkpoint: str
+    checkpoint_sha256: str
+    origin: str
+    created: str
+    store: Precision = "fp32"
+    onnx_sha256: str = ""
+    exporter: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] | None = None
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", Kind), ("graph", Graph), ("precision", Precision), ("store", Precision)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
+
+    def to_json(self) -> str:
+        """The record as text, the same for equal manifests."""
+        return json.dumps({**asdict(self), _DIGEST: self.preprocess.digest()}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For another format version, unknown or missing fields, values that do not fit, or a digest that
+                is not that of the preprocessing beside it.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"format is {found!r}; this version reads {FORMAT}")
+        odd = set(values) ^ {*cls.__slots__, _DIGEST}
+        if odd:
+            raise ValueError(f"fields missing or unknown: {', '.join(sorted(odd))}")
+        for name, part in (("preprocess", Preprocess), ("postprocess", Postprocess)):
+            values[name] = part.from_dict(values[name])
+        said, found = values.pop(_DIGEST), values["preprocess"].digest()
+        if said != found:
+            raise ValueError(f"{_DIGEST} is {said!r}, but that of its preprocess is {found!r}: it was changed by hand")
+        for name in ("input", "output"):
+            values[name] = TensorSpec(**{**values[name], "shape": tuple(values[name]["shape"])})
+        return cls(**values)
+
+
+def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
+    """The manifest of an ONNX file, from the file and from `FILE.json`; `header` saves reading the file twice.
+
+    Raises:
+        ModelFileError: When there is none, when it cannot be read, or when two contradict each other or the file.
+    """
+    header = header or read_onnx_header(path)
+    inside, beside = _inside(path, header), _beside(path)
+    if beside is not None:
+        _check_beside(path, inside, beside)
+    manifest = inside or beside
+    if manifest is None:
+        raise ModelFileError(
+            f"{path}: has no manifest, so how to feed it is unknown (written by {header.producer}; "
+            f"takes {_listed(header.inputs)}; returns {_listed(header.outputs)}); "
+            f"export the checkpoint with 'basnet-export onnx', or describe it in {manifest_path(path).name}"
+        )
+    _check_tensors(path, manifest, header)
+    return replace(manifest, onnx_sha256=beside.onnx_sha256 if beside else "")
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the copy beside a file stands: `FILE.json`."""
+    return path.with_name(f"{path.name}.json")
+
+
+def sha256_of(path: Path) -> str:
+    """The file's digest, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inside(path: Path, header: OnnxHeader) -> Manifest | None:
+    text = header.metadata.get(METADATA_KEY)
+    return None if text is None else _parsed(f"{path}: its manifest", text)
+
+
+def _beside(path: Path) -> Manifest | None:
+    beside = manifest_path(path)
+    try:
+        text = beside.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{beside}: cannot be read ({error})") from error
+    return _parsed(str(beside), text)
+
+
+def _parsed(where: str, text: str) -> Manifest:
+    try:
+        return Manifest.from_json(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"{where} cannot be read ({error}); export the model again") from error
+
+
+def _check_beside(path: Path, inside: Manifest | None, beside: Manifest) -> None:
+    name = manifest_path(path).name
+    if beside.onnx_sha256 != sha256_of(path):
+        raise ModelFileError(
+            f"{path}: is not the file that {name} describes (SHA-256 differs); remove {name} or export again"
+        )
+    if inside is None:
+        return
+    ours, theirs = (asdict(replace(m, onnx_sha256="")) for m in (inside, beside))
+    differ = [key for key in ours if ours[key] != theirs[key]]
+    if differ:
+        raise ModelFileError(f"{path}: contradicts {name} in {', '.join(differ)}; remove {name} or export again")
+
+
+def _check_tensors(path: Path, manifest: Manifest, header: OnnxHeader) -> None:
+    for said, found in (((manifest.input,), header.inputs), ((manifest.output,), header.outputs)):
+        if said != found:
+            raise ModelFileError(
+                f"{path}: its graph has {_listed(found)} where its manifest says {_listed(said)}; export it again"
+            )
+
+
+def _listed(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(map(str, tensors)) or "nothing"

@@ -1,0 +1,62 @@
+"""A network's small map as an 8-bit mask of the picture's size, in strips so that memory follows the mask alone.
+
+Legend: h, w the map's size; H, W the picture's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["mask_from_map", "row_strips"]
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+_STRIP_PIXELS = 4_000_000
+
+
+def row_strips(height: int, width: int, pixels: int = _STRIP_PIXELS) -> list[slice]:
+    """Rows of a picture in strips of about `pixels` pixels.
+
+    >>> row_strips(5, 10, pixels=20)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    rows = max(1, pixels // max(1, width))
+    return [slice(y, min(y + rows, height)) for y in range(0, height, rows)]
+
+
+def mask_from_map(map_hw: Float32, height: int, width: int) -> UInt8:
+    """Resize a map of values 0..1 to uint8 H,W in 0..255: bilinear with half-pixel centres, rounded to nearest.
+
+    >>> mask_from_map(np.array([[0, 1]], np.float32), 1, 4).tolist()
+    [[0, 64, 191, 255]]
+    """
+    map_hw = np.clip(map_hw, 0, 1)
+    strips = row_strips(height, width)
+    if len(strips) == 1:
+        return _uint8(_resized(map_hw, height, width))
+    out_HW = np.empty((height, width), np.uint8)
+    centres = (np.arange(height) + 0.5) * (len(map_hw) / height) - 0.5
+    centres = centres.clip(0, len(map_hw) - 1)
+    for strip in strips:
+        # Bilinear is separable: rows first, at the map's width, then OpenCV stretches the strip across.
+        low = np.floor(centres[strip]).astype(np.intp)
+        high = np.minimum(low + 1, len(map_hw) - 1)
+        weight = (centres[strip] - low).astype(np.float32)[:, None]
+        rows = map_hw[low] + (map_hw[high] - map_hw[low]) * weight
+        out_HW[strip] = _uint8(_resized(rows, len(rows), width))
+    return out_HW
+
+
+def _resized(map_hw: Float32, height: int, width: int) -> Float32:
+    import cv2
+
+    resized = cv2.resize(map_hw, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def _uint8(mask: Float32) -> UInt8:
+    """0..1 as 0..255, rounded to nearest."""
+    import cv2
+
+    return np.asarray(cv2.convertScaleAbs(mask, alpha=255.0), np.uint8)

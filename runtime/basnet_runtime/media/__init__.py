@@ -1,0 +1,3 @@
+"""From file to pixels and from pixels to file: pictures, video, compositing, and the planning of inputs and outputs."""
+
+__all__: list[str] = []

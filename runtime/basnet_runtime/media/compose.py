@@ -1,0 +1,226 @@
+"""What is made of a picture and its mask: the mask itself, a cut-out, an overlay, or the object on another background.
+
+    kind = OutputKind.parse("color:#20c060")
+    composed = Composer(kind)(frame, mask_HW)
+
+Everything works in strips of rows and may reuse the frame's own memory, so that a huge picture needs no second copy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import numpy as np
+
+from basnet_runtime.masks import row_strips
+from basnet_runtime.media.foreground import Foreground
+from basnet_runtime.media.frame import Composed, Frame, UInt8
+from basnet_torch.errors import UsageError
+
+__all__ = ["KINDS", "Composer", "KindName", "OutputKind"]
+
+KindName = Literal["mask", "cutout", "overlay", "color", "image", "blur"]
+KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "color", "image", "blur")
+_USAGE = "mask, cutout, overlay, color:#rrggbb, image:FILE or blur"
+_TINT = (255, 40, 90)
+_TINT_SHARE = 0.55
+_BLUR_SIDE = 240
+_BLUR_SIGMA = 6.0
+_BACKGROUND_MAX = 100_000_000
+_CACHED_PIXELS = 16_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputKind:
+    """Which result to make.
+
+    Attributes:
+        name: The kind.
+        color: RGB 0..255, for `color`.
+        image: The background's file, for `image`.
+    """
+
+    name: KindName = "mask"
+    color: tuple[int, int, int] = (255, 255, 255)
+    image: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `mask`, `cutout`, `overlay`, `color:#rrggbb`, `image:FILE` or `blur`.
+
+        Raises:
+            UsageError: It is none of these.
+
+        >>> OutputKind.parse("color:#ff8000").color
+        (255, 128, 0)
+        """
+        name, _, value = text.partition(":")
+        if name == "color" and (digits := re.fullmatch(r"#?([0-9a-fA-F]{6})", value)):
+            return cls(name="color", color=cast("tuple[int, int, int]", tuple(bytes.fromhex(digits[1]))))
+        if name == "image" and value:
+            return cls(name="image", image=Path(value))
+        if name in ("mask", "cutout", "overlay", "blur") and not value:
+            return cls(name=cast(KindName, name))
+        raise UsageError(f"kind is {text!r}; it must be {_USAGE}")
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the result is transparent."""
+        return self.name == "cutout"
+
+
+class Composer:
+    """Makes one kind of result; reads the background picture once, when created."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        """Get ready.
+
+        Raises:
+            MediaError: The background picture cannot be read.
+        """
+        self.kind = kind
+        self._picture = None if kind.image is None else _background_picture(kind.image)
+        self._cached: tuple[tuple[int, int], UInt8] | None = None
+
+    def __call__(self, frame: Frame, mask_HW: UInt8, peak: float = 1.0) -> Composed:
+        """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
+        if self.kind.name == "mask":
+            return Composed(pixels=mask_HW, frame=frame, peak=peak)
+        if self.kind.name == "overlay":
+            image_HWC = _writable(frame.flattened())
+            _tint(image_HWC, mask_HW)
+            return Composed(pixels=image_HWC, frame=frame, peak=peak)
+        image_HWC = _writable(frame.image_HWC)
+        if frame.alpha_HW is not None:
+            mask_HW = _product(mask_HW, frame.alpha_HW)
+        background = None if self.kind.has_alpha else self._background(image_HWC, mask_HW)
+        Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
+        if background is None:
+            _clear(image_HWC, mask_HW)
+            return Composed(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, peak=peak)
+        _blend_onto(background, image_HWC, mask_HW)
+        return Composed(pixels=image_HWC, frame=frame, peak=peak)
+
+    def _background(self, image_HWC: UInt8, mask_HW: UInt8) -> _Background:
+        height, width = mask_HW.shape
+        if self.kind.name == "color":
+            return _Background(np.full((1, 1, 3), self.kind.color, np.uint8), height, width)
+        if self._picture is None:
+            return _Background(_blurred_surroundings(image_HWC, mask_HW), height, width)
+        return _Background(self._covering(self._picture, height, width), height, width)
+
+    def _covering(self, picture_HWC: UInt8, height: int, width: int) -> UInt8:
+        """The background shrunk where it is larger than the frame; kept for the next frame of the same size."""
+        if self._cached is None or self._cached[0] != (height, width):
+            self._cached = (height, width), _shrunk_to_cover(picture_HWC, height, width)
+        return self._cached[1]
+
+
+class _Background:
+    """A picture scaled to cover height x width, centred, delivered in strips of rows."""
+
+    def __init__(self, picture_HWC: UInt8, height: int, width: int) -> None:
+        self._picture = picture_HWC
+        self._size = height, width
+        self._whole = self._scaled(slice(0, height)) if height * width <= _CACHED_PIXELS else None
+
+    def strip(self, rows: slice) -> UInt8:
+        """Rows of the scaled background, h,W,3."""
+        return self._scaled(rows) if self._whole is None else self._whole[rows]
+
+    def _scaled(self, rows: slice) -> UInt8:
+        import cv2
+
+        height, width = self._size
+        picture = self._picture
+        count = rows.stop - rows.start
+        if picture.shape[:2] == (1, 1):
+            return np.broadcast_to(picture, (count, width, 3)).copy()
+        if picture.shape[:2] == (height, width):
+            return picture[rows]
+        scale = max(height / picture.shape[0], width / picture.shape[1])
+        # Pixel centres: source = (target + 0.5 - middle) / scale + source middle - 0.5.
+        left = (0.5 - width / 2) / scale + picture.shape[1] / 2 - 0.5
+        top = (rows.start + 0.5 - height / 2) / scale + picture.shape[0] / 2 - 0.5
+        matrix = np.array([[1 / scale, 0, left], [0, 1 / scale, top]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        scaled = cv2.warpAffine(picture, matrix, (width, count), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(scaled, np.uint8)
+
+
+def _background_picture(path: Path) -> UInt8:
+    from basnet_runtime.media.pictures import read_picture
+
+    return read_picture(path, max_pixels=_BACKGROUND_MAX).flattened()
+
+
+def _shrunk_to_cover(picture_HWC: UInt8, height: int, width: int) -> UInt8:
+    import cv2
+
+    scale = max(height / picture_HWC.shape[0], width / picture_HWC.shape[1])
+    if scale >= 1:
+        return picture_HWC
+    size = max(width, round(picture_HWC.shape[1] * scale)), max(height, round(picture_HWC.shape[0] * scale))
+    shrunk = np.asarray(cv2.resize(picture_HWC, size, interpolation=cv2.INTER_AREA), np.uint8)
+    top, left = (shrunk.shape[0] - height) // 2, (shrunk.shape[1] - width) // 2
+    return np.ascontiguousarray(shrunk[top : top + height, left : left + width])
+
+
+def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
+    """What surrounds the object, blurred without the object's colours leaking into it; reduced to 240 pixels."""
+    import cv2
+
+    height, width = mask_HW.shape
+    scale = min(1.0, _BLUR_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    image = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    weight = (np.float32(256) - mask)[..., None] / np.float32(256)  # never 0: a full mask blurs what there is
+    sigma = max(0.5, _BLUR_SIGMA * max(size) / _BLUR_SIDE)
+    colours = cv2.GaussianBlur(image * weight, (0, 0), sigma).reshape(image.shape)
+    shares = cv2.GaussianBlur(weight, (0, 0), sigma).reshape(weight.shape)
+    blurred: UInt8 = np.rint(colours / shares).clip(0, 255).astype(np.uint8)
+    return blurred
+
+
+def _writable(image_HWC: UInt8) -> UInt8:
+    return image_HWC if image_HWC.flags.writeable and image_HWC.flags.c_contiguous else image_HWC.copy()
+
+
+def _tint(image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Colour the object, in place."""
+    tint = np.array(_TINT, np.uint8)
+    for rows in row_strips(*mask_HW.shape):
+        share = mask_HW[rows].astype(np.float32) * np.float32(_TINT_SHARE / 255)
+        colour = np.broadcast_to(tint, image_HWC[rows].shape).copy()
+        image_HWC[rows] = _mix(colour, image_HWC[rows], share)
+
+
+def _blend_onto(background: _Background, image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Lay the object over the background, in place."""
+    for rows in row_strips(*mask_HW.shape):
+        share = mask_HW[rows].astype(np.float32) * np.float32(1 / 255)
+        image_HWC[rows] = _mix(image_HWC[rows], background.strip(rows), share)
+
+
+def _mix(front_HWC: UInt8, back_HWC: UInt8, share_HW: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> UInt8:
+    """`share` of the front and the rest of the back, rounded."""
+    import cv2
+
+    return np.asarray(cv2.blendLinear(front_HWC, back_HWC, share_HW, np.float32(1) - share_HW), np.uint8)
+
+
+def _clear(image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Black where nothing is left of the picture: smaller files, and the hidden background does not travel along."""
+    for rows in row_strips(*mask_HW.shape):
+        image_HWC[rows][mask_HW[rows] == 0] = 0
+
+
+def _product(mask_HW: UInt8, alpha_HW: UInt8) -> UInt8:
+    """Both transparencies together, rounded."""
+    import cv2
+
+    return np.asarray(cv2.multiply(mask_HW, alpha_HW, scale=1 / 255), np.uint8)

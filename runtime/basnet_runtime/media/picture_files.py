@@ -1,0 +1,86 @@
+"""Pictures as a source and a sink of the pipeline: one bad file is noted and the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from basnet_runtime.media.frame import Composed, Frame
+from basnet_runtime.media.jobs import Failure, Job
+from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
+from basnet_runtime.timing import StageClock
+from basnet_torch.errors import BasnetError
+
+if TYPE_CHECKING:
+    from basnet_runtime.pipeline import Room
+
+__all__ = ["PictureSink", "PictureSource"]
+
+
+class PictureSource:
+    """Decodes the inputs of jobs; a frame's index is its job's.
+
+    Attributes:
+        failures: Inputs that could not be read.
+        notes: Index of a job to what a user should know about how its input was read.
+    """
+
+    def __init__(self, jobs: Sequence[Job], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        self._jobs = jobs
+        self._max_pixels = max_pixels
+        self.failures: list[Failure] = []
+        self.notes: dict[int, list[str]] = {}
+
+    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+        """Every picture that can be read."""
+        for index in range(len(self._jobs)):
+            frame = self._read(index, room, clock)
+            if frame is not None:
+                yield frame
+
+    def close(self) -> None:
+        """Nothing stays open between pictures."""
+
+    def _read(self, index: int, room: Room, clock: StageClock) -> Frame | None:
+        path = self._jobs[index].source
+        try:
+            with PictureFile(path, max_pixels=self._max_pixels) as picture:
+                room.wait(picture.nbytes)
+                with clock.stage("decode"):
+                    frame = picture.read(index)
+                self.notes[index] = picture.notes
+                return frame
+        except BasnetError as error:
+            self.failures.append(Failure(source=path, error=str(error)))
+            return None
+
+
+class PictureSink:
+    """Writes the outputs of jobs.
+
+    Attributes:
+        failures: Inputs whose output could not be written.
+        written: Index of a job to the largest value of its mask, 0..1.
+    """
+
+    def __init__(self, jobs: Sequence[Job], *, overwrite: bool) -> None:
+        self._jobs = jobs
+        self._overwrite = overwrite
+        self.failures: list[Failure] = []
+        self.written: dict[int, float] = {}
+
+    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+        """Write one picture, whole or not at all."""
+        job = self._jobs[item.frame.index]
+        try:
+            write_picture(job.target, item.pixels, item.alpha_HW, overwrite=self._overwrite)
+        except BasnetError as error:
+            self.failures.append(Failure(source=job.source, error=str(error)))
+        else:
+            self.written[item.frame.index] = item.peak
+
+    def finish(self, clock: StageClock) -> None:
+        """Every picture is final already."""
+
+    def abort(self) -> None:
+        """Every picture is whole already."""

@@ -1,0 +1,360 @@
+"""Pictures in and out: upright, in sRGB, 8 bit, with their transparency; refused before decoding when they are bombs.
+
+    with PictureFile(Path("photo.jpg")) as picture:
+        frame = picture.read()
+
+libvips reads and writes; BMP and JPEG 2000, which it does not read, go through OpenCV as bytes. Nothing is shrunk on
+the way: the network's own plain bilinear resize needs the full picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import re
+import struct
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from basnet_runtime.media.files import reason, whole_file
+from basnet_runtime.media.frame import Frame, UInt8
+from basnet_torch.errors import MediaError, UsageError
+
+__all__ = [
+    "ALPHA_SUFFIXES",
+    "DEFAULT_MAX_PIXELS",
+    "PICTURE_OUTPUTS",
+    "PictureFile",
+    "check_picture_output",
+    "is_picture",
+    "read_picture",
+    "write_picture",
+]
+
+DEFAULT_MAX_PIXELS = 300_000_000
+ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
+_WRITE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".png": {"compression": 6},
+    ".jpg": {"Q": 92},
+    ".jpeg": {"Q": 92},
+    ".webp": {"lossless": True, "effort": 2},
+    ".tif": {"compression": "deflate", "predictor": "horizontal"},
+    ".tiff": {"compression": "deflate", "predictor": "horizontal"},
+}
+PICTURE_OUTPUTS = tuple(sorted(_WRITE_OPTIONS))
+_STRIP_PIXELS = 4_000_000
+_SPLIT_PIXELS = 16_000_000
+_UNCOMPRESSED_MAX = 100_000_000  # OpenCV decodes these whole, next to the file's own bytes
+_OUR_PROFILE = "srgb"
+
+
+@lru_cache(maxsize=1)
+def _vips() -> Any:
+    """Libvips, quiet, within this container's threads, without loaders that are unsafe on strangers' files."""
+    logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings reach stderr
+    import pyvips
+
+    from basnet_runtime.threads import allowed_threads
+
+    pyvips.block_untrusted_set(True)  # noqa: FBT003 - the binding has no keyword
+    pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
+    pyvips.concurrency_set(allowed_threads())
+    return pyvips
+
+
+@lru_cache(maxsize=1)
+def _cv2() -> Any:
+    import cv2
+
+    with suppress(AttributeError):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
+
+class PictureFile:
+    """One opened picture: its size is known from the header, `read` decodes it. A context manager.
+
+    Attributes:
+        height: Rows, before turning upright.
+        width: Columns, before turning upright.
+        notes: What a user should know about how it was read, for example that only its first frame is used.
+    """
+
+    def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        """Open and read the header.
+
+        Raises:
+            MediaError: It cannot be opened, is no known picture, is damaged, or has more than `max_pixels` pixels.
+        """
+        self.path = path
+        self.notes: list[str] = []
+        self._image: Any = None
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+        try:
+            self._open(max_pixels)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, max_pixels: int) -> None:
+        head = _head(self.path, self._file)
+        if not head:
+            raise MediaError(f"{self.path}: the file is empty")
+        size = _opencv_size(head)
+        if size is None:
+            self._image = self._load(access="sequential")
+            size = self._image.height, self._image.width
+        else:
+            max_pixels = min(max_pixels, _UNCOMPRESSED_MAX)
+        self.height, self.width = size
+        if self.nbytes > 3 * max_pixels:
+            clear = " with transparency" if self.nbytes > 3 * self.height * self.width else ""
+            limit = max_pixels * 3 * self.height * self.width / self.nbytes
+            raise MediaError(
+                f"{self.path}: {self.width}x{self.height} is {self.height * self.width / 1e6:.0f} megapixels{clear}, "
+                f"above the limit of {limit / 1e6:.0f} (--max-pixels)"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the decoded picture needs."""
+        bands = 3 if self._image is None else 3 + bool(self._image.hasalpha())
+        return self.height * self.width * bands
+
+    def read(self, index: int = 0) -> Frame:
+        """Decode; call once.
+
+        Raises:
+            MediaError: The picture is damaged or cut short.
+        """
+        try:
+            if self._image is None:
+                return Frame(image_HWC=self._read_opencv(), index=index)
+            image_HWC, alpha_HW = self._read_vips()
+        except _vips().Error as error:
+            raise self._broken(error) from error
+        except MemoryError as error:
+            raise MediaError(f"{self.path}: there is not enough memory for {self.width}x{self.height}") from error
+        return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._image = None
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, access: str) -> Any:
+        vips = _vips()
+        # By descriptor: libvips reads options out of names such as "a[page=1].png".
+        self._file.seek(0)
+        source = vips.Source.new_from_descriptor(self._file.fileno())
+        try:
+            return vips.Image.new_from_source(source, "", access=access, fail_on="truncated")
+        except vips.Error as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> MediaError:
+        return MediaError(f"{self.path}: cannot be read: {_detail(str(error))}")
+
+    def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
+        image = self._image
+        fields = image.get_fields()
+        if "orientation" in fields and image.get("orientation") > 1:
+            image = self._load(access="random").autorot()  # turning needs rows out of order
+        pages = image.get("n-pages") if "n-pages" in fields else 1
+        if pages > 1:
+            self.notes.append(f"has {pages} frames or pages; only the first is used")
+        if not image.hasalpha():
+            return _pixels(self._in_srgb(image)), None
+        bands = image.bands - 1
+        alpha = _alpha_8bit(image.extract_band(bands))
+        colour = self._in_srgb(image.extract_band(0, n=bands))
+        return _split(colour.bandjoin(alpha))
+
+    def _in_srgb(self, image: Any) -> Any:
+        """Colour bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
+        vips = _vips()
+        if "icc-profile-data" in image.get_fields():
+            try:
+                converted = image.icc_transform(_OUR_PROFILE, embedded=True, intent="relative", depth=8)
+                return converted.colourspace("srgb")
+            except vips.Error:
+                self.notes.append("its colour profile is unusable and was left out")
+        return image.colourspace("srgb").cast("uchar")
+
+    def _read_opencv(self) -> UInt8:
+        cv2 = _cv2()
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            encoded = np.frombuffer(data, np.uint8)
+            try:
+                image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+            except cv2.error as error:
+                raise MediaError(f"{self.path}: cannot be read: {_detail(str(error))}") from error
+            finally:
+                del encoded  # the map cannot close while an array looks at it
+        if image is None:
+            raise MediaError(f"{self.path}: cannot be read: the file is damaged or of an unknown variant")
+        upright: UInt8 = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        return upright
+
+
+def read_picture(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Frame:
+    """Open and decode one picture: upright uint8 sRGB, with its transparency.
+
+    Raises:
+        MediaError: See `PictureFile`.
+    """
+    with PictureFile(path, max_pixels=max_pixels) as picture:
+        return picture.read()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file's first bytes are those of a picture this module reads, whatever its name."""
+    try:
+        with PictureFile(path):
+            return True
+    except MediaError:
+        return False
+
+
+def check_picture_output(target: Path, *, alpha: bool) -> None:
+    """Refuse a name whose format is unknown or cannot hold the result.
+
+    Raises:
+        UsageError: With the formats that can.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in _WRITE_OPTIONS:
+        raise UsageError(f"{target}: pictures are written as {', '.join(PICTURE_OUTPUTS)}, not {suffix or 'no suffix'}")
+    if alpha and suffix not in ALPHA_SUFFIXES:
+        raise UsageError(f"{target}: {suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}")
+
+
+def write_picture(target: Path, pixels: UInt8, alpha_HW: UInt8 | None = None, *, overwrite: bool = False) -> None:
+    """Write uint8 H,W or H,W,3 with an optional alpha plane; the suffix chooses the format.
+
+    Raises:
+        MediaError: The file cannot be written.
+        UsageError: The format is unknown, or holds no transparency and there is some.
+    """
+    check_picture_output(target, alpha=alpha_HW is not None)
+    suffix = target.suffix.lower()
+    vips = _vips()
+    image = _vips_image(pixels)
+    if alpha_HW is not None:
+        image = image.bandjoin(_vips_image(alpha_HW))
+    with whole_file(target, overwrite=overwrite) as path, path.open("wb") as file:
+        try:
+            image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **_WRITE_OPTIONS[suffix])
+        except vips.Error as error:
+            raise MediaError(f"{target}: cannot be written: {_detail(str(error))}") from error
+
+
+def _vips_image(pixels: UInt8) -> Any:
+    pixels = np.ascontiguousarray(pixels)
+    height, width = pixels.shape[:2]
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    image = _vips().Image.new_from_memory(pixels.data, width, height, bands, "uchar")
+    return image.copy(interpretation="b-w" if bands == 1 else "srgb")
+
+
+def _pixels(image: Any) -> UInt8:
+    """H,W,bands; the memory is libvips' own, not a copy."""
+    pixels: UInt8 = np.frombuffer(image.write_to_memory(), np.uint8)
+    return pixels.reshape(image.height, image.width, image.bands)
+
+
+def _split(image: Any) -> tuple[UInt8, UInt8 | None]:
+    """RGBA as colour and alpha planes; the alpha of an opaque picture is dropped."""
+    if image.width * image.height <= _SPLIT_PIXELS:
+        whole = _pixels(image)
+        colour_HWC, alpha_HW = np.ascontiguousarray(whole[..., :3]), np.ascontiguousarray(whole[..., 3])
+    else:
+        colour_HWC, alpha_HW = _split_in_strips(image)
+    return colour_HWC, None if alpha_HW.min() == 255 else alpha_HW
+
+
+def _split_in_strips(image: Any) -> tuple[UInt8, UInt8]:
+    """As `_split`, never holding all four bands together: for pictures whose copies would not fit."""
+    colour_HWC = np.empty((image.height, image.width, 3), np.uint8)
+    alpha_HW = np.empty((image.height, image.width), np.uint8)
+    region = _vips().Region.new(image)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for y in range(0, image.height, rows):
+        count = min(rows, image.height - y)
+        strip = np.frombuffer(region.fetch(0, y, image.width, count), np.uint8).reshape(count, image.width, 4)
+        colour_HWC[y : y + count], alpha_HW[y : y + count] = strip[..., :3], strip[..., 3]
+    return colour_HWC, alpha_HW
+
+
+def _alpha_8bit(alpha: Any) -> Any:
+    """One alpha band of any depth as 0..255."""
+    if alpha.format == "uchar":
+        return alpha
+    largest = 65535 if alpha.format == "ushort" else 255 if alpha.format in ("char", "short", "uint", "int") else 1
+    return (alpha * (255 / largest)).rint().cast("uchar")
+
+
+def _head(path: Path, file: BinaryIO) -> bytes:
+    try:
+        return os.pread(file.fileno(), 4096, 0)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def _opencv_size(head: bytes) -> tuple[int, int] | None:
+    """Height and width when this is a BMP or JPEG 2000 header, else None.
+
+    >>> _opencv_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -5))
+    (5, 7)
+    """
+    if head[:2] == b"BM" and len(head) >= 26:
+        core = struct.unpack_from("<I", head, 14)[0] == 12
+        width, height = struct.unpack_from("<HH" if core else "<ii", head, 18)
+        return abs(height), abs(width)
+    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" and (at := head.find(b"ihdr")) > 0 and len(head) >= at + 12:
+        height, width = struct.unpack_from(">II", head, at + 4)
+        return height, width
+    if head[:4] == b"\xff\x4f\xff\x51" and len(head) >= 24:
+        right, bottom, left, top = struct.unpack_from(">IIII", head, 8)
+        return bottom - top, right - left
+    return None
+
+
+_NOISE = re.compile(r"^(unable to .*|.*: *|)$")
+_MEANING = {
+    "not in a known format": "this is no picture in a known format",
+    "premature end": "the file is cut short or damaged",
+    "end of": "the file is cut short or damaged",
+    "read error": "the file is cut short or damaged",
+    "out of order": "the file is cut short or damaged",
+}
+
+
+def _detail(text: str) -> str:
+    r"""The telling line of a library's message.
+
+    >>> _detail("unable to call VipsForeignLoadPngSource\n  pngload: bad CRC\n")
+    'pngload: bad CRC'
+    """
+    for sign, meaning in _MEANING.items():
+        if sign in text.lower():
+            return meaning
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in lines if not _NOISE.match(line)), "the file is damaged or of an unknown variant")

@@ -1,0 +1,65 @@
+"""A backend with the preparing and finishing that belong to its weights: picture in, mask out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.backends.base import Backend
+from basnet_torch.spec import Postprocess, Preprocess
+
+__all__ = ["SaliencyModel"]
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+class SaliencyModel:
+    """Runs pictures of any size through one backend; a context manager that closes the backend."""
+
+    def __init__(self, backend: Backend, preprocess: Preprocess, postprocess: Postprocess, name: str) -> None:
+        """`name`: what to call the model in messages, usually its file's name."""
+        self.backend = backend
+        self.preprocess = preprocess
+        self.postprocess = postprocess
+        self.name = name
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the backend runs the `frame` graph (uint8 pictures of any size, resized inside)."""
+        return self.backend.input.dtype == "uint8"
+
+    def prepare(self, image_HWC: UInt8) -> NDArray[Any]:
+        """One uint8 RGB picture as the backend's input without the batch axis."""
+        return image_HWC if self.takes_frames else self.preprocess.apply(image_HWC)
+
+    def infer(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Run prepared pictures as one batch (for the `frame` graph they share one size); returns N,... raw maps."""
+        return self.backend.infer(np.stack(prepared))
+
+    def finish(self, raw: NDArray[Any], height: int, width: int) -> Float32:
+        """One raw map of the batch as a mask of the picture's size, float32 0..1."""
+        if self.takes_frames:
+            return cast(Float32, raw.astype(np.float32) / np.float32(255))
+        return self.postprocess.apply(raw[0], height, width)
+
+    def __call__(self, image_HWC: UInt8) -> Float32:
+        """The mask of one uint8 RGB picture H,W,3: float32 H,W in 0..1."""
+        raw = self.infer([self.prepare(image_HWC)])
+        return self.finish(raw[0], image_HWC.shape[0], image_HWC.shape[1])
+
+    def close(self) -> None:
+        """Close the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

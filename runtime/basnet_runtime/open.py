@@ -1,0 +1,129 @@
+"""From a file to a model ready to run: which backend reads it, how pictures are prepared, and what really runs.
+
+with open_model(Path("basnet.onnx")) as model:
+    mask_HW = model(image_HWC)
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from basnet_runtime.backends.base import Backend, BackendName, Precision
+from basnet_runtime.manifest import Manifest, read_manifest
+from basnet_runtime.model import SaliencyModel
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+
+__all__ = ["BUILTIN", "CHECKPOINT_SUFFIXES", "open_model"]
+
+BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def open_model(
+    path: Path | str | None = None,
+    *,
+    backend: BackendName | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: Precision | None = None,
+) -> SaliencyModel:
+    """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
+
+    Args:
+        path: A checkpoint (`.pth`, `.pt`, `.safetensors`) or an exported `.onnx`; None opens the built-in model.
+        backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
+            only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
+        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `tensorrt:N`.
+        threads: Processor threads; None takes what the container allows.
+        precision: What to compute in; None takes the file's own.
+
+    Raises:
+        BackendUnavailable: The library, device or arithmetic is not there, or the file is a TensorRT engine.
+        ModelFileError: The file is unreadable, foreign, or contradicts its manifest.
+        CheckpointError: The checkpoint is unreadable or of another network.
+        UsageError: The arguments do not go together.
+    """
+    path = BUILTIN if path is None else Path(path)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return _open_checkpoint(path, backend, device, threads, precision)
+    if path.suffix == ".onnx":
+        return _open_onnx(path, backend, device, threads, precision)
+    if path.suffix in (".plan", ".engine"):
+        raise BackendUnavailable(
+            f"{path}: TensorRT engines are not part of this version; "
+            "give the .onnx it was built from, with --device tensorrt for ONNX Runtime's TensorRT provider"
+        )
+    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors or .onnx file")
+
+
+def _open_checkpoint(
+    path: Path, backend: BackendName | None, device: str, threads: int | None, precision: Precision | None
+) -> SaliencyModel:
+    if backend not in (None, "pytorch"):
+        raise UsageError(
+            f"{path.name} with backend {backend}: a checkpoint runs in pytorch; run 'basnet-export onnx' first"
+        )
+    from basnet_runtime.backends.pytorch import open_pytorch, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    engine = open_pytorch(checkpoint, device=device, threads=threads, precision=precision or "fp32")
+    return SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, path.name)
+
+
+def _open_onnx(
+    path: Path, backend: BackendName | None, device: str, threads: int | None, precision: Precision | None
+) -> SaliencyModel:
+    manifest = read_manifest(path)
+    backend = backend or _default_backend(manifest, device, precision)
+    if backend == "openvino" and precision == "fp16" == manifest.precision:
+        raise UsageError(
+            f"{path.name} with precision fp16: OpenVINO computes fp16 files in fp32 on the CPU; "
+            "leave --precision out to allow that, or run it with --backend onnxruntime --device cuda"
+        )
+    engine = _engine(path, manifest, backend, device, threads, precision or manifest.precision)
+    return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
+
+
+def _default_backend(manifest: Manifest, device: str, precision: Precision | None) -> BackendName:
+    """ONNX Runtime where it can do what is asked, else OpenVINO; what is not installed is no candidate."""
+    if device != "cpu":
+        return "onnxruntime"
+    candidates: tuple[BackendName, ...] = ("onnxruntime", "openvino")
+    if (precision or manifest.precision) == "bf16":
+        return "openvino"  # ONNX Runtime has no bfloat16 convolution on the CPU
+    installed = [name for name in candidates if find_spec(name)]
+    return installed[0] if installed else "onnxruntime"
+
+
+def _engine(
+    path: Path, manifest: Manifest, backend: BackendName, device: str, threads: int | None, precision: Precision
+) -> Backend:
+    if backend == "openvino":
+        from basnet_runtime.backends.openvino import open_openvino
+
+        _refuse_other_precision(path, manifest, precision, allowed=("fp32", "bf16"))
+        compute: Precision = "bf16" if precision == "bf16" else "fp32"
+        return open_openvino(path, device=device, threads=threads, precision=compute, stored=manifest.precision)
+    if backend == "onnxruntime":
+        from basnet_runtime.backends.ort import open_onnxruntime
+
+        _refuse_other_precision(path, manifest, precision, allowed=())
+        return open_onnxruntime(path, device=device, threads=threads, stored=manifest.precision)
+    if backend == "pytorch":
+        raise UsageError(
+            f"{path.name} with backend pytorch: PyTorch runs the checkpoint, not its export; give the .pth"
+        )
+    raise BackendUnavailable(f"backend {backend}: TensorRT engines are not part of this version; use onnxruntime")
+
+
+def _refuse_other_precision(
+    path: Path, manifest: Manifest, precision: Precision, *, allowed: tuple[Precision, ...]
+) -> None:
+    """A file computes in what it was written in; only an FP32 file may be run in what a backend converts to."""
+    if precision == manifest.precision or (manifest.precision == "fp32" and precision in allowed):
+        return
+    how = "--backend openvino computes an fp32 file in bf16; else " if precision == "bf16" and not allowed else ""
+    raise UsageError(
+        f"{path.name} is {manifest.precision}, not {precision}; {how}run 'basnet-export onnx --precision {precision}'"
+    )

@@ -1,0 +1,308 @@
+"""Whether a deployed model gives the masks of the trained one: measured on pictures, judged by `parity.toml`.
+
+report = compare(reference, candidate, pictures, tolerance_for("fp16"))
+report.raise_if_failed()
+
+The worst picture counts and a value that is not finite fails. Where the reference's own masks are flat, as random
+weights give them, everything agrees with everything: that is reported as not proven, which is no pass.
+
+Legend: H height, W width of the picture; masks are float32 in 0..1.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.backends.base import Precision
+from basnet_torch.errors import ParityError, UsageError
+
+if TYPE_CHECKING:
+    from basnet_torch.metrics import AccuracyMeter, Scores
+
+__all__ = ["MaskModel", "ParityReport", "Picture", "Tolerance", "boundary_iou", "compare", "tolerance_for"]
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+_LIMITS = Path(__file__).with_name("parity.toml")
+_BOUNDARY_SHARE = 0.02  # of the diagonal: Cheng et al., "Boundary IoU", CVPR 2021, section 5
+_HALF_STEP = 0.5 / 255
+_CONTRAST = 0.5  # a reference mask whose values span less than this is flat
+_SIDE_SHARE = 0.001  # and so is one with less than this share of its pixels on one side of 0.5
+
+
+class MaskModel(Protocol):
+    """What is compared: `SaliencyModel`, or anything that is called alike."""
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether its masks are rounded to 1/255, as the `frame` graph gives them."""
+
+    def __call__(self, image_HWC: UInt8, /) -> Float32:
+        """The mask H,W of one picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One picture to compare on; `truth_HW` is its true mask in 0..1 where that is known."""
+
+    name: str
+    image_HWC: UInt8
+    truth_HW: Float32 | None = None
+
+    def __repr__(self) -> str:
+        return f"Picture({self.name!r}, {self.image_HWC.shape})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """The most a file may differ from PyTorch FP32; None does not judge a value.
+
+    Attributes:
+        precision: What it is for.
+        max_abs: Largest absolute difference of any pixel.
+        mean_abs: Mean absolute difference of a picture.
+        flips: Share of a picture's pixels that change side at 0.5.
+        boundary_iou: Least boundary IoU of a picture's masks at 0.5.
+        max_f_drop: Most that maxF may fall, where truth is known.
+    """
+
+    precision: Precision
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    flips: float | None = None
+    boundary_iou: float | None = None
+    max_f_drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """Measured differences, each of the worst picture; true only when every limit holds on masks that are not flat.
+
+    Attributes:
+        tolerance: What it was judged by.
+        pictures: How many were compared.
+        informative: On how many of them the reference finds an object.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        p999_abs: 99.9th percentile of the absolute difference.
+        flips: Share of pixels that change side at 0.5.
+        boundary_iou: Boundary IoU at 0.5.
+        worst: For each of the five, the picture's name.
+        mae_change: Candidate minus reference, where truth is known.
+        max_f_change: Candidate minus reference, where truth is known.
+    """
+
+    tolerance: Tolerance
+    pictures: int
+    informative: int
+    max_abs: float
+    mean_abs: float
+    p999_abs: float
+    flips: float
+    boundary_iou: float
+    worst: Mapping[str, str]
+    mae_change: float | None = None
+    max_f_change: float | None = None
+
+    @property
+    def flat(self) -> bool:
+        """Whether the reference finds an object in fewer than half of the pictures, so that agreement proves little."""
+        return 2 * self.informative < max(self.pictures, 1)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Each reason it did not pass, in one line; empty when it passed."""
+        found = tuple(filter(None, (self._judge(name) for name in ("max_abs", "mean_abs", "flips", "boundary_iou"))))
+        limit, change = self.tolerance.max_f_drop, self.max_f_change
+        if limit is not None and change is not None and not -change <= limit:
+            found += (f"maxF falls by {-change:.4f}, at most {limit:g}",)
+        if self.flat:
+            seen = f"an object in {self.informative} of {self.pictures} pictures"
+            found += (
+                f"not proven: the reference masks are flat ({seen}); take trained weights, pictures with objects",
+            )
+        return found
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    def _judge(self, name: str) -> str | None:
+        value, limit = getattr(self, name), getattr(self.tolerance, name)
+        # Written so that NaN, which compares false with everything, fails.
+        if limit is None or (value >= limit if name == "boundary_iou" else value <= limit):
+            return None
+        bound = "at least" if name == "boundary_iou" else "at most"
+        return f"{name} is {value:.3g} on {self.worst[name]}, {bound} {limit:g}"
+
+    def raise_if_failed(self, what: str = "model") -> None:
+        """Raise ParityError with every reason unless the report passed."""
+        if self.failures:
+            raise ParityError(
+                f"{what}: {self.tolerance.precision} parity with PyTorch FP32 fails: {'; '.join(self.failures)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: what was measured, the limits and the verdict."""
+        limits = {k: v for k, v in asdict(self.tolerance).items() if v is not None}
+        return {**asdict(self), "worst": dict(self.worst), "tolerance": limits, "passed": bool(self)}
+
+    def __str__(self) -> str:
+        verdict = "passed" if self else "failed: " + "; ".join(self.failures)
+        return (
+            f"{self.tolerance.precision} parity on {self.pictures} pictures: max {self.max_abs:.2g}, "
+            f"99.9 % {self.p999_abs:.2g}, mean {self.mean_abs:.2g}, flips {100 * self.flips:.3f} %, "
+            f"boundary IoU {self.boundary_iou:.4f}; {verdict}"
+        )
+
+
+def tolerance_for(precision: Precision) -> Tolerance:
+    """The limits of `parity.toml`.
+
+    >>> tolerance_for("fp32").max_abs
+    0.0001
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    with _LIMITS.open("rb") as file:
+        return Tolerance(precision=precision, **tomllib.load(file)[precision])
+
+
+def compare(
+    reference: MaskModel, candidate: MaskModel, pictures: Iterable[Picture], tolerance: Tolerance
+) -> ParityReport:
+    """Run both models on every picture and measure how their finished masks, at the picture's size, differ.
+
+    A `frame` graph rounds its masks to 1/255. Its mean is then taken between masks that are both rounded, which leaves
+    the mean as it is, and its largest difference is what remains beyond half a step, which rounding alone explains;
+    rounding moves no pixel across 0.5. Limits stay those of the precision.
+
+    Raises:
+        UsageError: When there is no picture.
+    """
+    rows, scores = [], _ScorePair()
+    for picture in pictures:
+        want, got = reference(picture.image_HWC), candidate(picture.image_HWC)
+        rows.append(_row(picture.name, want, got, rounded=candidate.takes_frames and not reference.takes_frames))
+        if picture.truth_HW is not None:
+            scores.add(picture.truth_HW, want, got)
+    if not rows:
+        raise UsageError("pictures: there are none, so parity cannot be measured; give a folder of pictures")
+    return _report(rows, scores, tolerance)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """One picture's differences."""
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    p999_abs: float
+    flips: float
+    boundary_iou: float
+    informative: bool
+
+
+def _row(name: str, want_HW: Float32, got_HW: Float32, *, rounded: bool) -> _Row:
+    if want_HW.shape != got_HW.shape:
+        raise ParityError(f"{name}: the masks are {want_HW.shape} and {got_HW.shape}; they must have one size")
+    difference = np.abs(got_HW - want_HW)
+    mean = difference.mean(dtype=np.float64)
+    if rounded:
+        mean = np.abs(got_HW - np.rint(want_HW * 255) / 255).mean(dtype=np.float64)
+        difference = np.maximum(difference - _HALF_STEP, 0)
+    want, got = want_HW > 0.5, got_HW > 0.5
+    return _Row(
+        name=name,
+        max_abs=float(difference.max()),
+        mean_abs=float(mean),
+        p999_abs=float(np.percentile(difference, 99.9)),
+        flips=float(np.mean(want != got)),
+        boundary_iou=boundary_iou(want, got),
+        informative=_informative(want_HW, want),
+    )
+
+
+def _informative(mask_HW: Float32, inside_HW: Bool) -> bool:
+    share = float(inside_HW.mean())
+    return _SIDE_SHARE <= share <= 1 - _SIDE_SHARE and float(np.ptp(mask_HW)) >= _CONTRAST
+
+
+def boundary_iou(first_HW: Bool, second_HW: Bool) -> float:
+    """IoU of the two masks' inner boundaries, 2 % of the diagonal wide (Cheng et al. 2021); 1 when neither has one.
+
+    >>> square = np.zeros((50, 50), bool)
+    >>> square[10:40, 10:40] = True
+    >>> boundary_iou(square, square), boundary_iou(square, ~square)
+    (1.0, 0.0)
+    """
+    first, second = _boundary(first_HW), _boundary(second_HW)
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
+def _boundary(mask_HW: Bool) -> Bool:
+    """The mask's pixels that its erosion removes; the picture's edge counts as outside."""
+    import cv2
+
+    width = max(1, round(_BOUNDARY_SHARE * float(np.hypot(*mask_HW.shape))))
+    kernel = np.ones((3, 3), np.uint8)
+    inner = cv2.erode(
+        mask_HW.astype(np.uint8), kernel, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=(0.0,)
+    )
+    return cast(Bool, mask_HW & (inner == 0))
+
+
+class _ScorePair:
+    """MAE and maxF of both models on the pictures whose truth is known."""
+
+    def __init__(self) -> None:
+        self._meters: tuple[AccuracyMeter, AccuracyMeter] | None = None
+        self._broken = False
+
+    def add(self, truth_HW: Float32, want_HW: Float32, got_HW: Float32) -> None:
+        """Count one picture; a mask that is not finite makes both changes NaN."""
+        from basnet_torch.metrics import AccuracyMeter
+
+        self._meters = self._meters or (AccuracyMeter(), AccuracyMeter())
+        if not (np.isfinite(want_HW).all() and np.isfinite(got_HW).all()):
+            self._broken = True
+            return
+        for meter, mask_HW in zip(self._meters, (want_HW, got_HW), strict=True):
+            meter.add(mask_HW, truth_HW)
+
+    def change(self, of: Callable[[Scores], float]) -> float | None:
+        """Candidate minus reference."""
+        if self._meters is None:
+            return None
+        if self._broken:
+            return float("nan")
+        want, got = (of(meter.scores()) for meter in self._meters)
+        return got - want
+
+
+def _report(rows: list[_Row], scores: _ScorePair, tolerance: Tolerance) -> ParityReport:
+    values: dict[str, float] = {}
+    worst: dict[str, str] = {}
+    for name in ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou"):
+        column = np.array([getattr(row, name) for row in rows])
+        at = int(column.argmin() if name == "boundary_iou" else column.argmax())  # both stop at the first NaN
+        values[name], worst[name] = float(column[at]), rows[at].name
+    return ParityReport(
+        tolerance=tolerance,
+        pictures=len(rows),
+        informative=sum(row.informative for row in rows),
+        worst=worst,
+        mae_change=scores.change(lambda s: s.mae),
+        max_f_change=scores.change(lambda s: s.max_f),
+        **values,
+    )

@@ -1,0 +1,346 @@
+"""One run from source to sink: a reader thread, the network in the calling thread, a writer thread.
+
+    report = Pipeline(model, Composer(kind), batch=4).run(source, sink)
+
+Both queues are bounded, in items and in bytes. An error in any thread ends the run and reaches the caller; every wait
+ends when the run does, so nothing hangs and Ctrl-C works at any moment.
+
+Legend: N frames of a batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.masks import mask_from_map
+from basnet_runtime.media.compose import Composer
+from basnet_runtime.media.frame import Composed, Frame, UInt8
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.timing import StageClock
+from basnet_torch.errors import ModelFileError
+
+__all__ = ["Channel", "Pipeline", "Room", "RunReport", "Sink", "Source", "Stopped"]
+
+T = TypeVar("T")
+_QUEUE_FRAMES = 8
+_QUEUE_BYTES = 256_000_000
+_JOIN_SECONDS = 60.0
+
+
+class Stopped(Exception):
+    """Raised out of a wait when the run has ended."""
+
+
+class Room:
+    """Memory for frames on their way: the reader waits here before it decodes, the writer frees."""
+
+    def __init__(self, limit_bytes: int = _QUEUE_BYTES, on_wait: Callable[[], None] | None = None) -> None:
+        """`on_wait`: called before waiting, so that frames held back for a full batch are run and freed."""
+        self._limit = limit_bytes
+        self._on_wait = on_wait
+        self._used = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def wait(self, nbytes: int) -> None:
+        """Wait until `nbytes` fit; more than the limit fits when nothing else is there.
+
+        Raises:
+            Stopped: The run has ended.
+        """
+        if self._on_wait is not None and not self._fits(nbytes):
+            self._on_wait()
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._fits(nbytes))
+            if self._stopped:
+                raise Stopped
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._used == 0 or self._used + nbytes <= self._limit
+
+    def take(self, nbytes: int) -> None:
+        """Count a decoded frame (negative: a frame that is gone)."""
+        with self._changed:
+            self._used += nbytes
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End every wait."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class Channel(Generic[T]):
+    """A bounded queue with an end and an emergency stop."""
+
+    def __init__(self, capacity: int) -> None:
+        self._items: deque[T] = deque()
+        self._capacity = capacity
+        self._closed = False
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def put(self, item: T) -> None:
+        """Add an item, waiting for a free place.
+
+        Raises:
+            Stopped: The run has ended.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or len(self._items) < self._capacity)
+            if self._stopped:
+                raise Stopped
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say that no item follows."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End every wait at once."""
+        with self._changed:
+            self._stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        """Items until the end.
+
+        Raises:
+            Stopped: The run has ended.
+        """
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._closed or bool(self._items))
+                if self._stopped:
+                    raise Stopped
+                if not self._items:
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+
+class Source(Protocol):
+    """Where frames come from. `frames` runs in the reader thread, `close` in the calling thread."""
+
+    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+        """Upright frames in order; asks `room` for memory before it decodes, counts its time as `decode`."""
+
+    def close(self) -> None:
+        """Give files back; a second call does nothing."""
+
+
+class Sink(Protocol):
+    """Where results go. `write` and `finish` run in the writer thread, `abort` in the calling thread."""
+
+    def write(self, item: Composed, clock: StageClock) -> None:
+        """Store one result."""
+
+    def finish(self, clock: StageClock) -> None:
+        """Make everything final, after the last result."""
+
+    def abort(self) -> None:
+        """Leave nothing unfinished behind; called when the run failed, and harmless after `finish`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """What one run did.
+
+    Attributes:
+        frames: Results written.
+        seconds: From start to end, on the clock.
+        clock: Where the time went.
+    """
+
+    frames: int
+    seconds: float
+    clock: StageClock
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames by seconds."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+class Pipeline:
+    """Runs sources through one model and one composer."""
+
+    def __init__(
+        self,
+        model: SaliencyModel,
+        composer: Composer,
+        *,
+        batch: int = 1,
+        on_frame: Callable[[Composed], None] | None = None,
+    ) -> None:
+        """`batch`: pictures per network run; `on_frame`: called in the writer thread after each result."""
+        self._model = model
+        self._composer = composer
+        self._batch = batch
+        self._on_frame = on_frame
+        self._warm = False
+
+    def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
+        """Take every frame of the source to the sink.
+
+        Raises:
+            BaseException: Whatever a thread or the network raised; the sink has then been aborted.
+        """
+        return _Run(self, source, sink, clock or StageClock()).execute()
+
+    def masks(self, frames: list[Frame], clock: StageClock) -> Iterator[tuple[Frame, UInt8, float]]:
+        """Masks (uint8 H,W) and their peaks for frames that run as one batch."""
+        with clock.stage("prepare"):
+            prepared = [self._model.prepare(frame.flattened()) for frame in frames]
+        with clock.stage("network"):
+            raw = self._first_or_next(prepared, clock)
+        for frame, raw_map in zip(frames, raw, strict=True):
+            with clock.stage("finish"):
+                mask_HW, peak = self._finished(raw_map, *frame.image_HWC.shape[:2])
+            yield frame, mask_HW, peak
+
+    def _first_or_next(self, prepared: list[NDArray[Any]], clock: StageClock) -> NDArray[Any]:
+        if self._warm:
+            return self._model.infer(prepared)
+        self._warm = True
+        with clock.adopt("network"):  # some libraries start their threads at the first run
+            return self._model.infer(prepared)
+
+    def _finished(self, raw: NDArray[Any], height: int, width: int) -> tuple[UInt8, float]:
+        if self._model.takes_frames:
+            # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.
+            return np.asarray(raw, np.uint8), float(raw.max()) / 255
+        if not np.isfinite(raw).all():  # it would become a black mask that looks like "nothing found"
+            raise ModelFileError(f"{self._model.name}: gave values that are not finite; run it in fp32 or export again")
+        map_hw = self._model.postprocess.stretched(raw[0])
+        return mask_from_map(map_hw, height, width), float(map_hw.max())
+
+    def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
+        """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
+        group: list[Frame] = []
+        for frame in frames:
+            if group and (frame is None or self._must_part(group[0], frame)):
+                yield group
+                group = []
+            if frame is not None:
+                group.append(frame)
+            if len(group) == self._batch:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _must_part(self, first: Frame, frame: Frame) -> bool:
+        return self._model.takes_frames and first.image_HWC.shape != frame.image_HWC.shape
+
+    def results(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[Composed]:
+        """Everything between the two queues."""
+        for group in self.batches(frames):
+            for frame, mask_HW, peak in self.masks(group, clock):
+                with clock.stage("compose"):
+                    composed = self._composer(frame, mask_HW, peak)
+                yield composed
+
+    def wrote(self, item: Composed) -> None:
+        """Tell whoever watches."""
+        if self._on_frame is not None:
+            self._on_frame(item)
+
+
+class _Run:
+    """The state of one `Pipeline.run`."""
+
+    def __init__(self, pipeline: Pipeline, source: Source, sink: Sink, clock: StageClock) -> None:
+        self._pipeline = pipeline
+        self._source = source
+        self._sink = sink
+        self._clock = clock
+        self._decoded: Channel[Frame | None] = Channel(_QUEUE_FRAMES)
+        self._room = Room(_QUEUE_BYTES, on_wait=lambda: self._decoded.put(None))
+        self._composed: Channel[Composed] = Channel(_QUEUE_FRAMES)
+        self._error: BaseException | None = None
+        self._written = 0
+
+    def execute(self) -> RunReport:
+        start = time.perf_counter()
+        self._clock.start()
+        workers = [self._thread(self._read), self._thread(self._write)]
+        try:
+            for worker in workers:
+                worker.start()
+            self._infer()
+            self._wait(workers)
+            if self._error is not None:
+                raise self._error
+        except BaseException:
+            try:  # a second Ctrl-C may come while waiting: what is unfinished is removed all the same
+                self._stop()
+                self._wait(workers, _JOIN_SECONDS)
+            finally:
+                self._sink.abort()
+            raise
+        finally:
+            self._source.close()
+        self._clock.collect("network")
+        self._clock.share_pictures()
+        return RunReport(frames=self._written, seconds=time.perf_counter() - start, clock=self._clock)
+
+    def _infer(self) -> None:
+        try:
+            for item in self._pipeline.results(self._decoded, self._clock):
+                self._composed.put(item)
+        except Stopped:
+            return  # a worker failed; its error is raised after both have ended
+        self._composed.close()
+
+    def _read(self) -> None:
+        for frame in self._source.frames(self._room, self._clock):
+            self._room.take(frame.nbytes)
+            self._decoded.put(frame)
+        self._decoded.close()
+
+    def _write(self) -> None:
+        for item in self._composed:
+            with self._clock.stage("encode"):
+                self._sink.write(item, self._clock)
+            self._written += 1
+            self._pipeline.wrote(item)
+            self._room.take(-item.frame.nbytes)
+        with self._clock.stage("encode"):
+            self._sink.finish(self._clock)
+
+    def _thread(self, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except Stopped:
+                pass
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the calling thread
+                self._error = self._error or error
+                self._stop()
+
+        return threading.Thread(target=guarded, daemon=True, name=work.__name__.strip("_"))
+
+    def _stop(self) -> None:
+        for part in (self._room, self._decoded, self._composed):
+            part.stop()
+
+    @staticmethod
+    def _wait(workers: list[threading.Thread], seconds: float | None = None) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                worker.join(seconds)

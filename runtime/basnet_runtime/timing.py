@@ -1,0 +1,114 @@
+"""Where the time of a run went, by stage: on the clock, and on the processor including the libraries' own threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["STAGES", "Stage", "StageClock", "StageTime", "thread_seconds"]
+
+Stage = Literal["decode", "prepare", "network", "finish", "compose", "encode"]
+STAGES: tuple[Stage, ...] = ("decode", "prepare", "network", "finish", "compose", "encode")
+_TASKS = Path("/proc/self/task")
+_PICTURE_THREADS = "libvips"
+
+
+@dataclass(kw_only=True, slots=True)
+class StageTime:
+    """Seconds one stage took.
+
+    Attributes:
+        wall: On the clock, in the one thread that runs the stage; waiting for other stages is not counted.
+        cpu: Of processor time, with the stage's library threads.
+    """
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class StageClock:
+    """Adds up stage times. Each stage belongs to one thread, so that no lock is needed.
+
+    Attributes:
+        times: Seconds by stage.
+        owned: Library threads (by system id) whose time belongs to a stage, with what they had used before.
+    """
+
+    times: dict[Stage, StageTime] = field(default_factory=lambda: {stage: StageTime() for stage in STAGES})
+    owned: dict[Stage, dict[int, float]] = field(default_factory=dict)
+    _process: float = 0.0
+    _pictures: dict[int, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Begin: library threads that exist now, other than those of a codec, are the backend's."""
+        python = {thread.native_id for thread in threading.enumerate()}
+        mine = {thread: used for thread, used in thread_seconds().items() if thread not in python}
+        coding = {thread for threads in self.owned.values() for thread in threads}
+        self._pictures = thread_seconds(_PICTURE_THREADS)
+        coding |= set(self._pictures)
+        self.owned["network"] = {thread: used for thread, used in mine.items() if thread not in coding}
+        self._process = time.process_time()
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Count the block's time for a stage."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            spent = self.times[name]
+            spent.wall += time.perf_counter() - wall
+            spent.cpu += time.thread_time() - cpu
+
+    @contextmanager
+    def adopt(self, name: Stage) -> Iterator[None]:
+        """Threads that the block starts, for example by opening a codec, work for this stage."""
+        before = thread_seconds()
+        yield
+        pictures = thread_seconds(_PICTURE_THREADS)  # they come and go at any time, and belong to no codec or backend
+        new = {thread: 0.0 for thread in thread_seconds() if thread not in before and thread not in pictures}
+        self.owned.setdefault(name, {}).update(new)
+
+    def collect(self, name: Stage) -> None:
+        """Add what the stage's library threads have used since the last time; call before they end."""
+        now = thread_seconds()
+        for thread, before in self.owned.get(name, {}).items():
+            if thread in now:
+                self.times[name].cpu += now[thread] - before
+                self.owned[name][thread] = now[thread]
+
+    def share_pictures(self) -> None:
+        """Split the time of libvips' threads, which read and write, as the two stages' clock times are."""
+        used = sum(now - self._pictures.get(thread, 0.0) for thread, now in thread_seconds(_PICTURE_THREADS).items())
+        decode, encode = self.times["decode"], self.times["encode"]
+        reading = decode.wall / (decode.wall + encode.wall) if decode.wall > 0 else 0.0
+        decode.cpu += used * reading
+        encode.cpu += used * (1 - reading)
+
+    def other(self) -> float:
+        """Processor seconds since `start` that no stage accounts for: progress display, start of libraries."""
+        known = sum(spent.cpu for spent in self.times.values())
+        return max(0.0, time.process_time() - self._process - known)
+
+
+def thread_seconds(name: str = "") -> dict[int, float]:
+    """Processor seconds of this process's threads whose name starts with `name`, by system id; empty off Linux."""
+    seconds = {}
+    tick = os.sysconf("SC_CLK_TCK")
+    for folder in _TASKS.iterdir() if _TASKS.is_dir() else ():
+        try:
+            text = (folder / "stat").read_text()
+        except OSError:  # the thread has just ended
+            continue
+        called, _, fields = text.partition("(")[2].rpartition(")")
+        if called.startswith(name):
+            user, system = fields.split()[11:13]
+            seconds[int(folder.name)] = (int(user) + int(system)) / tick
+    return seconds

@@ -1,0 +1,125 @@
+"""Tables, Markdown and JSON of results with awkward contents."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from basnet_benchmarks.environment import environment
+from basnet_benchmarks.latency import LatencyConfig, LatencyReport, LatencyRow, NotRun
+from basnet_benchmarks.measurement import Measurement, ratio_estimate
+from basnet_benchmarks.parity import ParityResult, ParityRow
+from basnet_benchmarks.report import check_output, json_text, markdown, save, table_of, terminal
+from basnet_benchmarks.video import VideoReport, VideoRun
+from basnet_runtime.parity import ParityReport, tolerance_for
+from basnet_torch.errors import UsageError
+
+
+def latency_report():
+    slow, fast = (Measurement(turns=((second,),) * 6) for second in (0.3, 0.1))
+    row = LatencyRow(
+        model="a|b.onnx",
+        backend="openvino",
+        precision="bf16",
+        runs_on="OpenVINO",
+        width=64,
+        size=(256, 256),
+        measurement=fast,
+        ratio=ratio_estimate(slow, fast),
+    )
+    return LatencyReport(
+        config=LatencyConfig(models=("a|b.onnx",)),
+        environment=environment(2),
+        rows=(row, replace(row, ratio=None)),
+        not_run=(NotRun(name="x", reason="not installed"),),
+    )
+
+
+def parity_result():
+    worst = dict.fromkeys(("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou"), "picture 1")
+    report = ParityReport(
+        tolerance=tolerance_for("fp32"),
+        pictures=2,
+        informative=2,
+        max_abs=float("nan"),
+        mean_abs=0.0,
+        p999_abs=0.0,
+        flips=0.0,
+        boundary_iou=1.0,
+        worst=worst,
+        mae_change=0.001,
+        max_f_change=-0.002,
+    )
+    rows = (
+        ParityRow(model="m.onnx", backend="onnxruntime", precision="fp32", runs_on="CPU", report=report),
+        ParityRow(model="m.onnx", backend="openvino", precision="bf16", reason="OpenVINO is not installed"),
+    )
+    return ParityResult(
+        reference="m.pth",
+        reference_runs_on="PyTorch",
+        pictures="dev",
+        environment=environment(2),
+        rows=rows,
+        asked=False,
+    )
+
+
+def video_report():
+    runs = tuple(VideoRun(frames=10, seconds=s, cpu_by_stage={"decode": 1.0, "network": 3.0}) for s in (2.0, 4.0, 5.0))
+    return VideoReport(source="clip.mp4", model="m.onnx", runs_on="CPU", environment=environment(2), runs=runs)
+
+
+REPORTS = [latency_report, parity_result, video_report]
+
+
+@pytest.mark.parametrize("make", REPORTS)
+def test_every_row_has_every_column_and_markdown_shows_them(make):
+    table = table_of(make())
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert table.numbers <= set(table.columns)
+    lines = [line for line in markdown(make()).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(table.rows)
+    assert {line.replace("\\|", "").count("|") for line in lines} == {len(table.columns) + 1}
+    assert "Environment" in markdown(make())
+
+
+@pytest.mark.parametrize("make", REPORTS)
+def test_json_is_strict_and_names_its_environment(make):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    values = json.loads(json_text(make()), parse_constant=refuse)
+    assert values["environment"]["threads"] == 2
+    assert values["command"] in ("latency", "parity", "video")
+
+
+def test_latency_shows_ratio_with_interval_and_what_did_not_run():
+    text = terminal(latency_report())
+    for part in ("100.0 [100.0, 100.0]", "3.00 [3.00, 3.00]", "no reference", "not run: x: not installed", "a|b.onnx"):
+        assert part in text
+    assert json.loads(json_text(latency_report()))["results"][0]["ratio_to_pytorch_fp32"]["value"] == pytest.approx(3)
+
+
+def test_parity_shows_verdicts_and_reasons():
+    text = terminal(parity_result())
+    for part in ("failed", "not proven", "-0.00200", "+0.00100", "worst pictures: max_abs picture 1"):
+        assert part in text
+    assert "passed" not in text
+    assert json.loads(json_text(parity_result()))["candidates"][0]["report"]["max_abs"] is None
+
+
+def test_video_shows_median_and_shares():
+    text = terminal(video_report())
+    for part in ("75%", "25%", "median 2.50", "5.00", "2.00"):
+        assert part in text
+
+
+def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):
+    with pytest.raises(UsageError, match=r"\.json or \.md"):
+        check_output(tmp_path / "x.txt", overwrite=False)
+    target = tmp_path / "x.md"
+    save(video_report(), target, overwrite=False)
+    assert target.read_text().startswith("### Frames per second")
+    with pytest.raises(UsageError, match="--overwrite"):
+        check_output(target, overwrite=False)
+    check_output(target, overwrite=True)

@@ -1,0 +1,250 @@
+"""`basnet-run` as a user types it, over a model without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from basnet_runtime.cli import app
+from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_torch.errors import BackendUnavailable
+
+RUNNER = CliRunner()
+HEAVY = ("torch", "onnxruntime", "openvino", "tensorrt", "av", "pyvips", "cv2")
+
+
+@pytest.fixture
+def opened(monkeypatch, make_model):
+    """What `open_model` was asked for; it gives the model without a network."""
+    calls = []
+
+    def open_model(path, **options):
+        calls.append({"path": path, **options})
+        return make_model()
+
+    module = types.ModuleType("basnet_runtime.open")
+    module.open_model = open_model
+    monkeypatch.setitem(sys.modules, "basnet_runtime.open", module)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path, opened, monkeypatch):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:30, 20:40] = 240
+    write_picture(tmp_path / "photo.jpg", image)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*args):
+    return RUNNER.invoke(app, [str(arg) for arg in args])
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_picture_needs_no_option(folder):
+    answer = call("photo.jpg")
+    assert answer.exit_code == 0
+    assert names(folder) == ["photo.jpg", "photo.mask.png"]
+    mask = read_picture(folder / "photo.mask.png").image_HWC[..., 0]
+    assert mask.shape == (40, 60)
+    assert mask[20, 30] > 200
+    assert mask[0, 0] < 20
+    assert answer.stdout == ""
+    assert "photo.jpg -> photo.mask.png" in answer.stderr
+    assert "frames per second" in answer.stderr
+    assert "network" in answer.stderr
+
+
+def test_a_video_needs_no_option(folder, write_video):
+    write_video(folder / "clip.mp4", [np.full((32, 48, 3), 200, np.uint8)] * 5, audio="aac")
+    answer = call("clip.mp4")
+    assert answer.exit_code == 0, answer.stderr
+    assert names(folder) == ["clip.mask.mp4", "clip.mp4", "photo.jpg"]
+
+
+def test_json_is_all_of_stdout(folder):
+    answer = call("photo.jpg", "--json", "--kind", "cutout", "-o", "out")
+    found = json.loads(answer.stdout)
+    assert found["frames"] == 1
+    assert found["results"] == [
+        {"source": "photo.jpg", "target": "out/photo.cutout.png", "frames": 1, "salient": True, "notes": []}
+    ]
+    assert set(found["seconds_by_stage"]) == {"decode", "prepare", "network", "finish", "compose", "encode", "other"}
+    assert found["runs_on"] == "fake backend"
+
+
+def test_bad_inputs_are_named_and_the_others_done(folder, write_video):
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("hello")
+    (folder / "bad.mp4").write_text("hello")
+    write_video(folder / "clip.mp4", [np.full((32, 48, 3), 200, np.uint8)] * 2)
+    answer = call(folder, "missing.jpg")
+    assert answer.exit_code == 1
+    assert {"photo.mask.png", "clip.mask.mp4"} <= set(names(folder))
+    errors = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4
+    for name in ("zero.png", "text.jpg", "bad.mp4", "missing.jpg"):
+        assert sum(name in line for line in errors) == 1
+    assert "4 of 6 inputs failed" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_existing_outputs_are_kept(folder, opened):
+    assert call("photo.jpg").exit_code == 0
+    before = (folder / "photo.mask.png").stat().st_mtime_ns
+    answer = call("photo.jpg")
+    assert answer.exit_code == 2
+    assert "already there: photo.mask.png; --overwrite replaces" in answer.stderr
+    assert (folder / "photo.mask.png").stat().st_mtime_ns == before
+    assert len(opened) == 1  # refused before the model was opened
+    assert call("photo.jpg", "--overwrite").exit_code == 0
+    assert call("photo.jpg", "--skip-existing").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["photo.jpg", "--kind", "shadow"], "it must be mask, cutout"),
+        (["photo.jpg", "-o", "a.xyz"], "not .xyz"),
+        (["photo.jpg", "--kind", "cutout", "-o", "a.jpg"], "holds no transparency"),
+        (["photo.jpg", "--batch", "0"], "--batch"),
+        (["photo.jpg", "--no-such-option"], "No such option"),
+        ([], "Missing argument"),
+    ],
+)
+def test_usage_errors(folder, args, told):
+    answer = call(*args)
+    assert answer.exit_code == 2
+    assert told in answer.stderr
+    assert names(folder) == ["photo.jpg"]
+
+
+def test_max_pixels(folder):
+    answer = call("photo.jpg", "--max-pixels", 100)
+    assert answer.exit_code == 1
+    assert "(--max-pixels)" in answer.stderr
+
+
+def test_options_reach_the_model(folder, opened):
+    call("photo.jpg", "--engine", "m.onnx", "--backend", "openvino", "--threads", 3, "--precision", "bf16")
+    call("photo.jpg", "--model", "m.pth", "--device", "cuda:1", "--overwrite")
+    assert opened == [
+        {"path": Path("m.onnx"), "backend": "openvino", "device": "cpu", "threads": 3, "precision": "bf16"},
+        {"path": Path("m.pth"), "backend": None, "device": "cuda:1", "threads": None, "precision": None},
+    ]
+
+
+def test_a_missing_backend_ends_with_3(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise BackendUnavailable("onnxruntime is not installed; pip install 'basnet-deploy[cpu]'")
+
+    monkeypatch.setattr(sys.modules["basnet_runtime.open"], "open_model", refuse)
+    answer = call("photo.jpg")
+    assert answer.exit_code == 3
+    assert answer.stderr == "error: onnxruntime is not installed; pip install 'basnet-deploy[cpu]'\n"
+
+
+def test_defects_keep_their_traceback(folder, monkeypatch, make_model):
+    monkeypatch.setattr(sys.modules["basnet_runtime.open"], "open_model", lambda *_, **__: make_model(fail_at=0))
+    answer = call("photo.jpg")
+    assert isinstance(answer.exception, RuntimeError)
+    assert names(folder) == ["photo.jpg"]
+
+
+def test_an_interrupted_run_tells_what_was_done(folder, monkeypatch, make_model):
+    write_picture(folder / "second.png", np.zeros((40, 60, 3), np.uint8))
+    model = make_model()
+    whole = model.backend.infer
+
+    def interrupted(batch):
+        if model.backend.pictures:
+            deadline = time.monotonic() + 30
+            while not (folder / "photo.mask.png").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return whole(batch)
+
+    monkeypatch.setattr(model.backend, "infer", interrupted)
+    monkeypatch.setattr(sys.modules["basnet_runtime.open"], "open_model", lambda *_, **__: model)
+    answer = call("photo.jpg", "second.png")
+    assert answer.exit_code == 130
+    told = answer.stderr.splitlines()
+    assert told == ["photo.jpg -> photo.mask.png", "interrupted after 1 finished outputs", "interrupted"]
+    assert names(folder) == ["photo.jpg", "photo.mask.png", "second.png"]
+
+
+def test_quiet(folder):
+    assert call("photo.jpg", "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize("module", ["basnet_runtime.cli", "basnet_runtime.doctor"])
+def test_help_loads_nothing_heavy(module):
+    code = f"""
+import sys
+import {module} as m
+try:
+    m.app(["--help"])
+except SystemExit as end:
+    assert not end.code
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+_SLOW = """
+import sys, time, types
+from basnet_runtime.backends.fake import FakeBackend
+from basnet_runtime.model import SaliencyModel
+from basnet_torch.spec import Postprocess, Preprocess
+class Slow(FakeBackend):
+    def infer(self, batch):
+        time.sleep(0.02)
+        return super().infer(batch)
+module = types.ModuleType("basnet_runtime.open")
+module.open_model = lambda *_, **__: SaliencyModel(Slow(), Preprocess(height=32, width=32), Postprocess(), "slow")
+sys.modules["basnet_runtime.open"] = module
+from basnet_runtime.cli import main
+main()
+"""
+
+
+def test_ctrl_c_leaves_no_half_file(tmp_path, write_video):
+    write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
+    command = [sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.shared
+def test_odd_folder(tmp_path, data_root, opened):
+    links = tmp_path / "in"
+    links.mkdir()
+    for path in (data_root / "odd").iterdir():
+        (links / f"{path.suffix[1:]}_{path.name}").symlink_to(path)
+    answer = call(links, "-o", tmp_path / "out", "--batch", 4, "--quiet")
+    assert answer.exit_code == 1
+    assert len(list((tmp_path / "out").iterdir())) == 90
+    assert sum(line.startswith("error: ") for line in answer.stderr.splitlines()) == 12

@@ -1,0 +1,150 @@
+"""Tiny networks that find something, since flat masks would prove nothing, and their exports, each made once."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from torch.nn import functional as F
+
+from basnet_export.config import ExportConfig
+from basnet_export.onnx_graph import export_onnx
+from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.parity import Picture
+from basnet_torch.checkpoint import Checkpoint, save_checkpoint
+from basnet_torch.model import BASNet
+from basnet_torch.spec import Postprocess, Preprocess
+
+__all__ = [
+    "SIZE",
+    "checkpoint_file",
+    "disc_checkpoint",
+    "disc_folder",
+    "discs",
+    "exported",
+    "graph_made_before",
+    "with_weights",
+]
+
+SIZE = 64
+
+
+def draw_discs(count, size=SIZE, seed=0):
+    """Bright discs on dark noise, and their masks: uint8 N,S,S,3 and float32 N,S,S in 0..1."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 90, (count, size, size, 3), dtype=np.uint8)
+    masks = np.zeros((count, size, size), np.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        centre = tuple(int(v) for v in rng.integers(size // 3, 2 * size // 3, 2))
+        cv2.circle(mask, centre, int(rng.integers(size // 6, size // 4)), 1, -1)
+        image[mask > 0] = rng.integers(170, 255, 3, dtype=np.uint8)
+    return images, masks.astype(np.float32)
+
+
+@cache
+def discs(count=4, size=80, seed=7) -> tuple[Picture, ...]:
+    """Pictures with truth that the network has not seen, of another size than its input."""
+    images, masks = draw_discs(count, size, seed)
+    return tuple(Picture(name=f"disc{i}", image_HWC=images[i], truth_HW=masks[i]) for i in range(count))
+
+
+@cache
+def disc_checkpoint(width=4, steps=30, seed=0) -> Checkpoint:
+    """A network trained just enough to tell disc from ground; its weights are exact in FP16."""
+    torch.manual_seed(seed)
+    preprocess = Preprocess(height=SIZE, width=SIZE)
+    images, masks = draw_discs(32, seed=seed)
+    inputs = torch.from_numpy(np.stack([preprocess.apply(image) for image in images])).split(8)
+    truth = torch.from_numpy(masks)[:, None].split(8)
+    model = BASNet(width).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        maps = model(inputs[step % 4])
+        loss = sum(F.binary_cross_entropy_with_logits(logits, truth[step % 4]) for logits in maps[:2])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    _settle_statistics(model, inputs)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    trained = Checkpoint(
+        width=width, state=state, preprocess=preprocess, postprocess=Postprocess(), origin="basnet-deploy"
+    )
+    return with_weights(trained, lambda _, value: value.half().float() if value.is_floating_point() else value)
+
+
+@torch.no_grad()
+def _settle_statistics(model, inputs):
+    """Running statistics of the final weights; those gathered on the way belong to weights long gone."""
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.momentum = None
+        norm.reset_running_stats()
+    for batch in inputs:
+        model(batch)
+
+
+def with_weights(checkpoint: Checkpoint, change) -> Checkpoint:
+    """The checkpoint with `change(name, tensor)` applied to every tensor."""
+    return replace(checkpoint, state={name: change(name, value.clone()) for name, value in checkpoint.state.items()})
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="basnet-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def checkpoint_file(*, authors_recipe=False) -> Path:
+    """`disc_checkpoint` on disk, stored as FP16; `authors_recipe` divides by the largest value and stretches."""
+    path = _folder() / ("discs-authors.safetensors" if authors_recipe else "discs.safetensors")
+    checkpoint = disc_checkpoint()
+    if authors_recipe:
+        preprocess = replace(checkpoint.preprocess, scale="image_max")
+        checkpoint = replace(checkpoint, preprocess=preprocess, postprocess=Postprocess(stretch=True))
+    save_checkpoint(path, checkpoint, dtype=torch.float16)
+    return path
+
+
+@cache
+def disc_folder() -> Path:
+    """The pictures on disk, for `--pictures`."""
+    folder = _folder() / "pictures"
+    for picture in discs():
+        write_picture(folder / f"{picture.name}.png", picture.image_HWC)
+    return folder
+
+
+@cache
+def exported(*, authors_recipe=False, **options) -> Path:
+    """The checked ONNX file of `checkpoint_file` with these export options."""
+    name = "-".join(["discs", *(["authors"] if authors_recipe else []), *map(str, options.values())]) + ".onnx"
+    config = ExportConfig(
+        checkpoint=checkpoint_file(authors_recipe=authors_recipe),
+        output=_folder() / name,
+        pictures=disc_folder(),
+        **options,
+    )
+    return export_onnx(config)
+
+
+def graph_made_before(change=lambda _, values: values):
+    """Stands for `onnx_from_checkpoint` without its seconds: the exported FP32 `tensor` graph, its weights changed."""
+
+    def graph(_checkpoint, _config):
+        model = onnx.load(exported(precision="fp32", graph="tensor"))
+        model.ClearField("metadata_props")
+        for tensor in model.graph.initializer:
+            values = change(tensor.name, onnx.numpy_helper.to_array(tensor))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model
+
+    return graph

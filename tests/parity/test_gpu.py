@@ -1,0 +1,31 @@
+"""What needs a CUDA device: PyTorch and ONNX Runtime compute FP32 files in FP32 there, not in TF32."""
+
+import pytest
+
+from basnet_export.samples import load_pictures
+from basnet_runtime.open import open_model
+from basnet_runtime.parity import compare, tolerance_for
+
+pytestmark = pytest.mark.gpu
+
+
+def test_pytorch_on_cuda_equals_the_cpu(cuda, lite_checkpoint):
+    with open_model(lite_checkpoint) as reference, open_model(lite_checkpoint, device=cuda) as candidate:
+        report = compare(reference, candidate, load_pictures(None), tolerance_for("fp32"))
+    assert report, str(report)
+
+
+def test_bf16_in_pytorch_on_cuda(cuda, lite_checkpoint):
+    with (
+        open_model(lite_checkpoint, device=cuda) as reference,
+        open_model(lite_checkpoint, device=cuda, precision="bf16") as candidate,
+    ):
+        report = compare(reference, candidate, load_pictures(None), tolerance_for("bf16"))
+    assert report, str(report)
+
+
+def test_onnx_runtime_on_cuda_equals_pytorch_on_the_same_device(cuda, lite_onnx, lite_checkpoint):
+    with open_model(lite_checkpoint, device=cuda) as reference, open_model(lite_onnx, device=cuda) as candidate:
+        assert "CUDAExecutionProvider" in candidate.backend.description
+        report = compare(reference, candidate, load_pictures(None), tolerance_for("fp32"))
+    assert report, str(report)

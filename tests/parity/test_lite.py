@@ -1,0 +1,65 @@
+"""The built-in model: its ONNX file computes what its checkpoint computes, finds objects, and is small."""
+
+import numpy as np
+import pytest
+from skimage import data
+
+from basnet_export.samples import load_pictures
+from basnet_runtime.manifest import read_manifest, sha256_of
+from basnet_runtime.open import open_model
+from basnet_runtime.parity import Picture, compare, tolerance_for
+from basnet_torch.checkpoint import load_checkpoint
+from basnet_torch.datasets import decode_image, decode_mask, find_pairs
+
+
+def test_files_are_small_and_belong_together(lite_onnx, lite_checkpoint):
+    assert lite_onnx.stat().st_size < 12_000_000
+    assert lite_checkpoint.stat().st_size < 12_000_000
+    manifest = read_manifest(lite_onnx)
+    assert manifest.checkpoint_sha256 == sha256_of(lite_checkpoint)
+    assert manifest.preprocess == load_checkpoint(lite_checkpoint).preprocess
+    assert manifest.width == 16
+
+
+def test_it_finds_the_cup():
+    """The coffee cup's middle is salient, the table's corners are not."""
+    with open_model() as model:
+        mask = model(data.coffee())
+    assert mask[150:250, 250:350].mean() > 0.7
+    assert mask[:40, :40].mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+)
+def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend, precision):
+    if precision == "bf16":
+        from basnet_runtime.processor import why_no_bf16
+
+        reason = why_no_bf16()
+        if reason:
+            pytest.skip(reason)
+    with (
+        open_model(lite_checkpoint) as reference,
+        open_model(lite_onnx, backend=backend, precision=precision) as candidate,
+    ):
+        report = compare(reference, candidate, load_pictures(None), tolerance_for(precision))
+    assert report, str(report)
+
+
+@pytest.mark.shared
+def test_every_dev_picture_in_onnx_runtime(lite_onnx, lite_checkpoint, data_root):
+    """Largest difference 1e-4 and at most 0.01 % of pixels change side, on each of the 200."""
+    pictures = [
+        Picture(
+            name=pair.name,
+            image_HWC=decode_image(pair.read_image(), pair.name),
+            truth_HW=decode_mask(pair.read_mask(), pair.name).astype(np.float32) / 255,
+        )
+        for pair in find_pairs([data_root / "dev"])
+    ]
+    with open_model(lite_checkpoint) as reference, open_model(lite_onnx, backend="onnxruntime") as candidate:
+        report = compare(reference, candidate, pictures, tolerance_for("fp32"))
+    assert report.pictures == 200
+    assert report, str(report)
+    assert abs(report.max_f_change) < 1e-4

@@ -1,0 +1,194 @@
+"""Every backend gives the network's masks, takes what it says, and fails loud when it is not what was asked."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from basnet_runtime.backends import openvino, ort, pytorch
+from basnet_runtime.processor import processor_flags, why_no_bf16
+from basnet_torch.checkpoint import model_from_checkpoint
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.spec import TensorSpec
+from tests.models import SIZE, disc_checkpoint, discs, exported
+
+needs_bf16 = pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
+
+
+def opened(name, **options):
+    if name == "pytorch":
+        return pytorch.open_pytorch(disc_checkpoint(), threads=1, **options)
+    path = exported(precision="fp32", graph="tensor")
+    opener = ort.open_onnxruntime if name == "onnxruntime" else openvino.open_openvino
+    return opener(path, threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    preprocess = disc_checkpoint().preprocess
+    return np.stack([preprocess.apply(picture.image_HWC) for picture in discs()])
+
+
+@pytest.fixture(scope="module")
+def masks(batch):
+    with torch.no_grad():
+        return model_from_checkpoint(disc_checkpoint()).mask(torch.from_numpy(batch)).numpy()
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+def test_masks_are_the_networks(name, batch, masks):
+    with opened(name) as backend:
+        assert backend.name == name
+        assert backend.input == TensorSpec(name="image", dtype="float32", shape=(None, 3, SIZE, SIZE))
+        assert backend.output == TensorSpec(name="mask", dtype="float32", shape=(None, 1, SIZE, SIZE))
+        before = batch.copy()
+        found = backend.infer(batch)
+        kept = found.copy()
+        backend.infer(batch[::-1].copy())
+    np.testing.assert_array_equal(batch, before)
+    np.testing.assert_array_equal(found, kept)  # the result is the caller's own, not the next call's buffer
+    np.testing.assert_allclose(found, masks, rtol=0, atol=1e-4)
+    assert found.dtype == np.float32
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", ["pytorch", "openvino"])
+def test_bf16_is_near_and_not_fp32_by_another_name(name, batch, masks):
+    with opened(name, precision="bf16") as backend:
+        found = backend.infer(batch)
+        assert "bf16" in backend.description
+    assert found.dtype == np.float32
+    assert 1e-5 < np.abs(found - masks).mean() < 5e-3
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+def test_description_says_what_runs(name):
+    with opened(name) as backend:
+        version = importlib.metadata.version({"pytorch": "torch"}.get(name, name)).split("+")[0]
+        assert version in backend.description
+        assert "1 threads" in backend.description
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+def test_closing_twice_is_fine_and_using_after_is_an_error(name, batch):
+    backend = opened(name)
+    backend.close()
+    backend.close()
+    with pytest.raises(ValueError, match="it is closed"):
+        backend.infer(batch)
+
+
+def test_a_batch_that_is_not_contiguous_is_read_right(batch, masks):
+    """A slice whose rows lie apart in memory."""
+    for name in ("pytorch", "onnxruntime", "openvino"):
+        with opened(name) as backend:
+            np.testing.assert_allclose(backend.infer(batch[::2]), masks[::2], rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_is_never_replaced_by_the_cpu():
+    with pytest.raises(BackendUnavailable, match="finds no CUDA device"):
+        opened("pytorch", device="cuda")
+    with pytest.raises(BackendUnavailable, match=r"no CUDAExecutionProvider; .*basnet-deploy\[gpu\]"):
+        opened("onnxruntime", device="cuda:1")
+    with pytest.raises(BackendUnavailable, match="no TensorrtExecutionProvider"):
+        opened("onnxruntime", device="tensorrt")
+
+
+def test_a_provider_that_fell_back_is_an_error(monkeypatch):
+    """onnxruntime-gpu without its CUDA libraries lists the provider, and then runs on the CPU."""
+    import onnxruntime
+
+    session = SimpleNamespace(
+        get_providers=lambda: ["CPUExecutionProvider"], get_inputs=lambda: [0], get_outputs=lambda: [0]
+    )
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
+    with pytest.raises(BackendUnavailable, match="runs CPUExecutionProvider instead of CUDAExecutionProvider"):
+        opened("onnxruntime", device="cuda")
+
+
+def test_both_onnxruntime_wheels_are_an_error(monkeypatch):
+    monkeypatch.setattr(ort, "version", lambda _: "1.0")
+    with pytest.raises(BackendUnavailable, match="overwrite each other's files; pip uninstall -y"):
+        opened("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("pytorch", "torch", "train"), ("onnxruntime", "onnxruntime", "cpu"), ("openvino", "openvino", "openvino")],
+)
+def test_a_missing_library_names_its_extra(name, module, extra, monkeypatch):
+    arguments = exported(precision="fp32", graph="tensor"), disc_checkpoint()
+    assert all(arguments)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(BackendUnavailable, match=rf"basnet-deploy\[{extra}\]") as caught:
+        opened(name)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", ""])
+def test_unknown_devices_are_refused(device):
+    for name in ("onnxruntime", "openvino"):
+        with pytest.raises(UsageError, match="device"):
+            opened(name, device=device)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "openvino"])
+def test_other_precisions_are_refused(name):
+    with pytest.raises(UsageError, match="precision int8"):
+        opened(name, precision="int8")
+
+
+def test_bf16_needs_the_processor(monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
+    assert "avx512f" in processor_flags(cpuinfo)
+    reason = why_no_bf16(cpuinfo)
+    assert "neither avx512_bf16 nor amx_bf16" in reason
+    monkeypatch.setattr(pytorch, "why_no_bf16", lambda: reason)
+    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this processor has neither"):
+        opened("pytorch", precision="bf16")
+    for flag in ("avx512_bf16", "amx_bf16"):
+        cpuinfo.write_text(f"flags : fpu {flag}\n")
+        assert why_no_bf16(cpuinfo) is None
+    assert why_no_bf16(tmp_path / "none") is not None
+
+
+def test_onnxruntime_says_that_it_has_no_bf16(batch):
+    with pytest.raises(BackendUnavailable, match="try --backend openvino"):
+        ort.open_onnxruntime(exported(precision="bf16", graph="tensor"), threads=1)
+
+
+@pytest.mark.parametrize("opener", [ort.open_onnxruntime, openvino.open_openvino])
+def test_garbage_is_a_one_line_error(opener, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"no model at all")
+    with pytest.raises(ModelFileError) as caught:
+        opener(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import basnet_runtime",
+        "import basnet_runtime.open, basnet_runtime.parity, basnet_runtime.manifest",
+        "import basnet_runtime.backends.pytorch, basnet_runtime.backends.ort, basnet_runtime.backends.openvino",
+        "import basnet_export.cli as cli; cli.app(['onnx', '--help'], standalone_mode=False)",
+        "import basnet_runtime.cli as cli; cli.app(['--help'], standalone_mode=False)",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code):
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'onnxscript'}"
+    program = f"{code}\nimport sys\nfound = {heavy} & set(sys.modules)\nassert not found, found"
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr

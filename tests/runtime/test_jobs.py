@@ -1,0 +1,201 @@
+"""Planning: what is expanded, where results go, and what is refused before any work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from basnet_runtime.media.compose import OutputKind
+from basnet_runtime.media.files import whole_file
+from basnet_runtime.media.jobs import plan_jobs
+from basnet_torch.errors import MediaError, UsageError
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    for name in (
+        "a.jpg",
+        "b.PNG",
+        "notes.txt",
+        "clip.mov",
+        ".hidden.jpg",
+        "sub/a.jpg",
+        "sub/deep/c.webp",
+        "empty/x.txt",
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def planned(*inputs, kind="mask", **options):
+    return plan_jobs([str(i) for i in inputs], kind=OutputKind.parse(kind), video_suffix=lambda *_: ".mp4", **options)
+
+
+def targets(plan):
+    return sorted(os.path.relpath(job.target) for job in plan.jobs)
+
+
+def test_folder_beside(tree):
+    assert targets(planned(tree)) == ["in/a.mask.png", "in/b.mask.png", "in/clip.mask.mp4"]
+    assert [job.media for job in planned(tree).jobs] == ["picture", "picture", "video"]
+
+
+def test_the_tree_is_mirrored(tree):
+    plan = planned(tree, recursive=True, output="out", kind="color:#000000")
+    assert targets(plan) == [
+        "out/a.color.png",
+        "out/b.color.png",
+        "out/clip.color.mp4",
+        "out/sub/a.color.png",
+        "out/sub/deep/c.color.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/*.jpg", ["out/a.mask.png"]),
+        ("in/**/*.jpg", ["out/a.mask.png", "out/sub/a.mask.png"]),
+        ("in/*", ["out/a.mask.png", "out/b.mask.png", "out/clip.mask.mp4"]),
+        ("in/s*/*.jpg", ["out/sub/a.mask.png"]),
+    ],
+)
+def test_globs(tree, pattern, expected):
+    assert targets(planned(pattern, output="out")) == expected
+
+
+def test_a_file_named_like_a_pattern_is_a_file(tree):
+    (tree / "a[1].jpg").write_bytes(b"x")
+    assert targets(planned("in/a[1].jpg")) == ["in/a[1].mask.png"]
+
+
+def test_single_output_file_or_folder(tree):
+    assert targets(planned("in/a.jpg", output="x/y.webp")) == ["x/y.webp"]
+    assert targets(planned("in/a.jpg", output="x/y.webp/")) == ["x/y.webp/a.mask.png"]
+    assert targets(planned("in/a.jpg", output="x")) == ["x/a.mask.png"]
+    with pytest.raises(UsageError, match="is one file, but there are 2 inputs"):
+        planned("in/a.jpg", "in/b.PNG", output="y.png")
+    with pytest.raises(UsageError, match="is one file"):
+        planned("in", output="y.png")
+
+
+def test_collisions_are_refused(tree):
+    (tree / "a.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"in/a\.jpg and .*in/a\.png would both become"):
+        planned("in")
+    with pytest.raises(UsageError, match="would both become"):
+        planned("in/a.jpg", "in/sub/a.jpg", output="out")
+
+
+def test_whole_names_keep_files_apart_that_differ_in_their_suffix(tree):
+    (tree / "a.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match="add --keep-suffix"):
+        planned("in")
+    assert {"in/a.jpg.mask.png", "in/a.png.mask.png"} <= set(targets(planned("in", keep_suffix=True)))
+
+
+def test_the_same_file_twice_is_one(tree):
+    assert targets(planned("in/a.jpg", "in/a.jpg", "in/*.jpg")) == ["in/a.mask.png"]
+
+
+def test_existing_outputs(tree):
+    (tree / "a.mask.png").write_bytes(b"old")
+    with pytest.raises(UsageError, match=r"already there: in/a\.mask\.png; --overwrite replaces, --skip-existing"):
+        planned("in")
+    assert len(planned("in", overwrite=True).jobs) == 3
+    plan = planned("in", skip_existing=True)
+    assert targets(plan) == ["in/b.mask.png", "in/clip.mask.mp4"]
+    assert any("1 inputs have their output already" in note for note in plan.notes)
+
+
+def test_inputs_are_never_written_over(tree):
+    with pytest.raises(UsageError, match="is an input; it is never written over"):
+        planned("in/a.jpg", output="in/a.jpg", overwrite=True)
+    (tree / "link.png").symlink_to("a.jpg")
+    with pytest.raises(UsageError, match="is an input"):
+        planned("in/a.jpg", output="in/link.png", overwrite=True)
+
+
+def test_results_of_earlier_runs_are_left_out(tree):
+    (tree / "b.cutout.png").write_bytes(b"x")
+    plan = planned("in")
+    assert len(plan.jobs) == 3
+    assert plan.notes == ("1 files look like results of an earlier run and are left out",)
+    assert targets(planned("in/b.cutout.png")) == ["in/b.cutout.mask.png"]
+
+
+@pytest.mark.parametrize("name", ["pipe.jpg", "pipe.mp4", "pipe"])
+def test_pipes_are_refused_and_never_opened(tree, name):
+    os.mkfifo(tree / name)
+    plan = planned(f"in/{name}", "in/a.jpg")
+    assert [job.source.name for job in plan.jobs] == ["a.jpg"]
+    assert [failure.error for failure in plan.failures] == [f"in/{name}: is a pipe, device or socket; give a file"]
+    for found in (planned("in"), planned("in/*")):
+        assert sorted(job.source.name for job in found.jobs) == ["a.jpg", "b.PNG", "clip.mov"]
+        assert not found.failures
+
+
+def test_missing_inputs_fail_alone(tree):
+    plan = planned("in/a.jpg", "in/none.jpg", "in/*.xyz", "in/empty")
+    assert len(plan.jobs) == 1
+    assert [failure.error for failure in plan.failures] == [
+        "in/none.jpg: no such file",
+        "in/*.xyz: no such file (nothing matches the pattern)",
+        "in/empty: no pictures or video in this folder; --recursive looks below it",
+    ]
+
+
+def test_a_video_without_container_fails_alone(tree):
+    def refuse(path, _):
+        raise MediaError(f"{path}: no container")
+
+    plan = plan_jobs(["in"], kind=OutputKind(), video_suffix=refuse)
+    assert len(plan.jobs) == 2
+    assert plan.failures[0].error.endswith("clip.mov: no container")
+
+
+def test_whole_file_appears_or_not(tmp_path):
+    target = tmp_path / "new" / "a.bin"
+
+    def half():
+        with whole_file(target, overwrite=False) as path:
+            path.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert list((tmp_path / "new").iterdir()) == []
+    with whole_file(target, overwrite=False) as path:
+        path.write_bytes(b"whole")
+        assert not target.exists()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
+
+
+def test_whole_file_does_not_replace_what_appeared_meanwhile(tmp_path):
+    target = tmp_path / "a.bin"
+
+    def late():
+        with whole_file(target, overwrite=False) as path:
+            path.write_bytes(b"new")
+            target.write_bytes(b"theirs")
+
+    with pytest.raises(MediaError, match="exists already"):
+        late()
+    assert target.read_bytes() == b"theirs"
+    assert [p.name for p in Path(tmp_path).iterdir()] == ["a.bin"]
+
+
+def test_whole_file_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with whole_file(tmp_path / "a", overwrite=False) as path:
+        path.write_bytes(b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"

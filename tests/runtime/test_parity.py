@@ -1,0 +1,169 @@
+"""The comparison itself, on masks made by hand: no network, every limit, NaN, flat references, rounded masks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from basnet_runtime.parity import ParityReport, Picture, Tolerance, boundary_iou, compare, tolerance_for
+from basnet_torch.errors import ParityError, UsageError
+
+
+class Masks:
+    """Gives the mask that belongs to a picture, changed by `change`."""
+
+    def __init__(self, change=lambda mask: mask, *, takes_frames=False):
+        self.change = change
+        self.takes_frames = takes_frames
+
+    def __call__(self, image_HWC):
+        mask = self.change(image_HWC[..., 0].astype(np.float32) / 255)
+        return np.rint(mask * 255).astype(np.float32) / np.float32(255) if self.takes_frames else mask
+
+
+def disc(name="disc", size=100, inside=240, outside=10, truth=False):
+    y, x = np.mgrid[:size, :size]
+    mask = (y - size / 2) ** 2 + (x - size / 2) ** 2 < (size / 4) ** 2
+    image = np.where(mask, inside, outside).astype(np.uint8)
+    return Picture(
+        name=name,
+        image_HWC=np.repeat(image[..., None], 3, axis=2),
+        truth_HW=mask.astype(np.float32) if truth else None,
+    )
+
+
+def measured(change, precision="fp32", pictures=None, **options):
+    return compare(Masks(), Masks(change, **options), pictures or [disc()], tolerance_for(precision))
+
+
+def test_equal_masks_pass():
+    report = measured(lambda mask: mask)
+    assert report
+    assert (report.max_abs, report.flips, report.boundary_iou, report.informative) == (0, 0, 1, 1)
+    assert "passed" in str(report)
+    report.raise_if_failed()
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("fp32", "max_abs"), ("fp16", "mean_abs"), ("bf16", "mean_abs"), ("int8", "mean_abs")]
+)
+def test_limits_are_judged_on_both_sides(precision, limit):
+    allowed = getattr(tolerance_for(precision), limit)
+    assert measured(lambda mask: mask + np.float32(0.9 * allowed), precision)
+    report = measured(lambda mask: mask + np.float32(1.1 * allowed), precision)
+    assert not report
+    with pytest.raises(ParityError, match=rf"{limit} is .* on disc, at most"):
+        report.raise_if_failed()
+
+
+def test_flips_and_boundary_are_judged():
+    def moved(mask):
+        return np.roll(mask, 2, axis=1)
+
+    report = measured(moved, "int8")
+    assert {reason.split()[0] for reason in report.failures} >= {"flips", "boundary_iou"}
+    assert 0 < report.boundary_iou < 0.93
+
+
+def test_the_worst_picture_counts_and_is_named():
+    def change(mask):
+        return mask + np.float32(0.01) if mask.shape[0] == 60 else mask
+
+    report = measured(change, pictures=[disc("a"), disc("small", size=60), disc("c")])
+    assert report.worst["max_abs"] == report.worst["mean_abs"] == "small"
+    assert report.max_abs == pytest.approx(0.01, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_not_a_number_fails(precision):
+    def change(mask):
+        mask = mask.copy()
+        mask[0, 0] = np.nan
+        return mask
+
+    pictures = [disc("a", truth=True), disc("b", truth=True)]
+    report = measured(change, precision, pictures)
+    assert not report
+    assert np.isnan(report.max_abs)
+    assert np.isnan(report.mae_change)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(128, 127), (0, 0), (255, 255), (140, 120)])
+def test_a_flat_reference_proves_nothing(inside, outside):
+    report = measured(lambda mask: mask, pictures=[disc(inside=inside, outside=outside)])
+    assert not report
+    assert report.flat
+    with pytest.raises(ParityError, match="not proven: the reference masks are flat"):
+        report.raise_if_failed()
+
+
+def test_one_empty_picture_among_others_is_fine():
+    assert measured(lambda mask: mask, pictures=[disc("a"), disc("b"), disc("empty", inside=3, outside=2)])
+
+
+def test_rounding_to_bytes_is_no_difference_but_more_is():
+    def smooth(mask):
+        return np.clip(mask * np.float32(0.7311) + np.float32(0.1), 0, 1)
+
+    reference = Masks(smooth)
+    report = compare(reference, Masks(smooth, takes_frames=True), [disc()], tolerance_for("fp32"))
+    assert report, str(report)
+    off = Masks(lambda mask: smooth(mask) + np.float32(2 / 255), takes_frames=True)
+    report = compare(reference, off, [disc()], tolerance_for("fp16"))
+    assert not report
+    assert report.mean_abs == pytest.approx(2 / 255, rel=0.05)
+
+
+def test_scores_are_compared_where_truth_is_known():
+    report = measured(lambda mask: mask * np.float32(0.9), "int8", [disc(truth=True)])
+    assert report.mae_change == pytest.approx(0.1 * 240 / 255 * 0.195 - 0.1 * 10 / 255 * 0.805, abs=2e-3)
+    assert report.max_f_change == 0
+    assert measured(lambda mask: mask).mae_change is None
+
+
+def test_a_fall_of_max_f_fails():
+    report = measured(lambda mask: mask, "int8", [disc(truth=True)])
+    assert replace(report, max_f_change=-0.004)
+    assert not replace(report, max_f_change=-0.006)
+    assert not replace(report, max_f_change=float("nan"))
+
+
+def test_boundary_iou_of_shifted_squares():
+    """A square of 60, boundary 2 wide (2 % of the diagonal of 71 x 71), moved by one column."""
+    first = np.zeros((71, 71), bool)
+    first[5:65, 5:65] = True
+    second = np.roll(first, 1, axis=1)
+    ring = 60 * 60 - 56 * 56
+    kept = 2 * 2 * 59 + 2 * 56  # both bars across less a column, and one column of each bar down
+    assert boundary_iou(first, second) == pytest.approx(kept / (2 * ring - kept))
+    assert boundary_iou(np.zeros((9, 9), bool), np.zeros((9, 9), bool)) == 1
+
+
+def test_report_is_plain_in_json():
+    import json
+
+    values = json.loads(json.dumps(measured(lambda mask: mask).to_dict()))
+    assert values["passed"] is True
+    assert values["tolerance"] == {"precision": "fp32", "max_abs": 1e-4, "flips": 1e-4}
+
+
+def test_limits_are_no_looser_than_the_contract():
+    assert tolerance_for("fp32") == Tolerance(precision="fp32", max_abs=1e-4, flips=1e-4)
+    assert tolerance_for("fp16") == Tolerance(precision="fp16", mean_abs=1e-3, flips=2e-3, boundary_iou=0.98)
+    assert tolerance_for("bf16") == Tolerance(precision="bf16", mean_abs=5e-3, flips=5e-3, boundary_iou=0.97)
+    int8 = Tolerance(precision="int8", mean_abs=1e-2, flips=1.5e-2, boundary_iou=0.93, max_f_drop=0.005)
+    assert tolerance_for("int8") == int8
+
+
+def test_usage_is_checked():
+    with pytest.raises(UsageError, match="there are none"):
+        compare(Masks(), Masks(), [], tolerance_for("fp32"))
+    with pytest.raises(UsageError, match="precision is 'fp64'"):
+        tolerance_for("fp64")
+    with pytest.raises(ParityError, match="must have one size"):
+        compare(Masks(), Masks(lambda mask: mask[:5]), [disc()], tolerance_for("fp32"))
+
+
+def test_report_is_a_value():
+    assert isinstance(measured(lambda mask: mask), ParityReport)
+    assert repr(disc()) == "Picture('disc', (100, 100, 3))"

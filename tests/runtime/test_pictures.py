@@ -1,0 +1,266 @@
+"""Pictures in and out: orientation, colour, depth, transparency, bombs and damage."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import pyvips
+import skimage.data
+
+from basnet_runtime.media.pictures import PictureFile, check_picture_output, is_picture, read_picture, write_picture
+from basnet_torch.errors import MediaError, UsageError
+
+
+@pytest.fixture(scope="module")
+def coffee():
+    return np.ascontiguousarray(skimage.data.coffee()[::4, ::4])
+
+
+def tagged(pixels, name, value):
+    image = vips(pixels).copy()
+    image.set_type(pyvips.GValue.gint_type, name, value)
+    return image
+
+
+def vips(pixels, interpretation="srgb"):
+    pixels = np.ascontiguousarray(pixels)
+    kind = {"uint8": "uchar", "uint16": "ushort"}[pixels.dtype.name]
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    image = pyvips.Image.new_from_memory(pixels.data, pixels.shape[1], pixels.shape[0], bands, kind)
+    return image.copy(interpretation=interpretation)
+
+
+STORED = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_all_eight_orientations(tmp_path, coffee, orientation, suffix):
+    stored = tagged(STORED[orientation](coffee), "orientation", orientation)
+    stored.write_to_file(str(tmp_path / f"a{suffix}"), Q=97)
+    frame = read_picture(tmp_path / f"a{suffix}")
+    assert frame.image_HWC.shape == coffee.shape
+    assert np.abs(frame.image_HWC.astype(int) - coffee).mean() < 4
+
+
+def test_png_is_exact_and_writable(tmp_path, coffee):
+    write_picture(tmp_path / "a.png", coffee)
+    frame = read_picture(tmp_path / "a.png")
+    assert (frame.image_HWC == coffee).all()
+    assert frame.alpha_HW is None
+    frame.image_HWC[:] = 0
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_transparency_comes_back(tmp_path, coffee, suffix):
+    alpha = np.broadcast_to(np.arange(coffee.shape[1], dtype=np.uint8), coffee.shape[:2]).copy()
+    write_picture(tmp_path / f"a{suffix}", coffee, alpha)
+    frame = read_picture(tmp_path / f"a{suffix}")
+    assert (frame.alpha_HW == alpha).all()
+    assert (frame.image_HWC[:, 1:] == coffee[:, 1:]).all()
+
+
+def test_transparent_parts_are_white_to_the_network(tmp_path, coffee):
+    write_picture(tmp_path / "a.png", coffee, np.zeros(coffee.shape[:2], np.uint8))
+    assert (read_picture(tmp_path / "a.png").flattened() == 255).all()
+
+
+def test_opaque_alpha_is_no_alpha(tmp_path, coffee):
+    write_picture(tmp_path / "a.png", coffee, np.full(coffee.shape[:2], 255, np.uint8))
+    assert read_picture(tmp_path / "a.png").alpha_HW is None
+
+
+def test_sixteen_bits(tmp_path, coffee):
+    deep = np.dstack([coffee.astype(np.uint16) * 257, np.full(coffee.shape[:2], 128 * 257, np.uint16)])
+    vips(deep, "rgb16").write_to_file(str(tmp_path / "a.png"), bitdepth=16)
+    frame = read_picture(tmp_path / "a.png")
+    assert np.abs(frame.image_HWC.astype(int) - coffee).max() <= 1
+    assert frame.alpha_HW is not None
+    assert (frame.alpha_HW == 128).all()
+
+
+def test_grey_and_palette(tmp_path, coffee):
+    grey = coffee[..., 1]
+    vips(grey, "b-w").write_to_file(str(tmp_path / "grey.png"))
+    assert (read_picture(tmp_path / "grey.png").image_HWC == grey[..., None]).all()
+    few = (coffee // 128 * 255).astype(np.uint8)
+    vips(few).write_to_file(str(tmp_path / "few.png"), palette=True)
+    assert np.abs(read_picture(tmp_path / "few.png").image_HWC.astype(int) - few).mean() < 3
+
+
+def test_cmyk(tmp_path, coffee):
+    vips(coffee).colourspace("cmyk").write_to_file(str(tmp_path / "a.jpg"), Q=97)
+    assert np.abs(read_picture(tmp_path / "a.jpg").image_HWC.astype(int) - coffee).mean() < 12
+
+
+def test_wide_colours_become_srgb(tmp_path, coffee):
+    vips(coffee).icc_transform("p3").write_to_file(str(tmp_path / "a.png"))
+    raw = np.asarray(pyvips.Image.new_from_file(str(tmp_path / "a.png")))
+    assert np.abs(raw.astype(int) - coffee).max() > 8
+    assert np.abs(read_picture(tmp_path / "a.png").image_HWC.astype(int) - coffee).mean() < 2
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jp2"])
+def test_opencv_formats(tmp_path, coffee, suffix):
+    path = tmp_path / f"ä{suffix}"
+    path.write_bytes(cv2.imencode(suffix, coffee[..., ::-1])[1].tobytes())
+    with PictureFile(path) as picture:
+        assert (picture.height, picture.width) == coffee.shape[:2]
+        assert np.abs(picture.read().image_HWC.astype(int) - coffee).mean() < 5
+
+
+def test_animation_uses_the_first_frame_and_says_so(tmp_path, coffee):
+    strip = tagged(np.concatenate([coffee, 255 - coffee]), "page-height", coffee.shape[0])
+    strip.write_to_file(str(tmp_path / "a.webp"), lossless=True)
+    with PictureFile(tmp_path / "a.webp") as picture:
+        frame = picture.read()
+        assert picture.notes == ["has 2 frames or pages; only the first is used"]
+    assert (frame.image_HWC == coffee).all()
+
+
+def test_bombs_are_refused_from_the_header(tmp_path):
+    head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + head
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    png += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    (tmp_path / "a.png").write_bytes(png)
+    with pytest.raises(MediaError, match=r"60000x60000 is 3600 megapixels, above the limit of 300 \(--max-pixels\)"):
+        read_picture(tmp_path / "a.png")
+    (tmp_path / "a.bmp").write_bytes(b"BM" + bytes(12) + struct.pack("<Iii", 40, 50000, -50000) + bytes(40))
+    with pytest.raises(MediaError, match="2500 megapixels, above the limit of 100"):
+        read_picture(tmp_path / "a.bmp")
+
+
+def test_max_pixels_counts_transparency(tmp_path, coffee):
+    pixels = coffee.shape[0] * coffee.shape[1]
+    write_picture(tmp_path / "a.png", coffee, np.zeros(coffee.shape[:2], np.uint8))
+    with pytest.raises(MediaError, match="with transparency"):
+        read_picture(tmp_path / "a.png", max_pixels=pixels)
+    assert read_picture(tmp_path / "a.png", max_pixels=pixels * 2).alpha_HW is not None
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_truncated_is_one_line(tmp_path, coffee, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".bmp":
+        path.write_bytes(cv2.imencode(suffix, coffee)[1].tobytes()[:300])
+    else:
+        write_picture(path, coffee)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError, match=rf"a\{suffix}: cannot be read: \w") as error:
+        read_picture(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"hello, world", "no picture in a known format")])
+def test_no_picture(tmp_path, content, told):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(MediaError, match=told):
+        read_picture(tmp_path / "a.jpg")
+    assert not is_picture(tmp_path / "a.jpg")
+
+
+def test_missing_folder_and_unreadable(tmp_path):
+    with pytest.raises(MediaError, match="no such file"):
+        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(MediaError, match="is a directory"):
+        read_picture(tmp_path)
+
+
+def test_names_that_libvips_would_misread(tmp_path, coffee):
+    path = tmp_path / "ü [page=1] 100%.png"
+    write_picture(path, coffee)
+    assert (read_picture(path).image_HWC == coffee).all()
+
+
+def test_large_pictures_with_alpha_are_split_in_strips(tmp_path, coffee, monkeypatch):
+    from basnet_runtime.media import pictures
+
+    alpha = coffee[..., 2].copy()
+    write_picture(tmp_path / "a.png", coffee, alpha)
+    monkeypatch.setattr(pictures, "_SPLIT_PIXELS", 10)
+    monkeypatch.setattr(pictures, "_STRIP_PIXELS", 1000)
+    frame = read_picture(tmp_path / "a.png")
+    assert (frame.alpha_HW == alpha).all()
+    assert (frame.image_HWC == coffee).all()
+
+
+def test_outputs_are_checked(tmp_path, coffee):
+    with pytest.raises(UsageError, match="holds no transparency"):
+        check_picture_output(tmp_path / "a.jpg", alpha=True)
+    with pytest.raises(UsageError, match=r"not \.xyz"):
+        check_picture_output(tmp_path / "a.xyz", alpha=False)
+    write_picture(tmp_path / "a.png", coffee)
+    with pytest.raises(MediaError, match="exists already"):
+        write_picture(tmp_path / "a.png", coffee)
+    write_picture(tmp_path / "a.png", coffee, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_unwritable_folder(tmp_path, coffee):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MediaError, match="cannot be written"):
+        write_picture(tmp_path / "file" / "a.png", coffee)
+
+
+REFUSED = {
+    "pil_broken.png",
+    "pil_broken_data_stream.png",
+    "pil_decompression_bomb.gif",
+    "pil_truncated_image.png",
+    "pil_truncated_jpeg.jpg",
+    "pil_ultrahdr.jpg",
+    "pil_zero_width.gif",
+    "sharp_corrupt-header.jpg",
+    "sharp_truncated.jpg",
+    "sharp_truncated.png",
+    "sharp_vfile.v",
+    "text_renamed.jpg",
+    "zero_byte.jpg",
+}
+_READ_ALL = """
+import resource, sys
+from pathlib import Path
+from basnet_runtime.media.pictures import read_picture
+from basnet_torch.errors import MediaError
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        read_picture(path)
+    except MediaError as error:
+        print(path.name)
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1_000_000
+"""
+
+
+@pytest.mark.shared
+def test_odd_pictures(data_root):
+    answer = subprocess.run(
+        [sys.executable, "-c", _READ_ALL, str(data_root / "odd")], capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert set(answer.stdout.split()) == REFUSED
+
+
+@pytest.mark.shared
+def test_real_orientations_agree(data_root):
+    upright = read_picture(data_root / "odd" / "exif_Landscape_1.jpg").image_HWC.astype(int)
+    for orientation in range(2, 9):
+        turned = read_picture(Path(data_root) / "odd" / f"exif_Landscape_{orientation}.jpg").image_HWC
+        assert np.abs(turned - upright).mean() < 6

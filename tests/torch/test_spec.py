@@ -1,0 +1,87 @@
+"""Preparing and finishing agree with torch and with the authors' scikit-image way."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.transform import resize as skimage_resize
+from torch.nn import functional as F
+
+from basnet_torch import spec
+from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, check_size, resize_bilinear
+
+SIDES = st.integers(1, 70)
+
+
+def noise(height, width):
+    return np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_resize_equals_torch(height, width, to_height, to_width):
+    image = noise(height, width)
+    ours = resize_bilinear(image, to_height, to_width)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    theirs = F.interpolate(tensor, (to_height, to_width), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0), atol=2e-2)  # of 255
+
+
+def test_large_pictures_take_the_frugal_way_with_the_same_result(monkeypatch):
+    image = noise(61, 93)
+    plain = resize_bilinear(image, 32, 64)
+    monkeypatch.setattr(spec, "_LARGE_PIXELS", 100)
+    np.testing.assert_allclose(resize_bilinear(image, 32, 64), plain, atol=1e-3)
+
+
+def test_authors_preparation():
+    """Scikit-image without anti-aliasing, divided by the resized picture's largest value, normalised."""
+    image = (noise(50, 70) * 0.7).astype(np.uint8)
+    image[20, 20] = 255  # a bright pixel that the resized picture does not reach
+    resized = skimage_resize(image, (64, 64), order=1, mode="edge", anti_aliasing=False, preserve_range=True)
+    assert resized.max() < 254
+    expected = (resized / resized.max() - IMAGENET_MEAN) / IMAGENET_STD
+    ours = Preprocess(height=64, width=64, scale="image_max").apply(image)
+    np.testing.assert_allclose(ours, expected.transpose(2, 0, 1), atol=1e-3)
+
+
+def test_black_picture_is_not_divided_by_zero():
+    prepared = Preprocess(height=32, width=32, scale="image_max").apply(np.zeros((4, 4, 3), np.uint8))
+    assert np.isfinite(prepared).all()
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_only_uint8_rgb_is_taken(bad):
+    with pytest.raises(ValueError, match="uint8 H,W,3"):
+        Preprocess().apply(bad)
+
+
+def test_stretch_is_per_picture_and_leaves_nothing_as_nothing():
+    stretch = Postprocess(stretch=True)
+    faint = np.array([[0.0, 0.05]], np.float32)
+    strong = np.array([[0.2, 0.7]], np.float32)
+    flat = np.full((2, 2), 0.6, np.float32)
+    np.testing.assert_array_equal(stretch.stretched(faint), faint)
+    np.testing.assert_allclose(stretch.stretched(strong), [[0, 1]], atol=1e-6)
+    np.testing.assert_array_equal(stretch.stretched(flat), flat)
+    np.testing.assert_array_equal(Postprocess().stretched(strong), strong)
+
+
+def test_values_survive_json_and_unknown_fields_do_not():
+    for value in (Preprocess(height=224, scale="image_max"), Postprocess(stretch=True)):
+        assert type(value).from_dict(value.to_dict()) == value
+        with pytest.raises(ValueError, match="this version knows"):
+            type(value).from_dict({**value.to_dict(), "gamma": 2})
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 32), (31, 32), (32, 33), (-32, 32)])
+def test_sizes(height, width):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        check_size(height, width)
+
+
+@pytest.mark.parametrize("fields", [{"height": 100}, {"scale": "1"}, {"std": (1.0, 0.0, 1.0)}])
+def test_preprocess_refuses_nonsense(fields):
+    with pytest.raises(ValueError, match=r"size|scale|std"):
+        Preprocess(**fields)

@@ -1,0 +1,174 @@
+"""Training learns, stops and resumes bit-equally, names what breaks, and keeps best and last checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
+from basnet_torch.config import TrainConfig, learning_rate
+from basnet_torch.datasets import PairStore, find_pairs
+from basnet_torch.errors import CheckpointError, TrainingError, UsageError
+from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.trainer import Trainer
+from basnet_torch.validate import Validator
+
+SMALL = {
+    "width": 2,
+    "size": 32,
+    "eval_size": 64,
+    "store_size": 64,
+    "batch": 2,
+    "steps": 6,
+    "warmup": 2,
+    "autocast": "fp32",
+    "eval_every": 3,
+    "save_every": 2,
+}
+
+
+def config(**changes):
+    return TrainConfig(**{**SMALL, **changes})
+
+
+def validator(pair_folder):
+    return Validator(find_pairs([pair_folder]), Preprocess(height=64, width=64), Postprocess())
+
+
+def state_of(trainer):
+    return {**trainer.model.state_dict(), **{f"average.{k}": v for k, v in trainer.average.state_dict().items()}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"autocast": "bf16", "optimizer": "adam"}, {"ema": 0.0}])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resume_is_bit_equal_to_an_uninterrupted_run(store, tmp_path, changes, stop):
+    whole = Trainer(config(**changes), store, tmp_path / "whole")
+    losses = [r.loss for r in whole.fit()]
+    first = Trainer(config(**changes), store, tmp_path / "cut")
+    begun = [r.loss for r in first.fit(until=stop)]
+    second = Trainer(config(**changes), store, tmp_path / "cut")
+    second.resume(tmp_path / "cut" / "last.pth")
+    assert begun + [r.loss for r in second.fit()] == losses
+    for name, value in state_of(whole).items():
+        assert torch.equal(value, state_of(second)[name]), name
+
+
+def test_leaving_the_loop_early_still_saves(store, tmp_path):
+    steps = Trainer(config(), store, tmp_path).fit()
+    next(steps)
+    steps.close()
+    fresh = Trainer(config(), store, tmp_path)
+    fresh.resume(tmp_path / "last.pth")
+    assert fresh.step == 1
+
+
+def test_it_learns(store, tmp_path):
+    trainer = Trainer(config(width=4, steps=40, batch=6, lr=5e-3, crop_scale=(1.0, 1.0)), store, tmp_path)
+    losses = [r.loss for r in trainer.fit()]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_best_and_last_carry_their_preprocess_and_scores(store, pair_folder, tmp_path):
+    trainer = Trainer(config(), store, tmp_path / "run", validator=validator(pair_folder))
+    list(trainer.fit())
+    for name in ("best.pth", "last.pth"):
+        checkpoint = load_checkpoint(tmp_path / "run" / name)
+        assert checkpoint.preprocess == Preprocess(height=64, width=64)
+        assert checkpoint.metadata["config"]["width"] == 2
+    best = load_checkpoint(tmp_path / "run" / "best.pth")
+    again = validator(pair_folder).scores(model_from_checkpoint(best))
+    assert again.max_f == pytest.approx(best.metadata["scores"]["max_f"], abs=1e-6)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [3, 6]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"] == config().to_dict()
+
+
+def test_non_finite_loss_names_term_and_map(store, tmp_path):
+    trainer = Trainer(config(), store, tmp_path)
+    with torch.no_grad():
+        trainer.model.predict.side_outputs.convs["stage4"].bias.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="step 0: bce of decoder4 is not finite"):
+        list(trainer.fit())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_broken_step_does_not_replace_the_good_state(store, tmp_path, ema):
+    """The step that overflows has moved batch statistics already; what was saved before it stays."""
+    trainer = Trainer(config(ema=ema), store, tmp_path)
+    steps = trainer.fit()
+    for _ in range(3):
+        next(steps)
+    with torch.no_grad():
+        trainer.model.predict.encoder.stem.conv.weight.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="step 3"):
+        next(steps)
+    resumed = Trainer(config(ema=ema), store, tmp_path)
+    resumed.resume(tmp_path / "last.pth")
+    assert resumed.step == 2
+    assert all(torch.isfinite(v).all() for v in state_of(resumed).values() if v.is_floating_point())
+
+
+def test_stop_ends_between_steps_and_saves(store, tmp_path):
+    trainer = Trainer(config(), store, tmp_path)
+    for result in trainer.fit():
+        if result.step == 3:
+            trainer.stop()
+    assert trainer.step == 3
+    assert load_checkpoint(tmp_path / "last.pth").metadata["step"] == 3
+
+
+def test_resume_refuses_other_pairs(store, tmp_path):
+    list(Trainer(config(), store, tmp_path).fit(until=1))
+    other = PairStore(tuple(reversed(store.names)), store.images, store.masks)
+    with pytest.raises(CheckpointError, match="trained on 12 other pairs"):
+        Trainer(config(), other, tmp_path).resume(tmp_path / "last.pth")
+
+
+def test_resume_refuses_another_configuration_and_bare_weights(store, pair_folder, tmp_path):
+    list(Trainer(config(), store, tmp_path, validator=validator(pair_folder)).fit(until=3))
+    with pytest.raises(CheckpointError, match=r"lr 0\.001 -> 0\.01"):
+        Trainer(config(lr=0.01), store, tmp_path).resume(tmp_path / "last.pth")
+    with pytest.raises(CheckpointError, match="holds weights only"):
+        Trainer(config(), store, tmp_path).resume(tmp_path / "best.pth")
+
+
+def test_the_average_trails_the_weights(store, tmp_path):
+    trainer = Trainer(config(ema=0.9), store, tmp_path)
+    start = trainer.average.refine.input.weight.clone()
+    list(trainer.fit(until=1))
+    moved = trainer.model.refine.input.weight - start
+    decay = (1 + 0) / (10 + 0)
+    torch.testing.assert_close(trainer.average.refine.input.weight - start, moved * (1 - decay), rtol=1e-3, atol=1e-7)
+
+
+def test_learning_rate_ends_at_zero_or_stays():
+    cosine = config(steps=100, warmup=10, lr=1.0)
+    assert learning_rate(cosine, 99) < 0.001
+    assert learning_rate(config(steps=100, warmup=10, lr=1.0, schedule="constant"), 99) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 100}, "size: size 100x100"),
+        ({"batch": 0}, "batch is 0"),
+        ({"ema": 1.0}, "ema"),
+        ({"lr": 0.0}, "lr"),
+        ({"seed": -1}, "seed is -1"),
+        ({"flip": 2.0}, "flip"),
+        ({"crop_scale": (0.0, 2.0)}, "crop_scale"),
+        ({"crop_stretch": 0.5}, "crop_stretch"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"optimizer": "lion"}, "adamw, adam"),
+    ],
+)
+def test_config_refuses_nonsense(fields, message):
+    with pytest.raises(UsageError, match=message):
+        config(**fields)
+
+
+def test_config_survives_json_and_refuses_unknown_fields():
+    assert TrainConfig.from_dict(json.loads(json.dumps(config().to_dict()))) == config()
+    with pytest.raises(UsageError, match="unknown fields momentum"):
+        TrainConfig.from_dict({**config().to_dict(), "momentum": 1})
