@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -68,7 +69,10 @@ def train(
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _DEFAULT.warmup,
     clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 does not clip.")] = _DEFAULT.clip,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 keeps none.")] = _DEFAULT.ema,
-    autocast: Annotated[Autocast, typer.Option(help="Type of the convolutions.")] = _DEFAULT.autocast,
+    autocast: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Type of the convolutions; auto: bf16 where the device has it."),
+    ] = "auto",
     channels_last: Annotated[bool, typer.Option(help="Memory layout.")] = _DEFAULT.channels_last,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = _DEFAULT.seed,
     eval_every: Annotated[int, typer.Option(help="Steps between validations.")] = _DEFAULT.eval_every,
@@ -78,6 +82,7 @@ def train(
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
     with exit_on_error():
         _require(device)
+        values["autocast"] = _autocast(autocast, device)
         start = _start(init, resnet34, width)
         values["width"] = width or (start.width if start else _DEFAULT.width)
         config = TrainConfig(**values)
@@ -100,6 +105,25 @@ def _require(device: str) -> None:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         seen = f"{torch.cuda.device_count()} CUDA devices"
         raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
+
+
+def _autocast(asked: Literal["auto", "fp32", "bf16"], device: str) -> Autocast:
+    """What to compute in; bfloat16 that a processor has to emulate is ten times slower than FP32, so it is refused."""
+    if asked == "fp32" or _has_bf16(device):
+        return "fp32" if asked == "fp32" else "bf16"
+    if asked == "bf16":
+        raise BackendUnavailable(f"autocast bf16: torch names no bfloat16 arithmetic of {device}; use --autocast fp32")
+    typer.echo(f"autocast fp32: torch names no bfloat16 arithmetic of {device}", err=True)
+    return "fp32"
+
+
+def _has_bf16(device: str) -> bool:
+    import torch
+
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not tell yet
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _refuse_used_run(run: Path, *, resume: bool) -> None:

@@ -138,9 +138,10 @@ def exported(*, authors_recipe=False, **options) -> Path:
 
 def graph_made_before(change=lambda _, values: values):
     """Stands for `onnx_from_checkpoint` without its seconds: the exported FP32 `tensor` graph, its weights changed."""
+    made = exported(precision="fp32", graph="tensor")  # now, because what it calls is about to be patched
 
     def graph(_checkpoint, _config):
-        model = onnx.load(exported(precision="fp32", graph="tensor"))
+        model = onnx.load(made)
         model.ClearField("metadata_props")
         for tensor in model.graph.initializer:
             values = change(tensor.name, onnx.numpy_helper.to_array(tensor))

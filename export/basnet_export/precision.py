@@ -1,4 +1,4 @@
-"""The network in the arithmetic it is deployed in: batch norm folded in float64, then cast, edges left in FP32.
+"""The network in the arithmetic it is deployed in: batch norm folded in float64, then rounded, edges left in FP32.
 
 Casting the network before it is exported, instead of rewriting the ONNX file afterwards, leaves every type decided by
 one `.to(dtype)` and the FP32 edges (scaling, resizing to and from the picture, last sigmoid) where
@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from basnet_runtime.backends.base import Precision
 from basnet_torch.model import BasicBlock, BASNet, ConvBNReLU
 
-__all__ = ["OPSETS", "deployed_network", "scaled_network", "torch_dtype"]
+__all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
 
 # The lowest that has what is used, because readers of old opsets are many; convolution takes bfloat16 from 22 on.
 OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
@@ -35,7 +35,41 @@ def deployed_network(model: BASNet, precision: Precision) -> BASNet:
     """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`."""
     network = copy.deepcopy(model).double().eval()
     _replace_norms(network, _folded)
-    return network.to(torch_dtype(precision))
+    dtype = torch_dtype(precision)
+    if dtype.itemsize == 2:
+        for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+            conv.weight.data = rounded_kernels(conv.weight.data, dtype)
+    return network.to(dtype)
+
+
+def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:
+    """Kernels rounded to `dtype` so that each keeps its sum: what rounding one tap loses, the next one gets.
+
+    A rounding error is the same at every pixel, and neighbouring pixels are much alike, so that nine independent errors
+    add up to a shift of the whole map. Taps are taken from the largest to the smallest, whose own step is what remains.
+
+    Args:
+        weight_OIKK: Weights of any shape with the kernel in the last two axes, in higher precision.
+        dtype: `torch.float16` or `torch.bfloat16`.
+
+    Returns:
+        Values exact in `dtype`, as float64.
+
+    >>> kernel = torch.full((1, 1, 3, 3), 0.1, dtype=torch.float64)
+    >>> rounded = rounded_kernels(kernel, torch.half)
+    >>> lost = [(k.sum() - kernel.sum()).abs().item() for k in (kernel.half().double(), rounded)]
+    >>> lost[1] < lost[0] / 4
+    True
+    """
+    taps = weight_OIKK.double().flatten(-2)
+    order = taps.abs().argsort(dim=-1, descending=True)
+    ordered = taps.gather(-1, order)
+    lost = torch.zeros_like(ordered[..., 0])
+    for tap in ordered.unbind(-1):
+        wanted = tap + lost
+        tap.copy_(wanted.to(dtype))
+        lost = wanted - tap
+    return torch.empty_like(taps).scatter_(-1, order, ordered).reshape(weight_OIKK.shape)
 
 
 def scaled_network(model: BASNet) -> BASNet:

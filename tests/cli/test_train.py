@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+import torch
 from typer.testing import CliRunner
 
 from basnet_torch.checkpoint import load_checkpoint
-from basnet_torch.cli import app
+from basnet_torch.cli import _autocast, app
+from basnet_torch.errors import BackendUnavailable
 from tests.torch.conftest import pair_folder  # noqa: F401 - a fixture
 
 SMALL = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
@@ -65,3 +68,13 @@ def test_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
         result = call(*arguments)
         assert (result.exit_code, message in result.stderr) == (code, True), result.output
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_bf16_is_taken_only_where_the_processor_has_it(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert _autocast("auto", "cpu") == "fp32"
+    assert "autocast fp32: torch names no bfloat16" in capsys.readouterr().err
+    with pytest.raises(BackendUnavailable, match="use --autocast fp32"):
+        _autocast("bf16", "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert [_autocast(asked, "cpu") for asked in ("auto", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]

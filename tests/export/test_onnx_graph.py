@@ -15,6 +15,7 @@ from basnet_export.samples import BUNDLED, load_pictures
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
+from basnet_runtime.processor import why_no_bf16
 from basnet_torch.checkpoint import load_checkpoint, save_checkpoint
 from basnet_torch.errors import ExportError, ParityError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -29,11 +30,12 @@ from tests.models import (
     with_weights,
 )
 
+needs_bf16 = pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
 EXPORTS = [
     {"precision": "fp32", "graph": "tensor"},
     {"precision": "fp32", "graph": "frame"},
     {"precision": "fp16", "graph": "frame"},
-    {"precision": "bf16", "graph": "tensor"},
+    pytest.param({"precision": "bf16", "graph": "tensor"}, marks=needs_bf16),
 ]
 
 

@@ -29,21 +29,10 @@ def test_it_finds_the_cup():
     assert mask[:40, :40].mean() < 0.3
 
 
-@pytest.mark.parametrize(
-    ("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
-)
-def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend, precision):
-    if precision == "bf16":
-        from basnet_runtime.processor import why_no_bf16
-
-        reason = why_no_bf16()
-        if reason:
-            pytest.skip(reason)
-    with (
-        open_model(lite_checkpoint) as reference,
-        open_model(lite_onnx, backend=backend, precision=precision) as candidate,
-    ):
-        report = compare(reference, candidate, load_pictures(None), tolerance_for(precision))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend):
+    with open_model(lite_checkpoint) as reference, open_model(lite_onnx, backend=backend) as candidate:
+        report = compare(reference, candidate, load_pictures(None), tolerance_for("fp32"))
     assert report, str(report)
 
 
