@@ -1,0 +1,35 @@
+"""What README.md tells people to type exists: every command, subcommand and option."""
+
+import re
+import shlex
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def command_lines():
+    """Each line of the shell blocks that calls one of the project's commands."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("basnet-")]
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_of_the_readme(line):
+    name, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+    (script,) = entry_points(group="console_scripts", name=name)
+    command = typer.main.get_command(script.load().__globals__["app"])
+    for word in list(words):
+        if word in getattr(command, "commands", {}):
+            command = command.commands[word]
+            words.remove(word)
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert not [word for word in words if word.startswith("-") and word not in known]
+    assert not getattr(command, "commands", {}), "a subcommand is missing"
+
+
+def test_there_are_command_lines():
+    assert len(command_lines()) > 15
