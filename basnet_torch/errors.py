@@ -8,6 +8,7 @@ BasnetError                  1
 ├── DataError                1   (also ValueError)
 ├── TrainingError            1   (also ArithmeticError)
 ├── ExportError              1   (also RuntimeError)
+│   └── EngineBuildError     1
 ├── ModelFileError           1   (also ValueError)
 ├── MediaError               1   (also OSError)
 ├── BackendUnavailable       3   (also ImportError)
@@ -25,6 +26,7 @@ __all__ = [
     "BasnetError",
     "CheckpointError",
     "DataError",
+    "EngineBuildError",
     "ExportError",
     "MediaError",
     "ModelFileError",
@@ -61,6 +63,10 @@ class TrainingError(BasnetError, ArithmeticError):
 
 class ExportError(BasnetError, RuntimeError):
     """A graph could not be written or did not pass its own checks."""
+
+
+class EngineBuildError(ExportError):
+    """TensorRT cannot parse the graph or build its engine, or the engine is not what its name says."""
 
 
 class ModelFileError(BasnetError, ValueError):

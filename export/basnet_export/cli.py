@@ -1,6 +1,7 @@
 """`basnet-export`: a checkpoint as a checked ONNX file or in another form, and what a model file is.
 
 basnet-export onnx basnet.pth --precision fp16 --graph frame
+basnet-export engine basnet.pth -o fp16.plan --batch 1,8,32
 basnet-export checkpoint best.pth -o basnet.pth --layout authors
 basnet-export inspect basnet-frame-fp16.onnx
 """
@@ -9,16 +10,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from basnet_export.build_config import Tiling
 from basnet_export.checkpoints import Layout
 from basnet_export.config import ExportConfig, Store, parse_size
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.console import say
+from basnet_runtime.console import say, stderr_console
 from basnet_runtime.manifest import Graph
 from basnet_torch.errors import exit_on_error
+
+if TYPE_CHECKING:
+    from basnet_export.build_config import BuildConfig
 
 __all__ = ["app", "main"]
 
@@ -59,6 +64,71 @@ def onnx(
 
 
 @app.command()
+def engine(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, or a checkpoint, which is exported.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write; else beside MODEL.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of a checkpoint's network. Default: fp16; an .onnx has its own.")
+    ] = None,
+    graph: Annotated[Graph | None, typer.Option(help="Of a checkpoint. Default: tensor.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
+    flavor: Annotated[
+        Literal["auto", "tensorrt", "rtx"], typer.Option(help="Whose engine. Default: what is installed.")
+    ] = "auto",
+    batch: Annotated[str, typer.Option(metavar="RANGE", help="Pictures a run: N, or smallest,best,largest.")] = "1,1,8",
+    height: Annotated[str, typer.Option(metavar="RANGE", help="Picture heights of a frame graph.")] = "32,720,2160",
+    width: Annotated[str, typer.Option(metavar="RANGE", help="Picture widths of a frame graph.")] = "32,1280,3840",
+    workspace: Annotated[int | None, typer.Option(min=1, help="Most memory for one layer's work, MiB.")] = None,
+    level: Annotated[int, typer.Option(min=0, max=5, help="Optimisation, 0 quick to 5 thorough.")] = 3,
+    tiling: Annotated[Tiling, typer.Option(help="How hard to look for tilings.")] = "none",
+    aux_streams: Annotated[int | None, typer.Option(min=0, help="Streams beside a run's own.")] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later releases too; tensorrt only.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; tensorrt only.")
+    ] = False,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(metavar="M.N", help="Build for this device kind; repeatable; rtx only.")
+    ] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings; tensorrt only.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps finished engines.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to prove parity on.")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Build a checkpoint's graph without proof.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine of MODEL, with its manifest beside it."""
+    with exit_on_error():
+        from basnet_export.build_config import BuildConfig, parse_range
+
+        config = BuildConfig(
+            model=model,
+            output=output,
+            precision=precision,
+            graph=graph,
+            size=parse_size(size) if size else None,
+            flavor=flavor,
+            batch=parse_range("batch", batch),
+            height=parse_range("height", height),
+            width=parse_range("width", width),
+            workspace_mib=workspace,
+            optimization_level=level,
+            tiling=tiling,
+            aux_streams=aux_streams,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            compute_capabilities=tuple(compute_capability or ()),
+            timing_cache=timing_cache,
+            cache=cache,
+            pictures=pictures,
+            check=not no_check,
+            overwrite=overwrite,
+        )
+        _print_file(_built(config), as_json=as_json)
+
+
+@app.command()
 def checkpoint(
     source: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pt or .safetensors checkpoint.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .pth or .safetensors file to write.")],
@@ -90,6 +160,28 @@ def inspect(
 
         description = describe(file)
         typer.echo(json.dumps(description.to_dict(), indent=1) if as_json else str(description))
+
+
+def _built(config: BuildConfig) -> Path:
+    """Build behind a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from basnet_export.engine import build_engine
+    from basnet_export.engine_progress import BuildProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = stderr_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("building", total=1.0, visible=False)
+
+        class Shown(BuildProgress):
+            def say(self, what: str) -> None:
+                say(what)
+
+            def advanced(self, phase: str, share: float) -> None:
+                bar.update(task, description=phase, completed=share, visible=True)
+
+        return build_engine(config, Shown())
 
 
 def _print_file(path: Path, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.preflight import read_plan_manifest
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -62,7 +63,7 @@ def describe(path: Path) -> Description:
 
 def receipt(path: Path) -> dict[str, Any]:
     """What was just exported: path, size, manifest, and the verdict of its checks in words."""
-    manifest = read_manifest(path)
+    manifest = read_manifest(path) if path.suffix == ".onnx" else read_plan_manifest(path)[0]
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -98,12 +99,7 @@ def _onnx(path: Path) -> Description:
     manifest = read_manifest(path, header)
     facts |= {
         "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
-        "width": manifest.width,
-        "origin": manifest.origin,
-        "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
-        **_recipe(manifest.preprocess, manifest.postprocess),
-        "parity": _verdict(manifest),
-        "created": f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.exporter.items())}",
+        **_source(manifest),
     }
     return Description(
         file=str(path), kind=f"ONNX, {manifest.graph} graph of BASNet", facts=facts, feed=_feed(manifest)
@@ -111,19 +107,40 @@ def _onnx(path: Path) -> Description:
 
 
 def _plan(path: Path) -> Description:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such file")
-    facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}"}
-    beside = manifest_path(path)
-    if not beside.is_file():
-        feed = f"{beside.name} is missing, so how to feed it is unknown"
+    if path.is_file() and not manifest_path(path).is_file():
+        feed = f"{manifest_path(path).name} is missing, so how to feed it is unknown"
+        facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}"}
         return Description(file=str(path), kind="TensorRT engine", facts=facts, feed=feed)
-    try:
-        manifest = Manifest.from_json(beside.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelFileError(f"{beside}: cannot be read ({error})") from error
-    facts |= {"input": str(manifest.input), "output": str(manifest.output), "precision": manifest.precision}
-    return Description(file=str(path), kind="TensorRT engine of BASNet", facts=facts, feed=_feed(manifest))
+    manifest, engine = read_plan_manifest(path)
+    facts = {
+        "bytes": f"{engine.plan_bytes:,}",
+        "library": engine.library,
+        "built on": engine.gpu or "a machine without a GPU, ahead of time",
+        "runs on": ", ".join(engine.compute_capabilities) or "what the library supports",
+        "input": str(manifest.input),
+        "output": str(manifest.output),
+        "shapes": "; ".join(map(str, engine.profiles)) + " (smallest / best / largest)",
+        "precision": f"{manifest.precision}: {engine.typed_flops:.1%} of the convolutions' arithmetic, "
+        f"{engine.typed_layers:.1%} of the layers",
+        "flags": ", ".join(f"{name} {value}" for name, value in engine.flags.items()),
+        "build time": f"{engine.build_seconds} s",
+        **_source(manifest),
+    }
+    return Description(
+        file=str(path), kind=f"TensorRT engine, {manifest.graph} graph of BASNet", facts=facts, feed=_feed(manifest)
+    )
+
+
+def _source(manifest: Manifest) -> dict[str, Any]:
+    """What every deployed file comes from, and what it was proven to be."""
+    return {
+        "width": manifest.width,
+        "origin": manifest.origin,
+        "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
+        **_recipe(manifest.preprocess, manifest.postprocess),
+        "parity": _verdict(manifest),
+        "created": f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.exporter.items())}",
+    }
 
 
 def _outside(header: OnnxHeader) -> dict[str, Any]:
@@ -154,6 +171,8 @@ def _feed(manifest: Manifest) -> str:
 
 def _verdict(manifest: Manifest) -> str:
     parity = manifest.parity
+    if parity is None and manifest.engine is not None:
+        return "not proven: run 'basnet-bench parity' on the GPU it is for"
     if parity is None:
         return "masks not checked against PyTorch (--no-check)"
     return (

@@ -15,11 +15,21 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from basnet_runtime.backends.base import Precision
+from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess, TensorSpec
 
-__all__ = ["METADATA_KEY", "Graph", "Kind", "Manifest", "manifest_path", "read_manifest", "sha256_of"]
+__all__ = [
+    "METADATA_KEY",
+    "Graph",
+    "Kind",
+    "Manifest",
+    "manifest_path",
+    "read_manifest",
+    "read_manifest_beside",
+    "sha256_of",
+]
 
 METADATA_KEY = "basnet"
 FORMAT = 1
@@ -46,11 +56,13 @@ class Manifest:
         opset: Version of the ONNX operators.
         checkpoint: Name of the checkpoint's file.
         checkpoint_sha256: Its digest.
-        onnx_sha256: Digest of the ONNX file; empty inside the file itself, which cannot hold its own.
+        onnx_sha256: Digest of the ONNX file; empty inside the file itself, which cannot hold its own. For a plan, that
+            of the file it was built from.
         origin: Whose weights these are: "basnet-deploy" or "authors".
         exporter: Name and version of every library that took part.
         parity: The receipt of the checks it passed; None when they were switched off.
         created: When, ISO 8601, UTC.
+        engine: What a plan was built for; None for an ONNX file.
     """
 
     kind: Kind
@@ -70,6 +82,7 @@ class Manifest:
     onnx_sha256: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None
+    engine: EngineFacts | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -93,6 +106,7 @@ class Manifest:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"format is {found!r}; this version reads {FORMAT}")
+        values.setdefault("engine", None)  # files written before there were plans
         odd = set(values) ^ {*cls.__slots__, _DIGEST}
         if odd:
             raise ValueError(f"fields missing or unknown: {', '.join(sorted(odd))}")
@@ -101,6 +115,8 @@ class Manifest:
         said, found = values.pop(_DIGEST), values["preprocess"].digest()
         if said != found:
             raise ValueError(f"{_DIGEST} is {said!r}, but that of its preprocess is {found!r}: it was changed by hand")
+        if values["engine"] is not None:
+            values["engine"] = EngineFacts.from_dict(values["engine"])
         for name in ("input", "output"):
             values[name] = TensorSpec(**{**values[name], "shape": tuple(values[name]["shape"])})
         return cls(**values)
@@ -113,7 +129,7 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
         ModelFileError: When there is none, when it cannot be read, or when two contradict each other or the file.
     """
     header = header or read_onnx_header(path)
-    inside, beside = _inside(path, header), _beside(path)
+    inside, beside = _inside(path, header), read_manifest_beside(path)
     if beside is not None:
         _check_beside(path, inside, beside)
     manifest = inside or beside
@@ -143,7 +159,12 @@ def _inside(path: Path, header: OnnxHeader) -> Manifest | None:
     return None if text is None else _parsed(f"{path}: its manifest", text)
 
 
-def _beside(path: Path) -> Manifest | None:
+def read_manifest_beside(path: Path) -> Manifest | None:
+    """The manifest in `FILE.json`, unchecked against the file, or None where there is none.
+
+    Raises:
+        ModelFileError: When it cannot be read.
+    """
     beside = manifest_path(path)
     try:
         text = beside.read_text(encoding="utf-8")

@@ -50,11 +50,18 @@ def open_model(
     if path.suffix == ".onnx":
         return _open_onnx(path, backend, device, threads, precision)
     if path.suffix in (".plan", ".engine"):
-        raise BackendUnavailable(
-            f"{path}: TensorRT engines are not part of this version; "
-            "give the .onnx it was built from, with --device tensorrt for ONNX Runtime's TensorRT provider"
-        )
+        return _open_plan(path)
     raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors or .onnx file")
+
+
+def _open_plan(path: Path) -> SaliencyModel:
+    from basnet_runtime.preflight import preflight
+
+    _, engine, _ = preflight(path)
+    raise BackendUnavailable(
+        f"{path}: this version builds and inspects engines for {engine.library} and does not run them yet; "
+        "give the .onnx it was built from, with --device tensorrt for ONNX Runtime's TensorRT provider"
+    )
 
 
 def _open_checkpoint(

@@ -137,7 +137,7 @@ def test_a_manifest_of_another_file_is_refused(fp32, tmp_path):
         open_model(path)
 
 
-@pytest.mark.parametrize(("name", "code"), [("a.plan", 3), ("a.engine", 3), ("a.tflite", 1), ("none.onnx", 1)])
+@pytest.mark.parametrize(("name", "code"), [("a.plan", 1), ("a.engine", 1), ("a.tflite", 1), ("none.onnx", 1)])
 def test_exit_codes(name, code, tmp_path):
     with pytest.raises(BasnetError) as caught:
         open_model(tmp_path / name)

@@ -1,0 +1,153 @@
+"""What engine to build and how: an inert value that `engine.build_engine` carries out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from basnet_runtime.backends.base import Precision
+from basnet_runtime.engine_facts import Profile
+from basnet_runtime.manifest import Graph, Manifest
+from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.tensorrt_library import Flavor
+from basnet_torch.errors import UsageError
+
+__all__ = ["BuildConfig", "Range", "Tiling", "parse_range"]
+
+Range = tuple[int, int, int]
+Tiling = Literal["none", "fast", "moderate", "full"]
+_PLAN_SUFFIXES = (".plan", ".engine")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildConfig:
+    """One engine.
+
+    Attributes:
+        model: The `.onnx`, or a checkpoint, which is exported first.
+        output: The file to write; None names it after the model, see `target`.
+        precision: For a checkpoint, what the network computes in; an `.onnx` has it written in its graph.
+        graph: For a checkpoint, `tensor` or `frame`.
+        size: For a checkpoint, network input height and width; None takes its own.
+        flavor: Whose engine: `tensorrt`, `rtx`, or `auto` for what is installed.
+        batch: Pictures a run: smallest, the number it is tuned for, and largest.
+        height: Picture heights of the `frame` graph, likewise.
+        width: Picture widths of the `frame` graph, likewise.
+        workspace_mib: Most memory that one layer may take for itself; None leaves it to the library.
+        optimization_level: 0 (quick) to 5 (thorough).
+        tiling: How hard to look for tilings that keep data in the cache.
+        aux_streams: Streams a run may use beside its own; None leaves it to the library.
+        version_compatible: Make a plan that later releases of the same major version run too; `tensorrt` only.
+        hardware_compatible: Make a plan for every GPU from Ampere on; `tensorrt` only.
+        compute_capabilities: What to build for, such as `8.6`; `rtx` only, which otherwise decides where it runs.
+        timing_cache: File of kernel timings that is read, and written back; `tensorrt` only.
+        cache: Folder of finished engines, found again by the content they were built from.
+        pictures: Folder of pictures for the parity checks; None takes those of this package.
+        check: Whether to prove parity, of the graph here and of the plan where there is a GPU.
+        overwrite: Whether an existing file may be replaced.
+    """
+
+    model: Path
+    output: Path | None = None
+    precision: Precision | None = None
+    graph: Graph | None = None
+    size: tuple[int, int] | None = None
+    flavor: Flavor | Literal["auto"] = "auto"
+    batch: Range = (1, 1, 8)
+    height: Range = (32, 720, 2160)
+    width: Range = (32, 1280, 3840)
+    workspace_mib: int | None = None
+    optimization_level: int = 3
+    tiling: Tiling = "none"
+    aux_streams: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    cache: Path | None = None
+    pictures: Path | None = None
+    check: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model.suffix not in (*CHECKPOINT_SUFFIXES, ".onnx"):
+            raise UsageError(f"{self.model}: an engine is built from a .pth, .pt, .safetensors or .onnx file")
+        if not self.is_checkpoint:
+            for name in ("precision", "graph", "size"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"{name} with {self.model.name}: an .onnx has it written in its graph; give the checkpoint"
+                    )
+        if self.output is not None and self.output.suffix not in _PLAN_SUFFIXES:
+            raise UsageError(f"output {self.output}: its name must end in {' or '.join(_PLAN_SUFFIXES)}")
+        for name in ("batch", "height", "width"):
+            low, best, high = getattr(self, name)
+            if not 1 <= low <= best <= high:
+                raise UsageError(f"{name} is {low},{best},{high}; give smallest, best and largest, each at least 1")
+        if not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"optimization level is {self.optimization_level}; it must be 0 to 5")
+        if self.tiling not in get_args(Tiling):
+            raise UsageError(f"tiling is {self.tiling!r}; it must be one of {', '.join(get_args(Tiling))}")
+        self._refuse_other_flavors_options()
+
+    def _refuse_other_flavors_options(self) -> None:
+        only: dict[str, Flavor] = {
+            "version_compatible": "tensorrt",
+            "hardware_compatible": "tensorrt",
+            "timing_cache": "tensorrt",
+            "compute_capabilities": "rtx",
+        }
+        for name, flavor in only.items():
+            if getattr(self, name) and self.flavor != flavor:
+                raise UsageError(f"{name.replace('_', ' ')}: only {flavor} has it; add --flavor {flavor}")
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the model has to be exported first."""
+        return self.model.suffix in CHECKPOINT_SUFFIXES
+
+    @property
+    def target(self) -> Path:
+        """The file to write: `output`, or the model's name with what was asked of its export.
+
+        >>> BuildConfig(model=Path("a/basnet.pth")).target.name
+        'basnet-fp16.plan'
+        """
+        if self.output is not None:
+            return self.output
+        if not self.is_checkpoint:
+            return self.model.with_suffix(".plan")
+        parts = [self.model.stem, *(["frame"] if self.graph == "frame" else []), self.precision or "fp16"]
+        return self.model.with_name("-".join(parts) + ".plan")
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What is asked of the builder, for the manifest and for the cache's key."""
+        names = ("workspace_mib", "optimization_level", "tiling", "aux_streams")
+        return {name: getattr(self, name) for name in (*names, "version_compatible", "hardware_compatible")}
+
+    def profile(self, manifest: Manifest) -> Profile:
+        """The shapes of the model's input: its own axes where they are fixed, the asked ones where they are free."""
+        asked = (self.batch, self.height, self.width) if manifest.graph == "frame" else (self.batch,)
+        free = iter(asked)
+        axes = [(axis, axis, axis) if axis is not None else next(free) for axis in manifest.input.shape]
+        smallest, best, largest = zip(*axes, strict=True)
+        return Profile(smallest=smallest, best=best, largest=largest)
+
+
+def parse_range(name: str, text: str) -> Range:
+    """Smallest, best and largest from `N` or `SMALLEST,BEST,LARGEST`.
+
+    >>> parse_range("batch", "8"), parse_range("batch", "1,8,32")
+    ((8, 8, 8), (1, 8, 32))
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise UsageError(f"{name} {text!r}: give one number, or smallest,best,largest as in 1,8,32")
+    return numbers[0], numbers[1], numbers[2]

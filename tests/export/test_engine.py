@@ -1,0 +1,227 @@
+"""Engines, built by the real library where no GPU is: what is in them, what is refused; nothing half-done stays."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from basnet_export import engine
+from basnet_export.build_config import BuildConfig, parse_range
+from basnet_export.describe import describe
+from basnet_export.engine import build_engine
+from basnet_export.engine_network import parse_onnx, precision_share
+from basnet_export.engine_progress import BuildProgress
+from basnet_runtime.engine_facts import Profile
+from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
+from basnet_runtime.preflight import read_plan_manifest
+from basnet_runtime.tensorrt_library import open_tensorrt
+from basnet_torch.errors import BackendUnavailable, EngineBuildError, UsageError
+from tests.models import SIZE, checkpoint_file, disc_folder, exported
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
+
+TENSOR16 = {"precision": "fp16", "graph": "tensor"}
+FRAME16 = {"precision": "fp16", "graph": "frame"}
+
+
+class Recorded(BuildProgress):
+    def __init__(self):
+        self.said, self.shares = [], []
+
+    def say(self, what):
+        self.said.append(what)
+
+    def advanced(self, phase, share):
+        self.shares.append((phase, share))
+
+
+def config(tmp_path, model=None, **options):
+    return BuildConfig(
+        model=model or exported(**TENSOR16),
+        output=tmp_path / "a.plan",
+        **{"flavor": "rtx", "batch": (1, 2, 4), **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "smallest", "largest"),
+    [
+        (TENSOR16, (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)),
+        (FRAME16, (1, 32, 32, 3), (4, 2160, 3840, 3)),
+        ({"precision": "fp32", "graph": "tensor"}, (1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)),
+    ],
+    ids=["fp16-tensor", "fp16-frame", "fp32-tensor"],
+)
+def test_a_plan_is_built_without_a_gpu(options, smallest, largest, tmp_path):
+    source = exported(**options)
+    path = build_engine(config(tmp_path, source))
+    manifest, facts = read_plan_manifest(path)
+    assert (manifest.kind, manifest.precision, manifest.graph) == ("plan", options["precision"], options["graph"])
+    assert manifest.onnx_sha256 == sha256_of(source)
+    assert manifest.preprocess == read_manifest(source).preprocess
+    assert manifest.parity is None  # what was proven of the graph is not proven of the plan
+    assert (facts.flavor, facts.gpu, facts.plan_bytes) == ("rtx", "", path.stat().st_size)
+    assert (facts.profiles[0].smallest, facts.profiles[0].largest) == (smallest, largest)
+    assert (facts.typed_layers, facts.typed_flops) == (1.0, 1.0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.plan", "a.plan.json"]
+
+
+def test_a_checkpoint_becomes_an_fp16_engine(tmp_path):
+    progress = Recorded()
+    path = build_engine(config(tmp_path, checkpoint_file(), pictures=disc_folder()), progress)
+    manifest, _ = read_plan_manifest(path)
+    assert manifest.precision == "fp16"
+    assert manifest.checkpoint_sha256 == sha256_of(checkpoint_file())
+    assert "checking batches and parity with PyTorch FP32" in progress.said
+    assert any(said.startswith("building with TensorRT for RTX 1.") for said in progress.said)
+    shares = [share for _, share in progress.shares]
+    assert all(0 <= share <= 1 for share in shares)
+    assert max(shares) > 0.5
+
+
+def test_description_says_what_it_is(tmp_path):
+    text = str(describe(build_engine(config(tmp_path))))
+    assert "TensorRT engine, tensor graph of BASNet" in text
+    assert "fp16: 100.0% of the convolutions' arithmetic" in text
+    assert "not proven: run 'basnet-bench parity' on the GPU" in text
+    assert f"1x3x{SIZE}x{SIZE} / 2x3x{SIZE}x{SIZE} / 4x3x{SIZE}x{SIZE}" in text
+
+
+def test_an_engine_that_is_fp16_by_name_only_is_refused(tmp_path):
+    """An FP32 graph whose manifest says fp16."""
+    source = tmp_path / "lies.onnx"
+    model = onnx.load(exported(precision="fp32", graph="tensor"))
+    manifest = replace(read_manifest(exported(precision="fp32", graph="tensor")), precision="fp16", onnx_sha256="")
+    onnx.helper.set_model_props(model, {"basnet": manifest.to_json()})
+    onnx.save(model, source)
+    with pytest.raises(EngineBuildError, match="only 0% of the convolutions' arithmetic would be in fp16"):
+        build_engine(config(tmp_path, source))
+    assert not (tmp_path / "a.plan").exists()
+
+
+def test_a_node_that_cannot_be_parsed_is_named():
+    library = open_tensorrt("rtx")
+    model = onnx.load(exported(**TENSOR16))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "NoSuchThing"
+    builder = library.trt.Builder(library.logger)
+    with pytest.raises(EngineBuildError, match=r"node .*NoSuchThing"):
+        parse_onnx(library, builder, model.SerializeToString(), read_manifest(exported(**TENSOR16)))
+
+
+def test_share_counts_arithmetic_not_layers():
+    """Of a graph in FP32 nothing is FP16, and everything is FP32."""
+    library = open_tensorrt("rtx")
+    source = exported(precision="fp32", graph="tensor")
+    parsed = parse_onnx(library, library.trt.Builder(library.logger), source.read_bytes(), read_manifest(source))
+    assert precision_share(library, parsed.network, "fp16").flops == 0
+    assert precision_share(library, parsed.network, "fp32").layers == 1
+
+
+def test_ctrl_c_ends_the_build_and_leaves_nothing(tmp_path):
+    class Impatient(Recorded):
+        def advanced(self, phase, share):
+            super().advanced(phase, share)
+            if len(self.shares) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(config(tmp_path), Impatient())
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_cache_finds_the_same_content_only(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first = build_engine(config(tmp_path, cache=cache))
+    plan = first.read_bytes()
+    monkeypatch.setattr(engine, "parse_onnx", lambda *_: pytest.fail("was built again"))
+    progress = Recorded()
+    again = build_engine(config(tmp_path, cache=cache, overwrite=True), progress)
+    assert again.read_bytes() == plan
+    assert any("found the engine" in said for said in progress.said)
+    read_plan_manifest(again)
+    monkeypatch.undo()
+    for changed in ({"batch": (1, 1, 2)}, {"optimization_level": 1}):
+        build_engine(config(tmp_path, cache=cache, overwrite=True, **changed))
+    assert len(list(cache.glob("*.plan"))) == 3
+
+
+def test_a_damaged_cache_entry_is_built_anew(tmp_path):
+    cache = tmp_path / "cache"
+    build_engine(config(tmp_path, cache=cache))
+    (entry,) = cache.glob("*.plan")
+    entry.write_bytes(b"damaged")
+    read_plan_manifest(build_engine(config(tmp_path, cache=cache, overwrite=True)))
+    assert entry.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("capabilities", [("8.6",), ("8.6", "8.9")])
+def test_compute_capabilities_of_rtx(capabilities, tmp_path):
+    _, facts = read_plan_manifest(build_engine(config(tmp_path, compute_capabilities=capabilities)))
+    assert facts.compute_capabilities == capabilities
+
+
+def test_unknown_compute_capability(tmp_path):
+    with pytest.raises(UsageError, match=r"compute capability 1\.0: TensorRT for RTX .* builds for 7\.5"):
+        build_engine(config(tmp_path, compute_capabilities=("1.0",)))
+
+
+def test_existing_files_stay(tmp_path):
+    (tmp_path / "a.plan").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists already"):
+        build_engine(config(tmp_path))
+    assert (tmp_path / "a.plan").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": Path("a.plan")}, "an engine is built from"),
+        ({"model": Path("a.onnx"), "precision": "fp16"}, "has it written in its graph"),
+        ({"output": Path("a.onnx")}, r"must end in \.plan"),
+        ({"batch": (4, 2, 8)}, "batch is 4,2,8"),
+        ({"batch": (0, 1, 1)}, "at least 1"),
+        ({"optimization_level": 6}, "must be 0 to 5"),
+        ({"tiling": "some"}, "none, fast, moderate, full"),
+        ({"hardware_compatible": True}, "add --flavor tensorrt"),
+        ({"version_compatible": True, "flavor": "rtx"}, "only tensorrt has it"),
+        ({"timing_cache": Path("t")}, "only tensorrt has it"),
+        ({"flavor": "tensorrt", "compute_capabilities": ("8.6",)}, "only rtx has it"),
+    ],
+)
+def test_config_refuses_nonsense(fields, message):
+    with pytest.raises(UsageError, match=message):
+        BuildConfig(**{"model": Path("a.pth"), **fields})
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "a", "1,2,3,4"])
+def test_ranges(text):
+    with pytest.raises(UsageError, match="give one number, or smallest,best,largest"):
+        parse_range("batch", text)
+
+
+def test_profiles_grow():
+    with pytest.raises(ValueError, match="must grow"):
+        Profile(smallest=(2,), best=(1,), largest=(3,))
+    assert Profile(smallest=(1, 3), best=(2, 3), largest=(4, 3)).holds((3, 3))
+    assert not Profile(smallest=(1, 3), best=(2, 3), largest=(4, 3)).holds((5, 3))
+
+
+def test_the_other_flavor_is_not_taken_instead():
+    with pytest.raises(BackendUnavailable, match=r"TensorRT is not installed; pip install 'basnet-deploy\[gpu\]'"):
+        open_tensorrt("tensorrt")
+    assert open_tensorrt("auto").flavor == "rtx"
+
+
+def test_facts_survive_json(tmp_path):
+    manifest, facts = read_plan_manifest(build_engine(config(tmp_path)))
+    assert type(manifest).from_json(manifest.to_json()).engine == facts
+    assert json.loads(manifest_path(tmp_path / "a.plan").read_text())["engine"]["plan_sha256"] == facts.plan_sha256
