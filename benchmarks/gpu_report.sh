@@ -27,6 +27,18 @@ measure() {
   fi
 }
 
+# engine NAME MODEL ARGUMENTS...: builds an FP16 plan where a library for it is there; RTX builds without a GPU too
+engine() {
+  local name=$1 model=$2 code
+  shift 2
+  echo "== $name: basnet-export engine $model $*"
+  "$python" -c 'from basnet_export.cli import main; main()' engine "$model" -o "$out/$name.plan" --overwrite "$@" \
+    2>"$out/$name.log"
+  code=$?
+  [ $code -eq 0 ] || tail -n 1 "$out/$name.log"
+  [ $code -eq 0 ] || [ $code -eq 3 ] || status=1
+}
+
 "$python" -c 'from basnet_runtime.doctor import main; main()' --json >"$out/doctor.json"
 measure latency-cpu latency random:64 "$lite.safetensors" --rounds "$rounds"
 measure parity-cpu parity "$lite.safetensors"
@@ -34,6 +46,14 @@ measure video-cpu video tests/data/pan.mp4
 measure latency-cuda latency random:64 "$lite.safetensors" --rounds "$rounds" --device cuda --batch 1,8,32
 measure parity-cuda parity "$lite.safetensors" --device cuda
 measure latency-tensorrt latency random:64 "$lite.safetensors" --rounds "$rounds" --device tensorrt --batch 1,8,32
+engine lite-fp16 "$lite.safetensors" --batch 1,8,32
+engine lite-frame-fp16 "$lite.safetensors" --graph frame
+for name in lite-fp16 lite-frame-fp16; do
+  [ -f "$out/$name.plan" ] || continue
+  measure "parity-$name" parity "$lite.safetensors" "$out/$name.plan" --device cuda
+  measure "latency-$name" latency "$lite.safetensors" "$out/$name.plan" --rounds "$rounds" --device cuda
+  measure "video-$name" video tests/data/pan.mp4 --engine "$out/$name.plan"
+done
 measure video-cuda video tests/data/pan.mp4 --device cuda --batch 8
 echo "Report: $out"
 exit $status

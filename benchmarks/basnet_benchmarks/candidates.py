@@ -1,8 +1,8 @@
 """What can be measured of a model: each library with each arithmetic that runs it, ready to be opened.
 
-A model is a checkpoint, an exported `.onnx`, or `random:W`, a network of width W with random weights: its times are
-those of a trained one, because a network does the same work whatever its weights are. For ONNX Runtime and OpenVINO a
-checkpoint is exported to a temporary folder first.
+A model is a checkpoint, an exported `.onnx`, a TensorRT engine (`.plan`), or `random:W`, a network of width W with
+random weights: its times are those of a trained one, because a network does the same work whatever its weights are.
+For ONNX Runtime and OpenVINO a checkpoint is exported to a temporary folder first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import get_args
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, open_model
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES, open_model
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = [
@@ -86,7 +86,7 @@ def _choice(text: str) -> Choice:
 
 
 def _backends() -> tuple[BackendName, ...]:
-    return "pytorch", "onnxruntime", "openvino"
+    return "pytorch", "onnxruntime", "openvino", "tensorrt"
 
 
 def parse_device(text: str) -> str:
@@ -106,7 +106,8 @@ class ModelSource:
 
     Attributes:
         name: As it was given, without its folder.
-        checkpoint: Its checkpoint, None for an `.onnx`.
+        checkpoint: Its checkpoint, None for an `.onnx` and a plan.
+        plan: The engine's file, None for anything else.
         precision: What the file computes in; `fp32` for a checkpoint.
         width: Channels at full resolution.
         size: Network input height and width.
@@ -125,15 +126,18 @@ class ModelSource:
         self._progress = progress
         self.precision: Precision = "fp32"
         self.checkpoint: Path | None = None
+        self.plan: Path | None = None
         path = Path(text)
         self.name = path.name
         if text.startswith(_RANDOM):
             self.checkpoint = _random_checkpoint(text, folder)
         elif path.suffix in CHECKPOINT_SUFFIXES:
             self.checkpoint = path
+        elif path.suffix in PLAN_SUFFIXES:
+            self.plan = path
         elif path.suffix != ".onnx":
-            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors or .onnx file, or random:WIDTH")
-        self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_onnx(path)
+            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors, .onnx or .plan file, or random:WIDTH")
+        self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_manifest(path)
 
     def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
         from basnet_runtime.backends.pytorch import read_checkpoint
@@ -142,11 +146,13 @@ class ModelSource:
         checkpoint = read_checkpoint(self.checkpoint)
         return checkpoint.width, (checkpoint.preprocess.height, checkpoint.preprocess.width)
 
-    def _read_onnx(self, path: Path) -> tuple[int, tuple[int, int]]:
+    def _read_manifest(self, path: Path) -> tuple[int, tuple[int, int]]:
         from basnet_runtime.manifest import read_manifest
+        from basnet_runtime.preflight import read_plan_manifest
 
-        manifest = read_manifest(path)
-        self.__dict__["onnx"] = path  # what `onnx` would otherwise export
+        manifest = read_plan_manifest(path)[0] if self.plan else read_manifest(path)
+        if not self.plan:
+            self.__dict__["onnx"] = path  # what `onnx` would otherwise export
         self.precision = manifest.precision
         return manifest.width, (manifest.preprocess.height, manifest.preprocess.width)
 
@@ -169,6 +175,8 @@ class ModelSource:
 
     def variants(self, device: str) -> tuple[Variant, ...]:
         """Everything that could run it on the device."""
+        if self.plan:
+            return (Variant(backend="tensorrt", precision=self.precision),)
         found = [Variant(backend="onnxruntime", precision=self.precision)]
         if device == "cpu":
             # OpenVINO has no FP16 arithmetic on the CPU: such a file is computed, and so named, in FP32.
@@ -239,7 +247,7 @@ class Candidate:
         """
         is_torch = self.variant.backend == "pytorch"
         widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
-        path = self.source.checkpoint if is_torch else self.source.onnx
+        path = self.source.checkpoint if is_torch else (self.source.plan or self.source.onnx)
         return open_model(
             path,
             backend=self.variant.backend,

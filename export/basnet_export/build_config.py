@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import Graph, Manifest
-from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
 from basnet_runtime.tensorrt_library import Flavor
 from basnet_torch.errors import UsageError
 
@@ -17,7 +17,6 @@ __all__ = ["BuildConfig", "Range", "Tiling", "parse_range"]
 
 Range = tuple[int, int, int]
 Tiling = Literal["none", "fast", "moderate", "full"]
-_PLAN_SUFFIXES = (".plan", ".engine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +78,8 @@ class BuildConfig:
                     raise UsageError(
                         f"{name} with {self.model.name}: an .onnx has it written in its graph; give the checkpoint"
                     )
-        if self.output is not None and self.output.suffix not in _PLAN_SUFFIXES:
-            raise UsageError(f"output {self.output}: its name must end in {' or '.join(_PLAN_SUFFIXES)}")
+        if self.output is not None and self.output.suffix not in PLAN_SUFFIXES:
+            raise UsageError(f"output {self.output}: its name must end in {' or '.join(PLAN_SUFFIXES)}")
         for name in ("batch", "height", "width"):
             low, best, high = getattr(self, name)
             if not 1 <= low <= best <= high:

@@ -115,8 +115,10 @@ def _unit(raw: Any) -> Any:
     return raw.astype(np.float32) / 255 if raw.dtype == np.uint8 else raw
 
 
-def check_parity(path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Compare the file with the checkpoint in PyTorch FP32; returns the receipt for the manifest.
+def check_parity(
+    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: str = "cpu"
+) -> dict[str, Any]:
+    """Compare the file with the checkpoint in PyTorch FP32 on the same device; returns the receipt for the manifest.
 
     Raises:
         ParityError: With every reason.
@@ -124,7 +126,7 @@ def check_parity(path: Path, manifest: Manifest, checkpoint: Checkpoint, picture
     """
     from basnet_runtime.backends.pytorch import open_pytorch
 
-    with open_model(path) as candidate, open_pytorch(checkpoint) as engine:
+    with open_model(path, device=device) as candidate, open_pytorch(checkpoint, device=device) as engine:
         reference = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
         report = compare(reference, candidate, pictures, tolerance_for(manifest.precision))
     report.raise_if_failed(f"{manifest.checkpoint} as {manifest.graph} graph")

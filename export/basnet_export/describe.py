@@ -10,7 +10,7 @@ from typing import Any
 
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
-from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
 from basnet_runtime.preflight import read_plan_manifest
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess
@@ -56,7 +56,7 @@ def describe(path: Path) -> Description:
         return _checkpoint(path)
     if path.suffix == ".onnx":
         return _onnx(path)
-    if path.suffix in (".plan", ".engine"):
+    if path.suffix in PLAN_SUFFIXES:
         return _plan(path)
     raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
 

@@ -79,11 +79,28 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
         exporter={**manifest.exporter, str(library.trt.__name__): library.version, "basnet-deploy": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if config.check and config.is_checkpoint and has_nvidia_driver():
+        progress.say("checking parity with PyTorch FP32 on the GPU")
+        record = replace(record, parity=_proven(config, built, record))
     with whole_file(config.target, overwrite=config.overwrite) as beside:
         beside.write_bytes(built.plan)
     with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
         beside.write_text(record.to_json() + "\n", encoding="utf-8")
     return config.target
+
+
+def _proven(config: BuildConfig, built: _Built, record: Manifest) -> dict[str, Any]:
+    """The receipt of exactly this plan, because two builds of one graph differ."""
+    from basnet_export.checks import check_parity
+    from basnet_export.samples import load_pictures
+    from basnet_torch.checkpoint import load_checkpoint
+
+    checkpoint = replace(load_checkpoint(config.model), preprocess=record.preprocess)
+    with TemporaryDirectory(prefix="basnet-") as folder:
+        path = Path(folder) / config.target.name
+        path.write_bytes(built.plan)
+        manifest_path(path).write_text(record.to_json(), encoding="utf-8")
+        return check_parity(path, record, checkpoint, load_pictures(config.pictures), device="cuda")
 
 
 def _refuse_existing(config: BuildConfig) -> None:
@@ -202,7 +219,7 @@ def _save_timings(config: BuildConfig, options: Any) -> None:
 def _facts(
     config: BuildConfig, library: TensorRT, plan: bytes, profile: Profile, share: PrecisionShare, seconds: float
 ) -> EngineFacts:
-    from basnet_runtime.cuda_device import find_gpu
+    from basnet_runtime.cuda.device import find_gpu
 
     gpu = find_gpu() if library.flavor == "tensorrt" else None
     return EngineFacts(
@@ -225,7 +242,7 @@ def _cache_entry(config: BuildConfig, library: TensorRT, graph: bytes, manifest:
     """Where an engine with this content would be: graph, library, device, shapes and flags."""
     if config.cache is None:
         return None
-    from basnet_runtime.cuda_device import find_gpu
+    from basnet_runtime.cuda.device import find_gpu
 
     gpu = find_gpu() if library.flavor == "tensorrt" else None
     content = {

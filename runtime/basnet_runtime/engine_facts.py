@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from basnet_runtime.tensorrt_library import FLAVOR_NAMES, Flavor
 
-__all__ = ["EngineFacts", "Profile"]
+__all__ = ["EngineFacts", "Profile", "Shape"]
 
 Shape = tuple[int, ...]
 

@@ -14,10 +14,11 @@ from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 
-__all__ = ["BUILTIN", "CHECKPOINT_SUFFIXES", "open_model"]
+__all__ = ["BUILTIN", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "open_model"]
 
 BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+PLAN_SUFFIXES = (".plan", ".engine")
 
 
 def open_model(
@@ -31,15 +32,17 @@ def open_model(
     """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
 
     Args:
-        path: A checkpoint (`.pth`, `.pt`, `.safetensors`) or an exported `.onnx`; None opens the built-in model.
+        path: A checkpoint (`.pth`, `.pt`, `.safetensors`), an exported `.onnx` or a TensorRT engine (`.plan`); None
+            opens the built-in model.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
-        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `tensorrt:N`.
+        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `tensorrt:N`. An engine runs on `cuda`
+            where `cpu` is given.
         threads: Processor threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
 
     Raises:
-        BackendUnavailable: The library, device or arithmetic is not there, or the file is a TensorRT engine.
+        BackendUnavailable: The library, device or arithmetic is not there, or an engine is for another library or GPU.
         ModelFileError: The file is unreadable, foreign, or contradicts its manifest.
         CheckpointError: The checkpoint is unreadable or of another network.
         UsageError: The arguments do not go together.
@@ -49,19 +52,21 @@ def open_model(
         return _open_checkpoint(path, backend, device, threads, precision)
     if path.suffix == ".onnx":
         return _open_onnx(path, backend, device, threads, precision)
-    if path.suffix in (".plan", ".engine"):
-        return _open_plan(path)
-    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors or .onnx file")
+    if path.suffix in PLAN_SUFFIXES:
+        return _open_plan(path, backend, device, precision)
+    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
 
 
-def _open_plan(path: Path) -> SaliencyModel:
-    from basnet_runtime.preflight import preflight
+def _open_plan(path: Path, backend: BackendName | None, device: str, precision: Precision | None) -> SaliencyModel:
+    from basnet_runtime.backends.trt import open_engine
 
-    _, engine, _ = preflight(path)
-    raise BackendUnavailable(
-        f"{path}: this version builds and inspects engines for {engine.library} and does not run them yet; "
-        "give the .onnx it was built from, with --device tensorrt for ONNX Runtime's TensorRT provider"
-    )
+    if backend not in (None, "tensorrt"):
+        raise UsageError(f"{path.name} with backend {backend}: a plan runs in tensorrt; leave --backend out")
+    engine, manifest = open_engine(path, device="cuda" if device == "cpu" else device)
+    if precision not in (None, manifest.precision):
+        engine.close()
+        raise UsageError(f"{path.name} is {manifest.precision}, not {precision}; build it of a {precision} graph")
+    return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
 
 
 def _open_checkpoint(
