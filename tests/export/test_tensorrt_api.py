@@ -1,4 +1,4 @@
-"""Every name of TensorRT that the code uses exists in each release: in the installed one, and in lists of the others."""
+"""Every name of TensorRT that the code uses exists: in the installed release, and in lists of the others."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""The TensorRT backend's own work, over a CUDA layer in host memory: shapes, buffers, errors; `gpu` tests do the rest."""
+"""The TensorRT backend's own work, over a CUDA layer in host memory: shapes, buffers, errors. The rest needs a GPU."""
 
 import ctypes
 from dataclasses import replace
