@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import typer
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def command_lines():
@@ -33,3 +34,14 @@ def test_command_lines_of_the_readme(line):
 
 def test_there_are_command_lines():
     assert len(command_lines()) > 15
+
+
+def test_measured_tables_are_those_of_the_reports():
+    """Every row with a number of the section `Measured` stands in a file that a command wrote."""
+    section = README.read_text(encoding="utf-8").split("## Measured")[1].split("### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    reports = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "reports").glob("*.md"))
+    assert len(rows) > 10
+    assert [row for row in rows if row not in reports] == []
+    median = re.search(r"median of ([\d.]+) frames", section.replace("\n", " "))
+    assert f"median {median[1]} frames per second" in reports
