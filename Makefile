@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+GPU_VENV ?= .venv-gpu
+REPORT_VENV = $(if $(shell command -v nvidia-smi),$(GPU_VENV),$(VENV))
 RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
@@ -29,17 +31,17 @@ format: $(VENV)/ready  ## Rewrite files to the house format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-test-gpu: $(VENV)/ready  ## Run the tests that need a CUDA device; fails where there is none
-	BASNET_REQUIRE_GPU=1 $(VENV)/bin/python -m pytest -m gpu
+test-gpu: $(GPU_VENV)/ready  ## Run the tests that need a CUDA device; fails where there is none
+	BASNET_REQUIRE_GPU=1 $(GPU_VENV)/bin/python -m pytest -m gpu
 
-gpu-report: $(VENV)/ready  ## Measure latency and parity on every backend here; GPU rows read "not proven" without one
-	PYTHON=$(VENV)/bin/python bash benchmarks/gpu_report.sh
+gpu-report: $(REPORT_VENV)/ready  ## Measure latency and parity on every backend here; GPU rows read "not proven" without one
+	PYTHON=$(REPORT_VENV)/bin/python bash benchmarks/gpu_report.sh
 
 dist: $(VENV)/ready  ## Build the wheel into dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## Remove environments and build leftovers
-	rm -rf $(VENV) $(DEMO_VENV) dist build
+	rm -rf $(VENV) $(DEMO_VENV) $(GPU_VENV) dist build
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +51,12 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 $(DEMO_VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO_VENV)/bin/python $(INSTALL) --editable '.[cpu,openvino]'
+	@touch $@
+
+# The two flavours of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes
+$(GPU_VENV)/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python $(INSTALL) --editable '.[dev]'
+	$(GPU_VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	$(GPU_VENV)/bin/python $(INSTALL) onnxruntime-gpu
 	@touch $@

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from basnet_torch.config import Autocast, Optimizer, Schedule, TrainConfig
-from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
+from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,6 +41,7 @@ Run = Annotated[Path, typer.Option("--run", help="Directory for checkpoints and 
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Data,
     run: Run,
     val: Validation = None,
@@ -81,10 +82,14 @@ def train(
     """Train BASNet on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
     with exit_on_error():
+        typed = {name for name in values if _is_typed(context, name)}
         _require(device)
-        values["autocast"] = _autocast(autocast, device)
-        start = _start(init, resnet34, width)
-        values["width"] = width or (start.width if start else _DEFAULT.width)
+        start = _start(init, resnet34, width if "width" in typed else None)
+        if start:
+            values["width"] = start.width
+        if resume:
+            values |= {name: value for name, value in _saved(run).items() if name not in typed}
+        values["autocast"] = _autocast(values["autocast"], device)
         config = TrainConfig(**values)
         _refuse_used_run(run, resume=resume)
         trainer = _trainer(config, data, val, run, device, threads, _initial(config, start, resnet34))
@@ -121,7 +126,7 @@ def _has_bf16(device: str) -> bool:
     import torch
 
     if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not tell yet
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -133,6 +138,22 @@ def _refuse_used_run(run: Path, *, resume: bool) -> None:
         raise UsageError(f"{run}: holds a run already; add --resume to go on with it, or name another --run")
     if resume and not last.exists():
         raise UsageError(f"{last}: no such file to resume from; leave --resume out to begin")
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The configuration that a run was begun with; what is not typed again stays as it was."""
+    path = run / "config.json"
+    try:
+        saved = TrainConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except FileNotFoundError:
+        return {}  # there is no run, which is said in a moment
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); give the run's options again") from error
+    return {name: getattr(saved, name) for name in TrainConfig.__slots__}
 
 
 def _start(init: Path | None, resnet34: Path | None, width: int | None) -> Checkpoint | None:

@@ -16,6 +16,7 @@ bench() { "$python" -c 'from basnet_benchmarks.cli import main; main()' "$@"; }
 measure() {
   local name=$1 code
   shift
+  rm -f "$out/$name.md" # an older run's result is none of this one's
   echo "== $name: basnet-bench $*"
   bench "$@" --output "$out/$name.md" --overwrite 2>"$out/$name.log"
   code=$?
@@ -31,12 +32,17 @@ measure() {
 engine() {
   local name=$1 model=$2 code
   shift 2
+  rm -f "$out/$name.plan" "$out/$name.plan.json" "$out/$name.md"
   echo "== $name: basnet-export engine $model $*"
   "$python" -c 'from basnet_export.cli import main; main()' engine "$model" -o "$out/$name.plan" --overwrite "$@" \
     2>"$out/$name.log"
   code=$?
-  [ $code -eq 0 ] || tail -n 1 "$out/$name.log"
-  [ $code -eq 0 ] || [ $code -eq 3 ] || status=1
+  if [ $code -eq 3 ]; then
+    printf '# %s\n\nnot proven: %s\n' "$name" "$(tail -n 1 "$out/$name.log")" | tee "$out/$name.md"
+  elif [ $code -ne 0 ]; then
+    tail -n 5 "$out/$name.log"
+    status=1
+  fi
 }
 
 "$python" -c 'from basnet_runtime.doctor import main; main()' --json >"$out/doctor.json"

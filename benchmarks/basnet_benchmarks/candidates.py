@@ -167,7 +167,7 @@ class ModelSource:
         from basnet_export.config import ExportConfig
         from basnet_export.onnx_graph import export_onnx
 
-        assert self.checkpoint is not None  # noqa: S101 - `_read_onnx` has set this property otherwise
+        assert self.checkpoint is not None  # noqa: S101 - `_read_manifest` has set this property otherwise
         self._progress(f"exporting {self.name}")
         output = self._folder / f"{self.checkpoint.stem}.onnx"
         # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.

@@ -39,7 +39,7 @@ Backends = Annotated[
 @app.command()
 def latency(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help=".pth, .safetensors, .onnx, or random:WIDTH.")
+        list[str], typer.Argument(metavar="MODEL...", help=".pth, .safetensors, .onnx, .plan, or random:WIDTH.")
     ],
     batch: Annotated[str, typer.Option(help="Pictures per call; several sizes with commas.")] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 10,
@@ -76,7 +76,7 @@ def parity(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Checkpoint; it runs in PyTorch FP32.")],
     candidates: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[CANDIDATE]...", help=".onnx files or checkpoints. Default: REFERENCE, exported."),
+        typer.Argument(metavar="[CANDIDATE]...", help=".onnx, .plan or checkpoint. Default: REFERENCE, exported."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")

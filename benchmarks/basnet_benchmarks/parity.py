@@ -65,7 +65,7 @@ class ParityConfig:
         pictures: A folder of pictures, or a data set with masks; None takes the bundled photographs.
         backends: `BACKEND` or `BACKEND:PRECISION`; none takes all.
         threads: Processor threads; None takes what the container allows.
-        device: Of the candidates; the reference runs on the CPU.
+        device: Of the candidates; the reference runs on the same one where PyTorch can, else on the CPU, which is said.
     """
 
     reference: Path
@@ -282,7 +282,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
         source = ModelSource(str(config.reference), _sub(Path(folder), "reference"), progress)
         reference = stack.enter_context(
-            Candidate(source=source, variant=REFERENCE, device="cpu", threads=threads).open()
+            Candidate(source=source, variant=REFERENCE, device=_reference_device(config), threads=threads).open()
         )
         remembering = RememberingModel(reference)
         rows = tuple(
@@ -299,6 +299,15 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
         )
 
 
+def _reference_device(config: ParityConfig) -> str:
+    """The candidates' CUDA device where PyTorch sees one; another device's sums would be part of the difference."""
+    if config.device == "cpu":
+        return "cpu"
+    import torch
+
+    return config.device.replace("tensorrt", "cuda") if torch.cuda.is_available() else "cpu"
+
+
 def _candidates(
     config: ParityConfig, reference: ModelSource, folder: Path, threads: int, progress: _Progress
 ) -> Sequence[Candidate]:
@@ -310,7 +319,7 @@ def _candidates(
         for index, path in enumerate(config.candidates)
     ] or [reference]
     found = candidates_of(sources, parse_choices(config.backends), config.device, threads)
-    found = [c for c in found if not (c.source is reference and c.variant == REFERENCE and config.device == "cpu")]
+    found = [c for c in found if not (c.source is reference and c.variant == REFERENCE)]
     if not found:
         raise UsageError(f"backend {', '.join(config.backends)}: is the reference itself; give another to compare")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +17,9 @@ from basnet_torch.errors import UsageError
 __all__ = ["BuildConfig", "Range", "Tiling", "parse_range"]
 
 Range = tuple[int, int, int]
+_HEIGHTS: Range = (32, 720, 2160)
+_WIDTHS: Range = (32, 1280, 3840)
+_LARGEST_AXIS = 65_535
 Tiling = Literal["none", "fast", "moderate", "full"]
 
 
@@ -31,8 +35,8 @@ class BuildConfig:
         size: For a checkpoint, network input height and width; None takes its own.
         flavor: Whose engine: `tensorrt`, `rtx`, or `auto` for what is installed.
         batch: Pictures a run: smallest, the number it is tuned for, and largest.
-        height: Picture heights of the `frame` graph, likewise.
-        width: Picture widths of the `frame` graph, likewise.
+        height: Picture heights of the `frame` graph, likewise; None takes 32 to 2160.
+        width: Picture widths of the `frame` graph, likewise; None takes 32 to 3840.
         workspace_mib: Most memory that one layer may take for itself; None leaves it to the library.
         optimization_level: 0 (quick) to 5 (thorough).
         tiling: How hard to look for tilings that keep data in the cache.
@@ -54,8 +58,8 @@ class BuildConfig:
     size: tuple[int, int] | None = None
     flavor: Flavor | Literal["auto"] = "auto"
     batch: Range = (1, 1, 8)
-    height: Range = (32, 720, 2160)
-    width: Range = (32, 1280, 3840)
+    height: Range | None = None
+    width: Range | None = None
     workspace_mib: int | None = None
     optimization_level: int = 3
     tiling: Tiling = "none"
@@ -70,25 +74,36 @@ class BuildConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        self._check_files()
+        self._check_numbers()
+        self._refuse_other_flavors_options()
+
+    def _check_files(self) -> None:
         if self.model.suffix not in (*CHECKPOINT_SUFFIXES, ".onnx"):
             raise UsageError(f"{self.model}: an engine is built from a .pth, .pt, .safetensors or .onnx file")
-        if not self.is_checkpoint:
-            for name in ("precision", "graph", "size"):
-                if getattr(self, name) is not None:
-                    raise UsageError(
-                        f"{name} with {self.model.name}: an .onnx has it written in its graph; give the checkpoint"
-                    )
+        for name in ("precision", "graph", "size", "pictures"):
+            if getattr(self, name) is not None and not self.is_checkpoint:
+                raise UsageError(
+                    f"{name} with {self.model.name}: is for a checkpoint, which is exported; an .onnx is as it is"
+                )
         if self.output is not None and self.output.suffix not in PLAN_SUFFIXES:
             raise UsageError(f"output {self.output}: its name must end in {' or '.join(PLAN_SUFFIXES)}")
+
+    def _check_numbers(self) -> None:
         for name in ("batch", "height", "width"):
-            low, best, high = getattr(self, name)
-            if not 1 <= low <= best <= high:
-                raise UsageError(f"{name} is {low},{best},{high}; give smallest, best and largest, each at least 1")
-        if not 0 <= self.optimization_level <= 5:
-            raise UsageError(f"optimization level is {self.optimization_level}; it must be 0 to 5")
+            low, best, high = getattr(self, name) or (1, 1, 1)
+            if not 1 <= low <= best <= high <= _LARGEST_AXIS:
+                raise UsageError(
+                    f"{name} is {low},{best},{high}; give smallest, best and largest, from 1 to {_LARGEST_AXIS}"
+                )
+        for name, most in (("workspace_mib", 1 << 30), ("aux_streams", 1 << 10), ("optimization_level", 5)):
+            if not 0 <= (getattr(self, name) or 0) <= most:
+                raise UsageError(f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be 0 to {most}")
         if self.tiling not in get_args(Tiling):
             raise UsageError(f"tiling is {self.tiling!r}; it must be one of {', '.join(get_args(Tiling))}")
-        self._refuse_other_flavors_options()
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise UsageError(f"compute capability {capability!r}: give it with a point, as in 8.6")
 
     def _refuse_other_flavors_options(self) -> None:
         only: dict[str, Flavor] = {
@@ -118,6 +133,7 @@ class BuildConfig:
         if not self.is_checkpoint:
             return self.model.with_suffix(".plan")
         parts = [self.model.stem, *(["frame"] if self.graph == "frame" else []), self.precision or "fp16"]
+        parts += [f"{self.size[0]}x{self.size[1]}"] if self.size else []
         return self.model.with_name("-".join(parts) + ".plan")
 
     @property
@@ -127,9 +143,14 @@ class BuildConfig:
         return {name: getattr(self, name) for name in (*names, "version_compatible", "hardware_compatible")}
 
     def profile(self, manifest: Manifest) -> Profile:
-        """The shapes of the model's input: its own axes where they are fixed, the asked ones where they are free."""
-        asked = (self.batch, self.height, self.width) if manifest.graph == "frame" else (self.batch,)
-        free = iter(asked)
+        """The shapes of the model's input: its own axes where they are fixed, the asked ones where they are free.
+
+        Raises:
+            UsageError: When picture sizes are asked of a graph that takes prepared tensors.
+        """
+        if manifest.graph == "tensor" and (self.height or self.width):
+            raise UsageError("height and width are for a frame graph; a tensor graph takes pictures that are resized")
+        free = iter((self.batch, self.height or _HEIGHTS, self.width or _WIDTHS))
         axes = [(axis, axis, axis) if axis is not None else next(free) for axis in manifest.input.shape]
         smallest, best, largest = zip(*axes, strict=True)
         return Profile(smallest=smallest, best=best, largest=largest)

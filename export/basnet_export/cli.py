@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from basnet_export.build_config import Tiling
+from basnet_export.build_config import BuildConfig, Tiling, parse_range
 from basnet_export.checkpoints import Layout
 from basnet_export.config import ExportConfig, Store, parse_size
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.manifest import Graph
 from basnet_torch.errors import exit_on_error
-
-if TYPE_CHECKING:
-    from basnet_export.build_config import BuildConfig
 
 __all__ = ["app", "main"]
 
@@ -76,8 +73,12 @@ def engine(
         Literal["auto", "tensorrt", "rtx"], typer.Option(help="Whose engine. Default: what is installed.")
     ] = "auto",
     batch: Annotated[str, typer.Option(metavar="RANGE", help="Pictures a run: N, or smallest,best,largest.")] = "1,1,8",
-    height: Annotated[str, typer.Option(metavar="RANGE", help="Picture heights of a frame graph.")] = "32,720,2160",
-    width: Annotated[str, typer.Option(metavar="RANGE", help="Picture widths of a frame graph.")] = "32,1280,3840",
+    height: Annotated[
+        str | None, typer.Option(metavar="RANGE", help="Picture heights of a frame graph.  [default: 32,720,2160]")
+    ] = None,
+    width: Annotated[
+        str | None, typer.Option(metavar="RANGE", help="Picture widths of a frame graph.  [default: 32,1280,3840]")
+    ] = None,
     workspace: Annotated[int | None, typer.Option(min=1, help="Most memory for one layer's work, MiB.")] = None,
     level: Annotated[int, typer.Option(min=0, max=5, help="Optimisation, 0 quick to 5 thorough.")] = 3,
     tiling: Annotated[Tiling, typer.Option(help="How hard to look for tilings.")] = "none",
@@ -100,8 +101,6 @@ def engine(
 ) -> None:
     """Build a TensorRT engine of MODEL, with its manifest beside it."""
     with exit_on_error():
-        from basnet_export.build_config import BuildConfig, parse_range
-
         config = BuildConfig(
             model=model,
             output=output,
@@ -110,8 +109,8 @@ def engine(
             size=parse_size(size) if size else None,
             flavor=flavor,
             batch=parse_range("batch", batch),
-            height=parse_range("height", height),
-            width=parse_range("width", width),
+            height=parse_range("height", height) if height else None,
+            width=parse_range("width", width) if width else None,
             workspace_mib=workspace,
             optimization_level=level,
             tiling=tiling,

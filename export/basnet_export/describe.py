@@ -110,7 +110,7 @@ def _plan(path: Path) -> Description:
     if path.is_file() and not manifest_path(path).is_file():
         feed = f"{manifest_path(path).name} is missing, so how to feed it is unknown"
         facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}"}
-        return Description(file=str(path), kind="TensorRT engine", facts=facts, feed=feed)
+        return Description(file=str(path), kind=f"a file called {path.suffix}, unproven", facts=facts, feed=feed)
     manifest, engine = read_plan_manifest(path)
     facts = {
         "bytes": f"{engine.plan_bytes:,}",

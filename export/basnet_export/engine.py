@@ -9,37 +9,32 @@ TensorRT file.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from basnet_export.build_config import BuildConfig
+from basnet_export.engine_cache import BuiltEngine, EngineCache, cache_key
 from basnet_export.engine_network import PrecisionShare, parse_onnx, precision_share
 from basnet_export.engine_progress import BuildProgress, Interruptible, progress_monitor
+from basnet_runtime.cuda.device import Gpu, find_gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
-from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
+from basnet_runtime.manifest import Manifest, manifest_path, read_manifest
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.tensorrt_library import TensorRT, has_nvidia_driver, open_tensorrt
+from basnet_runtime.parity import Picture
+from basnet_runtime.preflight import check_gpu
+from basnet_runtime.tensorrt_library import TensorRT, open_tensorrt
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, UsageError
 
 __all__ = ["build_engine"]
 
 _LEAST_SHARE = 0.9
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Built:
-    """A finished engine."""
-
-    plan: bytes
-    facts: EngineFacts
 
 
 def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> Path:
@@ -60,51 +55,104 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
     """
     progress = progress or BuildProgress()
     library = open_tensorrt(config.flavor)
+    gpu = _gpu_to_build_on(library)
     _refuse_existing(config)
-    with _onnx_file(config, progress) as onnx:
-        manifest = read_manifest(onnx)
-        graph = onnx.read_bytes()
-    built = _from_cache(config, library, graph, manifest)
-    if built is None:
-        built = _built(config, library, graph, manifest, progress)
-        _to_cache(config, library, graph, built, manifest)
-    else:
-        progress.say(f"found the engine in {config.cache}")
-    record = replace(
-        manifest,
-        kind="plan",
-        engine=built.facts,
-        onnx_sha256=hashlib.sha256(graph).hexdigest(),
-        parity=None,  # that of the graph is not that of the plan
-        exporter={**manifest.exporter, str(library.trt.__name__): library.version, "basnet-deploy": __version__},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    if config.check and config.is_checkpoint and has_nvidia_driver():
-        progress.say("checking parity with PyTorch FP32 on the GPU")
-        record = replace(record, parity=_proven(config, built, record))
-    with whole_file(config.target, overwrite=config.overwrite) as beside:
-        beside.write_bytes(built.plan)
-    with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
-        beside.write_text(record.to_json() + "\n", encoding="utf-8")
+    with (
+        whole_file(config.target, overwrite=config.overwrite) as plan_path,  # both now: a full disk costs no build
+        whole_file(manifest_path(config.target), overwrite=config.overwrite) as record_path,
+    ):
+        with _onnx_file(config, progress) as onnx:
+            manifest = read_manifest(onnx)
+            graph = onnx.read_bytes()
+        profile = config.profile(manifest)
+        cache = EngineCache(config.cache) if config.cache else None
+        key = cache_key(graph, library, gpu, profile, config) if cache else ""
+        built = cache.find(key) if cache else None
+        if built is None:
+            built = _built(config, library, gpu, graph, manifest, profile, progress)
+            if cache:
+                cache.keep(key, built, progress.say)
+        else:
+            progress.say(f"found the engine in {config.cache}")
+        record = _record(manifest, built.facts, graph, library)
+        plan_path.write_bytes(built.plan)
+        if config.check and config.is_checkpoint:
+            record = replace(record, parity=_receipt(config, plan_path, record, progress))
+        record_path.write_text(record.to_json() + "\n", encoding="utf-8")
     return config.target
 
 
-def _proven(config: BuildConfig, built: _Built, record: Manifest) -> dict[str, Any]:
-    """The receipt of exactly this plan, because two builds of one graph differ."""
+def _gpu_to_build_on(library: TensorRT) -> Gpu | None:
+    """TensorRT times kernels on the GPU that the engine is for; TensorRT for RTX builds without one."""
+    if library.flavor != "tensorrt":
+        return None
+    gpu = find_gpu()
+    if gpu is None:
+        raise BackendUnavailable(
+            f"{library} builds on the GPU that the engine is for, and this machine has no NVIDIA driver; "
+            "build there, or take --flavor rtx"
+        )
+    return gpu
+
+
+def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: TensorRT) -> Manifest:
+    """The graph's manifest as the plan's; what was proven of the graph is not proven of the plan."""
+    return replace(
+        manifest,
+        kind="plan",
+        engine=facts,
+        onnx_sha256=hashlib.sha256(graph).hexdigest(),
+        parity=None,
+        exporter={**manifest.exporter, str(library.trt.__name__): library.version, "basnet-deploy": __version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _receipt(config: BuildConfig, plan: Path, record: Manifest, progress: BuildProgress) -> dict[str, Any] | None:
+    """The proof of exactly this plan, because two builds of one graph differ; None where it cannot run here."""
     from basnet_export.checks import check_parity
     from basnet_export.samples import load_pictures
     from basnet_torch.checkpoint import load_checkpoint
 
+    pictures = load_pictures(config.pictures)
+    reason = _cannot_run_here(plan, record, pictures)
+    if reason:
+        progress.say(f"not proven: {reason}")
+        return None
+    progress.say("checking parity with PyTorch FP32 on the GPU")
     checkpoint = replace(load_checkpoint(config.model), preprocess=record.preprocess)
     with TemporaryDirectory(prefix="basnet-") as folder:
         path = Path(folder) / config.target.name
-        path.write_bytes(built.plan)
+        path.symlink_to(plan.resolve())
         manifest_path(path).write_text(record.to_json(), encoding="utf-8")
-        return check_parity(path, record, checkpoint, load_pictures(config.pictures), device="cuda")
+        return check_parity(path, record, checkpoint, pictures, device="cuda")
+
+
+def _cannot_run_here(plan: Path, record: Manifest, pictures: Sequence[Picture]) -> str:
+    """Why the plan cannot be compared on this machine; empty where it can."""
+    import torch
+
+    assert record.engine is not None  # noqa: S101 - for the type checker
+    profile = record.engine.profiles[0]
+    try:
+        gpu = find_gpu()
+        if gpu is None:
+            return "this machine has no NVIDIA driver"
+        check_gpu(plan, record.engine, gpu.name, gpu.compute_capability)
+    except BackendUnavailable as error:
+        return str(error)
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__}, which runs the reference, sees no CUDA device"
+    outside = [p.name for p in pictures if not profile.holds((profile.smallest[0], *p.image_HWC.shape))]
+    if record.graph == "frame" and outside:
+        return f"the engine does not take pictures of the size of {outside[0]}; give others with --pictures"
+    return ""
 
 
 def _refuse_existing(config: BuildConfig) -> None:
     for path in (config.target, manifest_path(config.target)):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file")
         if path.exists() and not config.overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
 
@@ -133,18 +181,20 @@ def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
         )
 
 
-def _built(config: BuildConfig, library: TensorRT, graph: bytes, manifest: Manifest, progress: BuildProgress) -> _Built:
-    if library.flavor == "tensorrt" and not has_nvidia_driver():
-        raise BackendUnavailable(
-            f"{library} builds on the GPU that the engine is for, and this machine has no NVIDIA driver; "
-            "build there, or take --flavor rtx"
-        )
+def _built(
+    config: BuildConfig,
+    library: TensorRT,
+    gpu: Gpu | None,
+    graph: bytes,
+    manifest: Manifest,
+    profile: Profile,
+    progress: BuildProgress,
+) -> BuiltEngine:
     library.messages.clear()
     builder = library.trt.Builder(library.logger)
     parsed = parse_onnx(library, builder, graph, manifest)
     share = precision_share(library, parsed.network, manifest.precision)
     _refuse_other_precision(manifest, share)
-    profile = config.profile(manifest)
     options = _builder_config(config, library, builder, manifest, profile)
     progress.say(f"building with {library} for {profile}")
     began = time.perf_counter()
@@ -157,7 +207,21 @@ def _built(config: BuildConfig, library: TensorRT, graph: bytes, manifest: Manif
         raise EngineBuildError(f"{library} cannot build the engine: {library.messages.reason()}")
     _save_timings(config, options)
     plan = bytes(memoryview(blob))
-    return _Built(plan=plan, facts=_facts(config, library, plan, profile, share, time.perf_counter() - began))
+    facts = EngineFacts(
+        flavor=library.flavor,
+        version=library.version,
+        gpu=gpu.name if gpu else "",
+        compute_capabilities=(gpu.compute_capability,) if gpu else config.compute_capabilities,
+        driver=gpu.driver if gpu else "",
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        profiles=(profile,),
+        build_seconds=round(time.perf_counter() - began, 2),
+        typed_layers=round(share.layers, 4),
+        typed_flops=round(share.flops, 4),
+        flags=config.flags,
+    )
+    return BuiltEngine(plan=plan, facts=facts)
 
 
 def _refuse_other_precision(manifest: Manifest, share: PrecisionShare) -> None:
@@ -189,9 +253,17 @@ def _builder_config(config: BuildConfig, library: TensorRT, builder: Any, manife
         options.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     _set_compute_capabilities(config, library, options)
     if config.timing_cache is not None:
-        known = config.timing_cache.read_bytes() if config.timing_cache.is_file() else b""
-        options.set_timing_cache(options.create_timing_cache(known), ignore_mismatch=False)
+        _load_timings(config.timing_cache, library, options)
     return options
+
+
+def _load_timings(path: Path, library: TensorRT, options: Any) -> None:
+    """Take what earlier builds timed; a file that is something else is never written over."""
+    known = path.read_bytes() if path.is_file() else b""
+    library.messages.clear()
+    timings = options.create_timing_cache(known)
+    if timings is None or library.messages.warnings or not options.set_timing_cache(timings, ignore_mismatch=False):
+        raise UsageError(f"timing cache {path}: is not one of {library} on this GPU; name another file")
 
 
 def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: Any) -> None:
@@ -212,65 +284,6 @@ def _save_timings(config: BuildConfig, options: Any) -> None:
     """What was timed serves the next build."""
     if config.timing_cache is None:
         return
+    timings = options.get_timing_cache()
     with whole_file(config.timing_cache, overwrite=True) as beside:
-        beside.write_bytes(bytes(memoryview(options.get_timing_cache().serialize())))
-
-
-def _facts(
-    config: BuildConfig, library: TensorRT, plan: bytes, profile: Profile, share: PrecisionShare, seconds: float
-) -> EngineFacts:
-    from basnet_runtime.cuda.device import find_gpu
-
-    gpu = find_gpu() if library.flavor == "tensorrt" else None
-    return EngineFacts(
-        flavor=library.flavor,
-        version=library.version,
-        gpu=gpu.name if gpu else "",
-        compute_capabilities=(gpu.compute_capability,) if gpu else config.compute_capabilities,
-        driver=gpu.driver if gpu else "",
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
-        plan_bytes=len(plan),
-        profiles=(profile,),
-        build_seconds=round(seconds, 2),
-        typed_layers=round(share.layers, 4),
-        typed_flops=round(share.flops, 4),
-        flags=config.flags,
-    )
-
-
-def _cache_entry(config: BuildConfig, library: TensorRT, graph: bytes, manifest: Manifest) -> Path | None:
-    """Where an engine with this content would be: graph, library, device, shapes and flags."""
-    if config.cache is None:
-        return None
-    from basnet_runtime.cuda.device import find_gpu
-
-    gpu = find_gpu() if library.flavor == "tensorrt" else None
-    content = {
-        "graph": hashlib.sha256(graph).hexdigest(),
-        "library": [library.flavor, library.version],
-        "gpu": asdict(gpu) if gpu else None,
-        "profile": asdict(config.profile(manifest)),
-        "flags": config.flags,
-        "compute_capabilities": config.compute_capabilities,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return config.cache / f"{key[:32]}.plan"
-
-
-def _from_cache(config: BuildConfig, library: TensorRT, graph: bytes, manifest: Manifest) -> _Built | None:
-    """A finished engine; one that was damaged since is built anew."""
-    entry = _cache_entry(config, library, graph, manifest)
-    if entry is None or not entry.is_file() or not manifest_path(entry).is_file():
-        return None
-    facts = EngineFacts.from_dict(json.loads(manifest_path(entry).read_text(encoding="utf-8")))
-    return _Built(plan=entry.read_bytes(), facts=facts) if sha256_of(entry) == facts.plan_sha256 else None
-
-
-def _to_cache(config: BuildConfig, library: TensorRT, graph: bytes, built: _Built, manifest: Manifest) -> None:
-    entry = _cache_entry(config, library, graph, manifest)
-    if entry is None:
-        return
-    with whole_file(entry, overwrite=True) as beside:
-        beside.write_bytes(built.plan)
-    with whole_file(manifest_path(entry), overwrite=True) as beside:
-        beside.write_text(json.dumps(asdict(built.facts), indent=1), encoding="utf-8")
+        beside.write_bytes(bytes(memoryview(timings.serialize())))

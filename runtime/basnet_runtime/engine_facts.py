@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from basnet_runtime.tensorrt_library import FLAVOR_NAMES, Flavor
 
 __all__ = ["EngineFacts", "Profile", "Shape"]
 
 Shape = tuple[int, ...]
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("version", "gpu", "driver", "plan_sha256"), str),
+    **dict.fromkeys(("build_seconds", "typed_layers", "typed_flops"), (int, float)),
+    "plan_bytes": int,
+    "flags": Mapping,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +74,13 @@ class EngineFacts:
     typed_layers: float
     typed_flops: float
     flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.flavor not in get_args(Flavor):
+            raise ValueError(f"flavor is {self.flavor!r}; it must be one of {', '.join(get_args(Flavor))}")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 from basnet_runtime.backends.base import Precision
@@ -34,6 +35,13 @@ __all__ = [
 METADATA_KEY = "basnet"
 FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
+_RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created"), str),
+    **dict.fromkeys(("width", "opset"), int),
+    "exporter": Mapping,
+    "parity": (Mapping, NoneType),
+}
 Kind = Literal["onnx", "plan"]
 Graph = Literal["tensor", "frame"]
 
@@ -89,6 +97,12 @@ class Manifest:
         for name, known in (("kind", Kind), ("graph", Graph), ("precision", Precision), ("store", Precision)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
+        missing = _RECEIPT - set(self.parity) if self.parity is not None else ()
+        if missing:
+            raise ValueError(f"parity lacks {', '.join(sorted(missing))}")
 
     def to_json(self) -> str:
         """The record as text, the same for equal manifests."""

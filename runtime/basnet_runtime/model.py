@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Backend
+from basnet_runtime.engine_facts import Profile
+from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["SaliencyModel"]
@@ -21,17 +23,42 @@ UInt8 = NDArray[np.uint8]
 class SaliencyModel:
     """Runs pictures of any size through one backend; a context manager that closes the backend."""
 
-    def __init__(self, backend: Backend, preprocess: Preprocess, postprocess: Postprocess, name: str) -> None:
-        """`name`: what to call the model in messages, usually its file's name."""
+    def __init__(
+        self,
+        backend: Backend,
+        preprocess: Preprocess,
+        postprocess: Postprocess,
+        name: str,
+        profiles: tuple[Profile, ...] = (),
+    ) -> None:
+        """`name`: what to call the model, usually its file's name; `profiles`: the only shapes it takes, if any."""
         self.backend = backend
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.name = name
+        self._profiles = profiles
 
     @property
     def takes_frames(self) -> bool:
         """Whether the backend runs the `frame` graph (uint8 pictures of any size, resized inside)."""
         return self.backend.input.dtype == "uint8"
+
+    def check_size(self, name: str, height: int, width: int) -> None:
+        """Refuse a picture of a size that an engine with its sizes inside was not built for.
+
+        Raises:
+            MediaError: Naming the picture and what the engine takes.
+        """
+        if not self.takes_frames or not self._profiles:
+            return
+        if not any(p.holds((p.best[0], height, width, 3)) for p in self._profiles):
+            held = "; ".join(
+                f"{p.smallest[1]}x{p.smallest[2]} to {p.largest[1]}x{p.largest[2]}" for p in self._profiles
+            )
+            raise MediaError(
+                f"{name}: is {height}x{width}, and {self.name} takes {held} (height x width); "
+                "build it with other --height and --width, or run the .onnx"
+            )
 
     def prepare(self, image_HWC: UInt8) -> NDArray[Any]:
         """One uint8 RGB picture as the backend's input without the batch axis."""

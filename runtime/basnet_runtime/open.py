@@ -12,7 +12,7 @@ from pathlib import Path
 from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
-from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.errors import ModelFileError, UsageError
 
 __all__ = ["BUILTIN", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "open_model"]
 
@@ -62,11 +62,8 @@ def _open_plan(path: Path, backend: BackendName | None, device: str, precision: 
 
     if backend not in (None, "tensorrt"):
         raise UsageError(f"{path.name} with backend {backend}: a plan runs in tensorrt; leave --backend out")
-    engine, manifest = open_engine(path, device="cuda" if device == "cpu" else device)
-    if precision not in (None, manifest.precision):
-        engine.close()
-        raise UsageError(f"{path.name} is {manifest.precision}, not {precision}; build it of a {precision} graph")
-    return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
+    engine, manifest = open_engine(path, device="cuda" if device == "cpu" else device, precision=precision)
+    return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name, engine.profiles)
 
 
 def _open_checkpoint(
@@ -126,7 +123,10 @@ def _engine(
         raise UsageError(
             f"{path.name} with backend pytorch: PyTorch runs the checkpoint, not its export; give the .pth"
         )
-    raise BackendUnavailable(f"backend {backend}: TensorRT engines are not part of this version; use onnxruntime")
+    raise UsageError(
+        f"{path.name} with backend tensorrt: TensorRT runs a plan; run 'basnet-export engine {path.name}' first, "
+        "or take --device tensorrt for ONNX Runtime's TensorRT provider"
+    )
 
 
 def _refuse_other_precision(

@@ -6,6 +6,7 @@ in the flavour and version that built it, and one that TensorRT built on a GPU r
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from basnet_runtime.engine_facts import EngineFacts
@@ -14,6 +15,8 @@ from basnet_runtime.tensorrt_library import FLAVOR_NAMES, TensorRT, has_nvidia_d
 from basnet_torch.errors import BackendUnavailable, ModelFileError
 
 __all__ = ["check_gpu", "preflight", "read_plan_manifest"]
+
+_AMPERE = 8.0  # the oldest compute capability that hardware-compatible plans run on
 
 
 def read_plan_manifest(path: Path) -> tuple[Manifest, EngineFacts]:
@@ -28,7 +31,7 @@ def read_plan_manifest(path: Path) -> tuple[Manifest, EngineFacts]:
     if manifest is None:
         raise ModelFileError(
             f"{path}: has no {manifest_path(path).name} beside it, so how to feed it and where it runs is unknown; "
-            "build it with 'basnet-export engine'"
+            f"build it with 'basnet-export engine MODEL -o {path.name}'"
         )
     if manifest.engine is None:
         raise ModelFileError(f"{manifest_path(path)}: describes no TensorRT engine; build {path.name} again")
@@ -69,8 +72,8 @@ def check_gpu(path: Path, engine: EngineFacts, name: str, compute_capability: st
         BackendUnavailable: Naming both.
     """
     wanted = engine.compute_capabilities
-    above = engine.flags.get("hardware_compatible") and all(float(compute_capability) >= float(cc) for cc in wanted)
-    if wanted and compute_capability not in wanted and not above:
+    everywhere = bool(engine.flags.get("hardware_compatible")) and float(compute_capability) >= _AMPERE
+    if wanted and compute_capability not in wanted and not everywhere:
         built = f" on {engine.gpu}" if engine.gpu else ""
         raise BackendUnavailable(
             f"{path}: was built{built} for compute capability {', '.join(wanted)}, "
@@ -84,15 +87,17 @@ def _rebuild(path: Path, engine: EngineFacts) -> str:
 
 def _compatible(engine: EngineFacts, library: TensorRT) -> bool:
     """A version-compatible plan runs in the same and later releases of its major version."""
-    built, here = (tuple(map(int, version.split(".")[:3])) for version in (engine.version, library.version))
-    return bool(engine.flags.get("version_compatible")) and built[0] == here[0] and built <= here
+    if not engine.flags.get("version_compatible"):
+        return False
+    built, here = (tuple(map(int, re.findall(r"\d+", version)[:3])) for version in (engine.version, library.version))
+    return built[:1] == here[:1] and built <= here
 
 
 def _check_bytes(path: Path, engine: EngineFacts) -> None:
-    size = path.stat().st_size
+    size, rebuild = path.stat().st_size, _rebuild(path, engine)
     if size < engine.plan_bytes:
-        raise ModelFileError(f"{path}: is cut short ({size:,} of {engine.plan_bytes:,} bytes); copy or build it again")
+        found = f"{size:,} of {engine.plan_bytes:,} bytes"
+        raise ModelFileError(f"{path}: is cut short ({found}); copy it again, or {rebuild}")
     if sha256_of(path) != engine.plan_sha256:
-        raise ModelFileError(
-            f"{path}: is not the plan that {manifest_path(path).name} describes (SHA-256 differs); build it again"
-        )
+        described = manifest_path(path).name
+        raise ModelFileError(f"{path}: is not the plan that {described} describes (SHA-256 differs); {rebuild}")

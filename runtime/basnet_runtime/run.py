@@ -251,7 +251,7 @@ def _run_pictures(
 ) -> None:
     from basnet_runtime.media.picture_files import PictureSink, PictureSource
 
-    source = PictureSource(jobs, max_pixels=config.max_pixels)
+    source = PictureSource(jobs, max_pixels=config.max_pixels, check_size=model.check_size)
     sink = PictureSink(jobs, overwrite=config.overwrite)
     watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
     pipeline = Pipeline(model, composer, batch=config.batch, on_frame=lambda _: watcher.advanced())
@@ -273,6 +273,7 @@ def _run_video(
     peaks = [0.0]
     try:
         with VideoSource(job.source) as source:
+            model.check_size(str(job.source), source.traits.height, source.traits.width)
             sink = VideoSink(job.target, source.traits, config.kind, overwrite=config.overwrite)
             traits = source.traits
             watcher.started(job.source.name, traits.frames or round(traits.seconds * traits.rate))

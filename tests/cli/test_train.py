@@ -31,9 +31,17 @@ def test_train_resume_and_init(pair_folder, tmp_path):  # noqa: F811
     assert {"best.pth", "last.pth", "log.jsonl", "config.json"} <= {p.name for p in run.iterdir()}
     again = call(*common, run, "--steps", 2)
     assert (again.exit_code, "add --resume" in again.stderr) == (2, True)
-    assert call(*common, run, "--steps", 2, "--resume").exit_code == 0
+    resumed = CliRunner().invoke(app, [str(a) for a in (*common, run, "--resume")])  # the rest is the run's own
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout.splitlines()[-1])["step"] == 2
+    changed = CliRunner().invoke(app, [str(a) for a in (*common, run, "--resume", "--lr", 0.5)])
+    assert (changed.exit_code, "lr 0.001 -> 0.5" in changed.stderr) == (1, True)
     other = call(*common, tmp_path / "second", "--steps", 1, "--init", run / "best.pth")
     assert other.exit_code == 0, other.output
+    bare = ("--data", pair_folder, "--run", tmp_path / "third", "--steps", 1, "--init", run / "best.pth")
+    small = ("--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
+    third = CliRunner().invoke(app, [str(a) for a in (*bare, *small)])  # the width is that of the checkpoint
+    assert third.exit_code == 0, third.output
 
 
 def test_a_scheduler_ending_it_loses_nothing(pair_folder, tmp_path):  # noqa: F811

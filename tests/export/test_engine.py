@@ -16,11 +16,12 @@ from basnet_export.describe import describe
 from basnet_export.engine import build_engine
 from basnet_export.engine_network import parse_onnx, precision_share
 from basnet_export.engine_progress import BuildProgress
+from basnet_runtime import tensorrt_library
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.preflight import read_plan_manifest
 from basnet_runtime.tensorrt_library import open_tensorrt
-from basnet_torch.errors import BackendUnavailable, EngineBuildError, UsageError
+from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
 from tests.models import SIZE, checkpoint_file, disc_folder, exported
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
@@ -41,11 +42,8 @@ class Recorded(BuildProgress):
 
 
 def config(tmp_path, model=None, **options):
-    return BuildConfig(
-        model=model or exported(**TENSOR16),
-        output=tmp_path / "a.plan",
-        **{"flavor": "rtx", "batch": (1, 2, 4), **options},
-    )
+    asked = {"output": tmp_path / "a.plan", "flavor": "rtx", "batch": (1, 2, 4), **options}
+    return BuildConfig(model=model or exported(**TENSOR16), **asked)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +152,25 @@ def test_the_cache_finds_the_same_content_only(tmp_path, monkeypatch):
     assert len(list(cache.glob("*.plan"))) == 3
 
 
-def test_a_damaged_cache_entry_is_built_anew(tmp_path):
+def test_the_cache_finds_a_checkpoint_that_was_exported_again(tmp_path):
+    for _ in range(2):
+        build_engine(config(tmp_path, checkpoint_file(), cache=tmp_path / "cache", overwrite=True, check=False))
+    assert len(list((tmp_path / "cache").glob("*.plan"))) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
+    (tmp_path / "file").write_text("x")
+    progress = Recorded()
+    read_plan_manifest(build_engine(config(tmp_path, cache=tmp_path / "file"), progress))
+    assert any("not kept in the cache" in said for said in progress.said)
+
+
+@pytest.mark.parametrize("suffix", ["plan", "json"])
+def test_a_damaged_cache_entry_is_built_anew(suffix, tmp_path):
     cache = tmp_path / "cache"
     build_engine(config(tmp_path, cache=cache))
     (entry,) = cache.glob("*.plan")
-    entry.write_bytes(b"damaged")
+    (entry if suffix == "plan" else manifest_path(entry)).write_bytes(b"damaged")
     read_plan_manifest(build_engine(config(tmp_path, cache=cache, overwrite=True)))
     assert entry.stat().st_size > 1000
 
@@ -174,6 +186,27 @@ def test_unknown_compute_capability(tmp_path):
         build_engine(config(tmp_path, compute_capabilities=("1.0",)))
 
 
+def test_a_folder_of_that_name_is_refused_before_building(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "parse_onnx", lambda *_: pytest.fail("was built"))
+    (tmp_path / "a.plan").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        build_engine(config(tmp_path, overwrite=True))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MediaError, match="cannot be written"):
+        build_engine(config(tmp_path, output=tmp_path / "file" / "b.plan"))
+
+
+def test_sizes_of_a_graph_that_has_none(tmp_path):
+    with pytest.raises(UsageError, match="height and width are for a frame graph"):
+        build_engine(config(tmp_path, height=(64, 64, 64)))
+
+
+def test_the_receipt_says_why_it_is_missing(tmp_path):
+    progress = Recorded()
+    build_engine(config(tmp_path, checkpoint_file(), pictures=disc_folder()), progress)
+    assert "not proven: this machine has no NVIDIA driver" in progress.said
+
+
 def test_existing_files_stay(tmp_path):
     (tmp_path / "a.plan").write_bytes(b"mine")
     with pytest.raises(UsageError, match="exists already"):
@@ -185,11 +218,16 @@ def test_existing_files_stay(tmp_path):
     ("fields", "message"),
     [
         ({"model": Path("a.plan")}, "an engine is built from"),
-        ({"model": Path("a.onnx"), "precision": "fp16"}, "has it written in its graph"),
+        ({"model": Path("a.onnx"), "precision": "fp16"}, "is for a checkpoint"),
         ({"output": Path("a.onnx")}, r"must end in \.plan"),
         ({"batch": (4, 2, 8)}, "batch is 4,2,8"),
-        ({"batch": (0, 1, 1)}, "at least 1"),
+        ({"batch": (0, 1, 1)}, "from 1 to 65535"),
         ({"optimization_level": 6}, "must be 0 to 5"),
+        ({"batch": (1, 1, 3_000_000_000)}, "from 1 to 65535"),
+        ({"workspace_mib": 1 << 40}, "workspace mib is"),
+        ({"aux_streams": 1 << 20}, "aux streams is"),
+        ({"flavor": "rtx", "compute_capabilities": ("86",)}, "as in 8.6"),
+        ({"model": Path("a.onnx"), "pictures": Path("p")}, "is for a checkpoint"),
         ({"tiling": "some"}, "none, fast, moderate, full"),
         ({"hardware_compatible": True}, "add --flavor tensorrt"),
         ({"version_compatible": True, "flavor": "rtx"}, "only tensorrt has it"),
@@ -215,10 +253,18 @@ def test_profiles_grow():
     assert not Profile(smallest=(1, 3), best=(2, 3), largest=(4, 3)).holds((5, 3))
 
 
-def test_the_other_flavor_is_not_taken_instead():
+def test_the_other_flavor_is_not_taken_instead(monkeypatch):
+    monkeypatch.setitem(tensorrt_library._MODULES, "tensorrt", "no_tensorrt_here")
+    tensorrt_library._imported.cache_clear()
     with pytest.raises(BackendUnavailable, match=r"TensorRT is not installed; pip install 'basnet-deploy\[gpu\]'"):
         open_tensorrt("tensorrt")
     assert open_tensorrt("auto").flavor == "rtx"
+
+
+def test_nothing_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": "no_such_module", "rtx": "nor_this_one"})
+    with pytest.raises(BackendUnavailable, match=r"no TensorRT is installed; .*'basnet-deploy\[rtx\]'"):
+        open_tensorrt("auto")
 
 
 def test_facts_survive_json(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from basnet_export import engine, engine_network
+from basnet_export import engine, engine_network, engine_progress
 from basnet_runtime import tensorrt_library
 from basnet_runtime.backends import trt as backend
 
@@ -23,31 +23,47 @@ CLASSES = {
     "gives": ("ITensor",),
     "tensor": ("ITensor",),
     "_context": ("IExecutionContext",),
+    "context": ("IExecutionContext",),
+    "runtime": ("Runtime",),
+    "engine": ("ICudaEngine",),
+    "timings": ("ITimingCache",),
 }
-SOURCES = (engine, engine_network, backend, tensorrt_library)
+SOURCES = (engine, engine_network, engine_progress, backend, tensorrt_library)
 LISTS = ("tensorrt-10.16", "tensorrt-11.4", "tensorrt-rtx-1.7")
 
 
 def uses():
-    """(class, member) of variables, and (name, member) of what is taken from the module `trt` itself."""
+    """(class, member) of variables, (name, member) of the module's classes, and ((), name) of the module itself."""
     found = set()
     for module in SOURCES:
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Attribute):
-                continue
-            owner = getattr(node.value, "id", getattr(node.value, "attr", None))
-            if owner in CLASSES and module is not tensorrt_library:
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+            owner, outer = name_of(node.value), name_of(getattr(node.value, "value", None))
+            if owner == "trt":
+                found.add(((), node.attr))
+            elif outer == "trt":
+                found.add(((node.value.attr,), node.attr))
+            elif owner in CLASSES and module is not tensorrt_library:
                 found.add((CLASSES[owner], node.attr))
-            inner = node.value
-            if (
-                isinstance(inner, ast.Attribute)
-                and getattr(inner.value, "id", getattr(inner.value, "attr", "")) == "trt"
-            ):
-                found.add(((inner.attr,), node.attr))
     return sorted(found)
 
 
+def name_of(node):
+    """Of a variable, of `self._context` and of `library.trt`; fields of other values only look alike."""
+    if isinstance(node, ast.Attribute) and node.attr in ("trt", "_context"):
+        return node.attr
+    return getattr(node, "id", None)
+
+
+def has(classes, member, holds):
+    """Whether one of the classes, or without any the module, has the member."""
+    return any(holds(name, member) for name in classes or (None,))
+
+
 def test_the_uses_are_found():
+    assert ((), "Runtime") in uses()
+    assert ((), "IProgressMonitor") in uses()
+    assert (("ICudaEngine",), "create_execution_context") in uses()
     assert (("Builder",), "build_serialized_network") in uses()
     assert (("BuilderFlag",), "VERSION_COMPATIBLE") in uses()
     assert (("IExecutionContext",), "execute_async_v3") in uses()
@@ -57,7 +73,7 @@ def test_the_uses_are_found():
 @pytest.mark.parametrize(("classes", "member"), uses())
 def test_installed_library_has_it(classes, member):
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    assert any(hasattr(getattr(trt, name), member) for name in classes)
+    assert has(classes, member, lambda name, member: hasattr(getattr(trt, name) if name else trt, member))
 
 
 @pytest.mark.shared
@@ -71,7 +87,7 @@ def test_other_releases_have_it(release, data_root):
     missing = [
         (classes, member)
         for classes, member in uses()
-        if not any(member in known.get(name, ()) for name in classes)
+        if not has(classes, member, lambda name, member: member in (known.get(name, ()) if name else known))
         and not member.startswith("__")
         and not ({*classes, member} & only_rtx and "rtx" not in release)
     ]

@@ -82,7 +82,7 @@ def test_a_file_computes_in_what_it_was_written_in(fp32):
         open_model(exported(precision="fp16", graph="frame"), precision="fp32")
     with pytest.raises(UsageError, match="PyTorch runs the checkpoint"):
         open_model(fp32, backend="pytorch")
-    with pytest.raises(BackendUnavailable, match="not part of this version"):
+    with pytest.raises(UsageError, match="TensorRT runs a plan; run 'basnet-export engine"):
         open_model(fp32, backend="tensorrt")
 
 

@@ -1,5 +1,6 @@
 """Plans for another library, release or GPU, damaged ones and foreign ones: refused before TensorRT sees them."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,14 @@ def test_other_releases_are_named_with_the_mending_command(changes, reason, plan
     assert "basnet-export engine MODEL -o fp16.plan" in str(caught.value)
 
 
+def test_odd_versions_are_compared_not_parsed(plan, here):
+    describe(plan, version="1.7.0b6")
+    with pytest.raises(BackendUnavailable, match=r"built by TensorRT for RTX 1\.7\.0b6"):
+        preflight(plan)
+    describe(plan, version="1.7.0b6", flags={"version_compatible": True})
+    preflight(plan)
+
+
 def test_a_version_compatible_plan_runs_in_later_releases(plan, here):
     describe(plan, version="1.5.0.1", flags={"version_compatible": True})
     preflight(plan)
@@ -94,8 +103,10 @@ def test_other_gpus(plan):
     check_gpu(plan, facts, "NVIDIA H200", "9.0")
     with pytest.raises(BackendUnavailable, match=r"on NVIDIA H200 for compute capability 9\.0, and NVIDIA L4 has 8\.9"):
         check_gpu(plan, facts, "NVIDIA L4", "8.9")
-    facts = describe(plan, compute_capabilities=("8.0",), flags={"hardware_compatible": True})
-    check_gpu(plan, facts, "NVIDIA L4", "8.9")
+    facts = describe(plan, compute_capabilities=("9.0",), flags={"hardware_compatible": True})
+    check_gpu(plan, facts, "NVIDIA A100", "8.0")
+    with pytest.raises(BackendUnavailable, match=r"NVIDIA T4 has 7\.5"):
+        check_gpu(plan, facts, "NVIDIA T4", "7.5")
     check_gpu(plan, describe(plan), "anything", "7.5")  # built for whatever the library supports
 
 
@@ -105,6 +116,26 @@ def test_damaged_plans(plan):
         read_plan_manifest(plan)
     plan.write_bytes(b"nalp" * 1000)
     with pytest.raises(ModelFileError, match=r"is not the plan that fp16\.plan\.json describes"):
+        read_plan_manifest(plan)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("flavor", "foo"), ("plan_bytes", "x"), ("typed_flops", "x"), ("flags", None), ("profiles", 3)],
+)
+def test_manifests_with_wrong_values_are_one_line(field, value, plan):
+    values = json.loads(manifest_path(plan).read_text())
+    values["engine"][field] = value
+    manifest_path(plan).write_text(json.dumps(values))
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        read_plan_manifest(plan)
+
+
+@pytest.mark.parametrize(("field", "value"), [("parity", {}), ("exporter", []), ("checkpoint_sha256", 5)])
+def test_records_with_wrong_values_are_one_line(field, value, plan):
+    values = json.loads(manifest_path(plan).read_text())
+    manifest_path(plan).write_text(json.dumps({**values, field: value}))
+    with pytest.raises(ModelFileError, match="cannot be read"):
         read_plan_manifest(plan)
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from basnet_runtime.backends.trt import TensorRTBackend, _index
 from basnet_runtime.cuda.memory import BufferPair
 from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import read_manifest
+from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import BUILTIN, open_model
-from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from basnet_torch.spec import TensorSpec
 
 SIZE = 4
@@ -85,8 +87,8 @@ def cuda():
     return HostCuda()
 
 
-def backend(cuda, **options):
-    profile = Profile(smallest=(1, 3, SIZE, SIZE), best=(2, 3, SIZE, SIZE), largest=(8, 3, SIZE, SIZE))
+def backend(cuda, smallest=1, **options):
+    profile = Profile(smallest=(smallest, 3, SIZE, SIZE), best=(4, 3, SIZE, SIZE), largest=(8, 3, SIZE, SIZE))
     facts = EngineFacts(
         flavor="rtx",
         version="1.0.0.0",
@@ -119,6 +121,29 @@ def test_batches_of_any_size_come_back_whole(cuda):
             np.testing.assert_array_equal(engine.infer(batch), batch[:, :1])
 
 
+def test_short_batches_are_filled_up_to_what_the_engine_takes(cuda):
+    with backend(cuda, smallest=4) as engine:
+        for count in (4, 1, 3):
+            batch = batch_of(count, seed=count)
+            np.testing.assert_array_equal(engine.infer(batch), batch[:, :1])
+
+
+def test_pictures_are_not_cast_to_something_else(cuda):
+    with backend(cuda) as engine, pytest.raises(TypeError, match="float64"):
+        engine.infer(batch_of(1).astype(np.float64))
+
+
+def test_picture_sizes_outside_the_profile_fail_one_by_one():
+    spec = TensorSpec(name="frame", dtype="uint8", shape=(None, None, None, 3))
+    profile = Profile(smallest=(1, 32, 32, 3), best=(1, 720, 1280, 3), largest=(8, 1080, 1920, 3))
+    engine = SimpleNamespace(input=spec)
+    manifest = read_manifest(BUILTIN)
+    model = SaliencyModel(engine, manifest.preprocess, manifest.postprocess, "fp16.plan", (profile,))
+    model.check_size("a.jpg", 1080, 1920)
+    with pytest.raises(MediaError, match=r"b\.jpg: is 3024x4032, and fp16\.plan takes 32x32 to 1080x1920"):
+        model.check_size("b.jpg", 3024, 4032)
+
+
 def test_a_result_is_the_callers_own(cuda):
     with backend(cuda) as engine:
         first = engine.infer(batch_of(2, seed=1))
@@ -143,7 +168,7 @@ def test_buffers_are_made_once_a_shape_and_do_not_pile_up(cuda):
 def test_shapes_outside_the_profile_are_refused_with_what_it_takes(cuda):
     with (
         backend(cuda) as engine,
-        pytest.raises(UsageError, match="shape 9x3x4x4: the engine takes 1x3x4x4 / 2x3x4x4 / 8x3x4x4"),
+        pytest.raises(UsageError, match="shape 9x3x4x4: the engine takes 1x3x4x4 / 4x3x4x4 / 8x3x4x4"),
     ):
         engine.infer(batch_of(9))
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_runtime.backends.base import Precision
 from basnet_runtime.cuda.memory import BufferPair, Cuda
 from basnet_runtime.engine_facts import EngineFacts, Shape
 from basnet_runtime.manifest import Manifest
@@ -49,7 +50,7 @@ class TensorRTBackend:
         self.description = description
         self._context = context
         self._cuda = cuda
-        self._profiles = facts.profiles
+        self.profiles = facts.profiles
         self._buffers: OrderedDict[Shape, _Buffers] = OrderedDict()
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -61,19 +62,27 @@ class TensorRTBackend:
         """
         if self._context is None:
             raise ValueError("backend: it is closed; open the model again")
+        count = len(batch)
+        batch = self._padded(batch)
         buffers = self._buffers_of(batch.shape)
-        _view(buffers.input, batch.shape, self.input.dtype)[...] = batch
+        np.copyto(_view(buffers.input, batch.shape, self.input.dtype), batch, casting="safe")
         self._cuda.upload(buffers.input)
         if not self._context.execute_async_v3(self._cuda.stream):
             raise BackendUnavailable(f"{self.description}: the engine did not run")
         self._cuda.download(buffers.output)
         self._cuda.synchronize()
-        return _view(buffers.output, buffers.shape, self.output.dtype).copy()
+        return _view(buffers.output, buffers.shape, self.output.dtype)[:count].copy()
+
+    def _padded(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """The last picture again, up to the fewest that the engine takes: a video's last batch may be short."""
+        fewest = min(profile.smallest[0] for profile in self.profiles)
+        missing = fewest - len(batch)
+        return batch if missing <= 0 else np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
 
     def _buffers_of(self, shape: Shape) -> _Buffers:
         """Buffers of this shape, made known to the engine; those of the shapes used last are kept."""
-        if not any(profile.holds(shape) for profile in self._profiles):
-            held = "; ".join(map(str, self._profiles))
+        if not any(profile.holds(shape) for profile in self.profiles):
+            held = "; ".join(map(str, self.profiles))
             raise UsageError(
                 f"batch of shape {'x'.join(map(str, shape))}: the engine takes {held} (smallest / best / largest); "
                 "use another --batch, or build it with other ranges"
@@ -117,22 +126,27 @@ class TensorRTBackend:
         self.close()
 
 
-def open_engine(path: Path, *, device: str = "cuda:0") -> tuple[TensorRTBackend, Manifest]:
+def open_engine(
+    path: Path, *, device: str = "cuda:0", precision: Precision | None = None
+) -> tuple[TensorRTBackend, Manifest]:
     """An engine ready to run, and its manifest.
 
     Args:
         path: A plan with its manifest beside it.
         device: `cuda` or `cuda:N`.
+        precision: What it must compute in; None takes what it was built for.
 
     Raises:
         BackendUnavailable: The plan is for another library or GPU, or there is no such device.
-        UsageError: Another device was asked.
+        UsageError: Another device or precision was asked.
         ModelFileError: There is no such file.
     """
     from basnet_runtime.preflight import check_gpu, preflight
 
     index = _index(device)
     manifest, facts, library = preflight(path)
+    if precision not in (None, manifest.precision):
+        raise UsageError(f"{path.name} is {manifest.precision}, not {precision}; build it of a {precision} graph")
 
     from basnet_runtime.cuda.device import find_gpu
     from basnet_runtime.cuda.memory import CudaMemory
@@ -143,7 +157,7 @@ def open_engine(path: Path, *, device: str = "cuda:0") -> tuple[TensorRTBackend,
     check_gpu(path, facts, gpu.name, gpu.compute_capability)
     cuda = CudaMemory(index)
     try:
-        context = _context(library, path)
+        context = _context(library, path, facts)
     except BaseException:
         cuda.close()
         raise
@@ -158,10 +172,13 @@ def _index(device: str) -> int:
     return int(index or 0)
 
 
-def _context(library: TensorRT, path: Path) -> Any:
+def _context(library: TensorRT, path: Path, facts: EngineFacts) -> Any:
     """The plan as an execution context, which keeps its engine alive."""
     library.messages.clear()
-    engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(path.read_bytes())
+    runtime = library.trt.Runtime(library.logger)
+    if facts.flags.get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # such a plan carries code of its own; its digest was checked
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context() if engine is not None else None
     if context is None:
         raise BackendUnavailable(f"{path}: {library} cannot load it: {library.messages.reason()}; build it again here")

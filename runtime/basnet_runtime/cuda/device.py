@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from basnet_runtime.tensorrt_library import has_nvidia_driver
 from basnet_torch.errors import BackendUnavailable
@@ -38,22 +37,12 @@ def find_gpu(index: int = 0) -> Gpu | None:
         from cuda.core import Device, system
     except ImportError as error:
         raise BackendUnavailable("cuda-core is not installed; pip install cuda-core cuda-bindings") from error
-    count = _number(system)
-    if index >= count:
-        raise BackendUnavailable(f"device cuda:{index}: the NVIDIA driver shows {count} devices")
-    device = Device(index)
-    capability = device.compute_capability
-    return Gpu(
-        name=str(device.name), compute_capability=f"{capability.major}.{capability.minor}", driver=_driver(system)
-    )
-
-
-def _number(system: Any) -> int:
     try:
-        return int(system.get_num_devices())
-    except Exception as error:
-        raise BackendUnavailable(f"the NVIDIA driver does not answer ({error}); run nvidia-smi") from error
-
-
-def _driver(system: Any) -> str:
-    return ".".join(map(str, system.get_user_mode_driver_version()))
+        device = Device(index)
+        device.set_current()  # fails where the device is hidden or the driver too old
+        capability = device.compute_capability
+        driver = ".".join(map(str, system.get_user_mode_driver_version()))
+    except Exception as error:  # any failure of the driver means the same to a user
+        line = " ".join(str(error).split())[:200]
+        raise BackendUnavailable(f"device cuda:{index}: CUDA cannot use it ({line}); run nvidia-smi") from error
+    return Gpu(name=str(device.name), compute_capability=f"{capability.major}.{capability.minor}", driver=driver)

@@ -19,6 +19,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.errors import BackendUnavailable
+
 __all__ = ["BufferPair", "Cuda", "CudaMemory"]
 
 
@@ -81,9 +83,17 @@ class CudaMemory:
         return int(self._stream.handle)
 
     def pair(self, size: int) -> BufferPair:
-        """See `Cuda`."""
-        there = self._device.allocate(size, stream=self._stream)
-        here = self._pinned.allocate(size)
+        """See `Cuda`.
+
+        Raises:
+            BackendUnavailable: There is not enough memory.
+        """
+        self._device.set_current()  # of this thread, which may be another than the one that opened
+        try:
+            there = self._device.allocate(size, stream=self._stream)
+            here = self._pinned.allocate(size)
+        except Exception as error:  # cuda-core's own error has no public name
+            raise BackendUnavailable(f"the GPU has no {size:,} bytes left ({error}); lower --batch") from error
         bytes_there = (ctypes.c_uint8 * size).from_address(int(here.handle))
         return BufferPair(address=int(there.handle), host=np.ctypeslib.as_array(bytes_there), owners=(there, here))
 
@@ -97,7 +107,6 @@ class CudaMemory:
     def upload(self, pair: BufferPair) -> None:
         """See `Cuda`."""
         there, here = pair.owners
-        self._device.set_current()  # of this thread, which may be another than the one that opened
         there.copy_from(here, stream=self._stream)
 
     def download(self, pair: BufferPair) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from basnet_runtime.media.frame import Composed, Frame
@@ -25,8 +25,16 @@ class PictureSource:
         notes: Index of a job to what a user should know about how its input was read.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        check_size: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> None:
+        """`check_size`: called with a picture's path, height and width; raises BasnetError to refuse it."""
         self._jobs = jobs
+        self._check_size = check_size
         self._max_pixels = max_pixels
         self.failures: list[Failure] = []
         self.notes: dict[int, list[str]] = {}
@@ -48,6 +56,7 @@ class PictureSource:
                 room.wait(picture.nbytes)
                 with clock.stage("decode"):
                     frame = picture.read(index)
+                self._check_size(str(path), *frame.image_HWC.shape[:2])
                 self.notes[index] = picture.notes
                 return frame
         except BasnetError as error:

@@ -1,0 +1,81 @@
+"""Finished engines in a folder, found again by all that they depend on: graph, library, GPU, shapes and flags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from basnet_export.build_config import BuildConfig
+from basnet_runtime.cuda.device import Gpu
+from basnet_runtime.engine_facts import EngineFacts, Profile
+from basnet_runtime.manifest import manifest_path
+from basnet_runtime.media.files import whole_file
+from basnet_runtime.tensorrt_library import TensorRT
+from basnet_torch.errors import BackendUnavailable, MediaError
+
+__all__ = ["BuiltEngine", "EngineCache", "cache_key"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """A finished engine: the plan's bytes and what there is to know about it."""
+
+    plan: bytes
+    facts: EngineFacts
+
+
+def cache_key(graph: bytes, library: TensorRT, gpu: Gpu | None, profile: Profile, config: BuildConfig) -> str:
+    """32 hex digits. The graph counts without its metadata, which say when it was exported.
+
+    Raises:
+        BackendUnavailable: onnx, which reads the graph, is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendUnavailable("--cache needs onnx; pip install 'basnet-deploy[export]'") from error
+    model = onnx.load_model_from_string(graph)
+    model.ClearField("metadata_props")
+    content = {
+        "graph": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
+        "library": [library.flavor, library.version],
+        "gpu": asdict(gpu) if gpu else None,
+        "profile": asdict(profile),
+        "flags": config.flags,
+        "compute_capabilities": config.compute_capabilities,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class EngineCache:
+    """One folder of plans, each with its facts beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, key: str) -> BuiltEngine | None:
+        """The engine of that key; None where there is none, or where it was damaged since."""
+        path = self._path(key)
+        try:
+            facts = EngineFacts.from_dict(json.loads(manifest_path(path).read_text(encoding="utf-8")))
+            plan = path.read_bytes()
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return BuiltEngine(plan=plan, facts=facts) if hashlib.sha256(plan).hexdigest() == facts.plan_sha256 else None
+
+    def keep(self, key: str, built: BuiltEngine, say: Callable[[str], None]) -> None:
+        """Store an engine; a folder that cannot be written is said and costs nothing but the next build."""
+        path = self._path(key)
+        try:
+            with whole_file(path, overwrite=True) as beside:
+                beside.write_bytes(built.plan)
+            with whole_file(manifest_path(path), overwrite=True) as beside:
+                beside.write_text(json.dumps(asdict(built.facts), indent=1), encoding="utf-8")
+        except (MediaError, OSError) as error:
+            say(f"the engine is not kept in the cache: {error}")
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.plan"
