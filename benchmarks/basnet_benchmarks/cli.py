@@ -1,8 +1,9 @@
-"""`basnet-bench`: how fast each backend is, whether its masks are the trained model's, and what a video takes.
+"""`basnet-bench`: how fast each backend is, whether its masks are the trained model's, and whether a change passes.
 
 basnet-bench latency random:64 random:16
 basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
+basnet-bench gate benchmarks/baseline.json
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
 """
@@ -142,6 +143,41 @@ def video(
         )
         check_output(output, overwrite=overwrite)
         _show(measure_video(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def gate(
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="JSON: what to measure, and what it gave.")],
+    update: Annotated[bool, typer.Option("--update", help="Write what is measured into BASELINE.")] = False,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Compare masks only.")] = False,
+    require_all: Annotated[bool, typer.Option("--require-all", help="What cannot run here fails too.")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pass or fail a change: masks by the contract, speed against BASELINE. Exit code 4 when something fails."""
+    from basnet_benchmarks.gate import GateConfig, run_gate
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = GateConfig(
+            baseline=baseline,
+            update=update,
+            speed=not no_speed,
+            require_all=require_all,
+            pictures=pictures,
+            threads=threads,
+        )
+        check_output(output, overwrite=overwrite)
+        result = run_gate(config, say)
+        _show(result, as_json, output, overwrite)
+    if result.exit_code:
+        say(f"error: {result.conclusion}")
+    raise SystemExit(result.exit_code)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

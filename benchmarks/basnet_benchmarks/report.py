@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basnet_benchmarks.gate import MEASURES, GateReport, GateRow
 from basnet_benchmarks.latency import COVERS, LatencyReport, LatencyRow
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import ParityResult, ParityRow
@@ -20,7 +21,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = ["Report", "Table", "check_output", "json_text", "markdown", "save", "table_of", "terminal"]
 
-Report = LatencyReport | ParityResult | VideoReport
+Report = GateReport | LatencyReport | ParityResult | VideoReport
 _NARROWEST = 150  # columns, where the output is no terminal and so has no width
 
 
@@ -47,6 +48,8 @@ class Table:
 
 def table_of(report: Report) -> Table:
     """The table of a report."""
+    if isinstance(report, GateReport):
+        return _gate_table(report)
     if isinstance(report, LatencyReport):
         return _latency_table(report)
     return _parity_table(report) if isinstance(report, ParityResult) else _video_table(report)
@@ -201,6 +204,36 @@ def _parity_notes(row: ParityRow) -> list[str]:
         worst = ", ".join(f"{name} {picture}" for name, picture in row.report.worst.items())
         notes.append(f"{row.name}: worst pictures: {worst}")
     return notes
+
+
+def _gate_table(report: GateReport) -> Table:
+    numbers = (*MEASURES, "x PyTorch FP32")
+    notes = [f"{row.name} on {row.device}: {remark}" for row in report.rows for remark in row.remarks]
+    notes += [f"{name}: is in the baseline and was not measured" for name in report.gone]
+    notes += [f"the baseline {report.baseline} was written anew"] if report.updated else []
+    return Table(
+        title=f"Gate against {report.baseline}: {report.conclusion}",
+        columns=("candidate", "device", *numbers, "verdict"),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_gate_cells, report.rows)),
+        notes=("Each cell: the baseline's value, then the one of now.", *notes),
+        environment=tuple(report.environment.lines()),
+    )
+
+
+def _gate_cells(row: GateRow) -> tuple[str, ...]:
+    before, now = (row.before.parity if row.before else {}), row.now()
+    cells = (f"{_short(before.get(name))} -> {_short(now.get(name))}" for name in MEASURES)
+    speed = f"{_ratio(row.before.speed if row.before else None)} -> {_ratio(row.speed)}"
+    return (row.name, row.device, *cells, speed, row.verdict)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _ratio(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else _estimate(estimate, 1, 2)
 
 
 def _video_table(report: VideoReport) -> Table:

@@ -1,0 +1,324 @@
+"""Whether a change may go in: parity by the contract, speed by ratios against a baseline, a table of what moved.
+
+report = run_gate(GateConfig(baseline=Path("benchmarks/baseline.json")))
+raise SystemExit(report.exit_code)
+
+The baseline says what is measured and what it gave last. Speed is compared as the ratio to PyTorch eager FP32 of the
+same run, and fails only when its whole confidence interval lies below the baseline's by more than the band: machines
+differ, and are shared. What cannot run here is not proven, and that is never a pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
+from basnet_benchmarks.measurement import Estimate
+from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
+from basnet_runtime.threads import allowed_threads
+from basnet_torch.errors import BackendUnavailable, UsageError
+
+__all__ = ["MEASURES", "Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
+
+FORMAT = 1
+MEASURES = ("max_abs", "mean_abs", "flips", "boundary_iou")
+_Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineRow:
+    """What one candidate gave when the baseline was written.
+
+    Attributes:
+        device: Where it ran.
+        name: File, backend and precision.
+        parity: Measure to value.
+        speed: Ratio to PyTorch eager FP32; None where it was not timed.
+        processor: On which machine.
+    """
+
+    device: str
+    name: str
+    parity: Mapping[str, float]
+    speed: Estimate | None
+    processor: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """What the gate measures, and what it gave last.
+
+    Attributes:
+        folder: Of the file, which its paths start from.
+        reference: The checkpoint.
+        candidates: Files that must give its masks.
+        devices: Device to the backends that are measured there, as `BACKEND:PRECISION`.
+        rounds: Turns of each candidate when it is timed; 0 does not time.
+        speed_band: Share by which a ratio may fall.
+        rows: What was measured.
+    """
+
+    folder: Path
+    reference: str
+    candidates: tuple[str, ...]
+    devices: Mapping[str, tuple[str, ...]]
+    rounds: int = 8
+    speed_band: float = 0.4
+    rows: tuple[BaselineRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.speed_band < 1:
+            raise ValueError(f"speed_band is {self.speed_band}; it must be a share in 0..1")
+        if not self.devices:
+            raise ValueError("devices is empty; name at least one with its backends")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            UsageError: The file is missing or is no baseline.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            rows = tuple(
+                BaselineRow(**{**row, "speed": Estimate(**row["speed"]) if row["speed"] else None})
+                for row in values.pop("rows", ())
+            )
+            devices = {device: tuple(backends) for device, backends in values.pop("devices").items()}
+            candidates = tuple(values.pop("candidates"))
+            return cls(folder=path.parent, devices=devices, candidates=candidates, rows=rows, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"baseline {path}: cannot be read ({error})") from error
+
+    def to_json(self) -> str:
+        """The file's text."""
+        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        return json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
+
+    def row(self, device: str, name: str) -> BaselineRow | None:
+        """What a candidate gave, or None for a new one."""
+        return next((row for row in self.rows if (row.device, row.name) == (device, name)), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """What to do.
+
+    Attributes:
+        baseline: The file.
+        update: Write what is measured into it, where the contract holds.
+        speed: Whether to time.
+        require_all: Whether what cannot run here fails the gate, as on a machine that must be able to.
+        pictures: Folder of pictures or data set; None takes the bundled photographs.
+        threads: Processor threads; None takes what the container allows.
+    """
+
+    baseline: Path
+    update: bool = False
+    speed: bool = True
+    require_all: bool = False
+    pictures: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateRow:
+    """One candidate on one device, now and before.
+
+    Attributes:
+        device: Where.
+        name: File, backend and precision.
+        parity: What the contract says of it now.
+        speed: Ratio to PyTorch eager FP32 now; None where it was not timed.
+        speed_floor: The least the ratio's interval must reach; None where the baseline has none.
+        before: What the baseline holds; None for a new candidate.
+    """
+
+    device: str
+    name: str
+    parity: ParityRow
+    speed: Estimate | None = None
+    speed_floor: float | None = None
+    before: BaselineRow | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Each reason for a verdict that is no pass."""
+        return (*self.parity.remarks, *((self._slow(),) if self._slow() else ()))
+
+    @property
+    def verdict(self) -> Verdict:
+        """The contract's, unless the candidate became slow."""
+        return "failed" if self._slow() and self.parity.verdict == "passed" else self.parity.verdict
+
+    def _slow(self) -> str:
+        if self.speed is None or self.speed_floor is None:
+            return ""
+        most = self.speed.value if self.speed.high is None else self.speed.high
+        if most >= self.speed_floor:
+            return ""
+        return f"{most:.2f} times PyTorch FP32 at most, at least {self.speed_floor:.2f} belong to the baseline"
+
+    def now(self) -> dict[str, float]:
+        """Measured parity; empty where it did not run."""
+        report = self.parity.report
+        return {} if report is None else {name: getattr(report, name) for name in MEASURES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "device": self.device,
+            "name": self.name,
+            "verdict": self.verdict,
+            "remarks": list(self.remarks),
+            "parity": self.now(),
+            "speed": None if self.speed is None else self.speed.to_dict(),
+            "speed_floor": self.speed_floor,
+            "before": None if self.before is None else asdict(self.before),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateReport:
+    """A whole run."""
+
+    baseline: str
+    environment: Environment
+    rows: tuple[GateRow, ...]
+    require_all: bool = False
+    updated: bool = False
+    gone: tuple[str, ...] = field(default=())
+
+    @property
+    def exit_code(self) -> int:
+        """4 when something failed; 3 when nothing ran, or something that had to did not; else 0."""
+        verdicts = [row.verdict for row in self.rows]
+        if "failed" in verdicts:
+            return PARITY_FAILED
+        missing = verdicts.count("not proven")
+        return UNPROVEN if missing == len(verdicts) or (missing and self.require_all) else 0
+
+    @property
+    def conclusion(self) -> str:
+        """In one line: what failed, or what was passed and what was not proven."""
+        told = [f"{row.name} on {row.device}: {', '.join(row.remarks)}" for row in self.rows if row.verdict == "failed"]
+        if told:
+            return f"failed: {'; '.join(told)}"
+        verdicts = [row.verdict for row in self.rows]
+        return f"{verdicts.count('passed')} passed, {verdicts.count('not proven')} not proven"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "command": "gate",
+            "baseline": self.baseline,
+            "environment": self.environment.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+            "gone": list(self.gone),
+            "exit_code": self.exit_code,
+        }
+
+
+def run_gate(config: GateConfig, progress: _Progress = lambda _: None) -> GateReport:
+    """Measure what the baseline names and compare.
+
+    Raises:
+        UsageError: The baseline cannot be read.
+        BackendUnavailable: PyTorch, which runs the reference, is not there.
+        BasnetError: A model or picture cannot be read.
+    """
+    baseline = Baseline.read(config.baseline)
+    threads = config.threads or allowed_threads()
+    rows = tuple(row for device in baseline.devices for row in _rows_on(device, baseline, config, threads, progress))
+    names = {(row.device, row.name) for row in rows}
+    report = GateReport(
+        baseline=config.baseline.name,
+        environment=environment(threads),
+        rows=rows,
+        require_all=config.require_all,
+        gone=tuple(row.name for row in baseline.rows if (row.device, row.name) not in names),
+    )
+    if not config.update or report.exit_code == PARITY_FAILED:
+        return report
+    _write(config.baseline, baseline, report)
+    return replace(report, updated=True)
+
+
+def _rows_on(
+    device: str, baseline: Baseline, config: GateConfig, threads: int, progress: _Progress
+) -> tuple[GateRow, ...]:
+    """Every candidate of a device: masks first, then times of those that ran."""
+    result = measure_parity(
+        ParityConfig(
+            reference=baseline.folder / baseline.reference,
+            candidates=tuple(baseline.folder / name for name in baseline.candidates),
+            pictures=config.pictures,
+            backends=baseline.devices[device],
+            threads=threads,
+            device=device,
+        ),
+        progress,
+    )
+    ran = tuple(f"{row.backend}:{row.precision}" for row in result.rows if row.report is not None)
+    timed = _timed(ran, device, baseline, threads, progress) if ran and config.speed and baseline.rounds else {}
+    return tuple(
+        _gate_row(row, device, baseline, timed.get((row.backend, row.precision)), update=config.update)
+        for row in result.rows
+    )
+
+
+def _timed(
+    backends: tuple[str, ...], device: str, baseline: Baseline, threads: int, progress: _Progress
+) -> dict[tuple[str, str], LatencyRow]:
+    try:
+        report = measure_latency(
+            LatencyConfig(
+                models=(str(baseline.folder / baseline.reference),),
+                rounds=baseline.rounds,
+                backends=tuple(dict.fromkeys(backends)),
+                threads=threads,
+                device=device,
+            ),
+            progress,
+        )
+    except BackendUnavailable:
+        return {}  # what could not be timed has no ratio, and its row shows none
+    return {(row.backend, row.precision): row for row in report.rows}
+
+
+def _gate_row(row: ParityRow, device: str, baseline: Baseline, timed: LatencyRow | None, *, update: bool) -> GateRow:
+    before = baseline.row(device, row.name)
+    floor = None
+    if before is not None and before.speed is not None and not update:
+        least = before.speed.value if before.speed.low is None else before.speed.low
+        floor = least * (1 - baseline.speed_band)
+    speed = timed.ratio if timed else None
+    return GateRow(device=device, name=row.name, parity=row, speed=speed, speed_floor=floor, before=before)
+
+
+def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
+    """Put what was proven now in the baseline's rows; rows that did not run here stay as they were."""
+    from basnet_runtime.media.files import whole_file
+
+    new = {
+        (row.device, row.name): BaselineRow(
+            device=row.device,
+            name=row.name,
+            parity=row.now(),
+            speed=row.speed,
+            processor=report.environment.processor,
+        )
+        for row in report.rows
+        if row.verdict == "passed"
+    }
+    kept = {(row.device, row.name): row for row in baseline.rows if row.name not in report.gone}
+    with whole_file(path, overwrite=True) as beside:
+        beside.write_text(replace(baseline, rows=tuple({**kept, **new}.values())).to_json(), encoding="utf-8")

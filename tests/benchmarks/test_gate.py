@@ -1,0 +1,199 @@
+"""The gate passes what is the model, fails what is not or became slow, and never calls passed what did not run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from basnet_benchmarks import gate as module
+from basnet_benchmarks.cli import app
+from basnet_benchmarks.gate import Baseline, GateConfig, run_gate
+from basnet_benchmarks.measurement import Estimate
+from basnet_runtime.open import BUILTIN
+from basnet_torch.errors import UsageError
+
+ROOT = BUILTIN.parents[3]
+NAME = "model.onnx, onnxruntime fp32"
+
+
+def write_baseline(folder, candidate, **changes):
+    values = {
+        "format": 1,
+        "reference": str(BUILTIN.with_suffix(".safetensors")),
+        "candidates": [str(candidate)],
+        "devices": {"cpu": ["onnxruntime:fp32"]},
+        "rounds": 0,
+        "rows": [],
+        **changes,
+    }
+    path = folder / "baseline.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def convolutions(graph):
+    """Initializers of the convolutions' weights, through the casts of weights kept in FP16."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    return [stored[casts.get(n.input[1], n.input[1])] for n in graph.node if n.op_type == "Conv"]
+
+
+def scaled(index):
+    def change(graph):
+        tensor = convolutions(graph)[index]
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((values * np.float32(1.05)).astype(values.dtype), tensor.name))
+
+    return change
+
+
+def swapped_channels(graph):
+    """Two output channels of a layer change places."""
+    tensor = convolutions(graph)[10]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[[0, 1]] = values[[1, 0]]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def bgr(graph):
+    """The first layer reads blue for red."""
+    tensor = convolutions(graph)[0]
+    values = onnx.numpy_helper.to_array(tensor)[:, ::-1]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+
+
+def aligned_corners(graph):
+    """Every resize maps corners onto corners."""
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Resize" else ():
+            if attribute.name == "coordinate_transformation_mode":
+                attribute.s = b"align_corners"
+
+
+DAMAGE = {
+    "first layer x 1.05": scaled(0),
+    "layer 30 x 1.05": scaled(30),
+    "layer 60 x 1.05": scaled(60),
+    "last layer x 1.05": scaled(-1),
+    "channels swapped": swapped_channels,
+    "corners aligned": aligned_corners,
+    "BGR for RGB": bgr,
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_model_is_caught(change, tmp_path):
+    model = onnx.load(BUILTIN)
+    change(model.graph)
+    onnx.save(model, tmp_path / "model.onnx")
+    report = run_gate(GateConfig(baseline=write_baseline(tmp_path, "model.onnx")))
+    assert report.exit_code == 4
+    assert "max_abs" in report.conclusion
+    assert report.rows[0].verdict == "failed"
+
+
+@pytest.fixture
+def intact(tmp_path):
+    onnx.save(onnx.load(BUILTIN), tmp_path / "model.onnx")
+    return tmp_path
+
+
+def test_the_model_itself_passes_and_the_baseline_is_written(intact):
+    path = write_baseline(intact, "model.onnx")
+    assert run_gate(GateConfig(baseline=path)).exit_code == 0
+    assert Baseline.read(path).rows == ()
+    report = run_gate(GateConfig(baseline=path, update=True))
+    assert (report.exit_code, report.updated) == (0, True)
+    (row,) = Baseline.read(path).rows
+    assert (row.device, row.name) == ("cpu", NAME)
+    assert row.parity["max_abs"] < 1e-4
+    assert run_gate(GateConfig(baseline=path)).rows[0].before == row
+
+
+def test_a_damaged_model_is_no_baseline(tmp_path):
+    model = onnx.load(BUILTIN)
+    bgr(model.graph)
+    onnx.save(model, tmp_path / "model.onnx")
+    path = write_baseline(tmp_path, "model.onnx")
+    before = path.read_text()
+    assert run_gate(GateConfig(baseline=path, update=True)).exit_code == 4
+    assert path.read_text() == before
+
+
+def speed(value, low, high):
+    return Estimate(value=value, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict"),
+    [
+        (speed(1.5, 1.4, 1.6), "passed"),
+        (speed(0.9, 0.7, 1.1), "passed"),  # the interval reaches 0.6 of the baseline's lowest
+        (speed(0.7, 0.6, 0.8), "failed"),
+        (None, "passed"),
+    ],
+)
+def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdict, intact, monkeypatch):
+    row = {"device": "cpu", "name": NAME, "parity": {}, "processor": "one", "speed": vars_of(speed(1.6, 1.5, 1.7))}
+    path = write_baseline(intact, "model.onnx", rounds=6, rows=[row])
+    timed = {} if now is None else {("onnxruntime", "fp32"): Timed(now)}
+    monkeypatch.setattr(module, "_timed", lambda *_: timed)
+    report = run_gate(GateConfig(baseline=path))
+    assert report.rows[0].verdict == verdict
+    assert report.exit_code == (4 if verdict == "failed" else 0)
+    if verdict == "failed":
+        assert "0.80 times PyTorch FP32 at most, at least 0.90" in report.conclusion
+
+
+class Timed:
+    def __init__(self, ratio):
+        self.ratio = ratio
+
+
+def vars_of(estimate):
+    return estimate.to_dict()
+
+
+def test_what_cannot_run_is_never_passed(intact):
+    """A GPU's row on a machine without one: not proven, and an error where it was required."""
+    row = {"device": "cuda", "name": NAME, "parity": {"max_abs": 1e-6}, "processor": "gpu", "speed": None}
+    devices = {"cpu": ["onnxruntime:fp32"], "cuda": ["onnxruntime:fp32"]}
+    path = write_baseline(intact, "model.onnx", devices=devices, rows=[row])
+    report = run_gate(GateConfig(baseline=path))
+    if report.rows[1].verdict != "not proven":
+        pytest.skip("this machine has a CUDA device")
+    assert [r.verdict for r in report.rows] == ["passed", "not proven"]
+    assert report.conclusion == "1 passed, 1 not proven"
+    assert (report.exit_code, replace(report, require_all=True).exit_code) == (0, 3)
+    assert run_gate(GateConfig(baseline=path, update=True)).updated
+    assert Baseline.read(path).row("cuda", NAME).parity == {"max_abs": 1e-6}  # what did not run stays
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "reference": "a", "candidates": [], "devices": {}}']
+)
+def test_no_baseline_is_one_line(text, tmp_path):
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(UsageError, match="cannot be read"):
+        run_gate(GateConfig(baseline=tmp_path / "b.json"))
+
+
+def test_command_prints_what_moved(intact):
+    path = write_baseline(intact, "model.onnx")
+    answer = CliRunner().invoke(app, ["gate", str(path), "--update", "-o", str(intact / "gate.md")])
+    assert answer.exit_code == 0, answer.output
+    text = (intact / "gate.md").read_text()
+    assert "Gate against baseline.json: 1 passed, 0 not proven" in text
+    assert "| model.onnx, onnxruntime fp32 | cpu | - -> " in text
+    again = CliRunner().invoke(app, ["gate", str(path), "--json"])
+    assert json.loads(again.stdout)["rows"][0]["verdict"] == "passed"
+
+
+def test_the_projects_own_baseline_names_files_that_exist():
+    baseline = Baseline.read(ROOT / "benchmarks" / "baseline.json")
+    assert (baseline.folder / baseline.reference).is_file()
+    assert all((baseline.folder / name).is_file() for name in baseline.candidates)
+    assert "cuda" in baseline.devices
