@@ -3,6 +3,7 @@
 basnet-bench latency random:64 random:16
 basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
+basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
@@ -143,6 +144,35 @@ def video(
         )
         check_output(output, overwrite=overwrite)
         _show(measure_video(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def accuracy(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .onnx or .plan; 'lite' is the built-in model.")],
+    datasets: Annotated[list[Path], typer.Argument(metavar="DATASET...", help="Folders or zips with masks.")],
+    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score masks where the truth is known: F, S and E measures, MAE, boundaries."""
+    from basnet_benchmarks.accuracy import AccuracyConfig, measure_accuracy
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = AccuracyConfig(
+            model=None if model == "lite" else Path(model),
+            datasets=tuple(datasets),
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_accuracy(config, say), as_json, output, overwrite)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basnet_benchmarks.accuracy import AccuracyReport, AccuracyRow
 from basnet_benchmarks.gate import MEASURES, GateReport, GateRow
 from basnet_benchmarks.latency import COVERS, LatencyReport, LatencyRow
 from basnet_benchmarks.measurement import Estimate
@@ -21,7 +22,19 @@ from basnet_torch.errors import UsageError
 
 __all__ = ["Report", "Table", "check_output", "json_text", "markdown", "save", "table_of", "terminal"]
 
-Report = GateReport | LatencyReport | ParityResult | VideoReport
+Report = AccuracyReport | GateReport | LatencyReport | ParityResult | VideoReport
+_ACCURACY_HEADINGS = {
+    "max_f": "maxF",
+    "max_f_curve": "maxF of curves",
+    "mean_f": "mean F",
+    "weighted_f": "weighted F",
+    "s_measure": "S",
+    "e_max": "max E",
+    "e_mean": "mean E",
+    "mae": "MAE",
+    "relaxed_boundary_f": "relaxF",
+    "boundary_iou": "boundary IoU",
+}
 _NARROWEST = 150  # columns, where the output is no terminal and so has no width
 
 
@@ -48,6 +61,8 @@ class Table:
 
 def table_of(report: Report) -> Table:
     """The table of a report."""
+    if isinstance(report, AccuracyReport):
+        return _accuracy_table(report)
     if isinstance(report, GateReport):
         return _gate_table(report)
     if isinstance(report, LatencyReport):
@@ -204,6 +219,32 @@ def _parity_notes(row: ParityRow) -> list[str]:
         worst = ", ".join(f"{name} {picture}" for name, picture in row.report.worst.items())
         notes.append(f"{row.name}: worst pictures: {worst}")
     return notes
+
+
+def _accuracy_table(report: AccuracyReport) -> Table:
+    numbers = ("pictures", *_ACCURACY_HEADINGS.values())
+    notes = [f"{report.model} on {report.runs_on}; each mask {report.finishing}, at its picture's own size."]
+    notes.append(
+        "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest "
+        "value of the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
+    )
+    for row in report.rows:
+        for kind, pictures in (("best", row.best), ("worst", row.worst)):
+            named = ", ".join(f"{picture.name} (MAE {picture.mae:.3f})" for picture in pictures)
+            notes.append(f"{row.dataset}, {kind}: {named}")
+    return Table(
+        title=f"Accuracy of {report.model}",
+        columns=("data set", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_accuracy_cells, report.rows)),
+        notes=tuple(notes),
+        environment=tuple(report.environment.lines()),
+    )
+
+
+def _accuracy_cells(row: AccuracyRow) -> tuple[str, ...]:
+    values = row.scores.to_dict()
+    return (row.dataset, str(row.scores.pictures), *(f"{values[name]:.4f}" for name in _ACCURACY_HEADINGS))
 
 
 def _gate_table(report: GateReport) -> Table:
