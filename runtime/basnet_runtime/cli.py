@@ -13,7 +13,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
-from basnet_torch.errors import exit_on_error
+from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
     from basnet_runtime.run import RunConfig, Summary
@@ -26,10 +26,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def run(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Pictures, video, folders, or globs in quotes.")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Pictures, video, folders, globs in quotes, or -."),
     ],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Folder, or file for one input. Default: beside each input.")
+        str | None,
+        typer.Option("-o", "--output", help="Folder, file for one input, or -. Default: beside each."),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")
@@ -50,6 +52,10 @@ def run(
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
+    ] = None,
+    feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -77,6 +83,8 @@ def run(
             overwrite=overwrite,
             skip_existing=skip_existing,
             keep_suffix=keep_suffix,
+            threshold=threshold,
+            feather=feather,
         )
         summary = _run(config, as_json, quiet)
     _report(summary, as_json, quiet)
@@ -86,8 +94,12 @@ def run(
 def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from basnet_runtime.pipes import is_piped, run_piped
     from basnet_runtime.run import Summary
-    from basnet_runtime.run import run as run_all
+    from basnet_runtime.run import run as run_files
+
+    if as_json and is_piped(config) and config.output in (None, "-"):
+        raise UsageError("--json and the result would both go to standard output; give -o FILE")
 
     summary = Summary()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -96,7 +108,7 @@ def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
         with Progress(
             *columns, console=stderr_console(), transient=True, refresh_per_second=5, disable=not shown
         ) as bar:
-            return run_all(config, _Bar(bar), summary)
+            return (run_piped if is_piped(config) else run_files)(config, _Bar(bar), summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures:
             _report(summary, as_json, quiet)

@@ -5,10 +5,12 @@ Legend: h, w the map's size; H, W the picture's.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mask_from_map", "row_strips"]
+__all__ = ["edged_mask", "mask_from_map", "row_strips"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -60,3 +62,20 @@ def _uint8(mask: Float32) -> UInt8:
     import cv2
 
     return np.asarray(cv2.convertScaleAbs(mask, alpha=255.0), np.uint8)
+
+
+def edged_mask(mask_HW: UInt8, *, threshold: float | None = None, feather: float = 0.0) -> UInt8:
+    """A mask with harder or softer edges.
+
+    Args:
+        mask_HW: 0..255.
+        threshold: Values of at least this share become 255, all others 0; None leaves them.
+        feather: Standard deviation, in pixels, of the blur that follows; 0 does not blur.
+    """
+    import cv2
+
+    if threshold is not None:
+        mask_HW = np.where(mask_HW >= threshold * 255, np.uint8(255), np.uint8(0))
+    if feather > 0:
+        mask_HW = cast(UInt8, cv2.GaussianBlur(mask_HW, (0, 0), feather, borderType=cv2.BORDER_REPLICATE))
+    return mask_HW

@@ -23,6 +23,8 @@ from basnet_torch.errors import BasnetError, UsageError
 
 __all__ = ["Result", "RunConfig", "Summary", "Watcher", "run"]
 
+_MOST_FEATHER = 100.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -43,6 +45,8 @@ class RunConfig:
         overwrite: Replace existing outputs.
         skip_existing: Leave out inputs whose output exists.
         keep_suffix: Name outputs by the input's whole name.
+        threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
+        feather: Blur of the mask's edge, pixels.
     """
 
     inputs: Sequence[str]
@@ -59,12 +63,18 @@ class RunConfig:
     overwrite: bool = False
     skip_existing: bool = False
     keep_suffix: bool = False
+    threshold: float | None = None
+    feather: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise UsageError(f"batch is {self.batch}; it must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; it must be at least 1")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; it must be above 0 and at most 1")
+        if not 0 <= self.feather <= _MOST_FEATHER:
+            raise UsageError(f"feather is {self.feather}; it must be 0 to {_MOST_FEATHER} pixels")
         if self.max_pixels < 1:
             raise UsageError(f"max-pixels is {self.max_pixels}; it must be at least 1")
 
@@ -186,7 +196,7 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.notes += plan.notes
     if not plan.jobs:
         return summary
-    composer = Composer(config.kind)
+    composer = Composer(config.kind, threshold=config.threshold, feather=config.feather)
     with _open_model(config) as model, _opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         pictures = [job for job in plan.jobs if job.media == "picture"]

@@ -16,7 +16,7 @@ from typing import Literal
 from basnet_runtime.media.compose import KINDS, OutputKind
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 
-__all__ = ["Failure", "Job", "Media", "Plan", "plan_jobs"]
+__all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs"]
 
 Media = Literal["picture", "video"]
 _PICTURES = frozenset(
@@ -205,7 +205,7 @@ def _job(
     keep_suffix: bool,  # noqa: FBT001
     video_suffix: Callable[[Path, OutputKind], str],
 ) -> Job:
-    media = _media_of(file.path)
+    media = media_of(file.path)
     if single and output is not None:
         return Job(source=file.path, target=output, media=media)
     suffix = ".png" if media == "picture" else video_suffix(file.path, kind)
@@ -214,8 +214,12 @@ def _job(
     return Job(source=file.path, target=folder / f"{name}.{kind.name}{suffix}", media=media)
 
 
-def _media_of(path: Path) -> Media:
-    """By suffix; by content where the suffix says nothing."""
+def media_of(path: Path) -> Media:
+    """What a file holds: by suffix; by content where the suffix says nothing.
+
+    Raises:
+        MediaError: It is a pipe, device or socket, or a broken link.
+    """
     if _is_special(path):
         raise MediaError(f"{path}: is a pipe, device or socket; give a file")
     suffix = path.suffix.lower()

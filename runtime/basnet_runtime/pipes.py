@@ -1,0 +1,95 @@
+"""`-` as the input and as the output: bytes from standard input through a run of files to standard output.
+
+Whole files lie between, because decoders look at a file's end too, and so that nothing half-made is ever passed on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from basnet_runtime.media.jobs import Failure, media_of
+from basnet_runtime.media.video_sink import default_suffix
+from basnet_runtime.run import RunConfig, Summary, Watcher, run
+from basnet_torch.errors import UsageError
+
+__all__ = ["PIPE", "is_piped", "run_piped"]
+
+PIPE = "-"
+
+
+def is_piped(config: RunConfig) -> bool:
+    """Whether standard input is read or standard output written."""
+    return PIPE in config.inputs or config.output == PIPE
+
+
+def run_piped(
+    config: RunConfig,
+    watcher: Watcher,
+    summary: Summary | None = None,
+    *,
+    source: BinaryIO | None = None,
+    target: BinaryIO | None = None,
+) -> Summary:
+    """As `run`, with `-` for one input, or the output, or both; an input from a pipe goes to a pipe unless told.
+
+    Args:
+        config: What to run.
+        watcher: Is told of every frame.
+        summary: Filled as work goes on.
+        source: Instead of standard input.
+        target: Instead of standard output.
+
+    Raises:
+        UsageError: There is more than one input, or the output is a terminal.
+        BasnetError: See `run`.
+    """
+    summary = summary if summary is not None else Summary()
+    if len(config.inputs) != 1:
+        raise UsageError("'-' stands for one input or one output; give nothing else beside it")
+    target = target or sys.stdout.buffer
+    to_pipe = config.output in (None, PIPE)
+    if to_pipe and target.isatty():
+        raise UsageError("the result would be written to the terminal; give -o FILE, or send it on with > or |")
+    with TemporaryDirectory(prefix="basnet-") as folder:
+        path = _received(config, Path(folder), source or sys.stdin.buffer)
+        made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
+        run(replace(config, inputs=(str(path),), output=str(made)), watcher, summary)
+        if to_pipe and summary.results:
+            with made.open("rb") as file:
+                shutil.copyfileobj(file, target)
+            target.flush()
+        _rename(summary, folder, made if to_pipe else None)
+    return summary
+
+
+def _received(config: RunConfig, folder: Path, source: BinaryIO) -> Path:
+    if config.inputs[0] != PIPE:
+        return Path(config.inputs[0])
+    path = folder / "stdin"
+    with path.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return path
+
+
+def _suffix(path: Path, config: RunConfig) -> str:
+    return ".png" if media_of(path) == "picture" else default_suffix(path, config.kind)
+
+
+def _rename(summary: Summary, folder: str, made: Path | None) -> None:
+    """Call the pipe by its name, not by the file it passed through."""
+
+    def shown(path: Path) -> Path:
+        return Path(PIPE) if path == made or str(path.parent) == folder else path
+
+    summary.results[:] = [
+        replace(result, source=shown(result.source), target=shown(result.target)) for result in summary.results
+    ]
+    summary.failures[:] = [
+        Failure(source=shown(item.source), error=item.error.replace(f"{folder}/stdin", "standard input"))
+        for item in summary.failures
+    ]

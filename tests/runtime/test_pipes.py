@@ -1,0 +1,134 @@
+"""`-`: bytes in, bytes out, the pipe called by its name, and nothing else on standard output."""
+
+import io
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from basnet_runtime import run as run_module
+from basnet_runtime.media.compose import OutputKind
+from basnet_runtime.pipes import is_piped, run_piped
+from basnet_runtime.run import RunConfig
+from basnet_torch.errors import UsageError
+
+
+class Silent:
+    def started(self, what, total):
+        pass
+
+    def advanced(self):
+        pass
+
+
+@pytest.fixture
+def piped(monkeypatch, make_model):
+    """Run bytes through a model whose mask is the picture's brightness."""
+    monkeypatch.setattr(run_module, "_open_model", lambda _: make_model())
+
+    def call(data=b"", **options):
+        target = io.BytesIO()
+        config = RunConfig(**{"inputs": ("-",), **options})
+        assert is_piped(config)
+        return run_piped(config, Silent(), source=io.BytesIO(data), target=target), target.getvalue()
+
+    return call
+
+
+def png(height=40, width=60):
+    image = np.zeros((height, width, 3), np.uint8)
+    image[10:30, 20:40] = 255
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def decoded(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def test_picture_in_mask_out(piped):
+    summary, data = piped(png())
+    mask = decoded(data)
+    assert mask.shape == (40, 60)
+    assert mask[15:25, 25:35].min() > 200
+    assert mask[:5].max() < 50
+    (result,) = summary.results
+    assert (str(result.source), str(result.target)) == ("-", "-")
+
+
+def test_picture_in_cutout_out_to_a_file(piped, tmp_path):
+    _, data = piped(png(), output=str(tmp_path / "a.png"), kind=OutputKind.parse("cutout"))
+    assert data == b""
+    assert decoded((tmp_path / "a.png").read_bytes()).shape == (40, 60, 4)
+
+
+def test_file_in_pipe_out(piped, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    summary, data = piped(inputs=(str(tmp_path / "a.png"),), output="-")
+    assert decoded(data).shape == (40, 60)
+    assert summary.results[0].source == tmp_path / "a.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_video_in_video_out(piped, tmp_path, write_video):
+    import av
+
+    images = [np.full((32, 48, 3), 40 * i, np.uint8) for i in range(4)]
+    data = write_video(tmp_path / "a.mp4", images).read_bytes()
+    summary, out = piped(data)
+    assert summary.frames == 4
+    with av.open(io.BytesIO(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 4
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture at all"])
+def test_garbage_is_one_line_and_no_bytes(piped, data):
+    summary, out = piped(data)
+    assert out == b""
+    (failure,) = summary.failures
+    assert failure.error.startswith("standard input: ")
+    assert "/" not in failure.error
+
+
+def test_one_at_a_time(piped):
+    with pytest.raises(UsageError, match="stands for one input"):
+        piped(inputs=("-", "b.jpg"))
+
+
+def test_a_terminal_is_not_fed_bytes(monkeypatch):
+    terminal = io.BytesIO()
+    terminal.isatty = lambda: True
+    with pytest.raises(UsageError, match="written to the terminal"):
+        run_piped(RunConfig(inputs=("-",)), Silent(), source=io.BytesIO(), target=terminal)
+
+
+def test_command_keeps_standard_output_clean():
+    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", "-", "--threads", "1"]
+    answer = subprocess.run(command, input=png(), capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert decoded(answer.stdout).shape == (40, 60)
+    assert b"1 frames" in answer.stderr
+    both = subprocess.run([*command, "--json"], input=png(), capture_output=True, check=False)
+    assert (both.returncode, both.stdout) == (2, b"")
+    assert b"give -o FILE" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"threshold": 0.0}, "above 0"), ({"threshold": 1.5}, "at most 1"), ({"feather": -1.0}, "0 to 100")],
+)
+def test_edges_are_checked(options, message):
+    with pytest.raises(UsageError, match=message):
+        RunConfig(inputs=("a.jpg",), **options)
+
+
+def test_hard_and_soft_edges(piped):
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (64, 1))
+    data = cv2.imencode(".png", np.dstack([ramp] * 3))[1].tobytes()
+    hard = decoded(piped(data, threshold=0.5)[1])
+    assert set(np.unique(hard)) == {0, 255}
+    assert abs(int((hard > 0).sum()) - hard.size // 2) < hard.size // 20
+    soft = decoded(piped(data, threshold=0.5, feather=3.0)[1])
+    assert len(np.unique(soft)) > 10
+    assert abs(float(soft.mean()) - float(hard.mean())) < 3
