@@ -8,7 +8,7 @@ RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test check format test-gpu gpu-report bench dist clean
+.PHONY: help demo test check format test-gpu gpu-report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12

@@ -145,15 +145,21 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 
 def _saved(run: Path) -> dict[str, Any]:
-    """The configuration that a run was begun with; what is not typed again stays as it was."""
-    path = run / "config.json"
-    try:
-        saved = TrainConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except FileNotFoundError:
-        return {}  # there is no run, which is said in a moment
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); give the run's options again") from error
-    return {name: getattr(saved, name) for name in TrainConfig.__slots__}
+    """The configuration that a run was begun with; what is not typed again stays as it was.
+
+    Raises:
+        CheckpointError: `last.pth` cannot be read or holds none.
+    """
+    from basnet_torch.checkpoint import read_file
+
+    path = run / "last.pth"
+    if not path.exists():
+        return {}  # which is said in a moment
+    saved = read_file(path).get("resume")
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("config"), Mapping):
+        raise CheckpointError(f"{path}: holds weights only; start from it with --init")
+    config = TrainConfig.from_dict(saved["config"])
+    return {name: getattr(config, name) for name in TrainConfig.__slots__}
 
 
 def _start(init: Path | None, resnet34: Path | None, width: int | None) -> Checkpoint | None:

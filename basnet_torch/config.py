@@ -101,6 +101,8 @@ class TrainConfig:
         Raises:
             UsageError: For a field that this version does not know.
         """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"config is {type(values).__name__}; it must name its fields")
         unknown = sorted(set(values) - set(cls.__slots__))
         if unknown:
             raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures, on this machine, all that can be measured: first on the CPU, then on a CUDA device. Where a device or library
-# is missing the report says "not proven" with the reason, never "passed". Writes Markdown and JSON into gpu-report/.
+# is missing the report says "not proven" with the reason, never "passed". Writes Markdown into gpu-report/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

@@ -145,8 +145,10 @@ def _row(name: str, pictures: Pictures, model: SaliencyModel, progress: _Progres
         if index % 50 == 0:
             progress(f"{name}: {index} pictures scored")
         assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
+        model.check_size(picture.name, *picture.image_HWC.shape[:2])
+        mask_HW = model(picture.image_HWC)
         try:
-            own = meter.add(model(picture.image_HWC), picture.truth_HW)
+            own = meter.add(mask_HW, picture.truth_HW)
         except ValueError as error:
             raise ModelFileError(f"{model.name}: on {picture.name}: {error}") from error
         single.append(PictureScore(name=picture.name, **own))

@@ -18,7 +18,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say
-from basnet_torch.errors import exit_on_error
+from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
     from basnet_benchmarks.report import Report
@@ -203,16 +203,16 @@ def gate(
             threads=threads,
         )
         check_output(output, overwrite=overwrite)
+        if output is not None and output.resolve() == baseline.resolve():
+            raise UsageError(f"output {output}: is the baseline, which --update writes; name another file")
         result = run_gate(config, say)
         _show(result, as_json, output, overwrite)
     if result.exit_code:
-        say(f"error: {result.conclusion}")
+        say(f"error: {result.complaint}")
     raise SystemExit(result.exit_code)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from basnet_torch.errors import UsageError
-
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

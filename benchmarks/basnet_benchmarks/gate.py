@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +48,11 @@ class BaselineRow:
     speed: Estimate | None
     processor: str
 
+    def __post_init__(self) -> None:
+        values = [*self.parity.values(), *((self.speed.value, self.speed.low or 0.0) if self.speed else ())]
+        if not all(isinstance(value, int | float) for value in values):
+            raise ValueError(f"row {self.name}: holds a value that is no number")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
@@ -72,6 +77,10 @@ class Baseline:
     rows: tuple[BaselineRow, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.reference, str) or not all(isinstance(name, str) for name in self.candidates):
+            raise ValueError("reference and candidates must be paths, as texts")
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"rounds is {self.rounds!r}; it must be a number, 0 to time nothing")
         if not 0 <= self.speed_band < 1:
             raise ValueError(f"speed_band is {self.speed_band}; it must be a share in 0..1")
         if not self.devices:
@@ -93,8 +102,10 @@ class Baseline:
                 for row in values.pop("rows", ())
             )
             devices = {device: tuple(backends) for device, backends in values.pop("devices").items()}
-            candidates = tuple(values.pop("candidates"))
-            return cls(folder=path.parent, devices=devices, candidates=candidates, rows=rows, **values)
+            candidates = values.pop("candidates")
+            if not isinstance(candidates, list):
+                raise ValueError("candidates is no list")
+            return cls(folder=path.parent, devices=devices, candidates=tuple(candidates), rows=rows, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"baseline {path}: cannot be read ({error})") from error
 
@@ -140,6 +151,7 @@ class GateRow:
         speed: Ratio to PyTorch eager FP32 now; None where it was not timed.
         speed_floor: The least the ratio's interval must reach; None where the baseline has none.
         before: What the baseline holds; None for a new candidate.
+        timing: Whether it was to be timed.
     """
 
     device: str
@@ -148,16 +160,26 @@ class GateRow:
     speed: Estimate | None = None
     speed_floor: float | None = None
     before: BaselineRow | None = None
+    timing: bool = False
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """Each reason for a verdict that is no pass."""
-        return (*self.parity.remarks, *((self._slow(),) if self._slow() else ()))
+        return tuple(filter(None, (*self.parity.remarks, self._slow(), self._untimed())))
 
     @property
     def verdict(self) -> Verdict:
-        """The contract's, unless the candidate became slow."""
-        return "failed" if self._slow() and self.parity.verdict == "passed" else self.parity.verdict
+        """The contract's, unless the candidate became slow or its speed could not be compared."""
+        if self.parity.verdict != "passed":
+            return self.parity.verdict
+        if self._slow():
+            return "failed"
+        return "not proven" if self._untimed() else "passed"
+
+    def _untimed(self) -> str:
+        if not self.timing or self.speed is not None or self.speed_floor is None or self.parity.report is None:
+            return ""
+        return "the baseline has its speed, and PyTorch FP32 or this candidate could not be timed"
 
     def _slow(self) -> str:
         if self.speed is None or self.speed_floor is None:
@@ -195,7 +217,7 @@ class GateReport:
     rows: tuple[GateRow, ...]
     require_all: bool = False
     updated: bool = False
-    gone: tuple[str, ...] = field(default=())
+    gone: tuple[tuple[str, str], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -215,6 +237,14 @@ class GateReport:
         verdicts = [row.verdict for row in self.rows]
         return f"{verdicts.count('passed')} passed, {verdicts.count('not proven')} not proven"
 
+    @property
+    def complaint(self) -> str:
+        """Why the exit code is not 0, in one line."""
+        if self.exit_code != UNPROVEN:
+            return self.conclusion
+        unproven = (row for row in self.rows if row.verdict == "not proven")
+        return "; ".join(f"not proven: {row.name} on {row.device}: {', '.join(row.remarks)}" for row in unproven)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -222,7 +252,7 @@ class GateReport:
             "baseline": self.baseline,
             "environment": self.environment.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
-            "gone": list(self.gone),
+            "gone": [list(row) for row in self.gone],
             "exit_code": self.exit_code,
         }
 
@@ -244,9 +274,9 @@ def run_gate(config: GateConfig, progress: _Progress = lambda _: None) -> GateRe
         environment=environment(threads),
         rows=rows,
         require_all=config.require_all,
-        gone=tuple(row.name for row in baseline.rows if (row.device, row.name) not in names),
+        gone=tuple((row.device, row.name) for row in baseline.rows if (row.device, row.name) not in names),
     )
-    if not config.update or report.exit_code == PARITY_FAILED:
+    if not config.update or report.exit_code:
         return report
     _write(config.baseline, baseline, report)
     return replace(report, updated=True)
@@ -270,18 +300,20 @@ def _rows_on(
     ran = tuple(f"{row.backend}:{row.precision}" for row in result.rows if row.report is not None)
     timed = _timed(ran, device, baseline, threads, progress) if ran and config.speed and baseline.rounds else {}
     return tuple(
-        _gate_row(row, device, baseline, timed.get((row.backend, row.precision)), update=config.update)
+        _gate_row(row, device, baseline, timed.get((row.model, row.backend, row.precision)), config)
         for row in result.rows
     )
 
 
 def _timed(
     backends: tuple[str, ...], device: str, baseline: Baseline, threads: int, progress: _Progress
-) -> dict[tuple[str, str], LatencyRow]:
+) -> dict[tuple[str, str, str], LatencyRow]:
+    """Each candidate's times, and the reference's in PyTorch FP32, by file, backend and precision."""
+    names = (baseline.reference, *baseline.candidates)
     try:
         report = measure_latency(
             LatencyConfig(
-                models=(str(baseline.folder / baseline.reference),),
+                models=tuple(str(baseline.folder / name) for name in names),
                 rounds=baseline.rounds,
                 backends=tuple(dict.fromkeys(backends)),
                 threads=threads,
@@ -290,18 +322,20 @@ def _timed(
             progress,
         )
     except BackendUnavailable:
-        return {}  # what could not be timed has no ratio, and its row shows none
-    return {(row.backend, row.precision): row for row in report.rows}
+        return {}  # rows whose speed the baseline has are then not proven
+    return {(row.model, row.backend, row.precision): row for row in report.rows}
 
 
-def _gate_row(row: ParityRow, device: str, baseline: Baseline, timed: LatencyRow | None, *, update: bool) -> GateRow:
+def _gate_row(row: ParityRow, device: str, baseline: Baseline, timed: LatencyRow | None, config: GateConfig) -> GateRow:
     before = baseline.row(device, row.name)
     floor = None
-    if before is not None and before.speed is not None and not update:
+    if before is not None and before.speed is not None and not config.update:
         least = before.speed.value if before.speed.low is None else before.speed.low
         floor = least * (1 - baseline.speed_band)
     speed = timed.ratio if timed else None
-    return GateRow(device=device, name=row.name, parity=row, speed=speed, speed_floor=floor, before=before)
+    return GateRow(
+        device=device, name=row.name, parity=row, speed=speed, speed_floor=floor, before=before, timing=config.speed
+    )
 
 
 def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
@@ -313,12 +347,12 @@ def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
             device=row.device,
             name=row.name,
             parity=row.now(),
-            speed=row.speed,
+            speed=row.speed or (row.before.speed if row.before else None),
             processor=report.environment.processor,
         )
         for row in report.rows
         if row.verdict == "passed"
     }
-    kept = {(row.device, row.name): row for row in baseline.rows if row.name not in report.gone}
+    kept = {(row.device, row.name): row for row in baseline.rows if (row.device, row.name) not in report.gone}
     with whole_file(path, overwrite=True) as beside:
         beside.write_text(replace(baseline, rows=tuple({**kept, **new}.values())).to_json(), encoding="utf-8")

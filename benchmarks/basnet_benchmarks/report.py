@@ -250,7 +250,7 @@ def _accuracy_cells(row: AccuracyRow) -> tuple[str, ...]:
 def _gate_table(report: GateReport) -> Table:
     numbers = (*MEASURES, "x PyTorch FP32")
     notes = [f"{row.name} on {row.device}: {remark}" for row in report.rows for remark in row.remarks]
-    notes += [f"{name}: is in the baseline and was not measured" for name in report.gone]
+    notes += [f"{name} on {device}: is in the baseline and was not measured" for device, name in report.gone]
     notes += [f"the baseline {report.baseline} was written anew"] if report.updated else []
     return Table(
         title=f"Gate against {report.baseline}: {report.conclusion}",

@@ -30,7 +30,7 @@ from basnet_runtime.parity import Picture
 from basnet_runtime.preflight import check_gpu
 from basnet_runtime.tensorrt_library import TensorRT, open_tensorrt
 from basnet_torch import __version__
-from basnet_torch.errors import BackendUnavailable, EngineBuildError, UsageError
+from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
 
 __all__ = ["build_engine"]
 
@@ -205,8 +205,8 @@ def _built(
         raise KeyboardInterrupt
     if blob is None:
         raise EngineBuildError(f"{library} cannot build the engine: {library.messages.reason()}")
-    _save_timings(config, options)
     plan = bytes(memoryview(blob))
+    _save_timings(config, options, progress)
     facts = EngineFacts(
         flavor=library.flavor,
         version=library.version,
@@ -259,7 +259,10 @@ def _builder_config(config: BuildConfig, library: TensorRT, builder: Any, manife
 
 def _load_timings(path: Path, library: TensorRT, options: Any) -> None:
     """Take what earlier builds timed; a file that is something else is never written over."""
-    known = path.read_bytes() if path.is_file() else b""
+    try:
+        known = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UsageError(f"timing cache {path}: cannot be read ({error.strerror}); name another file") from error
     library.messages.clear()
     timings = options.create_timing_cache(known)
     if timings is None or library.messages.warnings or not options.set_timing_cache(timings, ignore_mismatch=False):
@@ -280,10 +283,13 @@ def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: A
         options.set_compute_capability(known[name], index)
 
 
-def _save_timings(config: BuildConfig, options: Any) -> None:
+def _save_timings(config: BuildConfig, options: Any, progress: BuildProgress) -> None:
     """What was timed serves the next build."""
     if config.timing_cache is None:
         return
     timings = options.get_timing_cache()
-    with whole_file(config.timing_cache, overwrite=True) as beside:
-        beside.write_bytes(bytes(memoryview(timings.serialize())))
+    try:
+        with whole_file(config.timing_cache, overwrite=True) as beside:
+            beside.write_bytes(bytes(memoryview(timings.serialize())))
+    except (MediaError, OSError) as error:  # the engine is there, and is worth more than its timings
+        progress.say(f"the timings are not kept: {error}")

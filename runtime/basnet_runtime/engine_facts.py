@@ -82,6 +82,9 @@ class EngineFacts:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
 
+        if not all(isinstance(capability, str) for capability in self.compute_capabilities):
+            raise ValueError(f"compute_capabilities is {self.compute_capabilities!r}; each must be a text")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict` after JSON, which knows no tuples."""

@@ -103,6 +103,9 @@ class Manifest:
         missing = _RECEIPT - set(self.parity) if self.parity is not None else ()
         if missing:
             raise ValueError(f"parity lacks {', '.join(sorted(missing))}")
+        for name in _RECEIPT - {"ran"} if self.parity is not None else ():
+            if not isinstance((self.parity or {}).get(name), int | float):
+                raise ValueError(f"parity's {name} is no number")
 
     def to_json(self) -> str:
         """The record as text, the same for equal manifests."""

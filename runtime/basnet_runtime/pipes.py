@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
+from basnet_runtime.media.files import reason
 from basnet_runtime.media.jobs import Failure, media_of
 from basnet_runtime.media.video_sink import default_suffix
 from basnet_runtime.run import RunConfig, Summary, Watcher, run
-from basnet_torch.errors import UsageError
+from basnet_torch.errors import BasnetError, MediaError, UsageError
 
 __all__ = ["PIPE", "is_piped", "run_piped"]
 
@@ -45,35 +48,57 @@ def run_piped(
         target: Instead of standard output.
 
     Raises:
-        UsageError: There is more than one input, or the output is a terminal.
+        UsageError: There is more than one input, it is no file, or the output is a terminal.
+        MediaError: Standard input or output is closed, broken or full.
         BasnetError: See `run`.
     """
     summary = summary if summary is not None else Summary()
     if len(config.inputs) != 1:
         raise UsageError("'-' stands for one input or one output; give nothing else beside it")
-    target = target or sys.stdout.buffer
+    if config.inputs[0] != PIPE and not Path(config.inputs[0]).is_file():
+        raise UsageError(f"{config.inputs[0]}: is not one file, which alone can go to standard output; name a folder")
     to_pipe = config.output in (None, PIPE)
-    if to_pipe and target.isatty():
-        raise UsageError("the result would be written to the terminal; give -o FILE, or send it on with > or |")
-    with TemporaryDirectory(prefix="basnet-") as folder:
-        path = _received(config, Path(folder), source or sys.stdin.buffer)
+    if to_pipe:
+        target = target or _open_stream("output", sys.stdout)
+        if target.isatty():
+            raise UsageError("the result would be written to the terminal; give -o FILE, or send it on with > or |")
+    with TemporaryDirectory(prefix="basnet-") as folder, _named_pipes(folder):
+        path = Path(folder) / "stdin" if config.inputs[0] == PIPE else Path(config.inputs[0])
+        if config.inputs[0] == PIPE:
+            with _said("standard input: cannot be read"), path.open("wb") as file:
+                shutil.copyfileobj(source or _open_stream("input", sys.stdin), file)
         made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
         run(replace(config, inputs=(str(path),), output=str(made)), watcher, summary)
-        if to_pipe and summary.results:
-            with made.open("rb") as file:
+        if target is not None and to_pipe and summary.results:
+            with _said("standard output: cannot be written"), made.open("rb") as file:
                 shutil.copyfileobj(file, target)
-            target.flush()
+                target.flush()
         _rename(summary, folder, made if to_pipe else None)
     return summary
 
 
-def _received(config: RunConfig, folder: Path, source: BinaryIO) -> Path:
-    if config.inputs[0] != PIPE:
-        return Path(config.inputs[0])
-    path = folder / "stdin"
-    with path.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    return path
+def _open_stream(name: str, stream: TextIO | None) -> BinaryIO:
+    if stream is None:
+        raise MediaError(f"standard {name}: is closed; give a file instead of '-'")
+    return stream.buffer
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """A broken pipe or a full disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise MediaError(f"{what}: {reason(error)}") from error
+
+
+@contextmanager
+def _named_pipes(folder: str) -> Iterator[None]:
+    """Errors call the pipe by its name, not by the file it passed through."""
+    try:
+        yield
+    except BasnetError as error:
+        raise type(error)(str(error).replace(f"{folder}/stdin", "standard input")) from error
 
 
 def _suffix(path: Path, config: RunConfig) -> str:

@@ -12,6 +12,8 @@ from basnet_benchmarks import gate as module
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.gate import Baseline, GateConfig, run_gate
 from basnet_benchmarks.measurement import Estimate
+from basnet_export.config import ExportConfig
+from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.open import BUILTIN
 from basnet_torch.errors import UsageError
 
@@ -133,17 +135,20 @@ def speed(value, low, high):
         (speed(1.5, 1.4, 1.6), "passed"),
         (speed(0.9, 0.7, 1.1), "passed"),  # the interval reaches 0.6 of the baseline's lowest
         (speed(0.7, 0.6, 0.8), "failed"),
-        (None, "passed"),
+        (None, "not proven"),
     ],
 )
 def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdict, intact, monkeypatch):
     row = {"device": "cpu", "name": NAME, "parity": {}, "processor": "one", "speed": vars_of(speed(1.6, 1.5, 1.7))}
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[row])
-    timed = {} if now is None else {("onnxruntime", "fp32"): Timed(now)}
+    timed = {} if now is None else {("model.onnx", "onnxruntime", "fp32"): Timed(now)}
     monkeypatch.setattr(module, "_timed", lambda *_: timed)
     report = run_gate(GateConfig(baseline=path))
     assert report.rows[0].verdict == verdict
-    assert report.exit_code == (4 if verdict == "failed" else 0)
+    assert report.exit_code == {"failed": 4, "not proven": 3, "passed": 0}[verdict]
+    assert run_gate(GateConfig(baseline=path, speed=False)).exit_code == 0
+    run_gate(GateConfig(baseline=path, update=True, speed=False))
+    assert Baseline.read(path).rows[0].speed == speed(1.6, 1.5, 1.7)  # what was not timed stays
     if verdict == "failed":
         assert "0.80 times PyTorch FP32 at most, at least 0.90" in report.conclusion
 
@@ -155,6 +160,34 @@ class Timed:
 
 def vars_of(estimate):
     return estimate.to_dict()
+
+
+def test_each_candidate_is_timed_itself(bench_models, tmp_path, picture_folder):
+    """Two files on one backend, one of them in FP16, and the reference in PyTorch of the same run."""
+    half = tmp_path / "half.onnx"
+    export_onnx(ExportConfig(checkpoint=bench_models.checkpoint, output=half, precision="fp16", check=False))
+    path = write_baseline(
+        tmp_path,
+        half,
+        reference=str(bench_models.checkpoint),
+        candidates=[str(bench_models.onnx), str(half)],
+        devices={"cpu": ["onnxruntime:fp32", "onnxruntime:fp16"]},
+        rounds=1,
+    )
+    report = run_gate(GateConfig(baseline=path, pictures=picture_folder, threads=1))
+    assert {row.name for row in report.rows} == {"good.onnx, onnxruntime fp32", "half.onnx, onnxruntime fp16"}
+    assert all(row.speed is not None and row.speed.value > 0 for row in report.rows)
+
+
+def test_a_row_of_another_device_stays(intact):
+    rows = [
+        {"device": device, "name": name, "parity": {}, "processor": "p", "speed": None}
+        for device, name in (("cpu", "old.onnx, openvino fp32"), ("cuda", "old.onnx, openvino fp32"))
+    ]
+    devices = {"cpu": ["onnxruntime:fp32"], "cuda": ["onnxruntime:fp32"]}
+    path = write_baseline(intact, "model.onnx", devices=devices, rows=rows)
+    report = run_gate(GateConfig(baseline=path))
+    assert report.gone == (("cpu", "old.onnx, openvino fp32"), ("cuda", "old.onnx, openvino fp32"))
 
 
 def test_what_cannot_run_is_never_passed(intact):
@@ -173,7 +206,19 @@ def test_what_cannot_run_is_never_passed(intact):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "reference": "a", "candidates": [], "devices": {}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 1, "reference": "a", "candidates": [], "devices": {}}',
+        '{"format": 1, "reference": 5, "candidates": [], "devices": {"cpu": []}}',
+        '{"format": 1, "reference": "a", "candidates": "abc", "devices": {"cpu": []}}',
+        '{"format": 1, "reference": "a", "candidates": [], "devices": {"cpu": []}, "rounds": "a"}',
+        '{"format": 1, "reference": "a", "candidates": [], "devices": {"cpu": []}, "rounds": -1}',
+        '{"format": 1, "reference": "a", "candidates": [], "devices": {"cpu": []}, "rows": [{"parity": null}]}',
+    ],
 )
 def test_no_baseline_is_one_line(text, tmp_path):
     (tmp_path / "b.json").write_text(text)

@@ -96,6 +96,22 @@ def test_one_at_a_time(piped):
         piped(inputs=("-", "b.jpg"))
 
 
+@pytest.mark.parametrize("name", ["nosuch.jpg", "*.jpg", "."])
+def test_only_a_file_goes_to_a_pipe(piped, name):
+    with pytest.raises(UsageError, match="is not one file"):
+        piped(inputs=(name,), output="-")
+
+
+def test_a_full_or_broken_output_is_one_line(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    code = "from basnet_runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png"), "-o", "-", "--threads", "1"]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == b"error: standard output: cannot be written: no space left on device"
+
+
 def test_a_terminal_is_not_fed_bytes(monkeypatch):
     terminal = io.BytesIO()
     terminal.isatty = lambda: True
