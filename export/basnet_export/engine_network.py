@@ -55,9 +55,9 @@ def _errors(parser: Any) -> str:
     """What the parser found, with the nodes' names."""
     found = []
     for index in range(min(parser.num_errors, 3)):
-        error = parser.get_error(index)
-        node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-        found.append(node + " ".join(error.desc().split())[:200])
+        problem = parser.get_error(index)
+        node = f"node {problem.node_name()} ({problem.node_operator()}): " if problem.node_name() else ""
+        found.append(node + " ".join(problem.desc().split())[:200])
     return "; ".join(found) or "no reason given"
 
 

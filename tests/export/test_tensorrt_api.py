@@ -17,7 +17,7 @@ CLASSES = {
     "shapes": ("IOptimizationProfile",),
     "network": ("INetworkDefinition",),
     "parser": ("OnnxParser",),
-    "error": ("ParserError",),
+    "problem": ("ParserError",),
     "layer": ("IConvolutionLayer", "ILayer"),
     "reads": ("ITensor",),
     "gives": ("ITensor",),
