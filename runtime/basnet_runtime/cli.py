@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,10 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
+    picture_format: Annotated[
+        Literal["png", "jpg", "webp", "tiff"] | None,
+        typer.Option("--format", help="Format of pictures' results. Default: by -o, else png."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
@@ -83,6 +87,7 @@ def run(
             overwrite=overwrite,
             skip_existing=skip_existing,
             keep_suffix=keep_suffix,
+            picture_format=picture_format,
             threshold=threshold,
             feather=feather,
         )
