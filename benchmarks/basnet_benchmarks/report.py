@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from basnet_benchmarks.accuracy import AccuracyReport, AccuracyRow
-from basnet_benchmarks.gate import MEASURES, GateReport, GateRow
+from basnet_benchmarks.gate import GateReport, GateRow
 from basnet_benchmarks.latency import COVERS, LatencyReport, LatencyRow
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import ParityResult, ParityRow
 from basnet_benchmarks.video import VideoReport
+from basnet_runtime.parity import MEASURES
 from basnet_torch.errors import UsageError
 
 __all__ = ["Report", "Table", "check_output", "json_text", "markdown", "save", "table_of", "terminal"]
