@@ -250,7 +250,10 @@ class GateReport:
         return {
             "command": "gate",
             "baseline": self.baseline,
+            "conclusion": self.conclusion,
+            "updated": self.updated,
             "environment": self.environment.to_dict(),
+            "measures": list(MEASURES),
             "rows": [row.to_dict() for row in self.rows],
             "gone": [list(row) for row in self.gone],
             "exit_code": self.exit_code,

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.timing import STAGES
+from basnet_runtime.verdict import VerdictLog
 from basnet_torch.errors import BasnetError, UsageError
 
 __all__ = ["Result", "RunConfig", "Summary", "Watcher", "run"]
@@ -47,6 +49,7 @@ class RunConfig:
         keep_suffix: Name outputs by the input's whole name.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
+        keep_weak: Keep masks where nothing salient was found, instead of empty ones.
     """
 
     inputs: Sequence[str]
@@ -65,6 +68,7 @@ class RunConfig:
     keep_suffix: bool = False
     threshold: float | None = None
     feather: float = 0.0
+    keep_weak: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -87,20 +91,20 @@ class Result:
         source: Input file.
         target: Output file.
         frames: Pictures or video frames in it.
-        salient: Whether anything salient was found, in at least one frame.
+        verdicts: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
     """
 
     source: Path
     target: Path
     frames: int
-    salient: bool
+    verdicts: VerdictLog
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
-        return {**paths, "frames": self.frames, "salient": self.salient, "notes": list(self.notes)}
+        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,7 +214,7 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
 
 def _plan(config: RunConfig) -> Plan:
     from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.media.video_sink import check_output, default_suffix
+    from basnet_runtime.media.video_side import check_output, default_suffix
 
     plan = plan_jobs(
         config.inputs,
@@ -264,14 +268,18 @@ def _run_pictures(
     source = PictureSource(jobs, max_pixels=config.max_pixels, check_size=model.check_size)
     sink = PictureSink(jobs, overwrite=config.overwrite)
     watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
-    pipeline = Pipeline(model, composer, batch=config.batch, on_frame=lambda _: watcher.advanced())
+    pipeline = Pipeline(
+        model, composer, batch=config.batch, on_frame=lambda _: watcher.advanced(), finishing=_finishing(config)
+    )
     try:
         summary.add(pipeline.run(source, sink))
     finally:
         summary.failures += source.failures + sink.failures
-        for index, peak in sorted(sink.written.items()):
+        for index, verdict in sorted(sink.written.items()):
+            verdicts = VerdictLog()
+            verdicts.add(verdict)
             notes = source.notes.get(index, [])
-            summary.results.append(_result(jobs[index], model, 1, peak, notes))
+            summary.results.append(_result(jobs[index], 1, verdicts, notes))
 
 
 def _run_video(
@@ -280,7 +288,7 @@ def _run_video(
     from basnet_runtime.media.video import VideoSource
     from basnet_runtime.media.video_sink import VideoSink
 
-    peaks = [0.0]
+    verdicts = VerdictLog()
     try:
         with VideoSource(job.source) as source:
             model.check_size(str(job.source), source.traits.height, source.traits.width)
@@ -289,20 +297,26 @@ def _run_video(
             watcher.started(job.source.name, traits.frames or round(traits.seconds * traits.rate))
 
             def advanced(item: Composed) -> None:
-                peaks[0] = max(peaks[0], item.peak)
+                verdicts.add(item.verdict)
                 watcher.advanced()
 
-            report = Pipeline(model, composer, batch=config.batch, on_frame=advanced).run(source, sink)
+            pipeline = Pipeline(
+                model, composer, batch=config.batch, on_frame=advanced, finishing=_finishing(config), stream=True
+            )
+            report = pipeline.run(source, sink)
     except BasnetError as error:
         if error.exit_code != 1:
             raise
         summary.failures.append(Failure(source=job.source, error=str(error)))
         return
     summary.add(report)
-    summary.results.append(_result(job, model, report.frames, peaks[0], source.warnings + sink.warnings))
+    summary.results.append(_result(job, report.frames, verdicts, source.warnings + sink.warnings))
 
 
-def _result(job: Job, model: SaliencyModel, frames: int, peak: float, notes: Sequence[str]) -> Result:
-    salient = peak >= model.postprocess.empty_below
-    told = (*notes, *(() if salient else ("nothing salient was found",)))
-    return Result(source=job.source, target=job.target, frames=frames, salient=salient, notes=told)
+def _finishing(config: RunConfig) -> Finishing:
+    return Finishing(keep_weak=config.keep_weak)
+
+
+def _result(job: Job, frames: int, verdicts: VerdictLog, notes: Sequence[str]) -> Result:
+    told = (*notes, *(() if verdicts.salient else ("nothing salient was found",)))
+    return Result(source=job.source, target=job.target, frames=frames, verdicts=verdicts, notes=told)
