@@ -60,6 +60,9 @@ def run(
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
     ] = None,
     feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
+    keep_weak: Annotated[
+        bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
+    ] = False,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -90,6 +93,7 @@ def run(
             picture_format=picture_format,
             threshold=threshold,
             feather=feather,
+            keep_weak=keep_weak,
         )
         summary = _run(config, as_json, quiet)
     _report(summary, as_json, quiet)

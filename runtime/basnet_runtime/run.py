@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
@@ -20,6 +21,7 @@ from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.timing import STAGES
+from basnet_runtime.verdict import VerdictLog
 from basnet_torch.errors import BasnetError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class RunConfig:
         picture_format: Format of pictures' results; None takes the output name's, else PNG.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
+        keep_weak: Keep masks where nothing salient was found, instead of empty ones.
     """
 
     inputs: Sequence[str]
@@ -71,6 +74,7 @@ class RunConfig:
     picture_format: PictureFormat | None = None
     threshold: float | None = None
     feather: float = 0.0
+    keep_weak: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -93,20 +97,20 @@ class Result:
         source: Input file.
         target: Output file.
         frames: Pictures or video frames in it.
-        salient: Whether anything salient was found, in at least one frame.
+        verdicts: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
     """
 
     source: Path
     target: Path
     frames: int
-    salient: bool
+    verdicts: VerdictLog
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
-        return {**paths, "frames": self.frames, "salient": self.salient, "notes": list(self.notes)}
+        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -214,7 +218,7 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
 def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     """What is left to do, and the record of the job where it has a folder."""
     from basnet_runtime.media.animation import animation_suffix
-    from basnet_runtime.media.video_sink import default_suffix
+    from basnet_runtime.media.video_side import default_suffix
 
     plan = plan_jobs(
         config.inputs,
@@ -239,7 +243,7 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
 def _check_output(config: RunConfig, job: Job) -> None:
     from basnet_runtime.media.animation import check_animation_output
     from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.media.video_sink import check_output
+    from basnet_runtime.media.video_side import check_output
 
     if job.media == "picture":
         check_picture_output(job.target, alpha=config.kind.has_alpha)
@@ -318,9 +322,11 @@ class _Work:
             self.summary.add(pipeline.run(source, sink))
         finally:
             self.summary.failures += source.failures + sink.failures
-            for index, peak in sorted(sink.written.items()):
+            for index, verdict in sorted(sink.written.items()):
+                verdicts = VerdictLog()
+                verdicts.add(verdict)
                 notes = source.notes.get(index, [])
-                self.summary.results.append(_result(jobs[index], self.model, 1, peak, notes))
+                self.summary.results.append(_result(jobs[index], 1, verdicts, notes))
 
     def _moving(self, job: Job) -> None:
         """One animation or video; its own failure ends it alone."""
@@ -337,42 +343,43 @@ class _Work:
     def _animation(self, job: Job) -> Result:
         from basnet_runtime.media.animation import AnimationSink, AnimationSource
 
-        peaks = [0.0]
+        verdicts = VerdictLog()
         with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
             traits = source.traits
             self.model.check_size(str(job.source), traits.height, traits.width)
             sink = AnimationSink(job.target, traits, overwrite=self.config.overwrite)
             self.watcher.started(job.source.name, len(traits.delays))
-            report = self._pipeline(self._counting(peaks)).run(source, sink)
+            report = self._pipeline(self._counting(verdicts), stream=True).run(source, sink)
         self.summary.add(report)
-        return _result(job, self.model, report.frames, peaks[0], source.notes)
+        return _result(job, report.frames, verdicts, source.notes)
 
     def _video(self, job: Job) -> Result:
         from basnet_runtime.media.video import VideoSource
         from basnet_runtime.media.video_sink import VideoSink
 
-        peaks = [0.0]
+        verdicts = VerdictLog()
         with VideoSource(job.source) as source:
             traits = source.traits
             self.model.check_size(str(job.source), traits.height, traits.width)
             sink = VideoSink(job.target, traits, self.config.kind, overwrite=self.config.overwrite)
             self.watcher.started(job.source.name, traits.frames or round(traits.seconds * traits.rate))
-            report = self._pipeline(self._counting(peaks)).run(source, sink)
+            report = self._pipeline(self._counting(verdicts), stream=True).run(source, sink)
         self.summary.add(report)
-        return _result(job, self.model, report.frames, peaks[0], source.warnings + sink.warnings)
+        return _result(job, report.frames, verdicts, source.warnings + sink.warnings)
 
-    def _counting(self, peaks: list[float]) -> Callable[[Composed], None]:
+    def _counting(self, verdicts: VerdictLog) -> Callable[[Composed], None]:
         def advanced(item: Composed) -> None:
-            peaks[0] = max(peaks[0], item.peak)
+            verdicts.add(item.verdict)
             self.watcher.advanced()
 
         return advanced
 
-    def _pipeline(self, on_frame: Callable[[Composed], None]) -> Pipeline:
-        return Pipeline(self.model, self.composer, batch=self.config.batch, on_frame=on_frame)
+    def _pipeline(self, on_frame: Callable[[Composed], None], *, stream: bool = False) -> Pipeline:
+        finishing = Finishing(keep_weak=self.config.keep_weak)
+        batch = self.config.batch
+        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, stream=stream)
 
 
-def _result(job: Job, model: SaliencyModel, frames: int, peak: float, notes: Sequence[str]) -> Result:
-    salient = peak >= model.postprocess.empty_below
-    told = (*notes, *(() if salient else ("nothing salient was found",)))
-    return Result(source=job.source, target=job.target, frames=frames, salient=salient, notes=told)
+def _result(job: Job, frames: int, verdicts: VerdictLog, notes: Sequence[str]) -> Result:
+    told = (*notes, *(() if verdicts.salient else ("nothing salient was found",)))
+    return Result(source=job.source, target=job.target, frames=frames, verdicts=verdicts, notes=told)

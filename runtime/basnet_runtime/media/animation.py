@@ -352,6 +352,10 @@ class AnimationSink:
         except OSError as error:
             raise MediaError(f"{self._target}: cannot be written: {reason(error)}") from error
 
+    def interrupt(self) -> None:
+        """Half an animation is none."""
+        self.abort()
+
     def abort(self) -> None:
         """Remove what is unfinished."""
         self._kept.clear()

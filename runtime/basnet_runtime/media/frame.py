@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_runtime.verdict import GIVEN, Verdict
+
 if TYPE_CHECKING:
     from basnet_runtime.media.metadata import Metadata
 
@@ -86,13 +88,13 @@ class Composed:
         pixels: uint8 H,W (a mask) or H,W,3 (a picture).
         alpha_HW: uint8 H,W transparency of the result, or None when it is opaque.
         frame: The frame it was made from; its pixels may have been reused for `pixels`.
-        peak: Largest mask value of the frame, 0..1; near 0 when nothing salient was found.
+        verdict: Whether anything salient was found, and how sure that is.
     """
 
     pixels: UInt8
     frame: Frame
     alpha_HW: UInt8 | None = None
-    peak: float = 1.0
+    verdict: Verdict = GIVEN
 
     def __post_init__(self) -> None:
         check_pixels("pixels", self.pixels, 2, 3)

@@ -306,7 +306,7 @@ def _is_animation(path: Path) -> bool:
 
 
 def _is_video(path: Path) -> bool:
-    from basnet_runtime.media.video import open_input
+    from basnet_runtime.media.video_open import open_input
 
     try:
         with open_input(path) as container:

@@ -11,6 +11,7 @@ from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.metadata import surviving
 from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
 from basnet_runtime.timing import StageClock
+from basnet_runtime.verdict import Verdict
 from basnet_torch.errors import BasnetError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PictureSink:
 
     Attributes:
         failures: Inputs whose output could not be written.
-        written: Index of a job to the largest value of its mask, 0..1.
+        written: Index of a job to whether anything salient was found in it.
     """
 
     def __init__(self, jobs: Sequence[Job], *, overwrite: bool, journal: Journal | None = None) -> None:
@@ -79,7 +80,7 @@ class PictureSink:
         self._overwrite = overwrite
         self._journal = journal
         self.failures: list[Failure] = []
-        self.written: dict[int, float] = {}
+        self.written: dict[int, Verdict] = {}
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
         """Write one picture, whole or not at all."""
@@ -91,10 +92,13 @@ class PictureSink:
         except BasnetError as error:
             self.failures.append(Failure(source=job.source, error=str(error)))
         else:
-            self.written[item.frame.index] = item.peak
+            self.written[item.frame.index] = item.verdict
 
     def finish(self, clock: StageClock) -> None:
         """Every picture is final already."""
 
     def abort(self) -> None:
+        """Every picture is whole already."""
+
+    def interrupt(self) -> None:
         """Every picture is whole already."""
