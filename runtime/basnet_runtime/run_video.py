@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.frame import Composed
+from basnet_runtime.media.jobs import Job, Plan
 from basnet_runtime.media.video_open import camera_of, is_address, is_live
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_sequence import SequenceSink, check_sequence, is_sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from basnet_runtime.media.video_segments import SegmentedSink
     from basnet_runtime.media.video_sink import VideoSink
 
-__all__ = ["VideoRun", "check_video_output"]
+__all__ = ["VideoRun", "check_video_output", "clear_finished", "stream_plan"]
 
 
 def check_video_output(
@@ -49,6 +51,31 @@ def check_video_output(
         check_output(source, target, kind, options)
 
 
+def stream_plan(inputs: Sequence[str], output: str | None) -> Plan | None:
+    """The plan for a camera or network stream; None where the inputs are files.
+
+    Raises:
+        UsageError: There is something else beside it, or no output is named.
+    """
+    streams = [text for text in inputs if is_address(text) or camera_of(text) is not None]
+    if not streams:
+        return None
+    if len(inputs) > 1 or output is None or output == "-" or not Path(output).suffix:
+        raise UsageError(f"{streams[0]}: a camera or network stream is run alone, into a file: -o FILE")
+    job = Job(source=Path(streams[0]), target=Path(output), media="video", stream=streams[0])
+    return Plan(jobs=(job,))
+
+
+def clear_finished(jobs: Sequence[Job]) -> frozenset[Path]:
+    """Targets of video that are complete; segments that a run left, which was killed after that, are removed."""
+    from basnet_runtime.media.video_segments import segments_folder
+
+    done = frozenset(job.target for job in jobs if job.media == "video" and job.target.exists())
+    for target in done:
+        shutil.rmtree(segments_folder(target), ignore_errors=True)
+    return done
+
+
 @dataclass(kw_only=True)
 class VideoRun:
     """One video to do. After `run`, or its interruption, the rest says what was done.
@@ -70,6 +97,8 @@ class VideoRun:
         notes: What a user should know.
         coding: Which decoder and encoder ran, and on what.
         kept: What an interrupted run left, or None.
+        frames: In the result, so far.
+        complete: Whether everything that was asked is in it.
     """
 
     source: Path | str
@@ -88,6 +117,8 @@ class VideoRun:
     notes: list[str] = field(default_factory=list)
     coding: str = ""
     kept: Path | None = None
+    frames: int = 0
+    complete: bool = False
 
     def run(self) -> RunReport:
         """Do it.
@@ -152,9 +183,9 @@ class VideoRun:
             sink.abort()
             raise
         with source:
+            self.frames = sink.frames_done
             for verdict in sink.verdicts:
                 self.verdicts.add(verdict)
-                self.advanced()
             if sink.frames_done:
                 self.notes.append(f"continued after {sink.frames_done} frames of an earlier run")
             return self._through(source, sink, memory=sink.memory, remember=every)
@@ -180,9 +211,12 @@ class VideoRun:
         traits = source.traits
         self.model.check_size(str(self.source), traits.height, traits.width)
         known = self.options.span == Span()
-        self.started((traits.frames or round(traits.seconds * traits.rate)) if known else 0)
+        total = (traits.frames or round(traits.seconds * traits.rate)) if known else 0
+        self.started(max(0, total - self.frames))
         try:
-            return self.pipeline(self._done, **memory).run(source, sink)
+            report = self.pipeline(self._done, **memory).run(source, sink)
+            self.complete = not source.broken
+            return report
         finally:
             self.notes += source.warnings + sink.warnings
             self.coding = f"decoded by {source.decoder}; encoded by {sink.encoder}" if sink.encoder else ""
@@ -190,4 +224,5 @@ class VideoRun:
 
     def _done(self, item: Composed) -> None:
         self.verdicts.add(item.verdict)
+        self.frames += 1
         self.advanced()
