@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,11 +51,18 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
+    picture_format: Annotated[
+        Literal["png", "jpg", "webp", "tiff"] | None,
+        typer.Option("--format", help="Format of pictures' results. Default: by -o, else png."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
     ] = None,
     feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
+    keep_weak: Annotated[
+        bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
+    ] = False,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -83,8 +90,10 @@ def run(
             overwrite=overwrite,
             skip_existing=skip_existing,
             keep_suffix=keep_suffix,
+            picture_format=picture_format,
             threshold=threshold,
             feather=feather,
+            keep_weak=keep_weak,
         )
         summary = _run(config, as_json, quiet)
     _report(summary, as_json, quiet)

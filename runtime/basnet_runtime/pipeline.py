@@ -17,15 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.masks import mask_from_map
+from basnet_runtime.finish import Finisher, Finishing
 from basnet_runtime.media.compose import Composer
-from basnet_runtime.media.frame import Composed, Frame, UInt8
+from basnet_runtime.media.frame import Composed, Frame
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.timing import StageClock
-from basnet_torch.errors import ModelFileError
 
 __all__ = ["Channel", "Pipeline", "Room", "RunReport", "Sink", "Source", "Stopped"]
 
@@ -65,6 +63,11 @@ class Room:
 
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or self._used + nbytes <= self._limit
+
+    @property
+    def used(self) -> int:
+        """Bytes of the frames on their way."""
+        return self._used
 
     def take(self, nbytes: int) -> None:
         """Count a decoded frame (negative: a frame that is gone)."""
@@ -155,6 +158,9 @@ class Sink(Protocol):
     def abort(self) -> None:
         """Leave nothing unfinished behind; called when the run failed, and harmless after `finish`."""
 
+    def interrupt(self) -> None:
+        """Keep what is whole of what was written; called before `abort` on Ctrl-C."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
@@ -186,12 +192,25 @@ class Pipeline:
         *,
         batch: int = 1,
         on_frame: Callable[[Composed], None] | None = None,
+        finishing: Finishing | None = None,
+        stream: bool = False,
     ) -> None:
-        """`batch`: pictures per network run; `on_frame`: called in the writer thread after each result."""
+        """Get ready.
+
+        Args:
+            model: What finds the masks.
+            composer: What is made of them.
+            batch: Pictures per network run.
+            on_frame: Called in the writer thread after each result.
+            finishing: What is done to the maps.
+            stream: Whether each source is one video, whose frames come in order.
+        """
         self._model = model
         self._composer = composer
         self._batch = batch
         self._on_frame = on_frame
+        self._finishing = finishing
+        self._stream = stream
         self._warm = False
 
     def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
@@ -202,16 +221,13 @@ class Pipeline:
         """
         return _Run(self, source, sink, clock or StageClock()).execute()
 
-    def masks(self, frames: list[Frame], clock: StageClock) -> Iterator[tuple[Frame, UInt8, float]]:
-        """Masks (uint8 H,W) and their peaks for frames that run as one batch."""
+    def maps(self, frames: list[Frame], clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
+        """Frames that run as one batch, each with its raw map."""
         with clock.stage("prepare"):
             prepared = [self._model.prepare(frame.flattened()) for frame in frames]
         with clock.stage("network"):
             raw = self._first_or_next(prepared, clock)
-        for frame, raw_map in zip(frames, raw, strict=True):
-            with clock.stage("finish"):
-                mask_HW, peak = self._finished(raw_map, *frame.image_HWC.shape[:2])
-            yield frame, mask_HW, peak
+        return zip(frames, raw, strict=True)
 
     def _first_or_next(self, prepared: list[NDArray[Any]], clock: StageClock) -> NDArray[Any]:
         if self._warm:
@@ -219,15 +235,6 @@ class Pipeline:
         self._warm = True
         with clock.adopt("network"):  # some libraries start their threads at the first run
             return self._model.infer(prepared)
-
-    def _finished(self, raw: NDArray[Any], height: int, width: int) -> tuple[UInt8, float]:
-        if self._model.takes_frames:
-            # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.
-            return np.asarray(raw, np.uint8), float(raw.max()) / 255
-        if not np.isfinite(raw).all():  # it would become a black mask that looks like "nothing found"
-            raise ModelFileError(f"{self._model.name}: gave values that are not finite; run it in fp32 or export again")
-        map_hw = self._model.postprocess.stretched(raw[0])
-        return mask_from_map(map_hw, height, width), float(map_hw.max())
 
     def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
         """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
@@ -249,10 +256,13 @@ class Pipeline:
 
     def results(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[Composed]:
         """Everything between the two queues."""
+        finisher = Finisher(self._model, self._finishing, stream=self._stream)
         for group in self.batches(frames):
-            for frame, mask_HW, peak in self.masks(group, clock):
+            for frame, raw_map in self.maps(group, clock):
+                with clock.stage("finish"):
+                    mask_HW, verdict = finisher(frame, raw_map)
                 with clock.stage("compose"):
-                    composed = self._composer(frame, mask_HW, peak)
+                    composed = self._composer(frame, mask_HW, verdict)
                 yield composed
 
     def wrote(self, item: Composed) -> None:
@@ -286,10 +296,12 @@ class _Run:
             self._wait(workers)
             if self._error is not None:
                 raise self._error
-        except BaseException:
+        except BaseException as error:
             try:  # a second Ctrl-C may come while waiting: what is unfinished is removed all the same
                 self._stop()
                 self._wait(workers, _JOIN_SECONDS)
+                if isinstance(error, KeyboardInterrupt) and not any(worker.is_alive() for worker in workers):
+                    self._sink.interrupt()
             finally:
                 self._sink.abort()
             raise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from basnet_runtime import pipeline
+from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Frame
 from basnet_runtime.pipeline import Channel, Pipeline, Room, Stopped
@@ -41,7 +42,7 @@ class ListSource:
 class ListSink:
     def __init__(self, *, fail_at=None, fail_finish=False, delay=0.0):
         self.items, self.fail_at, self.fail_finish, self.delay = [], fail_at, fail_finish, delay
-        self.finished = self.aborted = False
+        self.finished = self.interrupted = self.aborted = False
 
     def write(self, item, clock):
         time.sleep(self.delay)
@@ -54,12 +55,16 @@ class ListSink:
             raise ValueError("finish failed")
         self.finished = True
 
+    def interrupt(self):
+        self.interrupted = True
+
     def abort(self):
         self.aborted = True
 
 
 def run(model, source, sink, **options):
-    return Pipeline(model, Composer(OutputKind()), **options).run(source, sink)
+    finishing = Finishing(keep_weak=True)  # brightness is the mask here, and dark frames are no empty ones
+    return Pipeline(model, Composer(OutputKind()), finishing=finishing, **options).run(source, sink)
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +128,7 @@ def test_interrupt_ends_the_run(fake_model):
     sink = ListSink()
     with pytest.raises(KeyboardInterrupt):
         run(fake_model, ListSource(10_000), sink, on_frame=interrupt)
+    assert sink.interrupted
     assert sink.aborted
 
 

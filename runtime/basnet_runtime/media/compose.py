@@ -18,6 +18,7 @@ import numpy as np
 from basnet_runtime.masks import edged_mask, row_strips
 from basnet_runtime.media.foreground import Foreground
 from basnet_runtime.media.frame import Composed, Frame, UInt8
+from basnet_runtime.verdict import GIVEN, Verdict
 from basnet_torch.errors import UsageError
 
 __all__ = ["KINDS", "Composer", "KindName", "OutputKind"]
@@ -91,15 +92,15 @@ class Composer:
         self._picture = None if kind.image is None else _background_picture(kind.image)
         self._cached: tuple[tuple[int, int], UInt8] | None = None
 
-    def __call__(self, frame: Frame, mask_HW: UInt8, peak: float = 1.0) -> Composed:
+    def __call__(self, frame: Frame, mask_HW: UInt8, verdict: Verdict = GIVEN) -> Composed:
         """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
-            return Composed(pixels=mask_HW, frame=frame, peak=peak)
+            return Composed(pixels=mask_HW, frame=frame, verdict=verdict)
         if self.kind.name == "overlay":
             image_HWC = _writable(frame.flattened())
             _tint(image_HWC, mask_HW)
-            return Composed(pixels=image_HWC, frame=frame, peak=peak)
+            return Composed(pixels=image_HWC, frame=frame, verdict=verdict)
         image_HWC = _writable(frame.image_HWC)
         if frame.alpha_HW is not None:
             mask_HW = _product(mask_HW, frame.alpha_HW)
@@ -107,9 +108,9 @@ class Composer:
         Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
         if background is None:
             _clear(image_HWC, mask_HW)
-            return Composed(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, peak=peak)
+            return Composed(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, verdict=verdict)
         _blend_onto(background, image_HWC, mask_HW)
-        return Composed(pixels=image_HWC, frame=frame, peak=peak)
+        return Composed(pixels=image_HWC, frame=frame, verdict=verdict)
 
     def _background(self, image_HWC: UInt8, mask_HW: UInt8) -> _Background:
         height, width = mask_HW.shape

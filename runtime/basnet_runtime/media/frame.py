@@ -6,9 +6,15 @@ Legend: H height, W width; `image_HWC` is uint8 RGB, `alpha_HW` uint8 with 255 o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from basnet_runtime.verdict import GIVEN, Verdict
+
+if TYPE_CHECKING:
+    from basnet_runtime.media.metadata import Metadata
 
 __all__ = ["Composed", "Frame", "UInt8", "check_pixels"]
 
@@ -33,6 +39,7 @@ class Frame:
         pts: Presentation time in the source's time base; 0 for pictures.
         duration: How long it is shown, in the same time base; 0 where the source does not say.
         alpha_HW: The picture's own transparency, or None when it is opaque.
+        metadata: What its file says beside the pixels, for a result that is a picture again.
     """
 
     image_HWC: UInt8
@@ -40,6 +47,7 @@ class Frame:
     pts: int = 0
     duration: int = 0
     alpha_HW: UInt8 | None = None
+    metadata: Metadata | None = None
 
     def __post_init__(self) -> None:
         check_pixels("image_HWC", self.image_HWC, 3)
@@ -80,13 +88,13 @@ class Composed:
         pixels: uint8 H,W (a mask) or H,W,3 (a picture).
         alpha_HW: uint8 H,W transparency of the result, or None when it is opaque.
         frame: The frame it was made from; its pixels may have been reused for `pixels`.
-        peak: Largest mask value of the frame, 0..1; near 0 when nothing salient was found.
+        verdict: Whether anything salient was found, and how sure that is.
     """
 
     pixels: UInt8
     frame: Frame
     alpha_HW: UInt8 | None = None
-    peak: float = 1.0
+    verdict: Verdict = GIVEN
 
     def __post_init__(self) -> None:
         check_pixels("pixels", self.pixels, 2, 3)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from basnet_runtime.media.frame import Composed, Frame
 from basnet_runtime.media.jobs import Failure, Job
+from basnet_runtime.media.journal import Journal, noted
+from basnet_runtime.media.metadata import surviving
 from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
 from basnet_runtime.timing import StageClock
+from basnet_runtime.verdict import Verdict
 from basnet_torch.errors import BasnetError
 
 if TYPE_CHECKING:
@@ -69,27 +72,33 @@ class PictureSink:
 
     Attributes:
         failures: Inputs whose output could not be written.
-        written: Index of a job to the largest value of its mask, 0..1.
+        written: Index of a job to whether anything salient was found in it.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, overwrite: bool) -> None:
+    def __init__(self, jobs: Sequence[Job], *, overwrite: bool, journal: Journal | None = None) -> None:
         self._jobs = jobs
         self._overwrite = overwrite
+        self._journal = journal
         self.failures: list[Failure] = []
-        self.written: dict[int, float] = {}
+        self.written: dict[int, Verdict] = {}
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
         """Write one picture, whole or not at all."""
         job = self._jobs[item.frame.index]
         try:
-            write_picture(job.target, item.pixels, item.alpha_HW, overwrite=self._overwrite)
+            with noted(self._journal, job):
+                metadata = surviving(item.frame.metadata, is_mask=item.pixels.ndim == 2)
+                write_picture(job.target, item.pixels, item.alpha_HW, metadata=metadata, overwrite=self._overwrite)
         except BasnetError as error:
             self.failures.append(Failure(source=job.source, error=str(error)))
         else:
-            self.written[item.frame.index] = item.peak
+            self.written[item.frame.index] = item.verdict
 
     def finish(self, clock: StageClock) -> None:
         """Every picture is final already."""
 
     def abort(self) -> None:
+        """Every picture is whole already."""
+
+    def interrupt(self) -> None:
         """Every picture is whole already."""

@@ -1,0 +1,77 @@
+"""From the network's raw map to what users get: an 8-bit mask of the picture's size and the verdict on it.
+
+    finisher = Finisher(model, stream=True)     # one for each video, one for all pictures of a run
+    mask_HW, verdict = finisher(frame, raw_map)
+
+Legend: h, w the map's size; H, W the picture's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.masks import mask_from_map
+from basnet_runtime.verdict import Judge, Verdict
+from basnet_torch.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from basnet_runtime.media.frame import Frame
+    from basnet_runtime.model import SaliencyModel
+
+__all__ = ["Finisher", "Finishing"]
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finishing:
+    """What is done to the maps.
+
+    Attributes:
+        keep_weak: Give the map as it is where nothing salient was found, instead of an empty mask.
+    """
+
+    keep_weak: bool = False
+
+
+class Finisher:
+    """Finishes the maps of one model, one after the other."""
+
+    def __init__(self, model: SaliencyModel, finishing: Finishing | None = None, *, stream: bool = False) -> None:
+        """`stream`: whether the frames that come are those of one video, in order."""
+        self._model = model
+        self._finishing = finishing or Finishing()
+        self._judge = Judge(model.postprocess.empty_below, stream=stream)
+
+    def __call__(self, frame: Frame, raw: NDArray[Any]) -> tuple[UInt8, Verdict]:
+        """The mask, uint8 H,W, and the verdict.
+
+        Args:
+            frame: The picture.
+            raw: Its part of what the backend gave: float32 1,h,w, or uint8 H,W from the `frame` graph.
+
+        Raises:
+            ModelFileError: The map holds values that are not finite.
+        """
+        height, width = frame.image_HWC.shape[:2]
+        map_hw = self._checked(raw)
+        verdict = self._judge(map_hw)
+        if not verdict.salient and not self._finishing.keep_weak:
+            return np.zeros((height, width), np.uint8), verdict
+        if self._model.takes_frames:
+            return cast(UInt8, map_hw), verdict
+        return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
+
+    def _checked(self, raw: NDArray[Any]) -> NDArray[Any]:
+        if self._model.takes_frames:
+            # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.
+            return np.asarray(raw, np.uint8)
+        if not np.isfinite(raw).all():  # it would become a black mask that looks like "nothing found"
+            name = self._model.name
+            raise ModelFileError(f"{name}: gave values that are not finite; run it in fp32 or export again")
+        return np.asarray(raw[0], np.float32)

@@ -1,0 +1,115 @@
+"""Whether anything salient was found: a score of a map, and the verdict that a model's threshold makes of it.
+
+    verdict = Judge(model.postprocess.empty_below)(map_hw)
+
+The score is the value that the strongest thousandth of the map reaches: how sure the network is where it is surest,
+without the chance of a single pixel. Of the scores tried (peak, means of the strongest 0.5, 1 and 5 %, self-weighted
+mean, area, spread, contrast to the border) none told background from object better.
+The threshold belongs to the weights (`Postprocess.empty_below`); `basnet-bench verdict` chooses it on data.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["GIVEN", "Judge", "Verdict", "VerdictLog", "salience_score"]
+
+_SIDE = 512  # pixels: maps are smooth, so that of a larger one every n-th row and column says as much
+_FADE = 0.85  # of the threshold: how far a stream's score must fall before what was found counts as lost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Of one picture or frame.
+
+    Attributes:
+        score: 0..1, see `salience_score`.
+        salient: Whether something was found; where not, the mask is left empty unless weak masks are asked for.
+    """
+
+    score: float
+    salient: bool
+
+
+GIVEN = Verdict(score=1.0, salient=True)  # of a mask that no network found
+
+
+def salience_score(map_HW: NDArray[Any]) -> float:
+    """The value, 0..1, that the strongest thousandth of a map (uint8 0..255 or float 0..1) reaches.
+
+    >>> salience_score(np.array([[0, 0, 1], [0, 0, 1]], np.float32))
+    1.0
+    >>> salience_score(np.full((4, 4), 51, np.uint8))
+    0.2
+    """
+    steps = (max(1, side // _SIDE) for side in map_HW.shape)
+    values = map_HW[tuple(slice(None, None, step) for step in steps)].ravel()
+    place = values.size - max(1, values.size // 1000)
+    full = 255.0 if map_HW.dtype == np.uint8 else 1.0
+    return float(np.partition(values, place)[place]) / full
+
+
+class Judge:
+    """Gives verdicts by one threshold; in a stream with hysteresis, so that a score around it does not blink."""
+
+    def __init__(self, threshold: float, *, stream: bool = False) -> None:
+        """`stream`: whether the maps that come are frames of one video, in order."""
+        self._threshold = threshold
+        self._stream = stream
+        self._found = False
+
+    def __call__(self, map_HW: NDArray[Any]) -> Verdict:
+        """The verdict of a map that no stretching has touched."""
+        score = salience_score(map_HW)
+        needed = self._threshold * (_FADE if self._stream and self._found else 1.0)
+        self._found = score >= needed
+        return Verdict(score=score, salient=self._found)
+
+
+class VerdictLog:
+    """The verdicts of one output's frames, four bytes a frame."""
+
+    def __init__(self) -> None:
+        self._scores = array("f")
+        self._empty: list[list[int]] = []
+
+    def add(self, verdict: Verdict) -> None:
+        """Note the next frame's."""
+        index = len(self._scores)
+        self._scores.append(verdict.score)
+        if verdict.salient:
+            return
+        if self._empty and self._empty[-1][1] == index - 1:
+            self._empty[-1][1] = index
+        else:
+            self._empty.append([index, index])
+
+    @property
+    def salient(self) -> bool:
+        """Whether anything was found in at least one frame."""
+        return len(self._scores) > sum(last - first + 1 for first, last in self._empty)
+
+    @property
+    def score(self) -> float:
+        """The highest of all frames; 0 without any."""
+        return max(self._scores, default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `salient`, `score`, and of several frames each one's score and the empty ones.
+
+        >>> log = VerdictLog()
+        >>> for score in (0.1, 0.9, 0.2, 0.1):
+        ...     log.add(Verdict(score=score, salient=score > 0.5))
+        >>> log.to_dict()
+        {'salient': True, 'score': 0.9, 'frame_scores': [0.1, 0.9, 0.2, 0.1], 'empty_frames': [[0, 0], [2, 3]]}
+        """
+        whole = {"salient": self.salient, "score": round(self.score, 4)}
+        if len(self._scores) == 1:
+            return whole
+        scores = [round(score, 4) for score in self._scores]
+        return {**whole, "frame_scores": scores, "empty_frames": [list(span) for span in self._empty]}
