@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -200,6 +200,8 @@ class Pipeline:
         on_frame: Callable[[Composed], None] | None = None,
         finishing: Finishing | None = None,
         stream: bool = False,
+        memory: dict[str, NDArray[Any]] | None = None,
+        remember: int = 0,
     ) -> None:
         """Get ready.
 
@@ -210,6 +212,8 @@ class Pipeline:
             on_frame: Called in the writer thread after each result.
             finishing: What is done to the maps.
             stream: Whether each source is one video, whose frames come in order.
+            memory: Of an earlier run over the frames before, see `Finisher.memory`.
+            remember: Every so many frames the memory goes along with the result; 0 for never.
         """
         self._model = model
         self._composer = composer
@@ -217,6 +221,8 @@ class Pipeline:
         self._on_frame = on_frame
         self._finishing = finishing
         self._stream = stream
+        self._memory = memory or {}
+        self._remember = remember
         self._warm = False
 
     def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
@@ -278,11 +284,14 @@ class Pipeline:
     def results(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[Composed]:
         """Everything between the two queues."""
         finisher = Finisher(self._model, self._finishing, stream=self._stream)
+        finisher.recall(self._memory)
         for frame, raw_map in self.maps(frames, clock):
             with clock.stage("finish"):
                 mask_HW, verdict = finisher(frame, raw_map)
             with clock.stage("compose"):
                 composed = self._composer(frame, mask_HW, verdict)
+            if self._remember and (frame.index + 1) % self._remember == 0:
+                composed = replace(composed, memory=finisher.memory)
             yield composed
 
     def wrote(self, item: Composed) -> None:
