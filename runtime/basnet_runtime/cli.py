@@ -13,6 +13,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
+from basnet_runtime.cuda.base import CudaName
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(
     precision: Annotated[
         Precision | None, typer.Option(help="Compute in this. Default: as the file was written.")
     ] = None,
+    cuda: Annotated[CudaName, typer.Option(help="Library that moves an engine's data on the GPU.")] = "cuda-core",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
@@ -102,6 +104,7 @@ def run(
             device=device,
             threads=threads,
             precision=precision,
+            cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
             recursive=recursive,

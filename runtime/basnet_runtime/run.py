@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
@@ -48,6 +49,7 @@ class RunConfig:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Processor threads for the network; None uses what the container allows.
         precision: Required precision; None takes the model's own.
+        cuda: For an engine, the library that moves its data on the GPU.
         batch: Pictures per network run.
         max_pixels: Pictures above this are refused.
         recursive: Take subfolders too.
@@ -69,6 +71,7 @@ class RunConfig:
     device: str = "cpu"
     threads: int | None = None
     precision: Precision | None = None
+    cuda: CudaName = "cuda-core"
     batch: int = 1
     max_pixels: int = 300_000_000
     recursive: bool = False
@@ -294,6 +297,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
         device=config.device,
         threads=config.threads,
         precision=config.precision,
+        cuda=config.cuda,
     )
 
 
