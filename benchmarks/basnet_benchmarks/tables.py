@@ -316,10 +316,44 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
 
 
+def _soak_table(values: Values) -> Table:
+    numbers = ("frame", "seconds", "resident MB", "to settled")
+    settled, samples = values["settled_bytes"], values["samples"]
+    shown = samples[:: max(1, len(samples) // 20)]
+    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
+    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
+    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
+    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
+    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
+    notes = (
+        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
+        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
+        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
+        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
+    )
+    return Table(
+        title=f"Soak of {values['frames_asked']} frames: {verdict}",
+        columns=numbers,
+        numbers=frozenset(numbers),
+        rows=tuple(
+            (
+                str(sample["frame"]),
+                f"{sample['seconds']:.1f}",
+                f"{sample['resident_bytes'] / 1e6:.1f}",
+                f"{sample['resident_bytes'] / settled - 1:+.2%}",
+            )
+            for sample in shown
+        ),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "soak": _soak_table,
     "video": _video_table,
 }
