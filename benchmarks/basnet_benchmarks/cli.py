@@ -5,6 +5,7 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
+basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
@@ -211,6 +212,28 @@ def gate(
     if result.exit_code:
         say(f"error: {result.complaint}")
     raise SystemExit(result.exit_code)
+
+
+@app.command()
+def prepare(
+    pictures: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PICTURES]", help="Folder of pictures, or data set. Default: five photographs."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint. Default: the built-in model's.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare every way of preparing a picture with the authors', in the network's input and in the mask."""
+    from basnet_benchmarks.prepare import PrepareConfig, measure_prepare
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = PrepareConfig(pictures=pictures, model=model, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_prepare(config, say), as_json, output, overwrite)
 
 
 @app.command()
