@@ -20,13 +20,13 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
+from basnet_runtime.parity import MEASURES
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
 
-__all__ = ["MEASURES", "Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
+__all__ = ["Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
 
 FORMAT = 1
-MEASURES = ("max_abs", "mean_abs", "flips", "boundary_iou")
 _Progress = Callable[[str], None]
 
 
@@ -250,7 +250,10 @@ class GateReport:
         return {
             "command": "gate",
             "baseline": self.baseline,
+            "conclusion": self.conclusion,
+            "updated": self.updated,
             "environment": self.environment.to_dict(),
+            "measures": list(MEASURES),
             "rows": [row.to_dict() for row in self.rows],
             "gone": [list(row) for row in self.gone],
             "exit_code": self.exit_code,

@@ -9,7 +9,8 @@ from basnet_benchmarks.environment import environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyReport, LatencyRow, NotRun
 from basnet_benchmarks.measurement import Measurement, ratio_estimate
 from basnet_benchmarks.parity import ParityResult, ParityRow
-from basnet_benchmarks.report import check_output, json_text, markdown, save, table_of, terminal
+from basnet_benchmarks.report import SavedReport, check_output, json_text, markdown, save, terminal, values_of
+from basnet_benchmarks.tables import table_of
 from basnet_benchmarks.video import VideoReport, VideoRun
 from basnet_runtime.parity import ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
@@ -74,7 +75,7 @@ REPORTS = [latency_report, parity_result, video_report]
 
 @pytest.mark.parametrize("make", REPORTS)
 def test_every_row_has_every_column_and_markdown_shows_them(make):
-    table = table_of(make())
+    table = table_of(values_of(make()))
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.numbers <= set(table.columns)
     lines = [line for line in markdown(make()).splitlines() if line.startswith("|")]
@@ -123,3 +124,42 @@ def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):
     with pytest.raises(UsageError, match="--overwrite"):
         check_output(target, overwrite=False)
     check_output(target, overwrite=True)
+
+
+@pytest.mark.parametrize("make", REPORTS)
+def test_a_saved_report_gives_the_same_table(make, tmp_path):
+    path = tmp_path / "r.json"
+    save(make(), path, overwrite=False)
+    again = SavedReport.read(path)
+    assert json_text(again) == path.read_text()
+    assert table_of(again.values) == table_of(values_of(replace_date(make(), again)))
+
+
+def replace_date(report, saved):
+    """Both were measured at one time."""
+    return replace(report, environment=replace(report.environment, date=saved.values["environment"]["date"]))
+
+
+def test_lists_of_numbers_stay_on_one_line_and_texts_as_they_are():
+    report = SavedReport(values={"command": "x", "turns": [[1.23456789, 2.0], [float("nan")]], "text": "a [1,  2]"})
+    text = json_text(report)
+    assert "[1.23457, 2.0]" in text
+    assert json.loads(text) == {"command": "x", "turns": [[1.23457, 2.0], [None]], "text": "a [1,  2]"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ("[]", "no report"), ("{}", "no report"), (None, "cannot be read")],
+)
+def test_what_is_no_report_is_said(content, message, tmp_path):
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        SavedReport.read(path)
+
+
+@pytest.mark.parametrize("values", [{"command": "tea"}, {"command": "latency"}])
+def test_values_of_no_table_are_said(values):
+    with pytest.raises(UsageError, match=values["command"]):
+        table_of(values)

@@ -1,0 +1,403 @@
+"""Tables of results, made from the very values that the JSON holds, so that a saved report gives the same table again.
+
+table = table_of(json.loads(Path("latency-cpu.json").read_text()))
+
+Legend of a table's cells: `1.92 [1.88, 1.97]` is a median with its 95 % confidence interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from basnet_torch.errors import UsageError
+
+__all__ = [
+    "ACCURACY_HEADINGS",
+    "Table",
+    "Values",
+    "environment_lines",
+    "escaped_markdown",
+    "estimate_text",
+    "machine_line",
+    "markdown_rows",
+    "number",
+    "table_of",
+]
+
+Values = Mapping[str, Any]
+ACCURACY_HEADINGS = {
+    "max_f": "maxF",
+    "max_f_curve": "maxF of curves",
+    "mean_f": "mean F",
+    "weighted_f": "weighted F",
+    "s_measure": "S",
+    "e_max": "max E",
+    "e_mean": "mean E",
+    "mae": "MAE",
+    "relaxed_boundary_f": "relaxF",
+    "boundary_iou": "boundary IoU",
+}
+_CONVENTIONS = (
+    "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value of "
+    "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
+)
+_NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What a terminal, Markdown and HTML show alike.
+
+    Attributes:
+        title: In one line.
+        columns: Headings; those in `numbers` are aligned right.
+        numbers: Headings of numeric columns.
+        rows: Cells.
+        notes: Lines below.
+        environment: Lines about where it was measured.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    numbers: frozenset[str]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    environment: tuple[str, ...]
+
+
+def table_of(values: Values) -> Table:
+    """The table of a report's JSON values.
+
+    Raises:
+        UsageError: The values are of no command that this version knows, or a part of them is missing.
+    """
+    command = values.get("command")
+    if command not in _TABLES:
+        raise UsageError(f"command is {command!r}; a report is of one of {', '.join(sorted(_TABLES))}")
+    try:
+        return _TABLES[command](values)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"the {command} report lacks what its table shows ({error!r}); write it with this version"
+        ) from error
+
+
+def number(value: float | None, form: str) -> str:
+    """A number by its format.
+
+    >>> number(0.12345, ".3f"), number(None, ".3f")
+    ('0.123', 'not finite')
+    """
+    return _NOT_FINITE if value is None else format(value, form)
+
+
+def estimate_text(estimate: Values, factor: float, digits: int) -> str:
+    """A median with its interval, where there is one.
+
+    >>> estimate_text({"value": 0.0019, "low": 0.0018, "high": 0.002}, 1000, 1)
+    '1.9 [1.8, 2.0]'
+    """
+    text = number(None if estimate["value"] is None else factor * estimate["value"], f".{digits}f")
+    if estimate["low"] is None or estimate["high"] is None:
+        return text
+    return f"{text} [{factor * estimate['low']:.{digits}f}, {factor * estimate['high']:.{digits}f}]"
+
+
+def environment_lines(environment: Values) -> tuple[str, ...]:
+    """Where something was measured, one fact a line."""
+    libraries = ", ".join(f"{name} {release}" for name, release in environment["libraries"].items())
+    flags = " ".join(environment["processor_flags"]) or "no flags"
+    load = environment["load"]
+    return (
+        f"processor: {environment['processor']}, {environment['processors']} logical ({flags})",
+        f"threads: {environment['threads']}",
+        f"load before: {'unknown' if load is None else f'{load:.2f}'}",
+        f"graphics: {'; '.join(environment['gpus']) or 'none'}",
+        f"libraries: {libraries}",
+        f"system: Python {environment['python']}, {environment['system']}",
+        f"commit: {environment['commit']}",
+        f"date: {environment['date']}",
+    )
+
+
+def machine_line(values: Values) -> str:
+    """The machine in one line, to stand below a table: processor, graphics card, threads, date."""
+    found = values["environment"]
+    cards = "".join(f", {card}" for card in found["gpus"])
+    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
+    processors = f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}"
+    return f"{found['processor']}, {processors}{cards}; {threads}; {found['date'][:10]}"
+
+
+def markdown_rows(table: Table) -> list[str]:
+    """The table's lines in Markdown, headings first."""
+    rule = ["---:" if column in table.numbers else "---" for column in table.columns]
+    return [_markdown_line(cells) for cells in (table.columns, rule, *table.rows)]
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(escaped_markdown, cells))} |"
+
+
+def escaped_markdown(text: str) -> str:
+    """The text as it reads in Markdown, in a table's cell too."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _latency_table(values: Values) -> Table:
+    numbers = ("batch", "median ms", "p90 ms", "p99 ms", "pictures/s", "x PyTorch FP32", "idle ms")
+    settings = values["settings"]
+    timed = f"{settings['rounds']} interleaved rounds of {settings['calls']} calls"
+    apart = f"{settings['warm_up']} warm-up calls apart"
+    idle = "idle: how long at most a backend's threads went on spinning after a turn, waited for before the next"
+    notes = (
+        f"A time covers {values['covers']}.",
+        f"{timed}, {apart}; medians and ratios with their 95 % confidence interval over rounds; {idle}.",
+        *(f"not run: {item['name']}: {item['reason']}" for item in values["not_run"]),
+        *(f"warning: {warning}" for warning in values["warnings"]),
+    )
+    return Table(
+        title="Latency of BASNet",
+        columns=("model", "backend", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_latency_cells, values["results"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _latency_cells(row: Values) -> tuple[str, ...]:
+    ratio = row["ratio_to_pytorch_fp32"]
+    return (
+        f"{row['model']} (width {row['width']}, {row['size'][0]}x{row['size'][1]})",
+        row["runs_on"],
+        str(row["pictures"]),
+        estimate_text(row["median_s"], 1000, 1),
+        f"{1000 * row['p90_s']:.1f}",
+        f"{1000 * row['p99_s']:.1f}",
+        f"{row['pictures_per_second']:.2f}",
+        estimate_text(ratio, 1, 2) if ratio else "no reference",
+        f"{1000 * max(row['idle_s'], default=0):.0f}",
+    )
+
+
+def _parity_table(values: Values) -> Table:
+    numbers = ("pictures", "max", "99.9 %", "mean", "flips %", "boundary IoU", "MAE change", "maxF change")
+    rows = values["candidates"]
+    return Table(
+        title=f"Parity with {values['reference']} in PyTorch FP32 on {values['pictures']}",
+        columns=("candidate", *numbers, "verdict"),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_parity_cells, rows)),
+        notes=tuple(note for row in rows for note in _parity_notes(row)),
+        environment=(f"reference: {values['reference_runs_on']}", *environment_lines(values["environment"])),
+    )
+
+
+def _candidate(row: Values) -> str:
+    return f"{row['model']}, {row['backend']} {row['precision']}"
+
+
+def _parity_cells(row: Values) -> tuple[str, ...]:
+    report = row["report"]
+    if report is None:
+        return (_candidate(row), *("-",) * 8, row["verdict"])
+    flips = report["flips"]
+    return (
+        _candidate(row),
+        str(report["pictures"]),
+        number(report["max_abs"], ".2g"),
+        number(report["p999_abs"], ".2g"),
+        number(report["mean_abs"], ".2g"),
+        number(None if flips is None else 100 * flips, ".4f"),
+        number(report["boundary_iou"], ".4f"),
+        _change(report, "mae_change"),
+        _change(report, "max_f_change"),
+        row["verdict"],
+    )
+
+
+def _change(report: Values, name: str) -> str:
+    if report[name] is not None:
+        return f"{report[name]:+.5f}"
+    return _NOT_FINITE if report["max_abs"] is None else "no truth"
+
+
+def _parity_notes(row: Values) -> list[str]:
+    """The pictures to look at, and why it did not pass."""
+    notes = [f"{_candidate(row)}: {row['verdict']}: {remark}" for remark in row["remarks"]]
+    if row["report"] is not None:
+        worst = ", ".join(f"{name} {picture}" for name, picture in row["report"]["worst"].items())
+        notes.append(f"{_candidate(row)}: worst pictures: {worst}")
+    return notes
+
+
+def _accuracy_table(values: Values) -> Table:
+    numbers = ("pictures", *ACCURACY_HEADINGS.values())
+    notes = [
+        f"{values['model']} on {values['runs_on']}; each mask {values['finishing']}, at its picture's own size.",
+        _CONVENTIONS,
+    ]
+    for row in values["datasets"]:
+        for kind in ("best", "worst"):
+            named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
+            notes.append(f"{row['dataset']}, {kind}: {named}")
+    return Table(
+        title=f"Accuracy of {values['model']}",
+        columns=("data set", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_accuracy_cells, values["datasets"])),
+        notes=tuple(notes),
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _accuracy_cells(row: Values) -> tuple[str, ...]:
+    return (row["dataset"], str(row["pictures"]), *(number(row[name], ".4f") for name in ACCURACY_HEADINGS))
+
+
+def _gate_table(values: Values) -> Table:
+    rows, measures = values["rows"], tuple(values["measures"])
+    numbers = (*measures, "x PyTorch FP32")
+    notes = [f"{row['name']} on {row['device']}: {remark}" for row in rows for remark in row["remarks"]]
+    notes += [f"{name} on {device}: is in the baseline and was not measured" for device, name in values["gone"]]
+    notes += [f"the baseline {values['baseline']} was written anew"] if values["updated"] else []
+    return Table(
+        title=f"Gate against {values['baseline']}: {values['conclusion']}",
+        columns=("candidate", "device", *numbers, "verdict"),
+        numbers=frozenset(numbers),
+        rows=tuple(_gate_cells(row, measures) for row in rows),
+        notes=("Each cell: the baseline's value, then the one of now.", *notes),
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _gate_cells(row: Values, measures: Iterable[str]) -> tuple[str, ...]:
+    before, now = (row["before"] or {"parity": {}, "speed": None}), row["parity"]
+    cells = (f"{_short(before['parity'].get(name))} -> {_short(now.get(name))}" for name in measures)
+    speed = f"{_ratio(before['speed'])} -> {_ratio(row['speed'])}"
+    return (row["name"], row["device"], *cells, speed, row["verdict"])
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _ratio(estimate: Values | None) -> str:
+    return "-" if estimate is None else estimate_text(estimate, 1, 2)
+
+
+def _video_table(values: Values) -> Table:
+    numbers = ("run", "frames", "seconds", "frames/s")
+    stages = tuple(values["runs"][0]["cpu_seconds_by_stage"])
+    rows = tuple(_video_cells(index, run, stages) for index, run in enumerate(values["runs"], start=1))
+    covers = "decoding, the network and encoding are in it, opening the model is not"
+    notes = (
+        f"{values['model']} on {values['runs_on']}",
+        f"median {estimate_text(values['frames_per_second'], 1, 2)} frames per second; {covers}.",
+        f"Shares of all processor time: {', '.join(stages)}.",
+    )
+    return Table(
+        title=f"Frames per second of basnet-run on {values['source']}",
+        columns=(*numbers, *stages),
+        numbers=frozenset((*numbers, *stages)),
+        rows=rows,
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, ...]:
+    seconds = run["cpu_seconds_by_stage"]
+    total = sum(seconds.values())
+    shares = (f"{seconds[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
+    return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
+
+
+def _prepare_table(values: Values) -> Table:
+    numbers = ("input max", "input mean", "mask max", "mask 99.9 %", "mask mean", "flips %", "boundary IoU", "ms")
+    notes = (
+        f"Against {values['reference']}; all inputs run through {values['model']} on {values['runs_on']}.",
+        "Input: 1 is one standard deviation of the normalised input. The worst picture counts; ms is the median.",
+        *(f"not run: {row['name']}: {row['not_run']}" for row in values["ways"] if row["not_run"]),
+        *(
+            f"{row['name']}: worst pictures: input {row['input']['worst']}, mask {row['mask']['worst']}"
+            for row in values["ways"]
+            if row["mask"] and row["used"] != "reference"
+        ),
+        f"Choice: {values['choice']}",
+    )
+    size = "x".join(map(str, values["size"]))
+    return Table(
+        title=f"Preparing {values['count']} pictures of {values['pictures']} for {size}",
+        columns=("way", "used in", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_prepare_cells, values["ways"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _prepare_cells(row: Values) -> tuple[str, ...]:
+    used = row["used"] or "nothing: shown for what it costs"
+    if row["mask"] is None:
+        return (row["name"], used, *("-",) * 8)
+    put, got = row["input"], row["mask"]
+    return (
+        row["name"],
+        used,
+        number(put["max_abs"], ".2g"),
+        number(put["mean_abs"], ".2g"),
+        number(got["max_abs"], ".2g"),
+        number(got["p999_abs"], ".2g"),
+        number(got["mean_abs"], ".2g"),
+        number(100 * got["flips"], ".4f"),
+        number(got["boundary_iou"], ".4f"),
+        number(1000 * row["median_s"], ".2f"),
+    )
+
+
+def _soak_table(values: Values) -> Table:
+    numbers = ("frame", "seconds", "resident MB", "to settled")
+    settled, samples = values["settled_bytes"], values["samples"]
+    shown = samples[:: max(1, len(samples) // 20)]
+    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
+    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
+    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
+    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
+    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
+    notes = (
+        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
+        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
+        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
+        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
+    )
+    return Table(
+        title=f"Soak of {values['frames_asked']} frames: {verdict}",
+        columns=numbers,
+        numbers=frozenset(numbers),
+        rows=tuple(
+            (
+                str(sample["frame"]),
+                f"{sample['seconds']:.1f}",
+                f"{sample['resident_bytes'] / 1e6:.1f}",
+                f"{sample['resident_bytes'] / settled - 1:+.2%}",
+            )
+            for sample in shown
+        ),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+_TABLES: dict[str, Callable[[Values], Table]] = {
+    "accuracy": _accuracy_table,
+    "gate": _gate_table,
+    "latency": _latency_table,
+    "parity": _parity_table,
+    "prepare": _prepare_table,
+    "soak": _soak_table,
+    "video": _video_table,
+}
