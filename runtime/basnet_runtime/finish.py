@@ -80,11 +80,14 @@ class Finisher:
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
-        return self._judge.memory
+        stable = {} if self._stabiliser is None else self._stabiliser.memory
+        return {**self._judge.memory, **stable}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
         """Go on from the `memory` of another finisher; an empty one is a beginning."""
         self._judge.recall(memory)
+        if self._stabiliser is not None:
+            self._stabiliser.recall(memory)
 
     def _checked(self, raw: NDArray[Any]) -> NDArray[Any]:
         if self._model.takes_frames:

@@ -77,7 +77,9 @@ class OutputKind:
 class Composer:
     """Makes one kind of result; reads the background picture once, when created."""
 
-    def __init__(self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False) -> None:
+    def __init__(
+        self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
+    ) -> None:
         """Get ready.
 
         Args:

@@ -1,11 +1,11 @@
-"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010), where the picture explains the mask.
+"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010) where colours explain the mask.
 
     mask_HW = refined_edges(image_HWC, mask_HW)
 
-In a window the mask is taken for a linear function of the picture's three colours. Its coefficients are found on a reduced
-picture, as in the fast guided filter (He and Sun 2015), and applied to the full one strip by strip. How much of the
-mask's spread the colours explain decides how far the result is taken; elsewhere the mask stays as it is, because the
-plain filter made masks worse (measured by `basnet-bench edges`).
+In a window the mask is taken for a linear function of the picture's three colours. Its coefficients are found on a
+reduced picture, as in the fast guided filter (He and Sun 2015), and applied to the full one strip by strip. How much of
+the mask's spread the colours explain decides how far the result is taken; elsewhere the mask stays as it is, because
+the plain filter made good masks worse.
 
 Legend: H, W the picture's size; h, w that of the reduced one.
 """

@@ -3,8 +3,8 @@
     stabiliser = Stabiliser()                      # one for each video
     map_hw = stabiliser(frame.image_HWC, map_hw)   # frames in order
 
-Causal and without delay: a frame's mask depends on it and on those before. Where the motion does not explain the picture
-(what was hidden comes into view, something moves too fast) the mask of the frame itself counts; a cut starts anew.
+Causal and without delay: a frame's mask depends on it and on those before. Where the motion does not explain the
+picture (what was hidden comes into view, something moves too fast) the frame's own mask counts; a cut starts anew.
 
 Legend: h, w the map's size; H, W the picture's.
 """
@@ -36,7 +36,7 @@ class Stabiliser:
         import cv2
 
         self._strength = strength
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._last: tuple[UInt8, Float32] | None = None
 
     def __call__(self, image_HWC: UInt8, map_hw: Float32) -> Float32:
@@ -47,10 +47,19 @@ class Stabiliser:
         self._last = grey_hw, map_hw
         return map_hw
 
+    @property
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What the next frame's map depends on."""
+        return {} if self._last is None else {"last_grey": self._last[0], "last_map": self._last[1]}
+
+    def recall(self, memory: dict[str, NDArray[Any]]) -> None:
+        """Go on from the `memory` of another stabiliser; an empty one is a beginning."""
+        self._last = (memory["last_grey"], memory["last_map"]) if "last_grey" in memory else None
+
     def _mixed(self, grey_hw: UInt8, map_hw: Float32, last_grey_hw: UInt8, last_map_hw: Float32) -> Float32:
         import cv2
 
-        flow: Any = self._flow.calc(grey_hw, last_grey_hw, None)
+        flow = self._flow.calc(grey_hw, last_grey_hw, None)
         change = cv2.absdiff(warped(last_grey_hw, flow), grey_hw).astype(np.float32)
         trust = np.exp(-np.square(cv2.blur(change, (_WINDOW, _WINDOW)) / _TOLERANCE))
         if trust.mean() < _CUT:
