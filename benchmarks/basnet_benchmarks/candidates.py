@@ -106,6 +106,7 @@ class ModelSource:
 
     Attributes:
         name: As it was given, without its folder.
+        file: As it was given; empty for random weights.
         checkpoint: Its checkpoint, None for an `.onnx` and a plan.
         plan: The engine's file, None for anything else.
         precision: What the file computes in; `fp32` for a checkpoint.
@@ -129,6 +130,7 @@ class ModelSource:
         self.plan: Path | None = None
         path = Path(text)
         self.name = path.name
+        self.file = "" if text.startswith(_RANDOM) else text
         if text.startswith(_RANDOM):
             self.checkpoint = _random_checkpoint(text, folder)
         elif path.suffix in CHECKPOINT_SUFFIXES:

@@ -20,13 +20,13 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
+from basnet_runtime.parity import MEASURES
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
 
-__all__ = ["MEASURES", "Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
+__all__ = ["Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
 
 FORMAT = 1
-MEASURES = ("max_abs", "mean_abs", "flips", "boundary_iou")
 _Progress = Callable[[str], None]
 
 

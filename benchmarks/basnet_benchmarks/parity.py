@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -97,6 +97,7 @@ class ParityRow:
         runs_on: What the backend says of itself; empty when it did not run.
         report: What was measured; None when it did not run.
         reason: Why it did not run.
+        file: Where the file is; empty for one that was exported for this run alone.
     """
 
     model: str
@@ -105,6 +106,7 @@ class ParityRow:
     runs_on: str = ""
     report: ParityReport | None = None
     reason: str = ""
+    file: str = ""
 
     @property
     def name(self) -> str:
@@ -127,12 +129,14 @@ class ParityRow:
         """Plain values for JSON."""
         return {
             "model": self.model,
+            "file": self.file,
             "backend": self.backend,
             "precision": self.precision,
             "runs_on": self.runs_on,
             "verdict": self.verdict,
             "remarks": list(self.remarks),
             "report": None if self.report is None else self.report.to_dict(),
+            "pictures": [] if self.report is None else [row.to_dict() for row in self.report.differences],
         }
 
 
@@ -145,6 +149,7 @@ class ParityResult:
         reference_runs_on: What ran it.
         pictures: Where the pictures came from.
         environment: Where all of it ran.
+        reference_file: Where the checkpoint is.
         rows: One per candidate.
         asked: Whether backends were asked by name, so that one that is not there is an error.
     """
@@ -155,6 +160,7 @@ class ParityResult:
     environment: Environment
     rows: tuple[ParityRow, ...]
     asked: bool
+    reference_file: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -178,6 +184,7 @@ class ParityResult:
         return {
             "command": "parity",
             "reference": self.reference,
+            "reference_file": self.reference_file,
             "reference_runs_on": self.reference_runs_on,
             "pictures": self.pictures,
             "environment": self.environment.to_dict(),
@@ -296,6 +303,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
             environment=environment(threads),
             rows=rows,
             asked=bool(config.backends),
+            reference_file=str(config.reference),
         )
 
 
@@ -335,17 +343,13 @@ def _sub(folder: Path, name: str) -> Path:
 def _row(candidate: Candidate, reference: RememberingModel, pictures: Pictures, progress: _Progress) -> ParityRow:
     progress(f"comparing {candidate.name}")
     variant = candidate.variant
+    row = ParityRow(
+        model=candidate.source.name, backend=variant.backend, precision=variant.precision, file=candidate.source.file
+    )
     try:
         model = candidate.open()
     except BackendUnavailable as error:
-        return ParityRow(
-            model=candidate.source.name, backend=variant.backend, precision=variant.precision, reason=str(error)
-        )
+        return replace(row, reason=str(error))
     with model:
-        return ParityRow(
-            model=candidate.source.name,
-            backend=variant.backend,
-            precision=variant.precision,
-            runs_on=model.backend.description,
-            report=compare(reference, model, pictures, tolerance_for(candidate.contract)),
-        )
+        report = compare(reference, model, pictures, tolerance_for(candidate.contract))
+        return replace(row, runs_on=model.backend.description, report=report)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
@@ -26,12 +26,24 @@ from basnet_torch.errors import ParityError, UsageError
 if TYPE_CHECKING:
     from basnet_torch.metrics import AccuracyMeter, Scores
 
-__all__ = ["MaskModel", "ParityReport", "Picture", "Tolerance", "boundary_iou", "compare", "tolerance_for"]
+__all__ = [
+    "MEASURES",
+    "Difference",
+    "MaskModel",
+    "ParityReport",
+    "Picture",
+    "Tolerance",
+    "boundary_iou",
+    "compare",
+    "difference",
+    "tolerance_for",
+]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 
+MEASURES = ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou")  # of boundary_iou more is better
 _LIMITS = Path(__file__).with_name("parity.toml")
 _BOUNDARY_SHARE = 0.02  # of the diagonal: Cheng et al., "Boundary IoU", CVPR 2021, section 5
 _HALF_STEP = 0.5 / 255
@@ -70,17 +82,52 @@ class Tolerance:
         precision: What it is for.
         max_abs: Largest absolute difference of any pixel.
         mean_abs: Mean absolute difference of a picture.
+        p999_abs: 99.9th percentile of a picture's absolute differences.
         flips: Share of a picture's pixels that change side at 0.5.
         boundary_iou: Least boundary IoU of a picture's masks at 0.5.
+        mae_rise: Most that the mean absolute error may rise, where truth is known.
         max_f_drop: Most that maxF may fall, where truth is known.
     """
 
     precision: Precision
     max_abs: float | None = None
     mean_abs: float | None = None
+    p999_abs: float | None = None
     flips: float | None = None
     boundary_iou: float | None = None
+    mae_rise: float | None = None
     max_f_drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One picture's masks, how far they lie apart.
+
+    Attributes:
+        name: The picture's.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        p999_abs: 99.9th percentile of the absolute difference.
+        flips: Share of pixels that change side at 0.5.
+        boundary_iou: Boundary IoU at 0.5.
+        finite: Whether the candidate's mask holds finite values only.
+        informative: Whether the reference finds an object.
+        mae_change: Mean absolute error, candidate minus reference; None without truth or where a mask is not finite.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    p999_abs: float
+    flips: float
+    boundary_iou: float
+    finite: bool = True
+    informative: bool = True
+    mae_change: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +146,7 @@ class ParityReport:
         worst: For each of the five, the picture's name.
         mae_change: Candidate minus reference, where truth is known.
         max_f_change: Candidate minus reference, where truth is known.
+        differences: Every picture's own, in the order they came.
     """
 
     tolerance: Tolerance
@@ -112,6 +160,12 @@ class ParityReport:
     worst: Mapping[str, str]
     mae_change: float | None = None
     max_f_change: float | None = None
+    differences: tuple[Difference, ...] = field(default=(), repr=False)
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the pictures on which the candidate's mask holds a value that is not finite."""
+        return tuple(row.name for row in self.differences if not row.finite)
 
     @property
     def flat(self) -> bool:
@@ -121,10 +175,11 @@ class ParityReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """Each reason it did not pass, in one line; empty when it passed."""
-        found = tuple(filter(None, (self._judge(name) for name in ("max_abs", "mean_abs", "flips", "boundary_iou"))))
-        limit, change = self.tolerance.max_f_drop, self.max_f_change
-        if limit is not None and change is not None and not -change <= limit:
-            found += (f"maxF falls by {-change:.4f}, at most {limit:g}",)
+        found = tuple(filter(None, (self._judge(name) for name in MEASURES)))
+        if self.not_finite:
+            found = (f"not finite on {len(self.not_finite)} pictures, the first {self.not_finite[0]}", *found)
+        found += _worsened("maxF falls", self.max_f_change, -1, self.tolerance.max_f_drop)
+        found += _worsened("MAE rises", self.mae_change, 1, self.tolerance.mae_rise)
         if self.flat:
             seen = f"an object in {self.informative} of {self.pictures} pictures"
             found += (
@@ -151,9 +206,11 @@ class ParityReport:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what was measured, the limits and the verdict."""
+        """Plain values for JSON: what was measured, the limits and the verdict; the single pictures are not in it."""
         limits = {k: v for k, v in asdict(self.tolerance).items() if v is not None}
-        return {**asdict(self), "worst": dict(self.worst), "tolerance": limits, "passed": bool(self)}
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "differences"}
+        said = {"worst": dict(self.worst), "not_finite": list(self.not_finite), "tolerance": limits}
+        return {**values, **said, "passed": bool(self)}
 
     def __str__(self) -> str:
         verdict = "passed" if self else "failed: " + "; ".join(self.failures)
@@ -162,6 +219,13 @@ class ParityReport:
             f"99.9 % {self.p999_abs:.2g}, mean {self.mean_abs:.2g}, flips {100 * self.flips:.3f} %, "
             f"boundary IoU {self.boundary_iou:.4f}; {verdict}"
         )
+
+
+def _worsened(what: str, change: float | None, sign: int, limit: float | None) -> tuple[str, ...]:
+    """The complaint when a score moved to the worse by more than the limit, or is not finite."""
+    if limit is None or change is None or sign * change <= limit:
+        return ()
+    return (f"{what} by {sign * change:.4f}, at most {limit:g}",)
 
 
 def tolerance_for(precision: Precision) -> Tolerance:
@@ -181,55 +245,60 @@ def compare(
 ) -> ParityReport:
     """Run both models on every picture and measure how their finished masks, at the picture's size, differ.
 
-    A `frame` graph rounds its masks to 1/255. Its mean is then taken between masks that are both rounded, which leaves
-    the mean as it is, and its largest difference is what remains beyond half a step, which rounding alone explains;
-    rounding moves no pixel across 0.5. Limits stay those of the precision.
+    A `frame` graph rounds its masks to 1/255. Its mean and its scores are then taken between masks that are both
+    rounded, which leaves the mean as it is, and its largest difference is what remains beyond half a step, which
+    rounding alone explains; rounding moves no pixel across 0.5. Limits stay those of the precision.
 
     Raises:
         UsageError: When there is no picture.
     """
     rows, scores = [], _ScorePair()
+    rounded = candidate.takes_frames and not reference.takes_frames
     for picture in pictures:
         want, got = reference(picture.image_HWC), candidate(picture.image_HWC)
-        rows.append(_row(picture.name, want, got, rounded=candidate.takes_frames and not reference.takes_frames))
+        change = None
         if picture.truth_HW is not None:
-            scores.add(picture.truth_HW, want, got)
+            change = scores.add(picture.truth_HW, _rounded(want) if rounded else want, got)
+        rows.append(replace(difference(picture.name, want, got, rounded=rounded), mae_change=change))
     if not rows:
         raise UsageError("pictures: there are none, so parity cannot be measured; give a folder of pictures")
     return _report(rows, scores, tolerance)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """One picture's differences."""
+def difference(name: str, want_HW: Float32, got_HW: Float32, *, rounded: bool = False) -> Difference:
+    """How far two masks of one picture lie apart.
 
-    name: str
-    max_abs: float
-    mean_abs: float
-    p999_abs: float
-    flips: float
-    boundary_iou: float
-    informative: bool
+    Args:
+        name: The picture's.
+        want_HW: The reference's mask.
+        got_HW: The candidate's.
+        rounded: Whether only the candidate's is rounded to 1/255; see `compare`.
 
-
-def _row(name: str, want_HW: Float32, got_HW: Float32, *, rounded: bool) -> _Row:
+    Raises:
+        ParityError: The two differ in size.
+    """
     if want_HW.shape != got_HW.shape:
         raise ParityError(f"{name}: the masks are {want_HW.shape} and {got_HW.shape}; they must have one size")
-    difference = np.abs(got_HW - want_HW)
-    mean = difference.mean(dtype=np.float64)
+    apart = np.abs(got_HW - want_HW)
+    mean = apart.mean(dtype=np.float64)
     if rounded:
-        mean = np.abs(got_HW - np.rint(want_HW * 255) / 255).mean(dtype=np.float64)
-        difference = np.maximum(difference - _HALF_STEP, 0)
+        mean = np.abs(got_HW - _rounded(want_HW)).mean(dtype=np.float64)
+        apart = np.maximum(apart - _HALF_STEP, 0)
     want, got = want_HW > 0.5, got_HW > 0.5
-    return _Row(
+    return Difference(
         name=name,
-        max_abs=float(difference.max()),
+        max_abs=float(apart.max()),
         mean_abs=float(mean),
-        p999_abs=float(np.percentile(difference, 99.9)),
+        p999_abs=float(np.percentile(apart, 99.9)),
         flips=float(np.mean(want != got)),
         boundary_iou=boundary_iou(want, got),
+        finite=bool(np.isfinite(got_HW).all()),
         informative=_informative(want_HW, want),
     )
+
+
+def _rounded(mask_HW: Float32) -> Float32:
+    return cast(Float32, np.rint(mask_HW * 255) / np.float32(255))
 
 
 def _informative(mask_HW: Float32, inside_HW: Bool) -> bool:
@@ -269,16 +338,18 @@ class _ScorePair:
         self._meters: tuple[AccuracyMeter, AccuracyMeter] | None = None
         self._broken = False
 
-    def add(self, truth_HW: Float32, want_HW: Float32, got_HW: Float32) -> None:
-        """Count one picture; a mask that is not finite makes both changes NaN."""
+    def add(self, truth_HW: Float32, want_HW: Float32, got_HW: Float32) -> float | None:
+        """Count one picture and return its change of MAE; a mask that is not finite makes both sums NaN."""
         from basnet_torch.metrics import AccuracyMeter
 
         self._meters = self._meters or (AccuracyMeter(), AccuracyMeter())
         if not (np.isfinite(want_HW).all() and np.isfinite(got_HW).all()):
             self._broken = True
-            return
+            return None
         for meter, mask_HW in zip(self._meters, (want_HW, got_HW), strict=True):
             meter.add(mask_HW, truth_HW)
+        want, got = (float(np.abs(mask - truth_HW).mean(dtype=np.float64)) for mask in (want_HW, got_HW))
+        return got - want
 
     def change(self, of: Callable[[Scores], float]) -> float | None:
         """Candidate minus reference."""
@@ -290,10 +361,10 @@ class _ScorePair:
         return got - want
 
 
-def _report(rows: list[_Row], scores: _ScorePair, tolerance: Tolerance) -> ParityReport:
+def _report(rows: list[Difference], scores: _ScorePair, tolerance: Tolerance) -> ParityReport:
     values: dict[str, float] = {}
     worst: dict[str, str] = {}
-    for name in ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou"):
+    for name in MEASURES:
         column = np.array([getattr(row, name) for row in rows])
         at = int(column.argmin() if name == "boundary_iou" else column.argmax())  # both stop at the first NaN
         values[name], worst[name] = float(column[at]), rows[at].name
@@ -304,5 +375,6 @@ def _report(rows: list[_Row], scores: _ScorePair, tolerance: Tolerance) -> Parit
         worst=worst,
         mae_change=scores.change(lambda s: s.mae),
         max_f_change=scores.change(lambda s: s.max_f),
+        differences=tuple(rows),
         **values,
     )

@@ -64,6 +64,11 @@ class Room:
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or self._used + nbytes <= self._limit
 
+    @property
+    def used(self) -> int:
+        """Bytes of the frames on their way."""
+        return self._used
+
     def take(self, nbytes: int) -> None:
         """Count a decoded frame (negative: a frame that is gone)."""
         with self._changed:
@@ -152,6 +157,9 @@ class Sink(Protocol):
 
     def abort(self) -> None:
         """Leave nothing unfinished behind; called when the run failed, and harmless after `finish`."""
+
+    def interrupt(self) -> None:
+        """Keep what is whole of what was written; called before `abort` on Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,10 +296,12 @@ class _Run:
             self._wait(workers)
             if self._error is not None:
                 raise self._error
-        except BaseException:
+        except BaseException as error:
             try:  # a second Ctrl-C may come while waiting: what is unfinished is removed all the same
                 self._stop()
                 self._wait(workers, _JOIN_SECONDS)
+                if isinstance(error, KeyboardInterrupt) and not any(worker.is_alive() for worker in workers):
+                    self._sink.interrupt()
             finally:
                 self._sink.abort()
             raise

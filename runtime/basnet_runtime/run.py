@@ -214,7 +214,7 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
 
 def _plan(config: RunConfig) -> Plan:
     from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.media.video_sink import check_output, default_suffix
+    from basnet_runtime.media.video_side import check_output, default_suffix
 
     plan = plan_jobs(
         config.inputs,

@@ -42,7 +42,7 @@ class ListSource:
 class ListSink:
     def __init__(self, *, fail_at=None, fail_finish=False, delay=0.0):
         self.items, self.fail_at, self.fail_finish, self.delay = [], fail_at, fail_finish, delay
-        self.finished = self.aborted = False
+        self.finished = self.interrupted = self.aborted = False
 
     def write(self, item, clock):
         time.sleep(self.delay)
@@ -54,6 +54,9 @@ class ListSink:
         if self.fail_finish:
             raise ValueError("finish failed")
         self.finished = True
+
+    def interrupt(self):
+        self.interrupted = True
 
     def abort(self):
         self.aborted = True
@@ -125,6 +128,7 @@ def test_interrupt_ends_the_run(fake_model):
     sink = ListSink()
     with pytest.raises(KeyboardInterrupt):
         run(fake_model, ListSource(10_000), sink, on_frame=interrupt)
+    assert sink.interrupted
     assert sink.aborted
 
 

@@ -31,12 +31,13 @@ class PendingFile:
         except OSError as error:
             raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
 
-    def commit(self) -> None:
-        """Give the file its name.
+    def commit(self, target: Path | None = None) -> None:
+        """Give the file its name, or another one.
 
         Raises:
             MediaError: Something of that name appeared meanwhile and overwriting was not asked.
         """
+        self.target = target or self.target
         try:
             if self._overwrite:
                 self.path.replace(self.target)

@@ -235,7 +235,7 @@ def media_of(path: Path) -> Media:
 
 
 def _is_video(path: Path) -> bool:
-    from basnet_runtime.media.video import open_input
+    from basnet_runtime.media.video_open import open_input
 
     try:
         with open_input(path) as container:

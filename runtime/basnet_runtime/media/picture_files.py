@@ -94,3 +94,6 @@ class PictureSink:
 
     def abort(self) -> None:
         """Every picture is whole already."""
+
+    def interrupt(self) -> None:
+        """Every picture is whole already."""

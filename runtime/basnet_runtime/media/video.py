@@ -4,22 +4,26 @@
         for frame in source.frames(room, clock): ...
 
 PyAV (FFmpeg) decodes. The rotation stored in a file is applied to the pixels, so that the network and the output see
-what a viewer sees. A damaged or truncated file gives what can be decoded, and `warnings` says what is missing.
+what a viewer sees. A damaged or truncated file, or one that changes its size on the way, gives what comes before, and
+`warnings` says what is missing.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from basnet_runtime.media.frame import Frame, UInt8
+from basnet_runtime.media.frame import Frame
+from basnet_runtime.media.video_open import HwAccel, av_detail, hardware_decoding, is_address, is_live, open_input
+from basnet_runtime.media.video_options import Span
+from basnet_runtime.media.video_side import FileSide, LiveSide, Side
+from basnet_runtime.media.video_traits import Colour, Upright, VideoTraits
 from basnet_runtime.threads import allowed_threads
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import MediaError
@@ -31,124 +35,96 @@ if TYPE_CHECKING:
 
     from basnet_runtime.pipeline import Room
 
-__all__ = ["Colour", "Upright", "VideoSource", "VideoTraits", "av_detail", "open_input"]
+__all__ = ["MAX_FRAME_PIXELS", "VideoSource"]
 
+MAX_FRAME_PIXELS = 64_000_000  # nearly two 8K pictures; a decoder may hold seventeen frames at once
 _MAX_DECODE_THREADS = 4
 _FALLBACK_RATE = Fraction(25)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Colour:
-    """How YUV samples mean colours, as numbers of the H.273 standard; 2 is unspecified.
-
-    Attributes:
-        matrix: Matrix coefficients.
-        primaries: Colour primaries.
-        transfer: Transfer characteristics.
-    """
-
-    matrix: int = 2
-    primaries: int = 2
-    transfer: int = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoTraits:
-    """What an output must keep of a video; sizes and pixel aspect are those of the upright picture.
-
-    Attributes:
-        path: The file.
-        height: Rows.
-        width: Columns.
-        time_base: Seconds per tick of every `pts`.
-        rate: Average frames per second.
-        pixel_aspect: Width of one pixel by its height.
-        colour: Of the source's samples.
-        frames: Number of frames the file promises, 0 where it does not say.
-        seconds: Length the file promises, 0 where it does not say.
-    """
-
-    path: Path
-    height: int
-    width: int
-    time_base: Fraction
-    rate: Fraction
-    pixel_aspect: Fraction
-    colour: Colour
-    frames: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Upright:
-    """One of the eight ways to turn a stored picture upright: exchange the axes first, then mirror."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @classmethod
-    def from_matrix(cls, values: tuple[int, ...]) -> Self:
-        """From the nine numbers of a display matrix (a b u c d v x y w), which maps x' = a x + c y, y' = b x + d y.
-
-        >>> Upright.from_matrix((0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30))
-        Upright(transpose=True, mirror_x=True, mirror_y=False)
-        """
-        a, b, _, c, d = values[:5]
-        transpose = abs(b) + abs(c) > abs(a) + abs(d)
-        across, down = (c, b) if transpose else (a, d)
-        return cls(transpose=transpose, mirror_x=across < 0, mirror_y=down < 0)
-
-    def apply(self, image_HWC: UInt8) -> UInt8:
-        """Turn a picture; H and W change places with `transpose`."""
-        if self == Upright():
-            return image_HWC
-        import cv2
-
-        out = cv2.transpose(image_HWC) if self.transpose else image_HWC
-        if self.mirror_x or self.mirror_y:
-            out = cv2.flip(out, -1 if self.mirror_x and self.mirror_y else int(self.mirror_x))
-        return np.ascontiguousarray(out, np.uint8).reshape(*out.shape[:2], image_HWC.shape[2])
+_SEEK_FROM_SECONDS = 10
+_LIVE_FRAMES = 4
+_FULL_RANGE = 2
+_HDR = {16: "PQ", 18: "HLG"}
 
 
 class VideoSource:
-    """Frames of the first video stream; a context manager.
+    """Frames of the first video stream of a file or network stream; a context manager.
 
     Attributes:
         traits: What the output must keep.
-        warnings: What went wrong without ending the run; complete once `frames` has ended.
+        warnings: What a user should know about it; complete once `frames` has ended.
+        decoder: Which decoder runs, and on what.
+        whole: Whether the frames end where the source does: what else it holds then belongs to the result too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        source: Path | str,
+        *,
+        span: Span | None = None,
+        skip: int = 0,
+        hwaccel: HwAccel = "none",
+        max_pixels: int = MAX_FRAME_PIXELS,
+    ) -> None:
         """Open, and decode the first frame: only it tells the size and rotation of every kind of file.
+
+        Args:
+            source: A file or an address.
+            span: The part to read.
+            skip: Frames of that part that an earlier run has done; they are decoded, for exactness, and passed over.
+            hwaccel: Where decoding runs.
+            max_pixels: Larger frames are refused before they are decoded.
 
         Raises:
             MediaError: Not a video, or nothing of it can be decoded.
+            BackendUnavailable: The asked hardware is not there.
         """
         from av.video.reformatter import VideoReformatter
 
-        self.path = path
+        self.source = source
         self.warnings: list[str] = []
+        self.whole = True
+        self._span = span or Span()
+        self._skip = skip
+        self._max_pixels = min(max_pixels, MAX_FRAME_PIXELS)
         self._threads = StageClock()
         self._reformatter = VideoReformatter()
-        self._container = open_input(path)
-        self._damaged = self._shown = self._retimed = 0
-        self._last = -1
+        self._hwaccel = hardware_decoding(hwaccel)
+        self._damaged = self._decoded_count = self._shown = self._retimed = self._dropped = self._interlaced = 0
+        self._last = 0
         self._broke = ""
+        self._changed = ""
+        self._sought = False
+        self._side: LiveSide | None = None
+        self._container = open_input(source, hwaccel=self._hwaccel)
         try:
-            self._stream = _video_stream(self._container, path)
-            self._decoded = self._decode()
-            with self._threads.adopt("decode"):
-                first = next(self._decoded, None)
-            if first is None:
-                raise MediaError(f"{path}: no frame can be decoded{self._broke and ': ' + self._broke}")
+            first = self._first_frame()
         except BaseException:
             self.close()
             raise
-        self._first = first
+        self._first: av.VideoFrame | None = first
         self._format = (first.width, first.height)
         self._upright = _upright_of(first)
+        self.decoder = f"{self._stream.codec_context.name}, {'CUDA' if self._in_hardware() else 'software'}"
         self.traits = self._traits_of(first)
+        self._origin = first.pts or 0
+        self._tell_of(first)
+        self._seek_near_start()
+
+    def _first_frame(self) -> av.VideoFrame:
+        self._stream = _video_stream(self._container, self.source, self._max_pixels)
+        if is_address(self.source):
+            self._side = LiveSide(self._container)
+        self._decoded = self._decode()
+        with self._threads.adopt("decode"):
+            first = next(self._decoded, None)
+        if first is None:
+            raise MediaError(f"{self.source}: no frame can be decoded{self._broke and ': ' + self._broke}")
+        if first.width * first.height > self._max_pixels:
+            raise _too_large(self.source, first.width, first.height, self._max_pixels)
+        return first
+
+    def _in_hardware(self) -> bool:
+        return bool(self._stream.codec_context.is_hwaccel)
 
     def _traits_of(self, first: av.VideoFrame) -> VideoTraits:
         stream = self._stream
@@ -158,34 +134,70 @@ class VideoSource:
             height, width, aspect = width, height, 1 / aspect
         rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
         return VideoTraits(
-            path=self.path,
+            source=self.source,
             height=height,
             width=width,
             time_base=Fraction(stream.time_base or 1 / rate),
             rate=Fraction(stream.guessed_rate or rate) if first.pts is None else Fraction(rate),
             pixel_aspect=aspect,
             colour=Colour(
-                matrix=int(first.colorspace), primaries=int(first.color_primaries), transfer=int(first.color_trc)
+                matrix=int(first.colorspace),
+                primaries=int(first.color_primaries),
+                transfer=int(first.color_trc),
+                full_range=int(first.color_range) == _FULL_RANGE and not first.format.is_rgb,
             ),
             frames=stream.frames,
             seconds=float(self._container.duration or 0) / 1e6,
+            part=self._span.start is not None or is_live(self.source),
         )
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
-        """Every frame in order of presentation, times strictly rising; call once.
+    def _tell_of(self, first: av.VideoFrame) -> None:
+        bits = max((component.bits for component in first.format.components), default=8)
+        if bits > 8:
+            self.warnings.append(f"has {bits} bits a sample; it is worked on and written with 8")
+        if curve := _HDR.get(self.traits.colour.transfer):
+            self.warnings.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
 
-        Raises:
-            MediaError: The picture changes its size on the way.
-        """
+    def _seek_near_start(self) -> None:
+        """Go to the key frame before a late start; back to the beginning where the file cannot do that exactly."""
+        start, end = self._span.start, self._span.end
+        if start is None or start.seconds is None or start.seconds < _SEEK_FROM_SECONDS or is_address(self.source):
+            return
+        if end is not None and end.frame is not None:
+            return  # frames are counted from the beginning
+        from av.error import FFmpegError
+
+        target = self._origin + round(start.seconds / self.traits.time_base)
+        try:
+            self._container.seek(target, stream=self._stream, backward=True)
+            self._decoded = self._decode()
+            landed = next(self._decoded, None)
+        except (FFmpegError, OSError):
+            landed = None
+        if landed is not None and landed.pts is not None and landed.pts <= target:
+            self._first, self._sought, self._last = landed, True, landed.pts - 1
+            return
+        self._container.close()
+        self._container = open_input(self.source, hwaccel=self._hwaccel)
+        self._damaged, self._broke = 0, ""
+        self._first = self._first_frame()
+
+    @property
+    def side(self) -> Side:
+        """Where the sound and subtitles of this source come from."""
+        return self._side or FileSide(Path(self.source))
+
+    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+        """Every frame in order of presentation, times strictly rising; call once."""
         clock.owned["decode"] = self._threads.owned.get("decode", {})
         nbytes = self.traits.height * self.traits.width * 3
-        decoded = itertools.chain([self._first], self._decoded)
-        del self._first
+        first, self._first = self._first, None
+        decoded = itertools.chain([] if first is None else [first], self._decoded)
+        del first
         while True:
-            room.wait(nbytes)
+            room.wait(0 if is_live(self.source) else nbytes)
             with clock.stage("decode"):
-                raw = next(decoded, None)
-                frame = None if raw is None else self._frame(raw)
+                frame = self._next(decoded, room, nbytes)
             if frame is None:
                 break
             yield frame
@@ -208,7 +220,8 @@ class VideoSource:
         """Frames as decoded, leaving damaged packets out, up to the end or the break of the file."""
         from av.error import FFmpegError
 
-        packets = self._container.demux(self._stream)
+        streams = [self._stream] if self._side is None else [self._stream, *self._side.streams]
+        packets = self._container.demux(*streams)
         while True:
             try:
                 packet = next(packets, None)
@@ -217,31 +230,55 @@ class VideoSource:
                 packet = None
             if packet is None:
                 break
+            if self._side is not None and packet.stream_index != self._stream.index:
+                self._side.put(packet)
+                continue
             try:
-                yield from packet.decode()
+                yield from cast("list[av.VideoFrame]", packet.decode())
             except FFmpegError as error:
                 self._damaged += 1
                 self._broke = self._broke or av_detail(error)
 
-    def _frame(self, raw: av.VideoFrame) -> Frame:
-        if (raw.width, raw.height) != self._format:
-            was, now = (f"{w}x{h}" for w, h in (self._format, (raw.width, raw.height)))
-            raise MediaError(
-                f"{self.path}: the picture changes from {was} to {now} at frame {self._shown}; split it there"
-            )
+    def _next(self, decoded: Iterator[av.VideoFrame], room: Room, nbytes: int) -> Frame | None:
+        """The next frame that is wanted, or None after the last one."""
+        for raw in decoded:
+            if (raw.width, raw.height) != self._format:
+                was, now = (f"{w}x{h}" for w, h in (self._format, (raw.width, raw.height)))
+                self._changed = f"changes from {was} to {now} at frame {self._decoded_count}; it is done up to there"
+                self.whole = False
+                return None
+            index, pts = self._decoded_count, self._time_of(raw)
+            self._decoded_count += 1
+            seconds = (pts - self._origin) * self.traits.time_base
+            if self._span.end is not None and self._span.end.reached(index, seconds):
+                self.whole = False
+                return None
+            if self._span.start is not None and not self._span.start.reached(index, seconds):
+                continue
+            if self._shown < self._skip:
+                self._shown += 1
+            elif is_live(self.source) and room.used > _LIVE_FRAMES * nbytes:
+                self._dropped += 1  # it would wait ever longer; the next one is nearer to now
+            else:
+                return self._frame(raw, pts)
+        return None
+
+    def _frame(self, raw: av.VideoFrame, pts: int) -> Frame:
+        self._interlaced += raw.interlaced_frame
         # One thread: the frame before is still in the network, which has better use for the others.
         rgb = self._reformatter.reformat(raw, format="rgb24", threads=1)
         image_HWC = self._upright.apply(np.asarray(rgb.to_ndarray(), np.uint8))
-        frame = Frame(image_HWC=image_HWC, index=self._shown, pts=self._time_of(raw), duration=raw.duration or 0)
+        frame = Frame(image_HWC=image_HWC, index=self._shown, pts=pts, duration=raw.duration or 0)
         self._shown += 1
         return frame
 
     def _time_of(self, raw: av.VideoFrame) -> int:
         """The frame's own time; one step after the last where it has none or runs backwards."""
-        step = max(1, round(1 / (self.traits.rate * self.traits.time_base)))
+        first = self._decoded_count == 0 and not self._sought
         if raw.pts is None:
-            self._last = 0 if self._shown == 0 else self._last + step
-        elif self._shown and raw.pts <= self._last:
+            step = max(1, round(1 / (self.traits.rate * self.traits.time_base)))
+            self._last = 0 if first else self._last + step
+        elif not first and raw.pts <= self._last:
             self._retimed += 1
             self._last += 1
         else:
@@ -249,45 +286,49 @@ class VideoSource:
         return self._last
 
     def _conclude(self) -> None:
-        promised = self.traits.frames
-        if self._damaged or self._broke or promised > self._shown:
-            share = f"{self._shown} of {promised} frames" if promised > self._shown else f"{self._shown} frames"
-            self.warnings.append(f"damaged or cut short ({self._broke or 'its end is missing'}): {share} could be read")
+        seen = self._decoded_count
+        promised = self.traits.frames if self.whole and not self._sought else 0
+        if self._damaged or self._broke or promised > seen:
+            share = f"{seen} of {promised} frames" if promised > seen else f"{seen} frames"
+            if is_live(self.source):
+                self.warnings.append(f"the stream ended: {self._broke or 'its end is missing'}")
+            else:
+                why = self._broke or "its end is missing"
+                self.warnings.append(f"damaged or cut short ({why}): {share} could be read")
+        if self._changed:
+            self.warnings.append(self._changed)
         if self._retimed:
             self.warnings.append(f"{self._retimed} frames had times that did not rise; they follow their predecessor")
+        if self._interlaced:
+            self.warnings.append("is interlaced; both fields stay woven in one picture and the result is progressive")
+        if self._dropped:
+            self.warnings.append(f"{self._dropped} frames came faster than they could be done and were left out")
+        if not self._shown:
+            raise MediaError(f"{self.source}: no frame lies between --start and --end")
 
 
-def open_input(path: Path) -> InputContainer:
-    """Open a media file for reading.
-
-    Raises:
-        MediaError: It cannot be opened or is no media file.
-    """
-    import av
-    from av.error import FFmpegError
-
-    try:
-        # The protocol is named, or FFmpeg takes "http:x" or "concat:x" in a name for one.
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path}: cannot be read as video: {av_detail(error)}") from error
-
-
-def av_detail(error: Exception) -> str:
-    """What FFmpeg says about an error, in lower case, without numbers and file names."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text[:1].lower() + text[1:]
-
-
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def _video_stream(container: InputContainer, source: Path | str, max_pixels: int) -> VideoStream:
     from av.stream import Disposition
 
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
+        context = stream.codec_context
+        if stream.disposition & Disposition.attached_pic or context is None:
+            continue
+        if context.width * context.height > max_pixels:
+            raise _too_large(source, context.width, context.height, max_pixels)
+        context.options = {"max_pixels": str(max_pixels)}  # a later header may say otherwise than the first
+        if not context.is_hwaccel:
             stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = min(_MAX_DECODE_THREADS, allowed_threads() + 1)
-            return stream
-    raise MediaError(f"{path}: has no video stream")
+            context.thread_count = min(_MAX_DECODE_THREADS, allowed_threads() + 1)
+        return stream
+    raise MediaError(f"{source}: has no video stream")
+
+
+def _too_large(source: Path | str, width: int, height: int, limit: int) -> MediaError:
+    return MediaError(
+        f"{source}: {width}x{height} is {width * height / 1e6:.0f} megapixels a frame, above the limit of "
+        f"{limit / 1e6:.0f}"
+    )
 
 
 def _upright_of(frame: av.VideoFrame) -> Upright:

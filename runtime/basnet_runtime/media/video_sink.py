@@ -2,17 +2,18 @@
 
     sink = VideoSink(Path("clip.mask.mp4"), source.traits, OutputKind(), overwrite=False)
 
-The file appears under its name when it is complete; a run that fails leaves nothing.
+The file appears under its name when it is complete; a run that fails leaves nothing, and one that is interrupted leaves
+what was done so far, playable, under a name that says so.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,169 +22,72 @@ import numpy as np
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.files import PendingFile
 from basnet_runtime.media.frame import Composed, UInt8
-from basnet_runtime.media.video import Colour, VideoTraits, av_detail, open_input
-from basnet_runtime.threads import allowed_threads
+from basnet_runtime.media.video_encoder import (
+    Encoder,
+    choose_encoder,
+    codec_for,
+    encoded_full_range,
+    refused,
+    set_up,
+    swscale_matrix,
+)
+from basnet_runtime.media.video_open import av_detail
+from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.media.video_side import FORMATS, FileSide, PacketCopier, Side, copy_tags
+from basnet_runtime.media.video_traits import VideoTraits
 from basnet_runtime.timing import StageClock
-from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer, OutputContainer
     from av.packet import Packet
-    from av.stream import Stream
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
-__all__ = ["VIDEO_OUTPUTS", "PacketCopier", "VideoSink", "check_output", "default_suffix"]
+__all__ = ["FrameEncoder", "Muxer", "OutputPlan", "VideoSink", "av_errors", "partial_path"]
 
-VIDEO_OUTPUTS = (".mkv", ".mov", ".mp4", ".webm")
-_ALPHA_OUTPUTS = (".mov", ".webm")
-_FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
-# What players open, which is less than what the muxer writes: it puts Vorbis and PCM in .mp4 too.
-_MP4_CODECS = {"aac", "ac3", "alac", "eac3", "flac", "mov_text", "mp2", "mp3", "opus"}
+_BITEXACT = 0x0400  # AVFMT_FLAG_BITEXACT
 _MAX_TIMESCALE = 1_000_000_000
-_MAX_ENCODE_THREADS = 4
-_UNSPECIFIED = 2
-_SMPTE170M = 6
-_SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273 number to swscale's; others decode as BT.601
-_LIMITED = 1
+_LIMITED, _FULL = 1, 2
 _FROM_FULL_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Encoder:
-    codec: str
-    pixels: str
-    options: dict[str, str]
+@dataclass(frozen=True, kw_only=True)
+class OutputPlan:
+    """All that decides how one output video is written.
 
-
-def _encoder(suffix: str, kind: OutputKind, height: int, width: int) -> _Encoder:
-    """The encoder of a container and kind. No B-frames: each packet's time is then its frame's."""
-    odd = height % 2 or width % 2
-    if kind.has_alpha and suffix == ".mov":
-        return _Encoder(codec="prores_ks", pixels="yuva444p10le", options={"profile": "4444", "alpha_bits": "16"})
-    if suffix == ".webm":
-        pixels = "yuva420p" if kind.has_alpha else "yuv420p"
-        speed = {"deadline": "realtime", "cpu-used": "7", "row-mt": "1", "auto-alt-ref": "0", "lag-in-frames": "0"}
-        return _Encoder(codec="libvpx-vp9", pixels=pixels, options={"crf": "24", "b": "0", **speed})
-    if kind.name == "mask":
-        # 4:2:0 needs even sizes; without chroma any size goes. On smooth masks ultrafast is not only the cheapest
-        # preset but also the one closest to them (at 1280x720: 3 ms, mean error 0.3 of 255, largest 9).
-        options = {"preset": "ultrafast", "crf": "18", "bf": "0"}
-        return _Encoder(codec="libx264", pixels="gray" if odd else "yuv420p", options=options)
-    options = {"preset": "veryfast", "crf": "18", "bf": "0"}
-    return _Encoder(codec="libx264", pixels="yuv444p" if odd else "yuv420p", options=options)
-
-
-def default_suffix(path: Path, kind: OutputKind) -> str:
-    """The container for a video's result that holds its audio and subtitles: .mp4 where it can, then .mov, then .mkv.
-
-    Raises:
-        MediaError: The file cannot be read as media, or no container holds both transparency and the audio.
-    """
-    candidates = _ALPHA_OUTPUTS if kind.has_alpha else (".mp4", ".mov", ".mkv")
-    with open_input(path) as container:
-        names = _names(_copied(container))
-    for suffix in candidates:
-        if not _unfit(names, suffix):
-            return suffix
-    raise MediaError(
-        f"{path}: no container with transparency holds its {' and '.join(names)} stream; convert that first"
-    )
-
-
-def check_output(path: Path, target: Path, kind: OutputKind) -> None:
-    """Refuse a container that cannot hold the result of `path`.
-
-    Raises:
-        UsageError: With the suffixes that can.
-        MediaError: The file cannot be read as media.
-    """
-    suffix = target.suffix.lower()
-    if suffix not in VIDEO_OUTPUTS:
-        raise UsageError(f"{target}: video is written as {', '.join(VIDEO_OUTPUTS)}, not {suffix or 'no suffix'}")
-    if kind.has_alpha and suffix not in _ALPHA_OUTPUTS:
-        advice = ".mov (ProRes 4444) or .webm (VP9)"
-        raise UsageError(f"{target}: {suffix} video holds no transparency; write a cutout as {advice}")
-    with open_input(path) as container:
-        unfit = _unfit(_names(_copied(container)), suffix)
-    if unfit:
-        raise UsageError(f"{target}: {suffix} cannot hold the {unfit[0]} stream of {path.name}; use .mkv")
-
-
-def _copied(container: InputContainer) -> list[Stream]:
-    """Streams that go to the output as they are."""
-    streams: Iterable[Stream] = (*container.streams.audio, *container.streams.subtitles)
-    return [stream for stream in streams if getattr(stream, "codec_context", None) is not None]
-
-
-def _names(streams: list[Stream]) -> list[str]:
-    return [stream.codec_context.codec.canonical_name for stream in streams]
-
-
-def _unfit(names: list[str], suffix: str) -> list[str]:
-    held = _holds(suffix)
-    return [name for name in names if name not in held]
-
-
-@lru_cache(maxsize=8)
-def _holds(suffix: str) -> frozenset[str]:
-    """Codec names a container may hold."""
-    import io
-
-    import av
-
-    if suffix == ".mp4":
-        return frozenset(_MP4_CODECS)
-    with av.open(io.BytesIO(), "w", format=_FORMATS[suffix]) as container:
-        return frozenset(container.supported_codecs) - ({"vorbis"} if suffix == ".mov" else set())
-
-
-class PacketCopier:
-    """Audio and subtitle packets of a file, in time order, copied without decoding.
-
-    It opens the file on its own, so that the decoder need not carry packets along.
+    Attributes:
+        target: Its name.
+        traits: Of the source.
+        kind: What is in it.
+        options: The user's choices.
+        side: Opens what is copied along.
+        whole: Whether the source was taken to its own end, known when the last frame is through: its sound then runs on
+            to its own end too.
+        overwrite: An existing file may be replaced.
     """
 
-    def __init__(self, path: Path, output: OutputContainer) -> None:
-        self._container = open_input(path)
-        self.warning = ""
-        self._outputs = {}
-        for stream in _copied(self._container):
-            copy = output.add_stream_from_template(stream)
-            copy.metadata.update(stream.metadata)
-            copy.disposition = stream.disposition
-            self._outputs[stream.index] = copy
-        self._packets = self._demuxed()
-        self._next: Packet[Any] | None = None
+    target: Path
+    traits: VideoTraits
+    kind: OutputKind
+    options: VideoOptions = field(default_factory=VideoOptions)
+    side: Callable[[], Side] | None = None
+    whole: Callable[[], bool] = lambda: True
+    overwrite: bool = False
 
-    def until(self, seconds: float) -> Iterator[Packet[Any]]:
-        """Packets that start no later than `seconds`, ready for the output."""
-        while True:
-            packet = self._next or next(self._packets, None)
-            self._next = None
-            if packet is None:
-                return
-            if float((packet.dts or 0) * packet.time_base) > seconds:
-                self._next = packet
-                return
-            packet.stream = self._outputs[packet.stream_index]
-            yield packet
+    def open_side(self) -> Side:
+        """What is copied along, open."""
+        return FileSide(Path(self.traits.source)) if self.side is None else self.side()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
+    def encoder(self) -> Encoder:
+        """The encoder for frames of the size in `traits`."""
+        codec = codec_for(self.target, self.kind, self.options)
+        return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.traits, self.options)
 
-    def _demuxed(self) -> Iterator[Packet[Any]]:
-        from av.error import FFmpegError
-
-        if not self._outputs:
-            return
-        try:
-            for packet in self._container.demux(*(self._container.streams[index] for index in self._outputs)):
-                if packet.size and packet.dts is not None:
-                    yield packet
-        except (FFmpegError, OSError) as error:
-            self.warning = f"audio is damaged or cut short ({av_detail(error)})"
+    def sized(self, item: Composed) -> OutputPlan:
+        """The plan for the size that results really have, which is twice the source's where two stand side by side."""
+        height, width = item.pixels.shape[:2]
+        return replace(self, traits=replace(self.traits, height=height, width=width))
 
 
 class VideoSink:
@@ -191,15 +95,36 @@ class VideoSink:
 
     Attributes:
         warnings: What a user should know about the output; complete after `finish`.
+        encoder: Which encoder runs, and on what; known after the first frame.
+        kept: Where an interrupted run left what it had done, or None.
     """
 
-    def __init__(self, target: Path, traits: VideoTraits, kind: OutputKind, *, overwrite: bool) -> None:
-        """Prepare; the file is created by the first `write`."""
+    def __init__(
+        self,
+        target: Path,
+        traits: VideoTraits,
+        kind: OutputKind,
+        *,
+        overwrite: bool,
+        options: VideoOptions | None = None,
+        side: Callable[[], Side] | None = None,
+        whole: Callable[[], bool] = lambda: True,
+        endless: bool = False,
+    ) -> None:
+        """Prepare; the file is created by the first `write`. `endless`: interrupting is how such a source ends."""
         self.warnings: list[str] = []
-        self._target = target
-        self._traits = traits
-        self._kind = kind
-        self._overwrite = overwrite
+        self.encoder = ""
+        self.kept: Path | None = None
+        self._plan = OutputPlan(
+            target=target,
+            traits=traits,
+            kind=kind,
+            options=options or VideoOptions(),
+            side=side,
+            whole=whole,
+            overwrite=overwrite,
+        )
+        self._endless = endless
         self._file: PendingFile | None = None
         self._writer: _Writer | None = None
 
@@ -209,10 +134,10 @@ class VideoSink:
         Raises:
             MediaError: The encoder or the disk refuses.
         """
-        with _av_errors(self._target):
+        with av_errors(self._plan.target):
             if self._writer is None:
                 with clock.adopt("encode"):
-                    self._writer = self._open()
+                    self._writer = self._open(item)
                     self._writer.write(item)
             else:
                 self._writer.write(item)
@@ -224,9 +149,9 @@ class VideoSink:
             MediaError: The encoder or the disk refuses.
         """
         if self._writer is None or self._file is None:
-            raise MediaError(f"{self._target}: there was no frame to write")
-        with _av_errors(self._target):
-            self._writer.flush()
+            raise MediaError(f"{self._plan.target}: there was no frame to write")
+        with av_errors(self._plan.target):
+            self._writer.flush(to_the_end=self._plan.whole())
             clock.collect("encode")
             self._writer.close()
         self.warnings += self._writer.warnings
@@ -240,68 +165,187 @@ class VideoSink:
         if self._file is not None:
             self._file.discard()
 
-    def _open(self) -> _Writer:
-        self._file = PendingFile(self._target, overwrite=self._overwrite)
-        return _Writer(self._file.path, self._traits, self._kind)
+    def interrupt(self) -> None:
+        """Keep what was written so far as a file that plays, under the name of `kept`."""
+        if self._writer is None or self._file is None:
+            return
+        try:
+            with av_errors(self._plan.target):
+                self._writer.flush(to_the_end=False)
+                self._writer.close()
+            self.warnings += self._writer.warnings
+            kept = self._plan.target if self._endless else partial_path(self._plan.target)
+            self._file.commit(kept)
+            self.kept = kept
+        finally:
+            self.abort()
+
+    def _open(self, item: Composed) -> _Writer:
+        plan = self._plan.sized(item)
+        encoder = plan.encoder()
+        self.encoder = f"{encoder.library}, {'CUDA' if encoder.in_hardware else 'software'}"
+        self._file = PendingFile(plan.target, overwrite=plan.overwrite)
+        return _Writer(self._file.path, plan, encoder)
+
+
+def partial_path(target: Path) -> Path:
+    """A free name for what an interrupted run leaves: clip.mask.mp4 becomes clip.mask.partial.mp4."""
+    numbers = itertools.chain([""], (f".{n}" for n in itertools.count(2)))
+    names = (f"{target.stem}{number}.partial{target.suffix}" for number in numbers)
+    return next(path for name in names if not (path := target.with_name(name)).exists())
 
 
 class _Writer:
-    """An open output: its container, its encoder, and the packets that are copied beside."""
+    """An open output: frames in, packets in time order out."""
 
-    def __init__(self, path: Path, traits: VideoTraits, kind: OutputKind) -> None:
-        import av
+    def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
+        self._muxer = Muxer(path, plan, encoder)
+        self._frames = FrameEncoder(self._muxer.context, encoder, plan.traits)
 
-        self.warnings: list[str] = []
-        self._traits = traits
-        self._durations: dict[int, int] = {}
-        suffix = path.suffix.lower()
-        in_milliseconds = suffix in (".mkv", ".webm")
-        options = {} if in_milliseconds else _timescales(traits)
-        self._container = av.open(f"file:{path}", "w", format=_FORMATS[suffix], options=options)
-        self._stream = _video_stream(self._container, _encoder(suffix, kind, traits.height, traits.width), traits)
-        self._pixels = self._stream.codec_context.pix_fmt or ""
-        self._copier = PacketCopier(traits.path, self._container)
-        if in_milliseconds and 1000 % traits.time_base.denominator:
-            self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
+    @property
+    def warnings(self) -> list[str]:
+        return self._muxer.warnings
 
     def write(self, item: Composed) -> None:
-        grey = item.pixels.ndim == 2
-        frame = _grey_frame(item.pixels, self._pixels) if grey else self._colour_frame(item.pixels, item.alpha_HW)
-        frame.pts, frame.time_base = item.frame.pts, self._traits.time_base
-        self._durations[item.frame.pts] = item.frame.duration
-        self._encode(frame)
+        for packet in self._frames.encode(item):
+            self._muxer.mux(packet)
 
-    def flush(self) -> None:
-        self._encode(None)
-        self._container.mux(list(self._copier.until(math.inf)))
+    def flush(self, *, to_the_end: bool) -> None:
+        for packet in self._frames.flush():
+            self._muxer.mux(packet)
+        self._muxer.finish(to_the_end=to_the_end)
 
     def close(self) -> None:
-        self._copier.close()
-        self._container.close()
-        if self._copier.warning:
-            self.warnings.append(self._copier.warning)
+        self._muxer.close()
 
-    def _encode(self, frame: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(frame):
+
+class FrameEncoder:
+    """Composed frames to packets of one encoder, each with its frame's time and duration."""
+
+    def __init__(self, context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:
+        """`context`: set up, not yet used."""
+        self._context = context
+        self._pixels = encoder.pixels
+        self._time_base = traits.time_base
+        self._range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
+        self._matrix = swscale_matrix(traits.colour)
+        self._durations: dict[int, int] = {}
+
+    def encode(self, item: Composed) -> Iterator[Packet[Any]]:
+        """The packets that are ready after this frame."""
+        frame = self._picture(item)
+        frame.pts, frame.time_base = item.frame.pts, self._time_base
+        self._durations[item.frame.pts] = item.frame.duration
+        return self._packets(frame)
+
+    def flush(self) -> Iterator[Packet[Any]]:
+        """The packets that are left."""
+        return self._packets(None)
+
+    def _packets(self, frame: av.VideoFrame | None) -> Iterator[Packet[Any]]:
+        for packet in self._context.encode(frame):
             if packet.pts is not None:
                 packet.duration = self._durations.pop(packet.pts, 0) or packet.duration
-                start = float(packet.pts * self._traits.time_base)
-                self._container.mux(list(self._copier.until(start)))
-            self._container.mux(packet)
+            packet.time_base = self._time_base
+            yield packet
+
+    def _picture(self, item: Composed) -> av.VideoFrame:
+        if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
+            return _grey_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
+        image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
+        return self._colour_frame(image_HWC, item.alpha_HW)
 
     def _colour_frame(self, image_HWC: UInt8, alpha_HW: UInt8 | None) -> av.VideoFrame:
         import av
 
         if alpha_HW is None:
-            frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24")
         else:
             frame = av.VideoFrame.from_ndarray(np.dstack([image_HWC, alpha_HW]), format="rgba")
-        matrix = _SWSCALE_MATRIX.get(_colour(self._traits).matrix, 5)
-        return frame.reformat(format=self._pixels, dst_colorspace=matrix, dst_color_range=_LIMITED, threads=1)
+        if self._pixels.startswith("bgr"):
+            return frame.reformat(format=self._pixels, threads=1)
+        return frame.reformat(format=self._pixels, dst_colorspace=self._matrix, dst_color_range=self._range, threads=1)
+
+
+class Muxer:
+    """An open output container: video packets in, each preceded by the sound that belongs before it.
+
+    Attributes:
+        context: The opened video encoder.
+        warnings: What did not fit into the container.
+    """
+
+    def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
+        """Open the container and its encoder.
+
+        Raises:
+            MediaError: The encoder does not write this size.
+        """
+        import av
+
+        self.warnings: list[str] = []
+        self._traits = plan.traits
+        self._origin: int | None = None if plan.traits.part else 0
+        self._end = Fraction(0)
+        suffix = plan.target.suffix.lower()
+        in_milliseconds = suffix in (".mkv", ".webm")
+        side = plan.open_side()
+        try:
+            options = {} if in_milliseconds else _timescales(plan.traits, side)
+            self._container = av.open(f"file:{path}", "w", format=FORMATS[suffix], options=options)
+        except BaseException:
+            side.close()
+            raise
+        self._container.flags |= _BITEXACT  # no random numbers: the same input gives the same bytes
+        stream = self._container.add_stream(encoder.library, rate=plan.traits.rate)
+        self._stream = cast("VideoStream", stream)
+        self.context = self._stream.codec_context
+        set_up(self.context, encoder, plan.traits)
+        self._copier = PacketCopier(side, self._container, suffix)
+        self.warnings += copy_tags(side, self._container, suffix, whole=plan.options.span.start is None)
+        self._start(encoder, plan)
+        if in_milliseconds and 1000 % plan.traits.time_base.denominator:
+            self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
+
+    def _start(self, encoder: Encoder, plan: OutputPlan) -> None:
+        from av.error import FFmpegError
+
+        try:
+            self.context.open()
+        except (FFmpegError, ValueError) as error:
+            self.close()
+            raise refused(encoder, plan.target, plan.traits, av_detail(error)) from error
+
+    def mux(self, packet: Packet[Any]) -> None:
+        """Write one packet, after the sound before it."""
+        if packet.pts is not None:
+            if self._origin is None:
+                self._origin = packet.pts
+            packet.pts -= self._origin
+            packet.dts = packet.pts if packet.dts is None else packet.dts - self._origin
+            start = packet.pts * self._traits.time_base
+            self._end = start + (packet.duration or 0) * self._traits.time_base
+            self._copy_until(float(start))
+        packet.stream = self._stream
+        self._container.mux(packet)
+
+    def finish(self, *, to_the_end: bool) -> None:
+        """Write what is left of the sound: all of it, or up to the last frame's end."""
+        self._copy_until(math.inf if to_the_end else float(self._end))
+
+    def _copy_until(self, seconds: float) -> None:
+        origin = (self._origin or 0) * self._traits.time_base if self._traits.part else Fraction(0)
+        self._container.mux(list(self._copier.until(seconds, origin)))
+
+    def close(self) -> None:
+        """Write the index and close; a second call does nothing."""
+        self._copier.close()
+        self._container.close()
+        self.warnings += [text for text in self._copier.warnings if text not in self.warnings]
 
 
 @contextmanager
-def _av_errors(target: Path) -> Iterator[None]:
+def av_errors(target: Path) -> Iterator[None]:
     """FFmpeg's and the system's errors as ours."""
     from av.error import FFmpegError
 
@@ -313,12 +357,10 @@ def _av_errors(target: Path) -> Iterator[None]:
         raise MediaError(f"{target}: {av_detail(error)}") from error
 
 
-def _timescales(traits: VideoTraits) -> dict[str, str]:
+def _timescales(traits: VideoTraits, side: Side) -> dict[str, str]:
     """Clocks of an .mp4 that hold the times of the source exactly, starts of streams included."""
     video = traits.time_base.denominator
-    with open_input(traits.path) as container:
-        bases = [stream.time_base.denominator for stream in _copied(container) if stream.time_base]
-    movie = math.lcm(video, *bases)
+    movie = math.lcm(video, *(stream.time_base.denominator for stream in side.streams if stream.time_base))
     return {
         "video_track_timescale": str(video),
         "movie_timescale": str(movie if movie <= _MAX_TIMESCALE else video),
@@ -326,28 +368,8 @@ def _timescales(traits: VideoTraits) -> dict[str, str]:
     }
 
 
-def _video_stream(container: OutputContainer, encoder: _Encoder, traits: VideoTraits) -> VideoStream:
-    stream = cast("VideoStream", container.add_stream(encoder.codec, rate=traits.rate, options=encoder.options))
-    context = stream.codec_context
-    context.width, context.height, context.pix_fmt = traits.width, traits.height, encoder.pixels
-    context.time_base = traits.time_base
-    context.sample_aspect_ratio = traits.pixel_aspect
-    context.color_range = _LIMITED
-    context.thread_count = min(_MAX_ENCODE_THREADS, allowed_threads())
-    colour = _colour(traits)
-    context.colorspace, context.color_primaries, context.color_trc = colour.matrix, colour.primaries, colour.transfer
-    return stream
-
-
-def _colour(traits: VideoTraits) -> Colour:
-    """The source's own description, so that the same player shows the same colours; RGB has no matrix."""
-    colour = traits.colour
-    known = colour.matrix in _SWSCALE_MATRIX or colour.matrix == _UNSPECIFIED
-    return colour if known else Colour(matrix=_SMPTE170M, primaries=colour.primaries, transfer=colour.transfer)
-
-
-def _grey_frame(mask_HW: UInt8, pixels: str) -> av.VideoFrame:
-    """A mask as luma in video range, without colour; 0..255 becomes 16..235, which every player undoes."""
+def _grey_frame(mask_HW: UInt8, pixels: str, *, full_range: bool) -> av.VideoFrame:
+    """A mask as luma without colour; in video range 0..255 becomes 16..235, which every player undoes."""
     import av
     import cv2
 
@@ -355,7 +377,7 @@ def _grey_frame(mask_HW: UInt8, pixels: str) -> av.VideoFrame:
     frame = av.VideoFrame(width, height, pixels)
     luma, *chroma = frame.planes
     rows = np.frombuffer(memoryview(luma), np.uint8).reshape(-1, luma.line_size)[:height, :width]
-    rows[:] = cv2.LUT(mask_HW, _FROM_FULL_RANGE).reshape(height, width)
+    rows[:] = mask_HW if full_range else cv2.LUT(mask_HW, _FROM_FULL_RANGE).reshape(height, width)
     for plane in itertools.islice(chroma, 2):
         np.frombuffer(memoryview(plane), np.uint8)[:] = 128
     return frame

@@ -1,0 +1,121 @@
+"""A video's results as numbered pictures, for editors and compositors: `-o 'frames/%06d.png'`.
+
+Numbers start at 1, as FFmpeg's do. Beside the pictures lies `frames.ffconcat`, which tells FFmpeg how long each of them
+is shown: `ffmpeg -i frames/frames.ffconcat out.mov` gives the source's own times back, also when they vary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+from basnet_runtime.media.compose import OutputKind
+from basnet_runtime.media.files import whole_file
+from basnet_runtime.media.frame import Composed
+from basnet_runtime.media.pictures import ALPHA_SUFFIXES, PICTURE_OUTPUTS, check_picture_output, write_picture
+from basnet_runtime.media.video_traits import VideoTraits
+from basnet_runtime.timing import StageClock
+from basnet_torch.errors import UsageError
+
+__all__ = ["SequenceSink", "check_sequence", "first_missing", "is_sequence", "numbered"]
+
+_NUMBER = re.compile(r"%0?(\d*)d")
+
+
+def is_sequence(target: Path) -> bool:
+    """Whether a name stands for numbered pictures.
+
+    >>> is_sequence(Path("frames/%06d.png")), is_sequence(Path("100%.png"))
+    (True, False)
+    """
+    return target.suffix.lower() in PICTURE_OUTPUTS and _NUMBER.search(target.name) is not None
+
+
+def numbered(target: Path, index: int) -> Path:
+    """The name of one picture, `index` from 0.
+
+    >>> numbered(Path("frames/%06d.png"), 0).name
+    '000001.png'
+    """
+    return target.with_name(_NUMBER.sub(lambda found: f"{index + 1:0{int(found[1] or 1)}d}", target.name, count=1))
+
+
+def first_missing(target: Path) -> int:
+    """How many pictures of the sequence are there without a gap."""
+    count = 0
+    while numbered(target, count).exists():
+        count += 1
+    return count
+
+
+def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a format that cannot hold the result, and pictures that are there already.
+
+    Raises:
+        UsageError: With what to do.
+    """
+    if len(_NUMBER.findall(target.name)) != 1:
+        raise UsageError(f"{target}: one number is needed in the name, such as %06d")
+    if kind.has_alpha and target.suffix.lower() not in ALPHA_SUFFIXES:
+        raise UsageError(f"{target}: {target.suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}")
+    check_picture_output(target, alpha=kind.has_alpha)
+    if not overwrite and not resume and numbered(target, 0).exists():
+        raise UsageError(f"already there: {numbered(target, 0)}; --overwrite replaces, --resume continues")
+
+
+class SequenceSink:
+    """Numbered pictures, each whole or not at all.
+
+    Attributes:
+        warnings: What a user should know about the output.
+        encoder: What writes it.
+        kept: None: what an interrupted run has done lies under its own names.
+    """
+
+    def __init__(
+        self, target: Path, traits: VideoTraits, *, overwrite: bool, sound: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`target`: a name with a number in it; `sound`: whether the source has some, which is left out."""
+        self.warnings: list[str] = []
+        self.encoder = f"{target.suffix.lower().removeprefix('.')} pictures"
+        self.kept: Path | None = None
+        self._target = target
+        self._traits = traits
+        self._overwrite = overwrite
+        self._times: list[tuple[int, int, int]] = []
+        if sound():
+            self.warnings.append("pictures hold no sound; it stays in the source")
+
+    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+        """Write one picture.
+
+        Raises:
+            MediaError: It cannot be written.
+        """
+        path = numbered(self._target, item.frame.index)
+        write_picture(path, item.pixels, item.alpha_HW, overwrite=self._overwrite)
+        self._times.append((item.frame.index, item.frame.pts, item.frame.duration))
+
+    def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - nothing to measure
+        """Write the times, where this run has seen all of them."""
+        if self._times and self._times[0][0] == 0:
+            self._write_times()
+
+    def abort(self) -> None:
+        """Every picture is whole already."""
+
+    def interrupt(self) -> None:
+        """Every picture is whole already."""
+
+    def _write_times(self) -> None:
+        step = max(1, round(1 / (self._traits.rate * self._traits.time_base)))
+        lines = ["ffconcat version 1.0"]
+        for i, (index, pts, duration) in enumerate(self._times):
+            following = self._times[i + 1][1] if i + 1 < len(self._times) else pts + (duration or step)
+            seconds = Fraction(following - pts) * self._traits.time_base
+            lines += [f"file {numbered(self._target, index).name}", f"duration {float(seconds):.9f}"]
+        listing = self._target.with_name("frames.ffconcat")
+        with whole_file(listing, overwrite=True) as path:
+            path.write_text("\n".join(lines) + "\n")
