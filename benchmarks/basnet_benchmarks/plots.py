@@ -97,9 +97,10 @@ def boxes(calls: Mapping[str, Sequence[float]], *, x: str) -> str:
     def draw(axes: Axes) -> None:
         names, values = list(calls), [np.asarray(v, np.float64) for v in calls.values()]
         places = np.arange(len(names))[::-1]
-        scatter_rng = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
+        inked: Any = {part: {"color": _INK} for part in ("boxprops", "whiskerprops", "capprops", "medianprops")}
         for index, (place, own) in enumerate(zip(places, values, strict=True)):
-            shift = scatter_rng.uniform(-0.22, 0.22, len(own))
+            shift = generator.uniform(-0.22, 0.22, len(own))
             axes.plot(own, place + shift, ".", color=COLOURS[index % len(COLOURS)], markersize=4, alpha=0.7)
         axes.boxplot(
             values,
@@ -109,7 +110,7 @@ def boxes(calls: Mapping[str, Sequence[float]], *, x: str) -> str:
             whis=(5, 95),
             showfliers=False,
             manage_ticks=False,
-            **{part: {"color": _INK} for part in ("boxprops", "whiskerprops", "capprops", "medianprops")},
+            **inked,
         )
         axes.set_yticks(places, [_wrapped(name) for name in names])
         axes.set(xlabel=x, xlim=(0, 1.05 * max(float(own.max()) for own in values)), ylim=(-0.6, len(names) - 0.4))
@@ -238,7 +239,7 @@ def _style() -> Iterator[type[Figure]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendUnavailable("plots need matplotlib; pip install 'basnet-deploy[report]'") from error
-    looks = {
+    looks: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "basnet",
         "font.family": "sans-serif",

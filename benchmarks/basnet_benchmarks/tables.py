@@ -244,6 +244,8 @@ def _accuracy_table(values: Values) -> Table:
         for kind in ("best", "worst"):
             named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
             notes.append(f"{row['dataset']}, {kind}: {named}")
+        if row["empty"]:
+            notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     return Table(
         title=f"Accuracy of {values['model']}",
         columns=("data set", *numbers),
@@ -316,10 +318,56 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
 
 
+def _runs_table(values: Values) -> Table:
+    scores = ("best maxF", "its MAE", "at step", "last maxF", "last MAE")
+    numbers = ("parameters", "steps", "pictures seen", "hours", "pictures/s", *scores)
+    differing = tuple(values["differing"])
+    last, best = "last: of the last validation", "best: of the validation with the largest maxF"
+    notes = (
+        f"All scores are of the averaged weights in validation; {best}; {last}.",
+        "Hours are those spent in training steps; validation, saving and pauses are not in them.",
+        *(f"{run['name']}: torch {run['torch']}, {run['device']}" for run in values["runs"] if run["torch"]),
+    )
+    return Table(
+        title="Training runs",
+        columns=("run", *differing, *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(_run_cells(run, differing) for run in values["runs"]),
+        notes=notes,
+        environment=("compared on:", *environment_lines(values["environment"])),
+    )
+
+
+def _run_cells(run: Values, differing: Iterable[str]) -> tuple[str, ...]:
+    best, last, config = run["best"], run["last"], run["config"]
+    return (
+        run["name"],
+        *(_option(config.get(name)) for name in differing),
+        _counted(run["parameters"]),
+        _counted(run["steps"]),
+        _counted(run["pictures_seen"]),
+        f"{run['hours']:.2f}",
+        "-" if run["pictures_per_second"] is None else f"{run['pictures_per_second']:.1f}",
+        *((f"{best['max_f']:.4f}", f"{best['mae']:.4f}", _counted(best["step"])) if best else ("-",) * 3),
+        *((f"{last['max_f']:.4f}", f"{last['mae']:.4f}") if last else ("-",) * 2),
+    )
+
+
+def _counted(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "runs": _runs_table,
     "video": _video_table,
 }
