@@ -224,7 +224,9 @@ def gate(
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Files that the other commands wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .html, .md or .json to write.")],
-    brief: Annotated[bool, typer.Option("--brief", help="Leave lists of single pictures out of .json.")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Leave single pictures and folder names out of .json.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Show saved results in one file: a page with plots and pictures, Markdown for a pull request, or JSON."""

@@ -83,7 +83,7 @@ def curves(
         if len(series) > 1:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len(series) > 3 else 1)
 
-    return _svg(draw, width=15, height=10)
+    return _svg(draw, width=11.5, height=8.6)
 
 
 def boxes(calls: Mapping[str, Sequence[float]], *, x: str) -> str:
@@ -140,7 +140,8 @@ def bars(items: Sequence[Bar], *, x: str, line: float | None = None) -> str:
         if line is not None:
             axes.axvline(line, color=_INK, linewidth=1, linestyle=":")
         axes.set_yticks(places, [_wrapped(item.label) for item in items])
-        axes.set(xlabel=x, xlim=(min(0.0, *ends, 0.0), 1.15 * max(*ends, 1e-12)), ylim=(-0.6, len(items) - 0.4))
+        right = 1.15 * max(*ends, line or 1e-12)
+        axes.set(xlabel=x, xlim=(min(0.0, *ends, 0.0), right), ylim=(-0.6, len(items) - 0.4))
 
     return _svg(draw, width=22, height=2.2 + 0.95 * len(items))
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, Self
 
 from basnet_benchmarks.panels import Panel, panels_path, read_panels, write_panels
@@ -169,7 +169,7 @@ def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, brief: boo
         paths: Reports, as `save` wrote them to JSON.
         output: Its suffix says what is written. JSON of one report is that report, of several a list of them.
         overwrite: Whether an existing file may be replaced.
-        brief: Leave the lists of single pictures out of JSON.
+        brief: Leave lists of single pictures and folder names out of JSON.
 
     Raises:
         UsageError: A file is no report.
@@ -203,11 +203,14 @@ def _text_of(report: Report, output: Path) -> str:
 
 
 def _brief(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the lists of single pictures, which grow with the data set."""
-    short = dict(values)
+    """Without the lists of single pictures, which grow with the data set, and without this machine's folders."""
+    dropped = ("pictures", "file")
+    short = {key: item for key, item in values.items() if key != "reference_file"}
     for name in ("candidates", "ways"):
         if name in short:
-            short[name] = [{key: item for key, item in row.items() if key != "pictures"} for row in short[name]]
+            short[name] = [{key: item for key, item in row.items() if key not in dropped} for row in short[name]]
+    if isinstance(short.get("pictures"), str):
+        short["pictures"] = PurePath(short["pictures"]).name
     return short
 
 

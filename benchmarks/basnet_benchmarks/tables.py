@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from basnet_torch.errors import UsageError
@@ -187,7 +188,7 @@ def _parity_table(values: Values) -> Table:
     numbers = ("pictures", "max", "99.9 %", "mean", "flips %", "boundary IoU", "MAE change", "maxF change")
     rows = values["candidates"]
     return Table(
-        title=f"Parity with {values['reference']} in PyTorch FP32 on {values['pictures']}",
+        title=f"Parity with {values['reference']} in PyTorch FP32 on {PurePath(values['pictures']).name}",
         columns=("candidate", *numbers, "verdict"),
         numbers=frozenset(numbers),
         rows=tuple(map(_parity_cells, rows)),
