@@ -19,7 +19,7 @@ from basnet_benchmarks.tables import Values, table_of
 __all__ = ["report_page"]
 
 _MILLI = 1000.0
-_MIB = 2.0**20
+_MEGA = 1e6
 _Panels = Sequence[Panel]
 _Drawn = Iterator[str]
 _TITLES = {
@@ -244,12 +244,12 @@ def _soak(reports: Sequence[Values]) -> _Drawn:
     lines = {
         f"{report.get('model', 'run')} {i}" if len(reports) > 1 else "resident memory": (
             [sample["frame"] for sample in report["samples"]],
-            [sample["resident_bytes"] / _MIB for sample in report["samples"]],
+            [sample["resident_bytes"] / _MEGA for sample in report["samples"]],
         )
         for i, report in enumerate(reports, start=1)
     }
     top = 1.1 * max(max(values) for _, values in lines.values())
-    svg = plots.curves(lines, x="frames done", y="resident memory, MiB", y_limits=(0, top))
+    svg = plots.curves(lines, x="frames done", y="resident memory, MB (10^6 bytes)", y_limits=(0, top))
     yield page.drawing("Resident memory over the run", svg)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, TextIO
 
+from basnet_runtime.media.animation import animation_suffix
 from basnet_runtime.media.files import reason
 from basnet_runtime.media.jobs import Failure, media_of
 from basnet_runtime.media.video_side import default_suffix
@@ -102,7 +103,13 @@ def _named_pipes(folder: str) -> Iterator[None]:
 
 
 def _suffix(path: Path, config: RunConfig) -> str:
-    return ".png" if media_of(path) == "picture" else default_suffix(path, config.kind)
+    match media_of(path):
+        case "picture":
+            return f".{config.picture_format or 'png'}"
+        case "animation":
+            return animation_suffix(path, config.kind, config.picture_format)
+        case "video":
+            return default_suffix(path, config.kind)
 
 
 def _rename(summary: Summary, folder: str, made: Path | None) -> None:

@@ -6,22 +6,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
-from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs
+from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
+from basnet_runtime.media.journal import Journal, noted
+from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.timing import STAGES
 from basnet_runtime.verdict import VerdictLog
 from basnet_torch.errors import BasnetError, UsageError
+
+if TYPE_CHECKING:
+    from basnet_runtime.media.pictures import PictureFormat
+    from basnet_runtime.run_video import VideoRun
 
 __all__ = ["Result", "RunConfig", "Summary", "Watcher", "run"]
 
@@ -41,15 +49,18 @@ class RunConfig:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Processor threads for the network; None uses what the container allows.
         precision: Required precision; None takes the model's own.
+        cuda: For an engine, the library that moves its data on the GPU.
         batch: Pictures per network run.
         max_pixels: Pictures above this are refused.
         recursive: Take subfolders too.
         overwrite: Replace existing outputs.
         skip_existing: Leave out inputs whose output exists.
         keep_suffix: Name outputs by the input's whole name.
+        picture_format: Format of pictures' results; None takes the output name's, else PNG.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
         keep_weak: Keep masks where nothing salient was found, instead of empty ones.
+        video: How videos are read and written.
     """
 
     inputs: Sequence[str]
@@ -60,15 +71,18 @@ class RunConfig:
     device: str = "cpu"
     threads: int | None = None
     precision: Precision | None = None
+    cuda: CudaName = "cuda-core"
     batch: int = 1
     max_pixels: int = 300_000_000
     recursive: bool = False
     overwrite: bool = False
     skip_existing: bool = False
     keep_suffix: bool = False
+    picture_format: PictureFormat | None = None
     threshold: float | None = None
     feather: float = 0.0
     keep_weak: bool = False
+    video: VideoOptions = field(default_factory=VideoOptions)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -93,6 +107,8 @@ class Result:
         frames: Pictures or video frames in it.
         verdicts: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
+        coding: Of video: which decoder and encoder ran, and on what.
+        complete: Whether everything that was asked is in it: not of a damaged or interrupted video.
     """
 
     source: Path
@@ -100,11 +116,14 @@ class Result:
     frames: int
     verdicts: VerdictLog
     notes: tuple[str, ...] = ()
+    coding: str = ""
+    complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
-        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes)}
+        video = {"coding": self.coding, "complete": self.complete} if self.coding else {}
+        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes), **video}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -194,8 +213,8 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
         UsageError: The plan cannot be carried out; nothing has been done.
         BasnetError: The model cannot be opened or run.
     """
-    summary = summary or Summary()
-    plan = _plan(config)
+    summary = summary if summary is not None else Summary()
+    plan, journal = _plan(config)
     summary.failures += plan.failures
     summary.notes += plan.notes
     if not plan.jobs:
@@ -203,35 +222,70 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     composer = Composer(config.kind, threshold=config.threshold, feather=config.feather)
     with _open_model(config) as model, _opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
-        pictures = [job for job in plan.jobs if job.media == "picture"]
-        if pictures:
-            _run_pictures(config, model, composer, pictures, watcher, summary)
-        for job in plan.jobs:
-            if job.media == "video":
-                _run_video(config, model, composer, job, watcher, summary)
+        work = _Work(config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary)
+        with nullcontext() if journal is None else journal.writing(plan.jobs):
+            work.run(plan.jobs)
     return summary
 
 
-def _plan(config: RunConfig) -> Plan:
-    from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.media.video_side import check_output, default_suffix
+def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
+    """What is left to do, and the record of the job where it has a folder."""
+    from basnet_runtime.media.animation import animation_suffix
+    from basnet_runtime.media.video_side import default_suffix
+    from basnet_runtime.run_video import clear_finished, stream_plan
 
+    if (streams := stream_plan(config.inputs, config.output)) is not None:
+        plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
+        for job in plan.jobs:
+            _check_output(config, job)
+        return plan, None
     plan = plan_jobs(
         config.inputs,
         kind=config.kind,
         output=config.output,
         recursive=config.recursive,
-        overwrite=config.overwrite,
-        skip_existing=config.skip_existing,
         keep_suffix=config.keep_suffix,
         video_suffix=default_suffix,
+        picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
+        animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
     )
+    journal = None
+    if plan.folder is not None:
+        journal = Journal(plan.folder, _settings(config), overwrite=config.overwrite)
+    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    if config.video.resume and not config.overwrite:
+        finished |= clear_finished(plan.jobs)
+    plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     for job in plan.jobs:
-        if job.media == "picture":
-            check_picture_output(job.target, alpha=config.kind.has_alpha)
-        else:
-            check_output(job.source, job.target, config.kind)
-    return plan
+        _check_output(config, job)
+    return plan, journal
+
+
+def _check_output(config: RunConfig, job: Job) -> None:
+    from basnet_runtime.media.animation import check_animation_output
+    from basnet_runtime.media.pictures import check_picture_output
+    from basnet_runtime.run_video import check_video_output
+
+    if job.media == "picture":
+        check_picture_output(job.target, alpha=config.kind.has_alpha)
+    elif job.media == "animation":
+        check_animation_output(job.target, config.kind)
+    else:
+        source = job.stream or job.source
+        check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
+
+
+_NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What results depend on beside their source; a model's file counts by its size and time."""
+    plain = asdict(replace(config, video=replace(config.video, resume=False)))
+    settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
+    if config.model is not None and config.model.is_file():
+        stat = config.model.stat()
+        settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    return settings
 
 
 def _open_model(config: RunConfig) -> SaliencyModel:
@@ -243,6 +297,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
         device=config.device,
         threads=config.threads,
         precision=config.precision,
+        cuda=config.cuda,
     )
 
 
@@ -260,61 +315,113 @@ def _opencv_out_of_the_way(device: str) -> Iterator[None]:
         cv2.setNumThreads(before)  # the caller's own work goes on as before
 
 
-def _run_pictures(
-    config: RunConfig, model: SaliencyModel, composer: Composer, jobs: list[Job], watcher: Watcher, summary: Summary
-) -> None:
-    from basnet_runtime.media.picture_files import PictureSink, PictureSource
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """What all jobs of a run share."""
 
-    source = PictureSource(jobs, max_pixels=config.max_pixels, check_size=model.check_size)
-    sink = PictureSink(jobs, overwrite=config.overwrite)
-    watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
-    pipeline = Pipeline(
-        model, composer, batch=config.batch, on_frame=lambda _: watcher.advanced(), finishing=_finishing(config)
-    )
-    try:
-        summary.add(pipeline.run(source, sink))
-    finally:
-        summary.failures += source.failures + sink.failures
-        for index, verdict in sorted(sink.written.items()):
-            verdicts = VerdictLog()
-            verdicts.add(verdict)
-            notes = source.notes.get(index, [])
-            summary.results.append(_result(jobs[index], 1, verdicts, notes))
+    config: RunConfig
+    model: SaliencyModel
+    composer: Composer
+    journal: Journal | None
+    watcher: Watcher
+    summary: Summary
 
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Pictures together, then animations and video one by one."""
+        pictures = [job for job in jobs if job.media == "picture"]
+        if pictures:
+            self._pictures(pictures)
+        for job in jobs:
+            if job.media != "picture":
+                self._moving(job)
 
-def _run_video(
-    config: RunConfig, model: SaliencyModel, composer: Composer, job: Job, watcher: Watcher, summary: Summary
-) -> None:
-    from basnet_runtime.media.video import VideoSource
-    from basnet_runtime.media.video_sink import VideoSink
+    def _pictures(self, jobs: list[Job]) -> None:
+        from basnet_runtime.media.picture_files import PictureSink, PictureSource
 
-    verdicts = VerdictLog()
-    try:
-        with VideoSource(job.source) as source:
-            model.check_size(str(job.source), source.traits.height, source.traits.width)
-            sink = VideoSink(job.target, source.traits, config.kind, overwrite=config.overwrite)
+        source = PictureSource(jobs, max_pixels=self.config.max_pixels, check_size=self.model.check_size)
+        sink = PictureSink(jobs, overwrite=self.config.overwrite, journal=self.journal)
+        self.watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
+        pipeline = self._pipeline(lambda _: self.watcher.advanced())
+        try:
+            self.summary.add(pipeline.run(source, sink))
+        finally:
+            self.summary.failures += source.failures + sink.failures
+            for index, verdict in sorted(sink.written.items()):
+                verdicts = VerdictLog()
+                verdicts.add(verdict)
+                notes = source.notes.get(index, [])
+                self.summary.results.append(_result(jobs[index], 1, verdicts, notes))
+
+    def _moving(self, job: Job) -> None:
+        """One animation or video; its own failure ends it alone."""
+        try:
+            with noted(self.journal, job):
+                result = self._animation(job) if job.media == "animation" else self._video(job)
+        except BasnetError as error:
+            if error.exit_code != 1:
+                raise
+            self.summary.failures.append(Failure(source=job.source, error=str(error)))
+        else:
+            self.summary.results.append(result)
+
+    def _animation(self, job: Job) -> Result:
+        from basnet_runtime.media.animation import AnimationSink, AnimationSource
+
+        verdicts = VerdictLog()
+        with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
             traits = source.traits
-            watcher.started(job.source.name, traits.frames or round(traits.seconds * traits.rate))
+            self.model.check_size(str(job.source), traits.height, traits.width)
+            sink = AnimationSink(job.target, traits, overwrite=self.config.overwrite)
+            self.watcher.started(job.source.name, len(traits.delays))
+            report = self._pipeline(self._counting(verdicts), stream=True).run(source, sink)
+        self.summary.add(report)
+        return _result(job, report.frames, verdicts, source.notes)
 
-            def advanced(item: Composed) -> None:
-                verdicts.add(item.verdict)
-                watcher.advanced()
+    def _video(self, job: Job) -> Result:
+        from basnet_runtime.run_video import VideoRun
 
-            pipeline = Pipeline(
-                model, composer, batch=config.batch, on_frame=advanced, finishing=_finishing(config), stream=True
-            )
-            report = pipeline.run(source, sink)
-    except BasnetError as error:
-        if error.exit_code != 1:
+        config = self.config
+        video = VideoRun(
+            source=job.stream or job.source,
+            target=job.target,
+            kind=config.kind,
+            options=config.video,
+            identity={**_settings(config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
+            overwrite=config.overwrite,
+            batch=config.batch,
+            max_pixels=config.max_pixels,
+            model=self.model,
+            pipeline=partial(self._pipeline, stream=True),
+            started=lambda total: self.watcher.started(job.source.name, total),
+            advanced=self.watcher.advanced,
+        )
+        try:
+            report = video.run()
+        except KeyboardInterrupt:
+            if video.kept is not None:
+                video.notes.append(f"interrupted: {video.kept} holds what was done until then")
+                self.summary.results.append(_of_video(replace(job, target=video.kept), video))
+            self.summary.notes += [f"{job.source}: {note}" for note in video.notes if video.kept is None]
             raise
-        summary.failures.append(Failure(source=job.source, error=str(error)))
-        return
-    summary.add(report)
-    summary.results.append(_result(job, report.frames, verdicts, source.warnings + sink.warnings))
+        self.summary.add(report)
+        return _of_video(job, video)
+
+    def _counting(self, verdicts: VerdictLog) -> Callable[[Composed], None]:
+        def advanced(item: Composed) -> None:
+            verdicts.add(item.verdict)
+            self.watcher.advanced()
+
+        return advanced
+
+    def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
+        finishing = Finishing(keep_weak=self.config.keep_weak)
+        batch = self.config.batch
+        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
 
 
-def _finishing(config: RunConfig) -> Finishing:
-    return Finishing(keep_weak=config.keep_weak)
+def _of_video(job: Job, video: VideoRun) -> Result:
+    result = _result(job, video.frames, video.verdicts, video.notes)
+    return replace(result, coding=video.coding, complete=video.complete)
 
 
 def _result(job: Job, frames: int, verdicts: VerdictLog, notes: Sequence[str]) -> Result:

@@ -9,7 +9,7 @@ import pytest
 
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.media.jobs import plan_jobs
+from basnet_runtime.media.jobs import plan_jobs, settled
 from basnet_torch.errors import MediaError, UsageError
 
 
@@ -33,8 +33,10 @@ def tree(tmp_path, monkeypatch):
     return root
 
 
-def planned(*inputs, kind="mask", **options):
-    return plan_jobs([str(i) for i in inputs], kind=OutputKind.parse(kind), video_suffix=lambda *_: ".mp4", **options)
+def planned(*inputs, kind="mask", overwrite=False, skip_existing=False, **options):
+    inputs = [str(i) for i in inputs]
+    plan = plan_jobs(inputs, kind=OutputKind.parse(kind), video_suffix=lambda *_: ".mp4", **options)
+    return settled(plan, overwrite=overwrite, skip_existing=skip_existing)
 
 
 def targets(plan):

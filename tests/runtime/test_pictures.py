@@ -265,3 +265,93 @@ def test_real_orientations_agree(data_root):
     for orientation in range(2, 9):
         turned = read_picture(Path(data_root) / "odd" / f"exif_Landscape_{orientation}.jpg").image_HWC
         assert np.abs(turned - upright).mean() < 6
+
+
+def with_exif(path, coffee, orientation=6, **options):
+    """A JPEG with a camera's words, a thumbnail that shows everything, XMP, 300 dots per inch and a profile."""
+    import io
+
+    import PIL.Image
+
+    thumbnail = io.BytesIO()
+    PIL.Image.fromarray(coffee[::2, ::2]).save(thumbnail, "jpeg")
+    image = vips(STORED[orientation](coffee)).icc_transform("p3").copy(xres=300 / 25.4, yres=150 / 25.4)
+    image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+    image.set_type(pyvips.GValue.gstr_type, "exif-ifd0-Artist", "Jane Doe")
+    image.set_type(pyvips.GValue.blob_type, "jpeg-thumbnail-data", thumbnail.getvalue())
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:title="Coffee"/></x:xmpmeta>'
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp)
+    image.write_to_file(str(path), **options)
+    assert thumbnail.getvalue()[-400:-100] in path.read_bytes()
+    return thumbnail.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_metadata_survive_but_orientation_and_thumbnail(tmp_path, coffee, suffix):
+    import PIL.Image
+
+    thumbnail = with_exif(tmp_path / "in.jpg", coffee, Q=97)
+    frame = read_picture(tmp_path / "in.jpg")
+    write_picture(tmp_path / f"out{suffix}", frame.image_HWC, metadata=frame.metadata)
+    written = (tmp_path / f"out{suffix}").read_bytes()
+    assert thumbnail[-400:-100] not in written
+    again = read_picture(tmp_path / f"out{suffix}")
+    assert again.image_HWC.shape == coffee.shape  # upright, and not turned a second time
+    assert np.abs(again.image_HWC.astype(int) - coffee).mean() < 6
+    with PIL.Image.open(tmp_path / f"out{suffix}") as found:  # another library's eyes
+        exif, profile = found.getexif(), found.info["icc_profile"]
+        assert exif.get(274, 1) == 1
+        if suffix != ".tif":
+            assert exif[315] == "Jane Doe"
+        if suffix in (".png", ".tif"):  # WebP has EXIF's alone, and of a JPEG PIL gives EXIF's first
+            assert found.info["dpi"] == pytest.approx((150, 300), abs=0.1)  # turned as well
+        if suffix != ".tif":
+            assert (exif[282], exif[283]) == pytest.approx((150, 300), abs=0.1)
+    assert b"\0s\0R\0G\0B" in profile  # its description is UTF-16
+    xmp = bytes(pyvips.Image.new_from_file(str(tmp_path / f"out{suffix}")).get("xmp-data"))
+    assert b'tiff:Orientation="1" dc:title="Coffee"' in xmp
+
+
+def test_a_mask_keeps_the_resolution_alone(tmp_path, coffee):
+    from basnet_runtime.media.metadata import surviving
+
+    with_exif(tmp_path / "in.jpg", coffee, orientation=1)
+    kept = surviving(read_picture(tmp_path / "in.jpg").metadata, is_mask=True)
+    assert kept is not None
+    assert (kept.exif, kept.xmp, kept.profile) == (None, None, False)
+    assert kept.x_per_mm == pytest.approx(300 / 25.4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_damaged_exif_is_left_out(damage):
+    from basnet_runtime.media.metadata import clean_exif
+
+    assert clean_exif(damage) is None
+
+
+def png_with(path, pixels, name, data):
+    """A PNG with one more chunk, and no EXIF of libvips' own making."""
+    vips(pixels).write_to_file(str(path), keep="none")
+    png, data = path.read_bytes(), name + data
+    path.write_bytes(
+        png[:33] + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) + png[33:]
+    )
+
+
+def test_orientation_in_xmp_and_in_png_text(tmp_path, coffee):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3"/></x:xmpmeta>'
+    png_with(tmp_path / "a.png", STORED[3](coffee), b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 3, 0, 0)
+    text = f"\nexif\n{len(exif):8}\n{exif.hex()}\n"
+    png_with(tmp_path / "b.png", STORED[3](coffee), b"tEXt", b"Raw profile type exif\0" + text.encode())
+    for name in ("a.png", "b.png"):
+        assert (read_picture(tmp_path / name).image_HWC == coffee).all()
+
+
+def test_a_side_too_long_for_the_format(tmp_path):
+    strip = np.zeros((1, 16_384, 3), np.uint8)
+    with pytest.raises(MediaError, match=r"16384x1 is too large for \.webp"):
+        write_picture(tmp_path / "a.webp", strip)
+    write_picture(tmp_path / "a.jpg", strip)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from basnet_torch.errors import MediaError
 
-__all__ = ["PendingFile", "reason", "whole_file"]
+__all__ = ["RUN", "PendingFile", "fitting_name", "reason", "remove_partials", "whole_file"]
+
+RUN = secrets.token_hex(6)  # in the name of every temporary file of this process
+_NUMBERS = itertools.count()
+_LONGEST_NAME = 255  # bytes, on every common file system
 
 
 class PendingFile:
@@ -23,7 +29,7 @@ class PendingFile:
             MediaError: The folder cannot be written.
         """
         self.target = target
-        self.path = target.with_name(f".{secrets.token_hex(6)}.partial{target.suffix}")
+        self.path = target.with_name(f".{RUN}-{next(_NUMBERS)}.partial{target.suffix}")
         self._overwrite = overwrite
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,35 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
         pending.commit()
     finally:
         pending.discard()
+
+
+def remove_partials(folders: Iterable[Path], runs: Iterable[str]) -> None:
+    """Remove what runs that were killed, named by their `RUN`, left half written in these folders."""
+    killed = {run for run in runs if run and run != RUN}
+    if not killed:
+        return
+    for folder in folders:
+        with suppress(OSError):
+            for path in folder.glob(".*-*.partial*"):
+                if path.name[1:].partition("-")[0] in killed:
+                    path.unlink(missing_ok=True)
+
+
+def fitting_name(stem: str, ending: str) -> str:
+    """`stem` + `ending`, the stem cut where a file system would refuse the name, and kept apart by its hash.
+
+    >>> fitting_name("photo", ".mask.png")
+    'photo.mask.png'
+    >>> len(fitting_name("é" * 126, ".mask.png").encode()) <= 255
+    True
+    """
+    if len(os.fsencode(stem + ending)) <= _LONGEST_NAME:
+        return stem + ending
+    mark = f"~{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+    room = _LONGEST_NAME - len(os.fsencode(mark + ending))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + mark + ending
 
 
 def reason(error: OSError) -> str:

@@ -6,11 +6,15 @@ Legend: H height, W width; `image_HWC` is uint8 RGB, `alpha_HW` uint8 with 255 o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.verdict import GIVEN, Verdict
+
+if TYPE_CHECKING:
+    from basnet_runtime.media.metadata import Metadata
 
 __all__ = ["Composed", "Frame", "UInt8", "check_pixels"]
 
@@ -35,6 +39,7 @@ class Frame:
         pts: Presentation time in the source's time base; 0 for pictures.
         duration: How long it is shown, in the same time base; 0 where the source does not say.
         alpha_HW: The picture's own transparency, or None when it is opaque.
+        metadata: What its file says beside the pixels, for a result that is a picture again.
     """
 
     image_HWC: UInt8
@@ -42,6 +47,7 @@ class Frame:
     pts: int = 0
     duration: int = 0
     alpha_HW: UInt8 | None = None
+    metadata: Metadata | None = None
 
     def __post_init__(self) -> None:
         check_pixels("image_HWC", self.image_HWC, 3)
@@ -83,12 +89,14 @@ class Composed:
         alpha_HW: uint8 H,W transparency of the result, or None when it is opaque.
         frame: The frame it was made from; its pixels may have been reused for `pixels`.
         verdict: Whether anything salient was found, and how sure that is.
+        memory: What the next frame's mask depends on, arrays by name; None where nobody asked for it.
     """
 
     pixels: UInt8
     frame: Frame
     alpha_HW: UInt8 | None = None
     verdict: Verdict = GIVEN
+    memory: dict[str, NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
         check_pixels("pixels", self.pixels, 2, 3)

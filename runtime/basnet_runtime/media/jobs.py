@@ -9,19 +9,36 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from basnet_runtime.media.compose import KINDS, OutputKind
+from basnet_runtime.media.files import fitting_name
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 
-__all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs"]
+__all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs", "settled"]
 
-Media = Literal["picture", "video"]
+Media = Literal["picture", "animation", "video"]
+Suffix = Callable[[Path, OutputKind], str]
+_ANIMATED = frozenset((".apng", ".avif", ".avifs", ".gif", ".png", ".webp"))
 _PICTURES = frozenset(
     (
-        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+        *(
+            ".apng",
+            ".avif",
+            ".avifs",
+            ".bmp",
+            ".dib",
+            ".gif",
+            ".heic",
+            ".heif",
+            ".j2k",
+            ".jfif",
+            ".jp2",
+            ".jpe",
+            ".jpeg",
+        ),
         *(".jpf", ".jpg", ".jpx", ".jxl", ".png", ".tif", ".tiff", ".webp"),
     )
 )
@@ -35,11 +52,19 @@ _VIDEOS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One input and its output."""
+    """One input and its output.
+
+    Attributes:
+        source: The input's file; for a stream its name.
+        target: The output's file.
+        media: What the input holds.
+        stream: Address of a network stream or name of a camera; empty for a file.
+    """
 
     source: Path
     target: Path
     media: Media
+    stream: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +83,13 @@ class Plan:
         jobs: In order of the inputs.
         failures: Inputs that cannot be run at all.
         notes: What was left out, for people.
+        folder: Where a job of many files keeps its journal; None for single files.
     """
 
     jobs: tuple[Job, ...]
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,42 +107,83 @@ def plan_jobs(
     kind: OutputKind,
     output: str | None = None,
     recursive: bool = False,
-    overwrite: bool = False,
-    skip_existing: bool = False,
     keep_suffix: bool = False,
-    video_suffix: Callable[[Path, OutputKind], str],
+    video_suffix: Suffix,
+    picture_suffix: Suffix = lambda *_: ".png",
+    animation_suffix: Suffix = lambda *_: ".webp",
+    wanted: Callable[[Path], bool] = lambda _: True,
 ) -> Plan:
-    """Expand the inputs and name the outputs.
+    """Expand the inputs and name the outputs; `settled` then refuses what cannot be carried out.
 
     Args:
         inputs: Files, folders, and globs.
         kind: What is made; part of every output's name.
         output: A folder, or a file for a single input; beside each input when None.
         recursive: Take subfolders too.
+        keep_suffix: Name outputs by the input's whole name, so that a.jpg and a.webp do not collide.
+        video_suffix: The container for a video's result.
+        picture_suffix: The format for a picture's result.
+        animation_suffix: The format for an animation's result.
+        wanted: Files found in folders that it denies are left out, and said nothing about.
+
+    Raises:
+        UsageError: The output is one file and there are several inputs.
+    """
+    found, failures = _expanded(inputs, recursive)
+    notes, files = _without_own_outputs([file for file in found if file.named or wanted(file.path)])
+    single = _single_output(output, inputs, files)
+    suffixes: dict[Media, Suffix] = {
+        "video": video_suffix,
+        "picture": picture_suffix,
+        "animation": animation_suffix,
+    }
+    naming = _Naming(kind=kind, output=None if output is None else Path(output), single=single, keep_suffix=keep_suffix)
+    jobs: list[Job] = []
+    for file in files:
+        try:
+            jobs.append(naming.job(file, suffixes))
+        except BasnetError as error:
+            failures.append(Failure(source=file.path, error=str(error)))
+    folder = None if single else _job_folder(inputs, output)
+    return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), folder=folder)
+
+
+def settled(
+    plan: Plan, *, overwrite: bool = False, skip_existing: bool = False, finished: frozenset[Path] = frozenset()
+) -> Plan:
+    """A plan without what is done already, refused as a whole where a result would be lost.
+
+    Args:
+        plan: What is to be made.
         overwrite: Existing outputs may be replaced.
         skip_existing: Inputs whose output exists are left out.
-        video_suffix: The container for a video's result.
-        keep_suffix: Name outputs by the input's whole name, so that a.jpg and a.webp do not collide.
+        finished: Targets that an earlier run of this job has made.
 
     Raises:
         UsageError: Outputs collide with one another, with inputs, or with existing files.
     """
-    found, failures = _expanded(inputs, recursive)
-    notes, files = _without_own_outputs(found)
-    single = _single_output(output, inputs, files)
-    jobs: list[Job] = []
-    for file in files:
-        try:
-            jobs.append(_job(file, kind, None if output is None else Path(output), single, keep_suffix, video_suffix))
-        except BasnetError as error:
-            failures.append(Failure(source=file.path, error=str(error)))
+    _refuse_collisions(plan.jobs)
+    notes = list(plan.notes)
+    jobs = [job for job in plan.jobs if job.target not in finished]
+    if len(jobs) < len(plan.jobs):
+        notes.append(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} were done by an earlier run and are kept")
     if skip_existing:
         kept = [job for job in jobs if not job.target.exists()]
         if len(kept) < len(jobs):
             notes.append(f"{len(jobs) - len(kept)} inputs have their output already and are skipped")
         jobs = kept
-    _refuse_collisions(jobs, overwrite=overwrite)
-    return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes))
+    elif not overwrite:
+        _refuse_existing(jobs)
+    return replace(plan, jobs=tuple(jobs), notes=tuple(notes))
+
+
+def _job_folder(inputs: Sequence[str], output: str | None) -> Path | None:
+    """The folder below which all results of a job of many files lie: the output folder, or the one input folder."""
+    if len(inputs) == 1 and Path(inputs[0]).is_file():
+        return None
+    if output is not None:
+        return Path(output)
+    return Path(inputs[0]) if len(inputs) == 1 and Path(inputs[0]).is_dir() else None
 
 
 def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure]]:  # noqa: FBT001
@@ -181,7 +249,8 @@ def _why_nothing(text: str, recursive: bool) -> str:  # noqa: FBT001
 
 def _without_own_outputs(found: list[_Found]) -> tuple[list[str], list[_Found]]:
     """Leave out results of earlier runs, which lie beside their inputs, unless they are named one by one."""
-    kept = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in KINDS]
+    own = {*KINDS, "partial"}
+    kept = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in own]
     left_out = len(found) - len(kept)
     return ([f"{left_out} files look like results of an earlier run and are left out"] if left_out else []), kept
 
@@ -197,21 +266,24 @@ def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found
     return False
 
 
-def _job(
-    file: _Found,
-    kind: OutputKind,
-    output: Path | None,
-    single: bool,  # noqa: FBT001
-    keep_suffix: bool,  # noqa: FBT001
-    video_suffix: Callable[[Path, OutputKind], str],
-) -> Job:
-    media = media_of(file.path)
-    if single and output is not None:
-        return Job(source=file.path, target=output, media=media)
-    suffix = ".png" if media == "picture" else video_suffix(file.path, kind)
-    folder = file.path.parent if output is None else output / file.path.parent.relative_to(file.root)
-    name = file.path.name if keep_suffix else file.path.stem
-    return Job(source=file.path, target=folder / f"{name}.{kind.name}{suffix}", media=media)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Naming:
+    """How outputs are called; see `plan_jobs`."""
+
+    kind: OutputKind
+    output: Path | None
+    single: bool
+    keep_suffix: bool
+
+    def job(self, file: _Found, suffixes: dict[Media, Suffix]) -> Job:
+        media = media_of(file.path)
+        if self.single and self.output is not None:
+            return Job(source=file.path, target=self.output, media=media)
+        suffix = suffixes[media](file.path, self.kind)
+        parent = file.path.parent
+        folder = parent if self.output is None else self.output / parent.relative_to(file.root)
+        stem = file.path.name if self.keep_suffix else file.path.stem
+        return Job(source=file.path, target=folder / fitting_name(stem, f".{self.kind.name}{suffix}"), media=media)
 
 
 def media_of(path: Path) -> Media:
@@ -225,13 +297,21 @@ def media_of(path: Path) -> Media:
     suffix = path.suffix.lower()
     if suffix in _VIDEOS:
         return "video"
-    if suffix in _PICTURES:
-        return "picture"
     if not path.exists():
         raise MediaError(f"{path}: no such file (a broken link)")
+    if suffix in _PICTURES:
+        return "animation" if suffix in _ANIMATED and _is_animation(path) else "picture"
     from basnet_runtime.media.pictures import is_picture
 
-    return "picture" if is_picture(path) or not _is_video(path) else "video"
+    if not is_picture(path):
+        return "video" if _is_video(path) else "picture"
+    return "animation" if _is_animation(path) else "picture"
+
+
+def _is_animation(path: Path) -> bool:
+    from basnet_runtime.media.animation import is_animation
+
+    return is_animation(path)
 
 
 def _is_video(path: Path) -> bool:
@@ -249,7 +329,7 @@ def _apart(first: Job, second: Job) -> str:
     return "add --keep-suffix" if first.source.name != second.source.name else "run them apart with -o"
 
 
-def _refuse_collisions(jobs: list[Job], *, overwrite: bool) -> None:
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
     by_target: dict[Path, Job] = {}
     sources = {job.source.resolve() for job in jobs}
     for job in jobs:
@@ -259,7 +339,10 @@ def _refuse_collisions(jobs: list[Job], *, overwrite: bool) -> None:
         other = by_target.setdefault(target, job)
         if other is not job:
             raise UsageError(f"{other.source} and {job.source} would both become {job.target}; {_apart(other, job)}")
+
+
+def _refuse_existing(jobs: Sequence[Job]) -> None:
     existing = [str(job.target) for job in jobs if job.target.exists()]
-    if existing and not overwrite:
+    if existing:
         named = ", ".join(existing[:3]) + (f" and {len(existing) - 3} more" if len(existing) > 3 else "")
         raise UsageError(f"already there: {named}; --overwrite replaces, --skip-existing leaves out")

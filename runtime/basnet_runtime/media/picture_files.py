@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from basnet_runtime.media.frame import Composed, Frame
 from basnet_runtime.media.jobs import Failure, Job
+from basnet_runtime.media.journal import Journal, noted
+from basnet_runtime.media.metadata import surviving
 from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
 from basnet_runtime.timing import StageClock
 from basnet_runtime.verdict import Verdict
@@ -73,9 +75,10 @@ class PictureSink:
         written: Index of a job to whether anything salient was found in it.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, overwrite: bool) -> None:
+    def __init__(self, jobs: Sequence[Job], *, overwrite: bool, journal: Journal | None = None) -> None:
         self._jobs = jobs
         self._overwrite = overwrite
+        self._journal = journal
         self.failures: list[Failure] = []
         self.written: dict[int, Verdict] = {}
 
@@ -83,7 +86,9 @@ class PictureSink:
         """Write one picture, whole or not at all."""
         job = self._jobs[item.frame.index]
         try:
-            write_picture(job.target, item.pixels, item.alpha_HW, overwrite=self._overwrite)
+            with noted(self._journal, job):
+                metadata = surviving(item.frame.metadata, is_mask=item.pixels.ndim == 2)
+                write_picture(job.target, item.pixels, item.alpha_HW, metadata=metadata, overwrite=self._overwrite)
         except BasnetError as error:
             self.failures.append(Failure(source=job.source, error=str(error)))
         else:

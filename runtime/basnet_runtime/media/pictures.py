@@ -14,29 +14,39 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 
 from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.frame import Frame, UInt8
+from basnet_runtime.media.metadata import Metadata, metadata_of, stored_orientation, tagged
 from basnet_torch.errors import MediaError, UsageError
 
 __all__ = [
     "ALPHA_SUFFIXES",
     "DEFAULT_MAX_PIXELS",
+    "PICTURE_FORMATS",
     "PICTURE_OUTPUTS",
     "PictureFile",
+    "PictureFormat",
     "check_picture_output",
+    "cv2_module",
     "is_picture",
+    "library_detail",
     "read_picture",
+    "save_image",
+    "vips_module",
     "write_picture",
 ]
 
+PictureFormat = Literal["png", "jpg", "webp", "tiff"]
+PICTURE_FORMATS: tuple[PictureFormat, ...] = ("png", "jpg", "webp", "tiff")
 DEFAULT_MAX_PIXELS = 300_000_000
 ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
 _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,6 +58,7 @@ _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tiff": {"compression": "deflate", "predictor": "horizontal"},
 }
 PICTURE_OUTPUTS = tuple(sorted(_WRITE_OPTIONS))
+_LONGEST_SIDE = {".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
 _STRIP_PIXELS = 4_000_000
 _SPLIT_PIXELS = 16_000_000
 _UNCOMPRESSED_MAX = 100_000_000  # OpenCV decodes these whole, next to the file's own bytes
@@ -55,7 +66,7 @@ _OUR_PROFILE = "srgb"
 
 
 @lru_cache(maxsize=1)
-def _vips() -> Any:
+def vips_module() -> Any:
     """Libvips, quiet, within this container's threads, without loaders that are unsafe on strangers' files."""
     logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings reach stderr
     import pyvips
@@ -63,13 +74,15 @@ def _vips() -> Any:
     from basnet_runtime.threads import allowed_threads
 
     pyvips.block_untrusted_set(True)  # noqa: FBT003 - the binding has no keyword
+    pyvips.operation_block_set("VipsForeignLoadRaw", False)  # noqa: FBT003 - never chosen by content; reads our own files
     pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
     pyvips.concurrency_set(allowed_threads())
     return pyvips
 
 
 @lru_cache(maxsize=1)
-def _cv2() -> Any:
+def cv2_module() -> Any:
+    """OpenCV, quiet."""
     import cv2
 
     with suppress(AttributeError):
@@ -86,14 +99,20 @@ class PictureFile:
         notes: What a user should know about how it was read, for example that only its first frame is used.
     """
 
-    def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, whole: bool = False) -> None:
         """Open and read the header.
+
+        Args:
+            path: The file.
+            max_pixels: The most pixels that `read`, or one of `frames`, may decode.
+            whole: Open all frames of an animation.
 
         Raises:
             MediaError: It cannot be opened, is no known picture, is damaged, or has more than `max_pixels` pixels.
         """
         self.path = path
         self.notes: list[str] = []
+        self._pages = ""
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -101,6 +120,9 @@ class PictureFile:
             raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
         try:
             self._open(max_pixels)
+            if whole and self.pages > 1:
+                self._pages = "n=-1"
+                self._image = self._load(access="sequential")
         except BaseException:
             self._file.close()
             raise
@@ -130,6 +152,42 @@ class PictureFile:
         bands = 3 if self._image is None else 3 + bool(self._image.hasalpha())
         return self.height * self.width * bands
 
+    @property
+    def pages(self) -> int:
+        """Frames of an animation or pages of a document."""
+        if self._image is None or "n-pages" not in self._image.get_fields():
+            return 1
+        return int(self._image.get("n-pages"))
+
+    @property
+    def delays(self) -> list[int]:
+        """Milliseconds each frame is shown; 100 where an animation does not say."""
+        known = self._image.get("delay") if "delay" in self._image.get_fields() else []
+        return [*known, *([100] * self.pages)][: self.pages]
+
+    @property
+    def loops(self) -> int:
+        """How often an animation is played; 0 is for ever."""
+        return int(self._image.get("loop")) if "loop" in self._image.get_fields() else 0
+
+    def frames(self) -> Iterator[Frame]:
+        """Decode every frame of an animation that was opened as a whole.
+
+        Raises:
+            MediaError: The file is damaged or cut short.
+        """
+        vips = vips_module()
+        try:
+            image = self._colours(self._image)
+            region = vips.Region.new(image)
+            for index in range(self.pages):
+                data = region.fetch(0, index * self.height, self.width, self.height)
+                pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, image.bands)
+                image_HWC, alpha_HW = _planes(pixels)
+                yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
+        except vips.Error as error:
+            raise self._broken(error) from error
+
     def read(self, index: int = 0) -> Frame:
         """Decode; call once.
 
@@ -139,12 +197,13 @@ class PictureFile:
         try:
             if self._image is None:
                 return Frame(image_HWC=self._read_opencv(), index=index)
+            metadata = metadata_of(self._image, self.notes)
             image_HWC, alpha_HW = self._read_vips()
-        except _vips().Error as error:
+        except vips_module().Error as error:
             raise self._broken(error) from error
         except MemoryError as error:
             raise MediaError(f"{self.path}: there is not enough memory for {self.width}x{self.height}") from error
-        return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
+        return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, metadata=metadata)
 
     def close(self) -> None:
         """Close the file."""
@@ -160,36 +219,47 @@ class PictureFile:
         self.close()
 
     def _load(self, access: str) -> Any:
-        vips = _vips()
+        vips = vips_module()
         # By descriptor: libvips reads options out of names such as "a[page=1].png".
         self._file.seek(0)
         source = vips.Source.new_from_descriptor(self._file.fileno())
         try:
-            return vips.Image.new_from_source(source, "", access=access, fail_on="truncated")
+            return vips.Image.new_from_source(
+                source, self._pages and f"[{self._pages}]", access=access, fail_on="truncated"
+            )
         except vips.Error as error:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> MediaError:
-        return MediaError(f"{self.path}: cannot be read: {_detail(str(error))}")
+        return MediaError(f"{self.path}: cannot be read: {library_detail(str(error))}")
 
     def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
-        image = self._image
-        fields = image.get_fields()
-        if "orientation" in fields and image.get("orientation") > 1:
-            image = self._load(access="random").autorot()  # turning needs rows out of order
-        pages = image.get("n-pages") if "n-pages" in fields else 1
-        if pages > 1:
-            self.notes.append(f"has {pages} frames or pages; only the first is used")
+        image = self._upright()
+        if self.pages > 1:
+            self.notes.append(f"has {self.pages} frames or pages; only the first is used")
+        image = self._colours(image)
+        return _split(image) if image.bands == 4 else (_pixels(image), None)
+
+    def _colours(self, image: Any) -> Any:
+        """Three or four bands: 8-bit sRGB and, where there is one, alpha."""
         if not image.hasalpha():
-            return _pixels(self._in_srgb(image)), None
+            return self._in_srgb(image)
         bands = image.bands - 1
         alpha = _alpha_8bit(image.extract_band(bands))
-        colour = self._in_srgb(image.extract_band(0, n=bands))
-        return _split(colour.bandjoin(alpha))
+        return self._in_srgb(image.extract_band(0, n=bands)).bandjoin(alpha)
+
+    def _upright(self) -> Any:
+        """The picture as libvips will deliver it, turned by what its file says."""
+        orientation = stored_orientation(self._image)
+        if orientation == 1:
+            return self._image
+        image = self._load(access="random").copy()  # turning needs rows out of order
+        image.set_type(vips_module().GValue.gint_type, "orientation", orientation)
+        return image.autorot()
 
     def _in_srgb(self, image: Any) -> Any:
         """Colour bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
-        vips = _vips()
+        vips = vips_module()
         if "icc-profile-data" in image.get_fields():
             try:
                 converted = image.icc_transform(_OUR_PROFILE, embedded=True, intent="relative", depth=8)
@@ -199,13 +269,13 @@ class PictureFile:
         return image.colourspace("srgb").cast("uchar")
 
     def _read_opencv(self) -> UInt8:
-        cv2 = _cv2()
+        cv2 = cv2_module()
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             encoded = np.frombuffer(data, np.uint8)
             try:
                 image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
             except cv2.error as error:
-                raise MediaError(f"{self.path}: cannot be read: {_detail(str(error))}") from error
+                raise MediaError(f"{self.path}: cannot be read: {library_detail(str(error))}") from error
             finally:
                 del encoded  # the map cannot close while an array looks at it
         if image is None:
@@ -243,34 +313,63 @@ def check_picture_output(target: Path, *, alpha: bool) -> None:
     if suffix not in _WRITE_OPTIONS:
         raise UsageError(f"{target}: pictures are written as {', '.join(PICTURE_OUTPUTS)}, not {suffix or 'no suffix'}")
     if alpha and suffix not in ALPHA_SUFFIXES:
-        raise UsageError(f"{target}: {suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}")
+        raise UsageError(
+            f"{target}: {suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}, "
+            "or lay the object on a colour with --kind color:#ffffff"
+        )
 
 
-def write_picture(target: Path, pixels: UInt8, alpha_HW: UInt8 | None = None, *, overwrite: bool = False) -> None:
+def write_picture(
+    target: Path,
+    pixels: UInt8,
+    alpha_HW: UInt8 | None = None,
+    *,
+    metadata: Metadata | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write uint8 H,W or H,W,3 with an optional alpha plane; the suffix chooses the format.
 
     Raises:
-        MediaError: The file cannot be written.
+        MediaError: The file cannot be written, or its format holds no picture as large.
         UsageError: The format is unknown, or holds no transparency and there is some.
     """
     check_picture_output(target, alpha=alpha_HW is not None)
-    suffix = target.suffix.lower()
-    vips = _vips()
     image = _vips_image(pixels)
     if alpha_HW is not None:
         image = image.bandjoin(_vips_image(alpha_HW))
+    save_image(target, image, metadata=metadata, overwrite=overwrite)
+
+
+def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
+    """Write a libvips image of 8 bits in sRGB or grey, whole or not at all; see `write_picture`."""
+    suffix = target.suffix.lower()
+    _check_side(target, suffix, image.height, image.width)
+    options = dict(_WRITE_OPTIONS[suffix])
+    if metadata is not None:
+        image = tagged(image, metadata)
+        if metadata.profile and image.bands >= 3:
+            options["profile"] = _OUR_PROFILE
+    vips = vips_module()
     with whole_file(target, overwrite=overwrite) as path, path.open("wb") as file:
         try:
-            image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **_WRITE_OPTIONS[suffix])
+            image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **options)
         except vips.Error as error:
-            raise MediaError(f"{target}: cannot be written: {_detail(str(error))}") from error
+            raise MediaError(f"{target}: cannot be written: {library_detail(str(error))}") from error
+
+
+def _check_side(target: Path, suffix: str, height: int, width: int) -> None:
+    longest = _LONGEST_SIDE.get(suffix)
+    if longest is not None and max(height, width) > longest:
+        raise MediaError(
+            f"{target}: {width}x{height} is too large for {suffix}, whose sides hold {longest} pixels; use .png"
+        )
 
 
 def _vips_image(pixels: UInt8) -> Any:
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
     bands = 1 if pixels.ndim == 2 else pixels.shape[2]
-    image = _vips().Image.new_from_memory(pixels.data, width, height, bands, "uchar")
+    image = vips_module().Image.new_from_memory(pixels.data, width, height, bands, "uchar")
     return image.copy(interpretation="b-w" if bands == 1 else "srgb")
 
 
@@ -283,18 +382,24 @@ def _pixels(image: Any) -> UInt8:
 def _split(image: Any) -> tuple[UInt8, UInt8 | None]:
     """RGBA as colour and alpha planes; the alpha of an opaque picture is dropped."""
     if image.width * image.height <= _SPLIT_PIXELS:
-        whole = _pixels(image)
-        colour_HWC, alpha_HW = np.ascontiguousarray(whole[..., :3]), np.ascontiguousarray(whole[..., 3])
-    else:
-        colour_HWC, alpha_HW = _split_in_strips(image)
+        return _planes(_pixels(image))
+    colour_HWC, alpha_HW = _split_in_strips(image)
     return colour_HWC, None if alpha_HW.min() == 255 else alpha_HW
+
+
+def _planes(pixels_HWC: UInt8) -> tuple[UInt8, UInt8 | None]:
+    """Colour and, unless everything is opaque, alpha, each in memory of its own."""
+    colour_HWC = np.ascontiguousarray(pixels_HWC[..., :3])
+    if pixels_HWC.shape[2] == 3 or pixels_HWC[..., 3].min() == 255:
+        return colour_HWC, None
+    return colour_HWC, np.ascontiguousarray(pixels_HWC[..., 3])
 
 
 def _split_in_strips(image: Any) -> tuple[UInt8, UInt8]:
     """As `_split`, never holding all four bands together: for pictures whose copies would not fit."""
     colour_HWC = np.empty((image.height, image.width, 3), np.uint8)
     alpha_HW = np.empty((image.height, image.width), np.uint8)
-    region = _vips().Region.new(image)
+    region = vips_module().Region.new(image)
     rows = max(1, _STRIP_PIXELS // image.width)
     for y in range(0, image.height, rows):
         count = min(rows, image.height - y)
@@ -347,10 +452,10 @@ _MEANING = {
 }
 
 
-def _detail(text: str) -> str:
+def library_detail(text: str) -> str:
     r"""The telling line of a library's message.
 
-    >>> _detail("unable to call VipsForeignLoadPngSource\n  pngload: bad CRC\n")
+    >>> library_detail("unable to call VipsForeignLoadPngSource\n  pngload: bad CRC\n")
     'pngload: bad CRC'
     """
     for sign, meaning in _MEANING.items():

@@ -1,0 +1,182 @@
+"""What a picture's file says beside its pixels, and what of it goes into a result.
+
+Results are upright and in sRGB, so orientation becomes 1 and an embedded profile becomes sRGB's. The rest of EXIF, XMP
+and IPTC survives as far as the output's format holds it (TIFF holds no EXIF, PNG and WebP no IPTC), but never the EXIF
+thumbnail: it shows the background that a cut-out leaves out.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Metadata", "clean_exif", "metadata_of", "stored_orientation", "surviving", "tagged"]
+
+_ORIENTATION = 0x0112
+_THUMBNAIL_AT, _THUMBNAIL_SIZE = 0x0201, 0x0202
+_XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>))\s*([1-8])""")
+_RAW_PROFILE = re.compile(r"^png-comment-\d+-Raw profile type (exif|APP1)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metadata:
+    """What travels from a picture to its result.
+
+    Attributes:
+        exif: EXIF block, orientation 1 and without thumbnail; None when there is none.
+        xmp: XMP packet, orientation 1.
+        iptc: IPTC block.
+        profile: Whether the picture had a colour profile; the result then carries sRGB's.
+        x_per_mm: Pixels per millimetre across; 1.0 where the file does not say.
+        y_per_mm: Pixels per millimetre down.
+    """
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    profile: bool = False
+    x_per_mm: float = 1.0
+    y_per_mm: float = 1.0
+
+
+def metadata_of(image: Any, notes: list[str]) -> Metadata:
+    """Read a libvips image's; what is damaged is left out and noted."""
+    fields = set(image.get_fields())
+    exif = _blob(image, fields, "exif-data")
+    if exif is not None and (exif := clean_exif(exif)) is None:
+        notes.append("its EXIF data are damaged and were left out")
+    xmp = _blob(image, fields, "xmp-data")
+    turned = 5 <= stored_orientation(image) <= 8
+    x, y = (image.yres, image.xres) if turned else (image.xres, image.yres)
+    return Metadata(
+        exif=exif,
+        xmp=None if xmp is None else _XMP_ORIENTATION.sub(rb"\g<1>1", xmp),
+        iptc=_blob(image, fields, "iptc-data"),
+        profile="icc-profile-data" in fields,
+        x_per_mm=x,
+        y_per_mm=y,
+    )
+
+
+def surviving(metadata: Metadata | None, *, is_mask: bool) -> Metadata | None:
+    """What goes into a result: everything, or for a mask, which is no photograph, the resolution alone."""
+    if metadata is None or not is_mask:
+        return metadata
+    return Metadata(x_per_mm=metadata.x_per_mm, y_per_mm=metadata.y_per_mm)
+
+
+def tagged(image: Any, metadata: Metadata) -> Any:
+    """A copy of a libvips image that carries the metadata."""
+    from pyvips import GValue
+
+    image = image.copy()
+    for name, blob in (("exif-data", metadata.exif), ("xmp-data", metadata.xmp), ("iptc-data", metadata.iptc)):
+        if blob is not None:
+            image.set_type(GValue.blob_type, name, blob)
+    return image.copy(xres=metadata.x_per_mm, yres=metadata.y_per_mm)  # last: libvips takes EXIF's when that is set
+
+
+def _blob(image: Any, fields: set[str], name: str) -> bytes | None:
+    if name not in fields:
+        return None
+    return bytes(image.get(name)) or None
+
+
+def stored_orientation(image: Any) -> int:
+    """How the pixels lie, 1 to 8: by EXIF, by the EXIF that older tools hide in PNG text, else by XMP."""
+    fields = image.get_fields()
+    if "orientation" in fields:
+        return int(image.get("orientation"))
+    for name in fields:
+        if _RAW_PROFILE.match(name):
+            return _orientation_of(_raw_profile(str(image.get(name)))) or 1
+    if "xmp-data" in fields and (found := _XMP_ORIENTATION.search(bytes(image.get("xmp-data")))):
+        return int(found[2])
+    return 1
+
+
+def _raw_profile(text: str) -> bytes:
+    """The bytes in ImageMagick's text form: a name, a length and hex digits."""
+    with suppress(ValueError, IndexError):
+        return bytes.fromhex("".join(text.split()[2:]))
+    return b""
+
+
+def clean_exif(exif: bytes) -> bytes | None:
+    r"""The block with orientation 1 and without its thumbnail; None when it cannot be understood.
+
+    >>> tiff = b"II*\\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
+    >>> _orientation_of(clean_exif(b"Exif\\0\\0" + tiff))
+    1
+    """
+    try:
+        return _cleaned(exif)
+    except (struct.error, IndexError, ValueError):
+        return None
+
+
+def _cleaned(exif: bytes) -> bytes:
+    start = 6 if exif[:6] == b"Exif\0\0" else 0
+    data = bytearray(exif[start:])
+    order, first = _tiff_header(data)
+    _check_directory(data, order, first)
+    for at in _entries(data, order, first):
+        if struct.unpack_from(order + "H", data, at)[0] == _ORIENTATION:
+            struct.pack_into(order + "HIHH", data, at + 2, 3, 1, 1, 0)
+    link = first + 2 + 12 * struct.unpack_from(order + "H", data, first)[0]
+    (second,) = struct.unpack_from(order + "I", data, link)
+    struct.pack_into(order + "I", data, link, 0)
+    if second:
+        _blank_thumbnail(data, order, second)
+    return bytes(exif[:start]) + bytes(data)
+
+
+def _tiff_header(data: bytes | bytearray) -> tuple[str, int]:
+    """Byte order and where the first directory is."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    if order is None:
+        raise ValueError("no TIFF header")
+    magic, first = struct.unpack_from(order + "HI", data, 2)
+    if magic != 42:
+        raise ValueError("no TIFF header")
+    return order, first
+
+
+def _entries(data: bytes | bytearray, order: str, directory: int) -> range:
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    return range(directory + 2, directory + 2 + 12 * count, 12)
+
+
+def _check_directory(data: bytes | bytearray, order: str, directory: int) -> None:
+    """Every entry must be inside the block, or libraries read past its end."""
+    entries = _entries(data, order, directory)
+    if entries.stop + 4 > len(data) or not 0 < len(entries) < 1000:
+        raise ValueError("the directory is cut short")
+
+
+def _blank_thumbnail(data: bytearray, order: str, directory: int) -> None:
+    """Overwrite the thumbnail's bytes with zeros: nothing points at them any more."""
+    at = size = 0
+    with suppress(struct.error):
+        for entry in _entries(data, order, directory):
+            tag, _, _, value = struct.unpack_from(order + "HHII", data, entry)
+            at = value if tag == _THUMBNAIL_AT else at
+            size = value if tag == _THUMBNAIL_SIZE else size
+    stop = min(at + size, len(data))
+    if 0 < at < stop:
+        data[at:stop] = bytes(stop - at)
+
+
+def _orientation_of(exif: bytes | None) -> int | None:
+    """The orientation a block says, or None."""
+    data = (exif or b"").removeprefix(b"Exif\0\0")
+    with suppress(struct.error, ValueError):
+        order, first = _tiff_header(data)
+        for at in _entries(data, order, first):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", data, at)
+            if tag == _ORIENTATION:
+                return value if 1 <= value <= 8 else None
+    return None
