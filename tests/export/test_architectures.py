@@ -31,8 +31,9 @@ def centre(model, inputs):
     last = model.get_submodule(LAST[model.arch])
     last.bias -= logits.quantile(0.9)
     if model.arch in ("segnet", "unet"):  # whose last layer alone makes the map
-        for values in (last.weight, last.bias):
-            values *= 10 / (logits.max() - logits.min())
+        factor = 6 / (logits.quantile(0.98) - logits.quantile(0.5))
+        last.weight *= factor
+        last.bias *= factor
 
 
 def trained(arch, path, width=4, steps=24):
