@@ -440,13 +440,66 @@ def _soak_table(values: Values) -> Table:
     )
 
 
+def _verdict_table(values: Values) -> Table:
+    numbers = ("objects", "lost", "lost %", "backgrounds", "called salient", "called salient %", "AUC")
+    how = f"chosen: {values['lost_allowed']:.1%} of the objects may be lost" if values["chosen"] else "the model's own"
+    notes = (
+        f"{values['model']} on {values['runs_on']}; its own threshold is {values['before']:.3f}.",
+        "Objects: pictures that show one; lost: called nothing. Backgrounds: pieces of pictures clear of the object.",
+        *([f"stored in {values['stored']}"] if values["stored"] else []),
+    )
+    return Table(
+        title=f"Nothing salient below {values['threshold']:.3f} ({how})",
+        columns=("pictures", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_verdict_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _verdict_cells(row: Values) -> tuple[str, ...]:
+    auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
+    lost, found = (_share(row[part], row[whole]) for part, whole in (("lost", "objects"), ("found", "empty")))
+    return (row["name"], str(row["objects"]), str(row["lost"]), lost, str(row["empty"]), str(row["found"]), found, auc)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def _flicker_table(values: Values) -> Table:
+    numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
+    notes = (
+        f"{values['model']} on {values['runs_on']}",
+        "Flicker: change of the mask that the optical flow does not explain, as a share of what is marked.",
+        "Masks that came late would fit the truth of the frame before better than that of their own.",
+    )
+    return Table(
+        title="Flicker of masks, as they are and stabilised",
+        columns=("source", "masks", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_flicker_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _flicker_cells(row: Values) -> tuple[str, ...]:
+    optional = ((row["iou"], ".4f"), (row["iou_with_the_truth_before"], ".4f"), (row["milliseconds"], ".1f"))
+    cells = ("-" if value is None else format(value, form) for value, form in optional)
+    return (row["source"], row["masks"], str(row["frames"]), number(100 * row["flicker"], ".2f"), *cells)
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
+    "flicker": _flicker_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
     "runs": _runs_table,
     "soak": _soak_table,
+    "verdict": _verdict_table,
     "video": _video_table,
 }
