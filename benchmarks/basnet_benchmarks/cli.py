@@ -58,6 +58,11 @@ def latency(
     threads: Threads = None,
     backend: Backends = None,
     device: Device = "cpu",
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture to split the whole way with. Default: a photograph.")
+    ] = None,
+    no_stages: Annotated[bool, typer.Option("--no-stages", help="Time the network alone.")] = False,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Start no processes to measure memory.")] = False,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -76,6 +81,9 @@ def latency(
             threads=threads,
             backends=tuple(backend or ()),
             device=device,
+            stages=not no_stages,
+            picture=picture,
+            memory=not no_memory,
         )
         check_output(output, overwrite=overwrite)
         _show(measure_latency(config, say), as_json, output, overwrite)
