@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
+from statistics import median
 from typing import Any
 
 from basnet_torch.errors import UsageError
@@ -155,6 +157,7 @@ def _latency_table(values: Values) -> Table:
     notes = (
         f"A time covers {values['covers']}.",
         f"{timed}, {apart}; medians and ratios with their 95 % confidence interval over rounds; {idle}.",
+        *_latency_notes(values),
         *(f"not run: {item['name']}: {item['reason']}" for item in values["not_run"]),
         *(f"warning: {warning}" for warning in values["warnings"]),
     )
@@ -166,6 +169,60 @@ def _latency_table(values: Values) -> Table:
         notes=notes,
         environment=environment_lines(values["environment"]),
     )
+
+
+def _latency_notes(values: Values) -> list[str]:
+    """Throughput, the whole way of a picture, memory, the device's own times, clocks: what stands beside the table."""
+    notes = [
+        f"throughput: {_rates(row)}" for row in values.get("throughput", ()) if len(row["pictures_per_second"]) > 1
+    ]
+    notes += [f"whole way of {row['picture']}: {_steps(row)}" for row in values.get("stages", ())]
+    notes += [line for row in values["results"] for line in (*_memory_lines(row), *_device_lines(row))]
+    return [*notes, *_clock_lines(values.get("clocks", ()))]
+
+
+def _rates(row: Values) -> str:
+    rates = ", ".join(f"{rate:.2f} at batch {batch}" for batch, rate in row["pictures_per_second"].items())
+    return f"{_candidate(row)}: {rates} pictures/s; most at batch {row['best_batch']}"
+
+
+def _steps(row: Values) -> str:
+    """The steps in milliseconds, medians, and each one's share."""
+    medians = {step: stage["median_s"]["value"] for step, stage in row["stages"].items()}
+    total = sum(medians.values())
+    steps = ", ".join(f"{step.replace('_', ' ')} {1000 * s:.2f} ({s / total:.0%})" for step, s in medians.items())
+    return f"{_candidate(row)}: {estimate_text(row['total_s'], 1000, 1)} ms: {steps}; {row['note']}"
+
+
+def _memory_lines(row: Values) -> list[str]:
+    found = row.get("memory")
+    name = f"memory of {_candidate(row)}, batch {row['pictures']}, in a process of its own"
+    if found is None:
+        return [f"{name}: not measured: {row['no_memory']}"] if row.get("no_memory") else []
+    on_device = "" if found["device_bytes"] is None else f", {found['device_bytes'] / 1e6:.0f} MB on the device"
+    before, opened, most = (found[key] / 1e6 for key in ("before_bytes", "opened_bytes", "highest_bytes"))
+    text = f"{before:.0f} MB before, {opened:.0f} MB opened, {most:.0f} MB at most{on_device}"
+    return [f"{name}: {text}; {found['threads']} threads"]
+
+
+def _device_lines(row: Values) -> list[str]:
+    found = row.get("device")
+    if found is None:
+        return []
+    parts = ("copy in", "compute", "graph", "copy out")
+    medians = {part: found[f"{part.replace(' ', '_')}_s"] for part in parts}
+    told = ", ".join(f"{part} {1000 * median(times):.3f} ms" for part, times in medians.items() if times)
+    graph = f"; no graph: {found['no_graph']}" if found["no_graph"] else ""
+    ratio = row["device_ratio_to_pytorch_fp32"]
+    faster = "" if ratio is None else f"; {ratio:.2f} times PyTorch eager FP32 on the device"
+    return [f"on the device: {_candidate(row)}, batch {row['pictures']}: {told}{graph}{faster}"]
+
+
+def _clock_lines(moments: Sequence[Values]) -> list[str]:
+    means = [sum(moment["mhz"]) / len(moment["mhz"]) for moment in moments if moment["mhz"]]
+    lines = [f"processor clock: {min(means):.0f} to {max(means):.0f} MHz ({moments[0]['source']})"] if means else []
+    cards = dict.fromkeys(card for moment in moments for card in moment["gpus"])
+    return [*lines, *(f"graphics clock, memory clock, temperature, power, held back by: {card}" for card in cards)]
 
 
 def _latency_cells(row: Values) -> tuple[str, ...]:
@@ -187,7 +244,7 @@ def _parity_table(values: Values) -> Table:
     numbers = ("pictures", "max", "99.9 %", "mean", "flips %", "boundary IoU", "MAE change", "maxF change")
     rows = values["candidates"]
     return Table(
-        title=f"Parity with {values['reference']} in PyTorch FP32 on {values['pictures']}",
+        title=f"Parity with {values['reference']} in PyTorch FP32 on {PurePath(values['pictures']).name}",
         columns=("candidate", *numbers, "verdict"),
         numbers=frozenset(numbers),
         rows=tuple(map(_parity_cells, rows)),
@@ -244,6 +301,8 @@ def _accuracy_table(values: Values) -> Table:
         for kind in ("best", "worst"):
             named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
             notes.append(f"{row['dataset']}, {kind}: {named}")
+        if row["empty"]:
+            notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     return Table(
         title=f"Accuracy of {values['model']}",
         columns=("data set", *numbers),
@@ -316,10 +375,187 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
 
 
+def _runs_table(values: Values) -> Table:
+    scores = ("best maxF", "its MAE", "at step", "last maxF", "last MAE")
+    numbers = ("parameters", "steps", "pictures seen", "hours", "pictures/s", *scores)
+    differing = tuple(values["differing"])
+    last, best = "last: of the last validation", "best: of the validation with the largest maxF"
+    notes = (
+        f"All scores are of the averaged weights in validation; {best}; {last}.",
+        "Hours are those spent in training steps; validation, saving and pauses are not in them.",
+        *(f"{run['name']}: torch {run['torch']}, {run['device']}" for run in values["runs"] if run["torch"]),
+    )
+    return Table(
+        title="Training runs",
+        columns=("run", *differing, *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(_run_cells(run, differing) for run in values["runs"]),
+        notes=notes,
+        environment=("compared on:", *environment_lines(values["environment"])),
+    )
+
+
+def _run_cells(run: Values, differing: Iterable[str]) -> tuple[str, ...]:
+    best, last, config = run["best"], run["last"], run["config"]
+    return (
+        run["name"],
+        *(_option(config.get(name)) for name in differing),
+        _counted(run["parameters"]),
+        _counted(run["steps"]),
+        _counted(run["pictures_seen"]),
+        f"{run['hours']:.2f}",
+        "-" if run["pictures_per_second"] is None else f"{run['pictures_per_second']:.1f}",
+        *((f"{best['max_f']:.4f}", f"{best['mae']:.4f}", _counted(best["step"])) if best else ("-",) * 3),
+        *((f"{last['max_f']:.4f}", f"{last['mae']:.4f}") if last else ("-",) * 2),
+    )
+
+
+def _counted(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _prepare_table(values: Values) -> Table:
+    numbers = ("input max", "input mean", "mask max", "mask 99.9 %", "mask mean", "flips %", "boundary IoU", "ms")
+    notes = (
+        f"Against {values['reference']}; all inputs run through {values['model']} on {values['runs_on']}.",
+        "Input: 1 is one standard deviation of the normalised input. The worst picture counts; ms is the median.",
+        *(f"not run: {row['name']}: {row['not_run']}" for row in values["ways"] if row["not_run"]),
+        *(
+            f"{row['name']}: worst pictures: input {row['input']['worst']}, mask {row['mask']['worst']}"
+            for row in values["ways"]
+            if row["mask"] and row["used"] != "reference"
+        ),
+        f"Choice: {values['choice']}",
+    )
+    size = "x".join(map(str, values["size"]))
+    return Table(
+        title=f"Preparing {values['count']} pictures of {values['pictures']} for {size}",
+        columns=("way", "used in", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_prepare_cells, values["ways"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _prepare_cells(row: Values) -> tuple[str, ...]:
+    used = row["used"] or "nothing: shown for what it costs"
+    if row["mask"] is None:
+        return (row["name"], used, *("-",) * 8)
+    put, got = row["input"], row["mask"]
+    return (
+        row["name"],
+        used,
+        number(put["max_abs"], ".2g"),
+        number(put["mean_abs"], ".2g"),
+        number(got["max_abs"], ".2g"),
+        number(got["p999_abs"], ".2g"),
+        number(got["mean_abs"], ".2g"),
+        number(100 * got["flips"], ".4f"),
+        number(got["boundary_iou"], ".4f"),
+        number(1000 * row["median_s"], ".2f"),
+    )
+
+
+def _soak_table(values: Values) -> Table:
+    numbers = ("frame", "seconds", "resident MB", "to settled")
+    settled, samples = values["settled_bytes"], values["samples"]
+    shown = samples[:: max(1, len(samples) // 20)]
+    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
+    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
+    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
+    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
+    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
+    notes = (
+        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
+        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
+        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
+        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
+    )
+    return Table(
+        title=f"Soak of {values['frames_asked']} frames: {verdict}",
+        columns=numbers,
+        numbers=frozenset(numbers),
+        rows=tuple(
+            (
+                str(sample["frame"]),
+                f"{sample['seconds']:.1f}",
+                f"{sample['resident_bytes'] / 1e6:.1f}",
+                f"{sample['resident_bytes'] / settled - 1:+.2%}",
+            )
+            for sample in shown
+        ),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _verdict_table(values: Values) -> Table:
+    numbers = ("objects", "lost", "lost %", "backgrounds", "called salient", "called salient %", "AUC")
+    how = f"chosen: {values['lost_allowed']:.1%} of the objects may be lost" if values["chosen"] else "the model's own"
+    notes = (
+        f"{values['model']} on {values['runs_on']}; its own threshold is {values['before']:.3f}.",
+        "Objects: pictures that show one; lost: called nothing. Backgrounds: pieces of pictures clear of the object.",
+        *([f"stored in {values['stored']}"] if values["stored"] else []),
+    )
+    return Table(
+        title=f"Nothing salient below {values['threshold']:.3f} ({how})",
+        columns=("pictures", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_verdict_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _verdict_cells(row: Values) -> tuple[str, ...]:
+    auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
+    lost, found = (_share(row[part], row[whole]) for part, whole in (("lost", "objects"), ("found", "empty")))
+    return (row["name"], str(row["objects"]), str(row["lost"]), lost, str(row["empty"]), str(row["found"]), found, auc)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def _flicker_table(values: Values) -> Table:
+    numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
+    notes = (
+        f"{values['model']} on {values['runs_on']}",
+        "Flicker: change of the mask that the optical flow does not explain, as a share of what is marked.",
+        "Masks that came late would fit the truth of the frame before better than that of their own.",
+    )
+    return Table(
+        title="Flicker of masks, as they are and stabilised",
+        columns=("source", "masks", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_flicker_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _flicker_cells(row: Values) -> tuple[str, ...]:
+    optional = ((row["iou"], ".4f"), (row["iou_with_the_truth_before"], ".4f"), (row["milliseconds"], ".1f"))
+    cells = ("-" if value is None else format(value, form) for value, form in optional)
+    return (row["source"], row["masks"], str(row["frames"]), number(100 * row["flicker"], ".2f"), *cells)
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
+    "flicker": _flicker_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "prepare": _prepare_table,
+    "runs": _runs_table,
+    "soak": _soak_table,
+    "verdict": _verdict_table,
     "video": _video_table,
 }

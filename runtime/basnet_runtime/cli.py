@@ -13,6 +13,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
+from basnet_runtime.cuda.base import CudaName
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(
     precision: Annotated[
         Precision | None, typer.Option(help="Compute in this. Default: as the file was written.")
     ] = None,
+    cuda: Annotated[CudaName, typer.Option(help="Library that moves an engine's data on the GPU.")] = "cuda-core",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
@@ -60,6 +62,10 @@ def run(
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
     ] = None,
     feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
+    refine_edges: Annotated[
+        bool, typer.Option("--refine-edges", help="Lay the mask's edges onto the picture's.")
+    ] = False,
+    stabilise: Annotated[bool, typer.Option("--stabilise", help="Keep the masks of a video from flickering.")] = False,
     keep_weak: Annotated[
         bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
     ] = False,
@@ -102,6 +108,7 @@ def run(
             device=device,
             threads=threads,
             precision=precision,
+            cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
             recursive=recursive,
@@ -111,6 +118,8 @@ def run(
             picture_format=picture_format,
             threshold=threshold,
             feather=feather,
+            refine_edges=refine_edges,
+            stabilise=stabilise,
             keep_weak=keep_weak,
             video=VideoOptions(
                 codec=codec, quality=quality, span=Span.parse(start, end), resume=resume, hwaccel=hwaccel

@@ -37,14 +37,19 @@ FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
 _RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created"), str),
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created", "arch"), str),
     **dict.fromkeys(("width", "opset"), int),
     "exporter": Mapping,
     "parity": (Mapping, NoneType),
     "quantization": (Mapping, NoneType),
     "keep_fp32": tuple,
 }
-_LATER: dict[str, Any] = {"engine": None, "quantization": None, "keep_fp32": ()}  # what older files do not have
+_LATER: dict[str, Any] = {
+    "engine": None,
+    "arch": "basnet",
+    "quantization": None,
+    "keep_fp32": (),
+}  # what older files do not have
 Kind = Literal["onnx", "plan"]
 Graph = Literal["tensor", "frame"]
 
@@ -60,6 +65,7 @@ class Manifest:
         precision: What the network computes in.
         store: What its weights are kept as.
         width: Channels at full resolution; 64 is the paper's network.
+        arch: Which network, as `basnet-train --arch` names it.
         preprocess: How pictures are prepared (inside the `frame` graph).
         postprocess: How maps are finished (inside the `frame` graph).
         input: What the file takes.
@@ -92,6 +98,7 @@ class Manifest:
     origin: str
     created: str
     store: Precision = "fp32"
+    arch: str = "basnet"
     onnx_sha256: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None

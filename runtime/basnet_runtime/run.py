@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
@@ -48,6 +49,7 @@ class RunConfig:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Processor threads for the network; None uses what the container allows.
         precision: Required precision; None takes the model's own.
+        cuda: For an engine, the library that moves its data on the GPU.
         batch: Pictures per network run.
         max_pixels: Pictures above this are refused.
         recursive: Take subfolders too.
@@ -57,6 +59,8 @@ class RunConfig:
         picture_format: Format of pictures' results; None takes the output name's, else PNG.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
+        refine_edges: Lay the mask's edges onto the picture's.
+        stabilise: Keep the masks of a video from flickering.
         keep_weak: Keep masks where nothing salient was found, instead of empty ones.
         video: How videos are read and written.
     """
@@ -69,6 +73,7 @@ class RunConfig:
     device: str = "cpu"
     threads: int | None = None
     precision: Precision | None = None
+    cuda: CudaName = "cuda-core"
     batch: int = 1
     max_pixels: int = 300_000_000
     recursive: bool = False
@@ -78,6 +83,8 @@ class RunConfig:
     picture_format: PictureFormat | None = None
     threshold: float | None = None
     feather: float = 0.0
+    refine_edges: bool = False
+    stabilise: bool = False
     keep_weak: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
 
@@ -216,7 +223,9 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.notes += plan.notes
     if not plan.jobs:
         return summary
-    composer = Composer(config.kind, threshold=config.threshold, feather=config.feather)
+    composer = Composer(
+        config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
+    )
     with _open_model(config) as model, _opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         work = _Work(config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary)
@@ -294,6 +303,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
         device=config.device,
         threads=config.threads,
         precision=config.precision,
+        cuda=config.cuda,
     )
 
 
@@ -410,7 +420,7 @@ class _Work:
         return advanced
 
     def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
-        finishing = Finishing(keep_weak=self.config.keep_weak)
+        finishing = Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
         batch = self.config.batch
         return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
 

@@ -116,7 +116,7 @@ def test_video_shows_median_and_shares():
 
 
 def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):
-    with pytest.raises(UsageError, match=r"\.json or \.md"):
+    with pytest.raises(UsageError, match=r"\.json, \.md or \.html"):
         check_output(tmp_path / "x.txt", overwrite=False)
     target = tmp_path / "x.md"
     save(video_report(), target, overwrite=False)
@@ -136,8 +136,9 @@ def test_a_saved_report_gives_the_same_table(make, tmp_path):
 
 
 def replace_date(report, saved):
-    """Both were measured at one time."""
-    return replace(report, environment=replace(report.environment, date=saved.values["environment"]["date"]))
+    """Both were measured at one time, under one load."""
+    found = saved.values["environment"]
+    return replace(report, environment=replace(report.environment, date=found["date"], load=found["load"]))
 
 
 def test_lists_of_numbers_stay_on_one_line_and_texts_as_they_are():

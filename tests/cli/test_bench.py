@@ -13,7 +13,7 @@ from basnet_benchmarks.cli import app
 from basnet_torch.errors import MediaError
 from tests.benchmarks.conftest import bench_models, picture_folder  # noqa: F401 - fixtures
 
-QUICK = ("--rounds", 1, "--calls", 1, "--warm-up", 1, "--threads", 1, "--backend", "onnxruntime")
+QUICK = ("--rounds", 1, "--calls", 1, "--warm-up", 1, "--threads", 1, "--backend", "onnxruntime", "--no-memory")
 
 
 def call(*arguments):
@@ -27,7 +27,18 @@ def test_latency_prints_json_and_writes_markdown(bench_models, tmp_path):  # noq
     values = json.loads(result.stdout)
     assert [row["pictures"] for row in values["results"]] == [1, 2]
     assert "round 1 of 1" in result.stderr
-    assert "good.onnx" in output.read_text()
+    text = output.read_text()
+    assert "throughput: good.onnx, onnxruntime fp32: " in text
+    assert "whole way of coffee.jpg: good.onnx, onnxruntime fp32: " in text
+    assert set(values["stages"][0]["stages"]) == {
+        "decode",
+        "prepare",
+        "copy_in",
+        "compute",
+        "copy_out",
+        "finish",
+        "encode",
+    }
     again = call("latency", bench_models.onnx, *QUICK, "-o", output)
     assert (again.exit_code, "--overwrite" in again.stderr) == (2, True)
 
@@ -78,7 +89,7 @@ def test_video_counts_frames_and_shares_time(bench_models, tmp_path, write_video
         (("latency", "x.txt"), 2, "random:WIDTH"),
         (("latency", "x.onnx", "--batch", "one"), 2, "numbers with commas"),
         (("latency", "x.onnx", "--backend", "tvm"), 2, "tvm"),
-        (("latency", "x.onnx", "-o", "x.txt"), 2, ".json or .md"),
+        (("latency", "x.onnx", "-o", "x.txt"), 2, ".json, .md or .html"),
         (("parity", "x.onnx"), 2, "give the checkpoint"),
         (("parity", "absent.pth"), 1, "no such file"),
     ],
@@ -89,12 +100,13 @@ def test_mistakes_end_in_one_line(arguments, code, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [(), ("latency",), ("parity",), ("video",)])
+@pytest.mark.parametrize("command", [(), ("latency",), ("parity",), ("video",), ("report",)])
 def test_help_loads_no_heavy_library(command):
     code = (
         "import sys\nfrom basnet_benchmarks.cli import app\n"
         f"try:\n    app({[*command, '--help']!r})\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'cv2', 'av', 'pyvips'} & set(sys.modules)))"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'cv2', 'av', 'matplotlib', 'pyvips'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     assert "Usage" in answer.stdout

@@ -19,8 +19,10 @@ from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.model import BASNet
+    from basnet_torch.model import SaliencyNetwork
 
 __all__ = ["PyTorchBackend", "open_pytorch", "read_checkpoint"]
 
@@ -31,13 +33,13 @@ class PyTorchBackend:
     name: Literal["pytorch"] = "pytorch"
 
     def __init__(
-        self, model: BASNet, size: tuple[int, int], device: str, precision: Precision, description: str
+        self, model: SaliencyNetwork, size: tuple[int, int], device: str, precision: Precision, description: str
     ) -> None:
         """`model` is in evaluation mode on `device`; `size` is the network's input height and width."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, *size))
         self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
         self.description = description
-        self._model: BASNet | None = model
+        self._model: SaliencyNetwork | None = model
         self._device = device
         self._bf16 = precision == "bf16"
 
@@ -45,12 +47,18 @@ class PyTorchBackend:
         """Masks float32 N,1,H,W in 0..1 of normalised pictures `batch` float32 N,3,H,W."""
         import torch
 
+        with torch.inference_mode():
+            return self.forward(torch.from_numpy(batch).to(self._device)).cpu().numpy()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Masks on the device of pictures that are there; in inference mode the caller's own."""
+        import torch
+
         if self._model is None:
             raise ValueError("backend: it is closed; open the model again")
         layout = torch.channels_last if self._bf16 else torch.contiguous_format
-        with torch.inference_mode(), torch.autocast(torch.device(self._device).type, torch.bfloat16, self._bf16):
-            images = torch.from_numpy(batch).to(self._device).contiguous(memory_format=layout)
-            return self._model.mask(images).cpu().numpy()
+        with torch.autocast(torch.device(self._device).type, torch.bfloat16, self._bf16):
+            return self._model.mask(images.contiguous(memory_format=layout))
 
     def close(self) -> None:
         """Give the weights back."""
@@ -141,7 +149,7 @@ def _check(torch: ModuleType, device: str, precision: Precision) -> None:
         raise BackendUnavailable(f"device {device}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
 
 
-def _convolutions_to_bf16(model: BASNet) -> None:
+def _convolutions_to_bf16(model: SaliencyNetwork) -> None:
     """Convert the weights once; autocast alone would convert all of them in every call."""
     import torch
     from torch import nn
