@@ -22,7 +22,8 @@ from basnet_export.build_config import BuildConfig
 from basnet_export.engine_cache import BuiltEngine, EngineCache, cache_key
 from basnet_export.engine_network import PrecisionShare, parse_onnx, precision_share
 from basnet_export.engine_progress import BuildProgress, Interruptible, progress_monitor
-from basnet_runtime.cuda.device import Gpu, find_gpu
+from basnet_runtime.cuda.base import Gpu
+from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest
 from basnet_runtime.media.files import whole_file

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from basnet_export.build_config import BuildConfig
-from basnet_runtime.cuda.device import Gpu
+from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import manifest_path
 from basnet_runtime.media.files import whole_file

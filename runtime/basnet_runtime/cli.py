@@ -13,6 +13,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
+from basnet_runtime.cuda.base import CudaName
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def run(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Pictures, video, folders, globs in quotes, or -."),
+        typer.Argument(metavar="INPUT...", help="Pictures, video, folders, globs in quotes, camera:0, rtsp://..., -."),
     ],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", help="Folder, file for one input, or -. Default: beside each."),
+        typer.Option("-o", "--output", help="Folder, file for one input, frames/%06d.png, or -. Default: beside each."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")
+        str, typer.Option("--kind", help="mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur.")
     ] = "mask",
     model: Annotated[
         Path | None, typer.Option("--engine", "--model", help=".pth, .onnx or .plan. Default: the built-in model.")
@@ -48,6 +49,7 @@ def run(
     precision: Annotated[
         Precision | None, typer.Option(help="Compute in this. Default: as the file was written.")
     ] = None,
+    cuda: Annotated[CudaName, typer.Option(help="Library that moves an engine's data on the GPU.")] = "cuda-core",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
     keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
@@ -63,6 +65,23 @@ def run(
     keep_weak: Annotated[
         bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
     ] = False,
+    codec: Annotated[
+        Literal["h264", "hevc", "av1", "vp9", "prores", "ffv1"] | None,
+        typer.Option(help="Codec of video results. Default: the container's usual one."),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of video results, more is better. Default: right for most.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Of video, begin here: seconds, 1:02:03.5 or a frame's number such as 300f.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Of video, end before here; as --start.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Do video in segments, and go on where a killed run was.")
+    ] = False,
+    hwaccel: Annotated[
+        Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
+    ] = "auto",
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -72,6 +91,7 @@ def run(
     Without options, photo.jpg becomes photo.mask.png and clip.mp4 becomes clip.mask.mp4 with its sound.
     """
     from basnet_runtime.media.compose import OutputKind
+    from basnet_runtime.media.video_options import Span, VideoOptions
     from basnet_runtime.run import RunConfig
 
     with exit_on_error():
@@ -84,6 +104,7 @@ def run(
             device=device,
             threads=threads,
             precision=precision,
+            cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
             recursive=recursive,
@@ -94,6 +115,9 @@ def run(
             threshold=threshold,
             feather=feather,
             keep_weak=keep_weak,
+            video=VideoOptions(
+                codec=codec, quality=quality, span=Span.parse(start, end), resume=resume, hwaccel=hwaccel
+            ),
         )
         summary = _run(config, as_json, quiet)
     _report(summary, as_json, quiet)
@@ -119,9 +143,9 @@ def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
         ) as bar:
             return (run_piped if is_piped(config) else run_files)(config, _Bar(bar), summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
-        if summary.results or summary.failures:
+        if summary.results or summary.failures or summary.notes:
             _report(summary, as_json, quiet)
-            say(f"interrupted after {len(summary.results)} finished outputs")
+            say(f"interrupted after {sum(result.complete for result in summary.results)} finished outputs")
         raise
 
 
@@ -163,6 +187,8 @@ def _report(summary: Summary, as_json: bool, quiet: bool) -> None:
 
 def _report_speed(summary: Summary) -> None:
     say(f"{summary.model} on {summary.runs_on}")
+    for coding in dict.fromkeys(result.coding for result in summary.results if result.coding):
+        say(f"video {coding}")
     say(f"{summary.frames} frames in {summary.seconds:.2f} s, {summary.frames_per_second:.1f} frames per second")
     total = sum(cpu for _, cpu in summary.seconds_by_stage.values())
     shares = (

@@ -67,6 +67,15 @@ class Finisher:
             return cast(UInt8, map_hw), verdict
         return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
 
+    @property
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
+        return self._judge.memory
+
+    def recall(self, memory: dict[str, NDArray[Any]]) -> None:
+        """Go on from the `memory` of another finisher; an empty one is a beginning."""
+        self._judge.recall(memory)
+
     def _checked(self, raw: NDArray[Any]) -> NDArray[Any]:
         if self._model.takes_frames:
             # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.

@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Backend
+from basnet_runtime.backends.base import Backend, OverlappedBackend, Ticket
 from basnet_runtime.engine_facts import Profile
 from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
@@ -18,6 +18,19 @@ __all__ = ["SaliencyModel"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
+
+
+class _Done:
+    """The ticket of a batch that has run already."""
+
+    def __init__(self, raw: NDArray[Any]) -> None:
+        self._raw = raw
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> NDArray[Any]:
+        return self._raw
 
 
 class SaliencyModel:
@@ -37,6 +50,7 @@ class SaliencyModel:
         self.postprocess = postprocess
         self.name = name
         self._profiles = profiles
+        self._overlapped = backend if isinstance(backend, OverlappedBackend) else None
 
     @property
     def takes_frames(self) -> bool:
@@ -63,6 +77,15 @@ class SaliencyModel:
     def prepare(self, image_HWC: UInt8) -> NDArray[Any]:
         """One uint8 RGB picture as the backend's input without the batch axis."""
         return image_HWC if self.takes_frames else self.preprocess.apply(image_HWC)
+
+    @property
+    def depth(self) -> int:
+        """Batches that are worth having in flight; 1 where a backend runs one after the other."""
+        return self._overlapped.depth if self._overlapped else 1
+
+    def submit(self, prepared: Sequence[NDArray[Any]]) -> Ticket:
+        """Start prepared pictures as one batch, whose raw maps the ticket gives; the next may be started meanwhile."""
+        return self._overlapped.submit(prepared) if self._overlapped else _Done(self.infer(prepared))
 
     def infer(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Run prepared pictures as one batch (for the `frame` graph they share one size); returns N,... raw maps."""

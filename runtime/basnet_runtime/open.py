@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from basnet_runtime.backends.base import Backend, BackendName, Precision
+from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.errors import ModelFileError, UsageError
@@ -28,6 +29,7 @@ def open_model(
     device: str = "cpu",
     threads: int | None = None,
     precision: Precision | None = None,
+    cuda: CudaName = "cuda-core",
 ) -> SaliencyModel:
     """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
 
@@ -40,6 +42,7 @@ def open_model(
             where `cpu` is given.
         threads: Processor threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
+        cuda: For an engine, the library that moves its data: `cuda-core` or `pycuda`.
 
     Raises:
         BackendUnavailable: The library, device or arithmetic is not there, or an engine is for another library or GPU.
@@ -53,16 +56,19 @@ def open_model(
     if path.suffix == ".onnx":
         return _open_onnx(path, backend, device, threads, precision)
     if path.suffix in PLAN_SUFFIXES:
-        return _open_plan(path, backend, device, precision)
+        return _open_plan(path, backend, device, precision, cuda)
     raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
 
 
-def _open_plan(path: Path, backend: BackendName | None, device: str, precision: Precision | None) -> SaliencyModel:
+def _open_plan(
+    path: Path, backend: BackendName | None, device: str, precision: Precision | None, cuda: CudaName
+) -> SaliencyModel:
     from basnet_runtime.backends.trt import open_engine
 
     if backend not in (None, "tensorrt"):
         raise UsageError(f"{path.name} with backend {backend}: a plan runs in tensorrt; leave --backend out")
-    engine, manifest = open_engine(path, device="cuda" if device == "cpu" else device, precision=precision)
+    device = "cuda" if device == "cpu" else device
+    engine, manifest = open_engine(path, device=device, precision=precision, cuda=cuda)
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name, engine.profiles)
 
 

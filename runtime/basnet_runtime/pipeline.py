@@ -14,11 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from basnet_runtime.backends.base import Ticket
 from basnet_runtime.finish import Finisher, Finishing
 from basnet_runtime.media.compose import Composer
 from basnet_runtime.media.frame import Composed, Frame
@@ -118,6 +119,11 @@ class Channel(Generic[T]):
             self._items.clear()
             self._changed.notify_all()
 
+    def has_items(self) -> bool:
+        """Whether the next item is there already."""
+        with self._changed:
+            return bool(self._items)
+
     def __iter__(self) -> Iterator[T]:
         """Items until the end.
 
@@ -194,6 +200,8 @@ class Pipeline:
         on_frame: Callable[[Composed], None] | None = None,
         finishing: Finishing | None = None,
         stream: bool = False,
+        memory: dict[str, NDArray[Any]] | None = None,
+        remember: int = 0,
     ) -> None:
         """Get ready.
 
@@ -204,6 +212,8 @@ class Pipeline:
             on_frame: Called in the writer thread after each result.
             finishing: What is done to the maps.
             stream: Whether each source is one video, whose frames come in order.
+            memory: Of an earlier run over the frames before, see `Finisher.memory`.
+            remember: Every so many frames the memory goes along with the result; 0 for never.
         """
         self._model = model
         self._composer = composer
@@ -211,6 +221,8 @@ class Pipeline:
         self._on_frame = on_frame
         self._finishing = finishing
         self._stream = stream
+        self._memory = memory or {}
+        self._remember = remember
         self._warm = False
 
     def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
@@ -221,20 +233,35 @@ class Pipeline:
         """
         return _Run(self, source, sink, clock or StageClock()).execute()
 
-    def maps(self, frames: list[Frame], clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
-        """Frames that run as one batch, each with its raw map."""
+    def maps(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
+        """Frames with their raw maps, in order.
+
+        Where the backend can, the next batches are prepared and started while one runs; but what is in flight is waited
+        for when no frame is waiting, so that a slow source, or one that waits for memory, gets its results.
+        """
+        flying: deque[tuple[list[Frame], Ticket]] = deque()
+        for group in self.batches(frames):
+            flying.append((group, self._started(group, clock)))
+            while flying and (len(flying) >= self._model.depth or not _has_more(frames)):
+                yield from self._landed(*flying.popleft(), clock)
+        while flying:
+            yield from self._landed(*flying.popleft(), clock)
+
+    def _started(self, frames: list[Frame], clock: StageClock) -> Ticket:
         with clock.stage("prepare"):
             prepared = [self._model.prepare(frame.flattened()) for frame in frames]
         with clock.stage("network"):
-            raw = self._first_or_next(prepared, clock)
-        return zip(frames, raw, strict=True)
+            if self._warm:
+                return self._model.submit(prepared)
+            self._warm = True
+            with clock.adopt("network"):  # some libraries start their threads at the first run
+                return self._model.submit(prepared)
 
-    def _first_or_next(self, prepared: list[NDArray[Any]], clock: StageClock) -> NDArray[Any]:
-        if self._warm:
-            return self._model.infer(prepared)
-        self._warm = True
-        with clock.adopt("network"):  # some libraries start their threads at the first run
-            return self._model.infer(prepared)
+    @staticmethod
+    def _landed(frames: list[Frame], ticket: Ticket, clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
+        with clock.stage("network"):
+            raw = ticket.result()
+        return zip(frames, raw, strict=True)
 
     def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
         """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
@@ -257,18 +284,24 @@ class Pipeline:
     def results(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[Composed]:
         """Everything between the two queues."""
         finisher = Finisher(self._model, self._finishing, stream=self._stream)
-        for group in self.batches(frames):
-            for frame, raw_map in self.maps(group, clock):
-                with clock.stage("finish"):
-                    mask_HW, verdict = finisher(frame, raw_map)
-                with clock.stage("compose"):
-                    composed = self._composer(frame, mask_HW, verdict)
-                yield composed
+        finisher.recall(self._memory)
+        for frame, raw_map in self.maps(frames, clock):
+            with clock.stage("finish"):
+                mask_HW, verdict = finisher(frame, raw_map)
+            with clock.stage("compose"):
+                composed = self._composer(frame, mask_HW, verdict)
+            if self._remember and (frame.index + 1) % self._remember == 0:
+                composed = replace(composed, memory=finisher.memory)
+            yield composed
 
     def wrote(self, item: Composed) -> None:
         """Tell whoever watches."""
         if self._on_frame is not None:
             self._on_frame(item)
+
+
+def _has_more(frames: Iterable[Frame | None]) -> bool:
+    return frames.has_items() if isinstance(frames, Channel) else True
 
 
 class _Run:

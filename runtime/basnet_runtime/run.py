@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
 from basnet_runtime.media.journal import Journal, noted
+from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.timing import STAGES
@@ -26,6 +29,7 @@ from basnet_torch.errors import BasnetError, UsageError
 
 if TYPE_CHECKING:
     from basnet_runtime.media.pictures import PictureFormat
+    from basnet_runtime.run_video import VideoRun
 
 __all__ = ["Result", "RunConfig", "Summary", "Watcher", "run"]
 
@@ -45,6 +49,7 @@ class RunConfig:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Processor threads for the network; None uses what the container allows.
         precision: Required precision; None takes the model's own.
+        cuda: For an engine, the library that moves its data on the GPU.
         batch: Pictures per network run.
         max_pixels: Pictures above this are refused.
         recursive: Take subfolders too.
@@ -55,6 +60,7 @@ class RunConfig:
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
         keep_weak: Keep masks where nothing salient was found, instead of empty ones.
+        video: How videos are read and written.
     """
 
     inputs: Sequence[str]
@@ -65,6 +71,7 @@ class RunConfig:
     device: str = "cpu"
     threads: int | None = None
     precision: Precision | None = None
+    cuda: CudaName = "cuda-core"
     batch: int = 1
     max_pixels: int = 300_000_000
     recursive: bool = False
@@ -75,6 +82,7 @@ class RunConfig:
     threshold: float | None = None
     feather: float = 0.0
     keep_weak: bool = False
+    video: VideoOptions = field(default_factory=VideoOptions)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -99,6 +107,8 @@ class Result:
         frames: Pictures or video frames in it.
         verdicts: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
+        coding: Of video: which decoder and encoder ran, and on what.
+        complete: Whether everything that was asked is in it: not of a damaged or interrupted video.
     """
 
     source: Path
@@ -106,11 +116,14 @@ class Result:
     frames: int
     verdicts: VerdictLog
     notes: tuple[str, ...] = ()
+    coding: str = ""
+    complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
-        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes)}
+        video = {"coding": self.coding, "complete": self.complete} if self.coding else {}
+        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes), **video}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -219,7 +232,13 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     """What is left to do, and the record of the job where it has a folder."""
     from basnet_runtime.media.animation import animation_suffix
     from basnet_runtime.media.video_side import default_suffix
+    from basnet_runtime.run_video import clear_finished, stream_plan
 
+    if (streams := stream_plan(config.inputs, config.output)) is not None:
+        plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
+        for job in plan.jobs:
+            _check_output(config, job)
+        return plan, None
     plan = plan_jobs(
         config.inputs,
         kind=config.kind,
@@ -233,7 +252,9 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     journal = None
     if plan.folder is not None:
         journal = Journal(plan.folder, _settings(config), overwrite=config.overwrite)
-    finished = frozenset() if journal is None else journal.finished(plan.jobs)
+    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    if config.video.resume and not config.overwrite:
+        finished |= clear_finished(plan.jobs)
     plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     for job in plan.jobs:
         _check_output(config, job)
@@ -243,14 +264,15 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
 def _check_output(config: RunConfig, job: Job) -> None:
     from basnet_runtime.media.animation import check_animation_output
     from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.media.video_side import check_output
+    from basnet_runtime.run_video import check_video_output
 
     if job.media == "picture":
         check_picture_output(job.target, alpha=config.kind.has_alpha)
     elif job.media == "animation":
         check_animation_output(job.target, config.kind)
     else:
-        check_output(job.source, job.target, config.kind)
+        source = job.stream or job.source
+        check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
 
 
 _NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
@@ -258,7 +280,8 @@ _NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """What results depend on beside their source; a model's file counts by its size and time."""
-    settings = {name: str(value) for name, value in asdict(config).items() if name not in _NO_SETTINGS}
+    plain = asdict(replace(config, video=replace(config.video, resume=False)))
+    settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
     if config.model is not None and config.model.is_file():
         stat = config.model.stat()
         settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
@@ -274,6 +297,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
         device=config.device,
         threads=config.threads,
         precision=config.precision,
+        cuda=config.cuda,
     )
 
 
@@ -354,18 +378,33 @@ class _Work:
         return _result(job, report.frames, verdicts, source.notes)
 
     def _video(self, job: Job) -> Result:
-        from basnet_runtime.media.video import VideoSource
-        from basnet_runtime.media.video_sink import VideoSink
+        from basnet_runtime.run_video import VideoRun
 
-        verdicts = VerdictLog()
-        with VideoSource(job.source) as source:
-            traits = source.traits
-            self.model.check_size(str(job.source), traits.height, traits.width)
-            sink = VideoSink(job.target, traits, self.config.kind, overwrite=self.config.overwrite)
-            self.watcher.started(job.source.name, traits.frames or round(traits.seconds * traits.rate))
-            report = self._pipeline(self._counting(verdicts), stream=True).run(source, sink)
+        config = self.config
+        video = VideoRun(
+            source=job.stream or job.source,
+            target=job.target,
+            kind=config.kind,
+            options=config.video,
+            identity={**_settings(config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
+            overwrite=config.overwrite,
+            batch=config.batch,
+            max_pixels=config.max_pixels,
+            model=self.model,
+            pipeline=partial(self._pipeline, stream=True),
+            started=lambda total: self.watcher.started(job.source.name, total),
+            advanced=self.watcher.advanced,
+        )
+        try:
+            report = video.run()
+        except KeyboardInterrupt:
+            if video.kept is not None:
+                video.notes.append(f"interrupted: {video.kept} holds what was done until then")
+                self.summary.results.append(_of_video(replace(job, target=video.kept), video))
+            self.summary.notes += [f"{job.source}: {note}" for note in video.notes if video.kept is None]
+            raise
         self.summary.add(report)
-        return _result(job, report.frames, verdicts, source.warnings + sink.warnings)
+        return _of_video(job, video)
 
     def _counting(self, verdicts: VerdictLog) -> Callable[[Composed], None]:
         def advanced(item: Composed) -> None:
@@ -374,10 +413,15 @@ class _Work:
 
         return advanced
 
-    def _pipeline(self, on_frame: Callable[[Composed], None], *, stream: bool = False) -> Pipeline:
+    def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
         finishing = Finishing(keep_weak=self.config.keep_weak)
         batch = self.config.batch
-        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, stream=stream)
+        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
+
+
+def _of_video(job: Job, video: VideoRun) -> Result:
+    result = _result(job, video.frames, video.verdicts, video.notes)
+    return replace(result, coding=video.coding, complete=video.complete)
 
 
 def _result(job: Job, frames: int, verdicts: VerdictLog, notes: Sequence[str]) -> Result:

@@ -70,6 +70,15 @@ class Judge:
         self._found = score >= needed
         return Verdict(score=score, salient=self._found)
 
+    @property
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What the next verdict depends on."""
+        return {"found": np.array(self._found)}
+
+    def recall(self, memory: dict[str, NDArray[Any]]) -> None:
+        """Go on from the `memory` of another judge."""
+        self._found = bool(memory.get("found", False))
+
 
 class VerdictLog:
     """The verdicts of one output's frames, four bytes a frame."""

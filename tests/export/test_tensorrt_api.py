@@ -8,10 +8,10 @@ import pytest
 
 from basnet_export import engine, engine_network, engine_progress
 from basnet_runtime import tensorrt_library
-from basnet_runtime.backends import trt as backend
+from basnet_runtime.backends import trt, trt_engine, trt_ring
 
-# Of which class the variables are whose members the code uses.
-CLASSES = {
+# Of which class the variables and attributes are whose members the code uses, by module.
+BUILDING = {
     "builder": ("Builder",),
     "options": ("IBuilderConfig",),
     "shapes": ("IOptimizationProfile",),
@@ -22,20 +22,43 @@ CLASSES = {
     "reads": ("ITensor",),
     "gives": ("ITensor",),
     "tensor": ("ITensor",),
-    "_context": ("IExecutionContext",),
-    "context": ("IExecutionContext",),
-    "runtime": ("Runtime",),
-    "engine": ("ICudaEngine",),
     "timings": ("ITimingCache",),
 }
-SOURCES = (engine, engine_network, engine_progress, backend, tensorrt_library)
+CLASSES = {
+    engine: BUILDING,
+    engine_network: BUILDING,
+    engine_progress: BUILDING,
+    trt: {"loose": ("IExecutionContext",)},
+    trt_ring: {"context": ("IExecutionContext",)},
+    trt_engine: {
+        "_runtime": ("Runtime",),
+        "_engine": ("ICudaEngine",),
+        "config": ("IRuntimeConfig",),
+        "context": ("IExecutionContext",),
+        "_kernels": ("IRuntimeCache",),
+    },
+    tensorrt_library: {},
+}
 LISTS = ("tensorrt-10.16", "tensorrt-11.4", "tensorrt-rtx-1.7")
+ONLY_RTX = {
+    "ComputeCapability",
+    "set_compute_capability",
+    "num_compute_capabilities",
+    "CudaGraphStrategy",
+    "cuda_graph_strategy",
+    "EngineInvalidityDiagnostics",
+    "EngineValidity",
+    "get_engine_validity",
+    "IRuntimeCache",
+    "create_runtime_cache",
+    "set_runtime_cache",
+}
 
 
 def uses():
     """(class, member) of variables, (name, member) of the module's classes, and ((), name) of the module itself."""
     found = set()
-    for module in SOURCES:
+    for module, classes in CLASSES.items():
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
         for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
             owner, outer = name_of(node.value), name_of(getattr(node.value, "value", None))
@@ -43,16 +66,14 @@ def uses():
                 found.add(((), node.attr))
             elif outer == "trt":
                 found.add(((node.value.attr,), node.attr))
-            elif owner in CLASSES and module is not tensorrt_library:
-                found.add((CLASSES[owner], node.attr))
+            elif owner in classes:
+                found.add((classes[owner], node.attr))
     return sorted(found)
 
 
 def name_of(node):
-    """Of a variable, of `self._context` and of `library.trt`; fields of other values only look alike."""
-    if isinstance(node, ast.Attribute) and node.attr in ("trt", "_context"):
-        return node.attr
-    return getattr(node, "id", None)
+    """Of a variable, and of an attribute as in `self._engine` and `library.trt`."""
+    return getattr(node, "attr", None) or getattr(node, "id", None)
 
 
 def has(classes, member, holds):
@@ -64,6 +85,7 @@ def test_the_uses_are_found():
     assert ((), "Runtime") in uses()
     assert ((), "IProgressMonitor") in uses()
     assert (("ICudaEngine",), "create_execution_context") in uses()
+    assert (("IRuntimeConfig",), "set_runtime_cache") in uses()
     assert (("Builder",), "build_serialized_network") in uses()
     assert (("BuilderFlag",), "VERSION_COMPATIBLE") in uses()
     assert (("IExecutionContext",), "execute_async_v3") in uses()
@@ -83,12 +105,11 @@ def test_other_releases_have_it(release, data_root):
     if not path.is_file():
         pytest.skip(f"no list {path.name} beside the data")
     known = json.loads(path.read_text())
-    only_rtx = {"ComputeCapability", "set_compute_capability", "num_compute_capabilities"}
     missing = [
         (classes, member)
         for classes, member in uses()
         if not has(classes, member, lambda name, member: member in (known.get(name, ()) if name else known))
         and not member.startswith("__")
-        and not ({*classes, member} & only_rtx and "rtx" not in release)
+        and not ({*classes, member} & ONLY_RTX and "rtx" not in release)
     ]
     assert not missing

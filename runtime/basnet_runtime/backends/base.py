@@ -5,14 +5,15 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["Backend", "BackendName", "Precision"]
+__all__ = ["Backend", "BackendName", "OverlappedBackend", "Precision", "Ticket"]
 
 BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -52,3 +53,24 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Ticket(Protocol):
+    """A batch on its way through an `OverlappedBackend`."""
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+
+    def result(self) -> NDArray[Any]:
+        """What `infer` would have returned; waits for it."""
+
+
+@runtime_checkable
+class OverlappedBackend(Protocol):
+    """A backend that takes the next batches while one runs, so that copies and computing overlap."""
+
+    depth: int
+    """Batches in flight that it is meant for; more are taken, but wait."""
+
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+        """Start a batch; the pictures are copied at once, and need not be stacked."""

@@ -1,3 +1,3 @@
-"""Memory, streams and properties of NVIDIA GPUs, by cuda-core."""
+"""Memory, streams, events and graphs of NVIDIA GPUs, by one of two libraries behind one small protocol."""
 
 __all__: list[str] = []

@@ -81,6 +81,11 @@ class CameraSource:
         )
 
     @property
+    def broken(self) -> bool:
+        """A camera promises nothing."""
+        return False
+
+    @property
     def side(self) -> Side:
         """No sound."""
         return NoSide()

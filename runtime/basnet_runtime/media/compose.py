@@ -23,9 +23,9 @@ from basnet_torch.errors import UsageError
 
 __all__ = ["KINDS", "Composer", "KindName", "OutputKind"]
 
-KindName = Literal["mask", "cutout", "overlay", "color", "image", "blur"]
-KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "color", "image", "blur")
-_USAGE = "mask, cutout, overlay, color:#rrggbb, image:FILE or blur"
+KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]
+KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "side", "color", "image", "blur")
+_USAGE = "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur"
 _TINT = (255, 40, 90)
 _TINT_SHARE = 0.55
 _BLUR_SIDE = 240
@@ -50,7 +50,7 @@ class OutputKind:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `mask`, `cutout`, `overlay`, `color:#rrggbb`, `image:FILE` or `blur`.
+        """Read `mask`, `cutout`, `overlay`, `side`, `color:#rrggbb`, `image:FILE` or `blur`.
 
         Raises:
             UsageError: It is none of these.
@@ -63,7 +63,7 @@ class OutputKind:
             return cls(name="color", color=cast("tuple[int, int, int]", tuple(bytes.fromhex(digits[1]))))
         if name == "image" and value:
             return cls(name="image", image=Path(value))
-        if name in ("mask", "cutout", "overlay", "blur") and not value:
+        if name in ("mask", "cutout", "overlay", "side", "blur") and not value:
             return cls(name=cast(KindName, name))
         raise UsageError(f"kind is {text!r}; it must be {_USAGE}")
 
@@ -97,6 +97,8 @@ class Composer:
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
             return Composed(pixels=mask_HW, frame=frame, verdict=verdict)
+        if self.kind.name == "side":
+            return Composed(pixels=_side_by_side(frame.flattened(), mask_HW), frame=frame, verdict=verdict)
         if self.kind.name == "overlay":
             image_HWC = _writable(frame.flattened())
             _tint(image_HWC, mask_HW)
@@ -196,6 +198,15 @@ def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
 
 def _writable(image_HWC: UInt8) -> UInt8:
     return image_HWC if image_HWC.flags.writeable and image_HWC.flags.c_contiguous else image_HWC.copy()
+
+
+def _side_by_side(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
+    """The picture on the left and its mask on the right, H,2W,3."""
+    height, width = mask_HW.shape
+    both_HWC = np.empty((height, 2 * width, 3), np.uint8)
+    both_HWC[:, :width] = image_HWC
+    both_HWC[:, width:] = mask_HW[..., None]
+    return both_HWC
 
 
 def _tint(image_HWC: UInt8, mask_HW: UInt8) -> None:

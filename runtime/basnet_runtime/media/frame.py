@@ -6,7 +6,7 @@ Legend: H height, W width; `image_HWC` is uint8 RGB, `alpha_HW` uint8 with 255 o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +89,14 @@ class Composed:
         alpha_HW: uint8 H,W transparency of the result, or None when it is opaque.
         frame: The frame it was made from; its pixels may have been reused for `pixels`.
         verdict: Whether anything salient was found, and how sure that is.
+        memory: What the next frame's mask depends on, arrays by name; None where nobody asked for it.
     """
 
     pixels: UInt8
     frame: Frame
     alpha_HW: UInt8 | None = None
     verdict: Verdict = GIVEN
+    memory: dict[str, NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:
         check_pixels("pixels", self.pixels, 2, 3)

@@ -52,11 +52,19 @@ _VIDEOS = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One input and its output."""
+    """One input and its output.
+
+    Attributes:
+        source: The input's file; for a stream its name.
+        target: The output's file.
+        media: What the input holds.
+        stream: Address of a network stream or name of a camera; empty for a file.
+    """
 
     source: Path
     target: Path
     media: Media
+    stream: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,7 +249,8 @@ def _why_nothing(text: str, recursive: bool) -> str:  # noqa: FBT001
 
 def _without_own_outputs(found: list[_Found]) -> tuple[list[str], list[_Found]]:
     """Leave out results of earlier runs, which lie beside their inputs, unless they are named one by one."""
-    kept = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in KINDS]
+    own = {*KINDS, "partial"}
+    kept = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in own]
     left_out = len(found) - len(kept)
     return ([f"{left_out} files look like results of an earlier run and are left out"] if left_out else []), kept
 

@@ -183,6 +183,11 @@ class VideoSource:
         self._first = self._first_frame()
 
     @property
+    def broken(self) -> bool:
+        """Whether frames are missing: damaged, cut off, or of another size than the first ones."""
+        return self._missing() or bool(self._changed)
+
+    @property
     def side(self) -> Side:
         """Where the sound and subtitles of this source come from."""
         return self._side or FileSide(Path(self.source))
@@ -285,10 +290,16 @@ class VideoSource:
             self._last = raw.pts
         return self._last
 
+    def _missing(self) -> bool:
+        return bool(self._damaged or self._broke) or self._promised() > self._decoded_count
+
+    def _promised(self) -> int:
+        """Frames that the file says it has, where all of them are read."""
+        return self.traits.frames if self.whole and not self._sought else 0
+
     def _conclude(self) -> None:
-        seen = self._decoded_count
-        promised = self.traits.frames if self.whole and not self._sought else 0
-        if self._damaged or self._broke or promised > seen:
+        seen, promised = self._decoded_count, self._promised()
+        if self._missing():
             share = f"{seen} of {promised} frames" if promised > seen else f"{seen} frames"
             if is_live(self.source):
                 self.warnings.append(f"the stream ended: {self._broke or 'its end is missing'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ __all__ = [
     "codec_for",
     "encoded_colour",
     "encoded_full_range",
+    "refused",
     "set_up",
     "swscale_matrix",
 ]
@@ -81,6 +83,11 @@ class Encoder:
     def in_hardware(self) -> bool:
         """Whether a GPU encodes."""
         return self.library.endswith("_nvenc")
+
+    @property
+    def described(self) -> str:
+        """For people: which encoder, and where it runs."""
+        return f"{self.library}, {'CUDA' if self.in_hardware else 'software'}"
 
 
 def codec_for(target: Path, kind: OutputKind, options: VideoOptions) -> Codec:
@@ -209,6 +216,7 @@ def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) ->
     context.sample_aspect_ratio = traits.pixel_aspect
     context.thread_count = min(_MAX_ENCODE_THREADS, allowed_threads())
     context.options = dict(encoder.options)
+    os.environ.setdefault("SVT_LOG", "0")  # else it prints; the AV1 encoder is told no other way
     if encoder.tag:
         context.codec_tag = encoder.tag
     if encoder.codec == "ffv1":

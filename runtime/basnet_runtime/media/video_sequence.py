@@ -7,7 +7,6 @@ is shown: `ffmpeg -i frames/frames.ffconcat out.mov` gives the source's own time
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from basnet_runtime.media.video_traits import VideoTraits
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import UsageError
 
-__all__ = ["SequenceSink", "check_sequence", "first_missing", "is_sequence", "numbered"]
+__all__ = ["SequenceSink", "check_sequence", "is_sequence", "numbered"]
 
 _NUMBER = re.compile(r"%0?(\d*)d")
 
@@ -42,15 +41,7 @@ def numbered(target: Path, index: int) -> Path:
     return target.with_name(_NUMBER.sub(lambda found: f"{index + 1:0{int(found[1] or 1)}d}", target.name, count=1))
 
 
-def first_missing(target: Path) -> int:
-    """How many pictures of the sequence are there without a gap."""
-    count = 0
-    while numbered(target, count).exists():
-        count += 1
-    return count
-
-
-def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool, resume: bool) -> None:
+def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool) -> None:
     """Refuse a format that cannot hold the result, and pictures that are there already.
 
     Raises:
@@ -61,8 +52,13 @@ def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool, resume: b
     if kind.has_alpha and target.suffix.lower() not in ALPHA_SUFFIXES:
         raise UsageError(f"{target}: {target.suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}")
     check_picture_output(target, alpha=kind.has_alpha)
-    if not overwrite and not resume and numbered(target, 0).exists():
-        raise UsageError(f"already there: {numbered(target, 0)}; --overwrite replaces, --resume continues")
+    there = [path for path in (numbered(target, 0), _listing(target)) if path.exists()]
+    if there and not overwrite:
+        raise UsageError(f"already there: {there[0]}; --overwrite replaces")
+
+
+def _listing(target: Path) -> Path:
+    return target.with_name("frames.ffconcat")
 
 
 class SequenceSink:
@@ -71,13 +67,11 @@ class SequenceSink:
     Attributes:
         warnings: What a user should know about the output.
         encoder: What writes it.
-        kept: None: what an interrupted run has done lies under its own names.
+        kept: The pictures' name where an interrupted run has done some, else None.
     """
 
-    def __init__(
-        self, target: Path, traits: VideoTraits, *, overwrite: bool, sound: Callable[[], bool] = lambda: False
-    ) -> None:
-        """`target`: a name with a number in it; `sound`: whether the source has some, which is left out."""
+    def __init__(self, target: Path, traits: VideoTraits, *, overwrite: bool) -> None:
+        """`target`: a name with a number in it."""
         self.warnings: list[str] = []
         self.encoder = f"{target.suffix.lower().removeprefix('.')} pictures"
         self.kept: Path | None = None
@@ -85,8 +79,6 @@ class SequenceSink:
         self._traits = traits
         self._overwrite = overwrite
         self._times: list[tuple[int, int, int]] = []
-        if sound():
-            self.warnings.append("pictures hold no sound; it stays in the source")
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
         """Write one picture.
@@ -99,15 +91,17 @@ class SequenceSink:
         self._times.append((item.frame.index, item.frame.pts, item.frame.duration))
 
     def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - nothing to measure
-        """Write the times, where this run has seen all of them."""
-        if self._times and self._times[0][0] == 0:
-            self._write_times()
+        """Write the times."""
+        self._write_times()
 
     def abort(self) -> None:
         """Every picture is whole already."""
 
     def interrupt(self) -> None:
-        """Every picture is whole already."""
+        """Write the times of what was done."""
+        if self._times:
+            self._write_times()
+            self.kept = self._target
 
     def _write_times(self) -> None:
         step = max(1, round(1 / (self._traits.rate * self._traits.time_base)))
@@ -116,6 +110,5 @@ class SequenceSink:
             following = self._times[i + 1][1] if i + 1 < len(self._times) else pts + (duration or step)
             seconds = Fraction(following - pts) * self._traits.time_base
             lines += [f"file {numbered(self._target, index).name}", f"duration {float(seconds):.9f}"]
-        listing = self._target.with_name("frames.ffconcat")
-        with whole_file(listing, overwrite=True) as path:
+        with whole_file(_listing(self._target), overwrite=self._overwrite) as path:
             path.write_text("\n".join(lines) + "\n")

@@ -183,7 +183,7 @@ class VideoSink:
     def _open(self, item: Composed) -> _Writer:
         plan = self._plan.sized(item)
         encoder = plan.encoder()
-        self.encoder = f"{encoder.library}, {'CUDA' if encoder.in_hardware else 'software'}"
+        self.encoder = encoder.described
         self._file = PendingFile(plan.target, overwrite=plan.overwrite)
         return _Writer(self._file.path, plan, encoder)
 

@@ -1,0 +1,112 @@
+"""The pipeline over a backend that keeps batches in flight: same results, more than one at a time, and never a wait."""
+
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+
+from basnet_runtime.backends.fake import FakeBackend
+from basnet_runtime.finish import Finishing
+from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.frame import Frame
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline import Pipeline
+from basnet_torch.spec import Postprocess, Preprocess
+
+
+class Flying(FakeBackend):
+    """Computes a batch only when its result is asked for, in the order of submission."""
+
+    depth = 3
+
+    def __init__(self):
+        super().__init__()
+        self.flying, self.most = deque(), 0
+
+    def submit(self, pictures):
+        ticket = Landing(self, np.stack(pictures))
+        self.flying.append(ticket)
+        self.most = max(self.most, len(self.flying))
+        return ticket
+
+
+class Landing:
+    def __init__(self, backend, batch):
+        self.backend, self.batch = backend, batch
+
+    def done(self):
+        return False
+
+    def result(self):
+        assert self.backend.flying.popleft() is self
+        return self.backend.infer(self.batch)
+
+
+class Source:
+    def __init__(self, count, before=lambda index: None):
+        self.count, self.before = count, before
+
+    def frames(self, room, clock):
+        for index in range(self.count):
+            self.before(index)
+            room.wait(3 * 64)
+            yield Frame(image_HWC=np.full((8, 8, 3), index, np.uint8), index=index, pts=index)
+
+    def close(self):
+        pass
+
+
+class Sink:
+    def __init__(self):
+        self.items, self.written = [], threading.Semaphore(0)
+
+    def write(self, item, clock):
+        self.items.append(item)
+        self.written.release()
+
+    def finish(self, clock):
+        pass
+
+    def interrupt(self):
+        pass
+
+    def abort(self):
+        pass
+
+
+def run(backend, source, sink, batch=1):
+    model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
+    return Pipeline(model, Composer(OutputKind()), batch=batch, finishing=Finishing(keep_weak=True)).run(source, sink)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_results_come_in_order_with_batches_in_flight(batch):
+    backend, sink = Flying(), Sink()
+    # All frames are there before the first batch starts, as with a network that is slower than its source.
+    run(backend, Source(6 * batch), sink, batch)
+    assert [int(item.pixels[0, 0]) for item in sink.items] == list(range(6 * batch))
+    assert 1 <= backend.most <= backend.depth
+    assert not backend.flying
+
+
+def test_as_many_fly_as_are_worth_it():
+    backend = Flying()
+    model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
+    pipeline = Pipeline(model, Composer(OutputKind()), finishing=Finishing(keep_weak=True))
+    frames = [Frame(image_HWC=np.full((8, 8, 3), i, np.uint8), index=i, pts=i) for i in range(9)]
+    from basnet_runtime.timing import StageClock
+
+    assert len(list(pipeline.maps(frames, StageClock()))) == 9
+    assert backend.most == backend.depth
+
+
+def test_a_source_that_waits_for_its_results_gets_them():
+    """As a camera at its own pace: no frame waits for the next one to come."""
+    sink = Sink()
+
+    def before(index):
+        if index:
+            assert sink.written.acquire(timeout=20), f"the result of frame {index - 1} was held back"
+
+    assert run(Flying(), Source(5, before), sink).frames == 5
