@@ -59,13 +59,20 @@ class Finisher:
             ModelFileError: The map holds values that are not finite.
         """
         height, width = frame.image_HWC.shape[:2]
+        map_hw, verdict = self.judged(raw)
+        if self._model.takes_frames:
+            return cast(UInt8, map_hw), verdict
+        if not verdict.salient and not self._finishing.keep_weak:
+            return np.zeros((height, width), np.uint8), verdict
+        return mask_from_map(map_hw, height, width), verdict
+
+    def judged(self, raw: NDArray[Any]) -> tuple[NDArray[Any], Verdict]:
+        """The map in its own size, empty where nothing was found, and the verdict; see `__call__`."""
         map_hw = self._checked(raw)
         verdict = self._judge(map_hw)
         if not verdict.salient and not self._finishing.keep_weak:
-            return np.zeros((height, width), np.uint8), verdict
-        if self._model.takes_frames:
-            return cast(UInt8, map_hw), verdict
-        return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
+            return np.zeros_like(map_hw), verdict
+        return map_hw if self._model.takes_frames else self._model.postprocess.stretched(map_hw), verdict
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:

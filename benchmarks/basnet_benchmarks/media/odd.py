@@ -98,7 +98,7 @@ def described_result(result: Mapping[str, Any]) -> str:
             traits = source.traits
         text = f"{target.suffix[1:]} {traits.width}x{traits.height}, {len(traits.delays)} frames"
     else:
-        with PictureFile(target) as picture:
+        with PictureFile(target, max_pixels=1 << 40) as picture:
             text = f"{target.suffix[1:]} {picture.width}x{picture.height}"
     notes = [note for note in result["notes"] if "salient" not in note]  # that is the model's word
     return "; ".join([text, *notes])
