@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from basnet_torch.errors import UsageError
@@ -187,7 +188,7 @@ def _parity_table(values: Values) -> Table:
     numbers = ("pictures", "max", "99.9 %", "mean", "flips %", "boundary IoU", "MAE change", "maxF change")
     rows = values["candidates"]
     return Table(
-        title=f"Parity with {values['reference']} in PyTorch FP32 on {values['pictures']}",
+        title=f"Parity with {values['reference']} in PyTorch FP32 on {PurePath(values['pictures']).name}",
         columns=("candidate", *numbers, "verdict"),
         numbers=frozenset(numbers),
         rows=tuple(map(_parity_cells, rows)),
@@ -244,6 +245,8 @@ def _accuracy_table(values: Values) -> Table:
         for kind in ("best", "worst"):
             named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
             notes.append(f"{row['dataset']}, {kind}: {named}")
+        if row["empty"]:
+            notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     return Table(
         title=f"Accuracy of {values['model']}",
         columns=("data set", *numbers),
@@ -316,10 +319,134 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
 
 
+def _runs_table(values: Values) -> Table:
+    scores = ("best maxF", "its MAE", "at step", "last maxF", "last MAE")
+    numbers = ("parameters", "steps", "pictures seen", "hours", "pictures/s", *scores)
+    differing = tuple(values["differing"])
+    last, best = "last: of the last validation", "best: of the validation with the largest maxF"
+    notes = (
+        f"All scores are of the averaged weights in validation; {best}; {last}.",
+        "Hours are those spent in training steps; validation, saving and pauses are not in them.",
+        *(f"{run['name']}: torch {run['torch']}, {run['device']}" for run in values["runs"] if run["torch"]),
+    )
+    return Table(
+        title="Training runs",
+        columns=("run", *differing, *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(_run_cells(run, differing) for run in values["runs"]),
+        notes=notes,
+        environment=("compared on:", *environment_lines(values["environment"])),
+    )
+
+
+def _run_cells(run: Values, differing: Iterable[str]) -> tuple[str, ...]:
+    best, last, config = run["best"], run["last"], run["config"]
+    return (
+        run["name"],
+        *(_option(config.get(name)) for name in differing),
+        _counted(run["parameters"]),
+        _counted(run["steps"]),
+        _counted(run["pictures_seen"]),
+        f"{run['hours']:.2f}",
+        "-" if run["pictures_per_second"] is None else f"{run['pictures_per_second']:.1f}",
+        *((f"{best['max_f']:.4f}", f"{best['mae']:.4f}", _counted(best["step"])) if best else ("-",) * 3),
+        *((f"{last['max_f']:.4f}", f"{last['mae']:.4f}") if last else ("-",) * 2),
+    )
+
+
+def _counted(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _prepare_table(values: Values) -> Table:
+    numbers = ("input max", "input mean", "mask max", "mask 99.9 %", "mask mean", "flips %", "boundary IoU", "ms")
+    notes = (
+        f"Against {values['reference']}; all inputs run through {values['model']} on {values['runs_on']}.",
+        "Input: 1 is one standard deviation of the normalised input. The worst picture counts; ms is the median.",
+        *(f"not run: {row['name']}: {row['not_run']}" for row in values["ways"] if row["not_run"]),
+        *(
+            f"{row['name']}: worst pictures: input {row['input']['worst']}, mask {row['mask']['worst']}"
+            for row in values["ways"]
+            if row["mask"] and row["used"] != "reference"
+        ),
+        f"Choice: {values['choice']}",
+    )
+    size = "x".join(map(str, values["size"]))
+    return Table(
+        title=f"Preparing {values['count']} pictures of {values['pictures']} for {size}",
+        columns=("way", "used in", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_prepare_cells, values["ways"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _prepare_cells(row: Values) -> tuple[str, ...]:
+    used = row["used"] or "nothing: shown for what it costs"
+    if row["mask"] is None:
+        return (row["name"], used, *("-",) * 8)
+    put, got = row["input"], row["mask"]
+    return (
+        row["name"],
+        used,
+        number(put["max_abs"], ".2g"),
+        number(put["mean_abs"], ".2g"),
+        number(got["max_abs"], ".2g"),
+        number(got["p999_abs"], ".2g"),
+        number(got["mean_abs"], ".2g"),
+        number(100 * got["flips"], ".4f"),
+        number(got["boundary_iou"], ".4f"),
+        number(1000 * row["median_s"], ".2f"),
+    )
+
+
+def _soak_table(values: Values) -> Table:
+    numbers = ("frame", "seconds", "resident MB", "to settled")
+    settled, samples = values["settled_bytes"], values["samples"]
+    shown = samples[:: max(1, len(samples) // 20)]
+    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
+    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
+    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
+    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
+    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
+    notes = (
+        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
+        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
+        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
+        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
+    )
+    return Table(
+        title=f"Soak of {values['frames_asked']} frames: {verdict}",
+        columns=numbers,
+        numbers=frozenset(numbers),
+        rows=tuple(
+            (
+                str(sample["frame"]),
+                f"{sample['seconds']:.1f}",
+                f"{sample['resident_bytes'] / 1e6:.1f}",
+                f"{sample['resident_bytes'] / settled - 1:+.2%}",
+            )
+            for sample in shown
+        ),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "prepare": _prepare_table,
+    "runs": _runs_table,
+    "soak": _soak_table,
     "video": _video_table,
 }

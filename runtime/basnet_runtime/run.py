@@ -60,6 +60,8 @@ class RunConfig:
         picture_format: Format of pictures' results; None takes the output name's, else PNG.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
+        refine_edges: Lay the mask's edges onto the picture's.
+        stabilise: Keep the masks of a video from flickering.
         keep_weak: Keep masks where nothing salient was found, instead of empty ones.
         video: How videos are read and written.
     """
@@ -82,6 +84,8 @@ class RunConfig:
     picture_format: PictureFormat | None = None
     threshold: float | None = None
     feather: float = 0.0
+    refine_edges: bool = False
+    stabilise: bool = False
     keep_weak: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
 
@@ -220,7 +224,9 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.notes += plan.notes
     if not plan.jobs:
         return summary
-    composer = Composer(config.kind, threshold=config.threshold, feather=config.feather)
+    composer = Composer(
+        config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
+    )
     with _open_model(config) as model, _opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         work = _Work(config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary)
@@ -371,7 +377,7 @@ class _Work:
                 picture,
                 job.target,
                 model=self.model,
-                finisher=Finisher(self.model, self._finishing),
+                finisher=Finisher(self.model, Finishing(keep_weak=self.config.keep_weak)),
                 composer=self.composer,
                 overwrite=self.config.overwrite,
             )
@@ -448,7 +454,7 @@ class _Work:
 
     @property
     def _finishing(self) -> Finishing:
-        return Finishing(keep_weak=self.config.keep_weak)
+        return Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
 
 
 def _of_video(job: Job, video: VideoRun) -> Result:

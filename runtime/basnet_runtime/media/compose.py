@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.masks import edged_mask, mask_from_map, mask_rows, row_strips
+from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.media.foreground import Foreground
 from basnet_runtime.media.frame import Composed, Frame, UInt8
 from basnet_runtime.verdict import GIVEN, Verdict
@@ -79,24 +80,29 @@ class OutputKind:
 class Composer:
     """Makes one kind of result; reads the background picture once, when created."""
 
-    def __init__(self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0) -> None:
+    def __init__(
+        self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
+    ) -> None:
         """Get ready.
 
         Args:
             kind: What to make.
             threshold: Share from which a mask's value counts as foreground; None keeps soft masks.
             feather: Blur of the mask's edge, pixels.
+            refine_edges: Lay the mask's edges onto the picture's first.
 
         Raises:
             MediaError: The background picture cannot be read.
         """
         self.kind = kind
-        self._threshold, self._feather = threshold, feather
+        self._threshold, self._feather, self._refine_edges = threshold, feather, refine_edges
         self._picture = None if kind.image is None else _background_picture(kind.image)
         self._cached: tuple[tuple[int, int], UInt8] | None = None
 
     def __call__(self, frame: Frame, mask_HW: UInt8, verdict: Verdict = GIVEN) -> Composed:
         """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
+        if self._refine_edges:
+            mask_HW = refined_edges(frame.image_HWC, mask_HW)
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
             return Composed(pixels=mask_HW, frame=frame, verdict=verdict)
@@ -118,7 +124,10 @@ class Composer:
         return Composed(pixels=image_HWC, frame=frame, verdict=verdict)
 
     def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
-        """For a picture of `height` x `width` that is never there as a whole; see `StripComposer`."""
+        """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""
+        if self._refine_edges:
+            small_HW = mask_from_map(map_hw, *reduced.image_HWC.shape[:2])
+            map_hw = refined_edges(reduced.image_HWC, small_HW).astype(np.float32) / np.float32(255)
         edges = _Edges(threshold=self._threshold, feather=self._feather, map_hw=map_hw, height=height, width=width)
         mask_HW = edges.reduced_mask(*reduced.image_HWC.shape[:2])
         if reduced.alpha_HW is not None:

@@ -36,10 +36,11 @@ class Foreground:
         import cv2
 
         self._height, self._width = size or mask_HW.shape
-        scale = min(1.0, _LONG_SIDE / max(mask_HW.shape))
-        size = max(1, round(self._width * scale)), max(1, round(self._height * scale))
-        image = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        alpha = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / np.float32(255)
+        height, width = mask_HW.shape
+        scale = min(1.0, _LONG_SIDE / max(height, width))
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(image_HWC, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+        alpha = cv2.resize(mask_HW, small, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / np.float32(255)
         front, back = image, image
         for radius in _RADII:
             front, back = _fuse(image, front, back, alpha, radius)
