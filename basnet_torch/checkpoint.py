@@ -18,9 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from basnet_torch.errors import CheckpointError
+from basnet_torch.architectures import ARCHITECTURES, build
+from basnet_torch.config import Arch, named
+from basnet_torch.errors import CheckpointError, UsageError
 from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
-from basnet_torch.model import BASNet
+from basnet_torch.model import Encoder, SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = [
@@ -37,7 +39,6 @@ __all__ = [
 
 FORMAT = "basnet-deploy/1"
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
-_STEM = "predict.encoder.stem.conv.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,7 @@ class Checkpoint:
     """Weights with the preparing and finishing that belong to them.
 
     Attributes:
+        arch: Which network; files that do not say are BASNet.
         width: Channels at full resolution.
         state: Our parameter names to tensors, float32.
         preprocess: How pictures were prepared in training.
@@ -58,11 +60,12 @@ class Checkpoint:
     preprocess: Preprocess
     postprocess: Postprocess
     origin: str
+    arch: Arch = "basnet"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
-    """Read and fully check a checkpoint; its tensors are known to fit `BASNet(checkpoint.width)`.
+    """Read and fully check a checkpoint; its tensors are known to fit `build(checkpoint.arch, checkpoint.width)`.
 
     Args:
         path: A `.pth`, `.pt` or `.safetensors` file.
@@ -76,11 +79,13 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     state = _state_dict(path, content)
     is_authors = is_authors_layout(state)
     state = ours_from_authors(state) if is_authors else dict(state)
-    found = _check_width(path, state, width)
-    state = _fitted(path, state, found)
+    arch = _arch(path, content) if ours else "basnet"
+    found = _check_width(path, state, arch, width)
+    state = _fitted(path, state, arch, found)
     _refuse_not_finite(path, state)
     preprocess, postprocess = _recipe(path, content) if ours else _recipe_for(is_authors=is_authors)
     return Checkpoint(
+        arch=arch,
         width=found,
         state=state,
         preprocess=preprocess,
@@ -90,10 +95,10 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     )
 
 
-def model_from_checkpoint(checkpoint: Checkpoint) -> BASNet:
+def model_from_checkpoint(checkpoint: Checkpoint) -> SaliencyNetwork:
     """The network with the checkpoint's weights, in evaluation mode."""
     with torch.device("meta"):
-        model = BASNet(checkpoint.width)
+        model = build(checkpoint.arch, checkpoint.width)
     model.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
     return model.eval()
 
@@ -105,6 +110,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
     content = {
         "format": FORMAT,
         "origin": checkpoint.origin,
+        "arch": checkpoint.arch,
         "preprocess": checkpoint.preprocess.to_dict(),
         "postprocess": checkpoint.postprocess.to_dict(),
         "metadata": dict(checkpoint.metadata),
@@ -235,12 +241,21 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def _check_width(path: Path, state: Mapping[str, Tensor], asked: int | None) -> int:
-    stem = state.get(_STEM)
+def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
+    """The network a file of ours names; those from before there was a choice name none."""
+    found = content.get("arch", "basnet")
+    if found not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{path}: is of arch {found!r}, this version knows {known}; update basnet-deploy")
+    return cast(Arch, found)
+
+
+def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch, asked: int | None) -> int:
+    stem = state.get(f"{ARCHITECTURES[arch].first_layer}.weight")
     if stem is None or stem.ndim != 4 or not stem.shape[0]:
         some = ", ".join(list(state)[:3])
         raise CheckpointError(
-            f"{path}: {len(state)} tensors ({some}, ...) of another network than BASNet; "
+            f"{path}: {len(state)} tensors ({some}, ...) of another network than {named(arch)}; "
             "give a checkpoint of this trainer or the authors' basnet.pth"
         )
     found = int(stem.shape[0])
@@ -251,10 +266,10 @@ def _check_width(path: Path, state: Mapping[str, Tensor], asked: int | None) -> 
     return found
 
 
-def _fitted(path: Path, state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+def _fitted(path: Path, state: dict[str, Tensor], arch: Arch, width: int) -> dict[str, Tensor]:
     """Exactly the network's names and shapes, the counters that PyTorch 0.4 did not write added as zero."""
     with torch.device("meta"):
-        wanted = BASNet(width).state_dict()
+        wanted = build(arch, width).state_dict()
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=value.dtype))
@@ -267,7 +282,7 @@ def _fitted(path: Path, state: dict[str, Tensor], width: int) -> dict[str, Tenso
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path}: is not BASNet of width {width}: {'; '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{path}: is not {named(arch)} of width {width}: {'; '.join(problems[:3])}{more}")
     return {name: state[name] for name in wanted}
 
 
@@ -294,17 +309,22 @@ def _recipe_for(*, is_authors: bool) -> tuple[Preprocess, Postprocess]:
     return Preprocess(), Postprocess()
 
 
-def load_resnet34(model: BASNet, path: Path) -> int:
+def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
     """Start encoder stages 1-4 from a torchvision ResNet-34 state dict; returns how many tensors were taken.
 
     Torchvision's `layer1..4` are the four stages; its 7x7 stem and classifier have no place here and stay unused.
 
     Raises:
         CheckpointError: When a stage's tensors are missing or of another width than 64.
+        UsageError: When the network has no such encoder.
     """
+    encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
+    if encoder is None:
+        raise UsageError(f"arch {model.arch} has no ResNet-34 encoder; leave --resnet34 out")
     state = _state_dict(path, read_file(path))
-    encoder = cast(Mapping[str, Tensor], model.predict.encoder.state_dict())
-    wanted = {n: v for n, v in encoder.items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))}
+    wanted = {
+        n: v for n, v in encoder.state_dict().items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))
+    }
     taken = {}
     for ours, value in wanted.items():
         theirs = ours.replace("stage", "layer", 1).replace("norm", "bn").replace("shortcut", "downsample")
@@ -318,5 +338,5 @@ def load_resnet34(model: BASNet, path: Path) -> int:
                 "give torchvision's resnet34 state dict, and width 64"
             )
         taken[ours] = found
-    model.predict.encoder.load_state_dict(taken, strict=False)
+    encoder.load_state_dict(taken, strict=False)
     return len(taken)

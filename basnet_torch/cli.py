@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from basnet_torch.config import Autocast, Optimizer, Schedule, TrainConfig
+from basnet_torch.config import Arch, Autocast, Loss, Optimizer, Schedule, TrainConfig
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.model import BASNet
+    from basnet_torch.model import SaliencyNetwork
     from basnet_torch.trainer import StepResult, Trainer
     from basnet_torch.validate import Validator
 
@@ -52,6 +52,9 @@ def train(
     threads: Annotated[
         int, typer.Option(min=0, help="Compute threads on the CPU; 0 takes every core this process may use.")
     ] = 0,
+    arch: Annotated[Arch, typer.Option(help="Network: BASNet, or a baseline of about its size.")] = _DEFAULT.arch,
+    refine: Annotated[bool, typer.Option(help="Keep BASNet's refinement module.")] = True,
+    loss: Annotated[Loss, typer.Option(help="Loss terms, added on every map.")] = _DEFAULT.loss,
     width: Annotated[
         int, typer.Option(help="Channels at full resolution; 64 is the paper's network.")
     ] = _DEFAULT.width,
@@ -79,14 +82,20 @@ def train(
     eval_every: Annotated[int, typer.Option(help="Steps between validations.")] = _DEFAULT.eval_every,
     save_every: Annotated[int, typer.Option(help="Steps between writes of last.pth.")] = _DEFAULT.save_every,
 ) -> None:
-    """Train BASNet on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
+    """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
     with exit_on_error():
         typed = {name for name in values if _is_typed(context, name)}
         _require(device)
+        if not refine:
+            values["arch"] = _coarse(arch)
+            typed.add("arch")
         start = _start(init, resnet34, width if "width" in typed else None)
         if start:
-            values["width"] = start.width
+            values |= {
+                "width": start.width,
+                "arch": _same_arch(start.arch, values["arch"] if "arch" in typed else None),
+            }
         if resume:
             values |= {name: value for name, value in _saved(run).items() if name not in typed}
         values["autocast"] = _autocast(values["autocast"], device)
@@ -96,6 +105,19 @@ def train(
         if resume:
             trainer.resume(run / "last.pth")
         _follow(trainer)
+
+
+def _coarse(arch: Arch) -> Arch:
+    """The network that `--no-refine` makes of `arch`."""
+    if arch not in ("basnet", "basnet-coarse"):
+        raise UsageError(f"--no-refine: {arch} has no refinement module; it belongs to --arch basnet")
+    return "basnet-coarse"
+
+
+def _same_arch(found: Arch, asked: Arch | None) -> Arch:
+    if asked is not None and asked != found:
+        raise UsageError(f"--init holds {found}, not {asked}; leave --arch out or give a checkpoint of {asked}")
+    return found
 
 
 def _require(device: str) -> None:
@@ -171,18 +193,18 @@ def _start(init: Path | None, resnet34: Path | None, width: int | None) -> Check
     return load_checkpoint(init, width=width) if init else None
 
 
-def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | None) -> BASNet | None:
+def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | None) -> SaliencyNetwork | None:
     """The network to start from, when one is asked for."""
     import torch
 
+    from basnet_torch.architectures import build
     from basnet_torch.checkpoint import load_resnet34, model_from_checkpoint
-    from basnet_torch.model import BASNet
 
     if start:
         return model_from_checkpoint(start).train()
     if resnet34:
         torch.manual_seed(config.seed)
-        model = BASNet(config.width)
+        model = build(config.arch, config.width)
         load_resnet34(model, resnet34)
         return model
     return None
@@ -195,7 +217,7 @@ def _trainer(
     run: Path,
     device: str,
     threads: int,
-    init: BASNet | None,
+    init: SaliencyNetwork | None,
 ) -> Trainer:
     import torch
 

@@ -10,14 +10,30 @@ from typing import Any, Literal, Self, get_args
 from basnet_torch.errors import UsageError
 from basnet_torch.spec import check_size
 
-__all__ = ["Autocast", "Optimizer", "Schedule", "TrainConfig", "learning_rate"]
+__all__ = ["Arch", "Autocast", "Loss", "Optimizer", "Schedule", "TrainConfig", "learning_rate", "named"]
 
+Arch = Literal["basnet", "basnet-coarse", "fcn", "segnet", "unet", "hed"]
+Loss = Literal["bce", "bce+ssim", "bce+iou", "bce+ssim+iou"]
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["constant", "cosine"]
 Autocast = Literal["fp32", "bf16"]
 
+_WRITTEN = {
+    "basnet": "BASNet",
+    "basnet-coarse": "BASNet without refinement",
+    "fcn": "FCN",
+    "segnet": "SegNet",
+    "unet": "U-Net",
+    "hed": "HED",
+}
 _COUNTS = ("width", "store_size", "batch", "steps", "eval_every", "save_every")
-_CHOICES: dict[str, Any] = {"optimizer": Optimizer, "schedule": Schedule, "autocast": Autocast}
+_CHOICES: dict[str, Any] = {
+    "arch": Arch,
+    "loss": Loss,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "autocast": Autocast,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +41,8 @@ class TrainConfig:
     """One training run.
 
     Attributes:
+        arch: Which network; `basnet-coarse` is BASNet without its refinement module.
+        loss: Which terms of the hybrid loss are added, on every map that the network gives.
         width: Channels at full resolution; 64 is the paper's network.
         size: Side of the training crop, pixels, a multiple of 32.
         eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
@@ -48,6 +66,8 @@ class TrainConfig:
         save_every: Steps between writes of `last.pth`.
     """
 
+    arch: Arch = "basnet"
+    loss: Loss = "bce+ssim+iou"
     width: int = 64
     size: int = 224
     eval_size: int = 256
@@ -108,6 +128,15 @@ class TrainConfig:
             raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")
         low, high = values.get("crop_scale", (0.7, 1.0))
         return cls(**{**values, "crop_scale": (float(low), float(high))})
+
+
+def named(arch: str) -> str:
+    """The architecture as people write it; a name that this version does not know stays as it is.
+
+    >>> named("unet")
+    'U-Net'
+    """
+    return _WRITTEN.get(arch, arch)
 
 
 def _names(kinds: Any) -> str:

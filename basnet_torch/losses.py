@@ -1,4 +1,4 @@
-"""The hybrid loss of BASNet (section 3.4): BCE + (1 - SSIM) + (1 - IoU) on each of the eight maps, summed.
+"""The hybrid loss of BASNet (section 3.4): BCE + (1 - SSIM) + (1 - IoU) on each of a network's maps, summed.
 
 Everything is computed in float32, also under autocast: SSIM subtracts squares that nearly cancel, and BCE takes the
 logits so that a saturated map keeps a finite gradient.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from basnet_torch.model import SaliencyMaps
+from basnet_torch.config import Loss
+from basnet_torch.model import NamedMaps
 
 __all__ = ["HybridLoss", "bce", "gaussian_band", "hybrid_loss", "iou", "ssim"]
 
@@ -27,40 +28,42 @@ _C2 = 0.03**2
 class HybridLoss(NamedTuple):
     """The loss to minimise, and each term per map for logs and for naming what broke.
 
-    `bce`, `ssim` and `iou` hold one value a map (8,), in the order of `SaliencyMaps`, each a loss: lower is better.
+    `terms` holds one value a map (M,), in the order of `maps`, under `bce`, `ssim` and `iou`, each a loss: lower is
+    better. Terms that were not asked for are absent.
     """
 
     total: Tensor
-    bce: Tensor
-    ssim: Tensor
-    iou: Tensor
+    terms: dict[str, Tensor]
+    maps: tuple[str, ...]
 
     def first_not_finite(self) -> str | None:
         """`"ssim of decoder3"` for the first term that is not finite, or None."""
-        for term in ("bce", "ssim", "iou"):
-            for name, value in zip(SaliencyMaps._fields, getattr(self, term).tolist(), strict=True):
+        for term, values in self.terms.items():
+            for name, value in zip(self.maps, values.tolist(), strict=True):
                 if not math.isfinite(value):
                     return f"{term} of {name}"
         return None
 
 
-def hybrid_loss(maps: SaliencyMaps, target: Tensor) -> HybridLoss:
-    """The loss of eight logit maps N,1,H,W against the truth `target` N,1,H,W in 0..1.
+def hybrid_loss(maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou") -> HybridLoss:
+    """The loss of M logit maps N,1,H,W against the truth `target` N,1,H,W in 0..1; `terms` leaves some out.
 
     >>> maps = SaliencyMaps(*(torch.full((1, 1, 32, 32), 20.0) for _ in range(8)))
     >>> float(hybrid_loss(maps, torch.ones(1, 1, 32, 32)).total) < 1e-4
     True
     """
+    asked = terms.split("+")
     with torch.autocast(target.device.type, enabled=False):
-        logits = torch.cat([m.float() for m in maps], 1)  # N,8,H,W
+        logits = torch.cat([m.float() for m in maps], 1)  # N,M,H,W
         truth = target.float()
         prediction = torch.sigmoid(logits)
-        terms = (
-            bce(logits, truth).mean((0, 2, 3)),
-            (1 - ssim(prediction, truth)).mean(0),
-            (1 - iou(prediction, truth)).mean(0),
-        )
-        return HybridLoss(terms[0].sum() + terms[1].sum() + terms[2].sum(), *terms)
+        parts = {"bce": bce(logits, truth).mean((0, 2, 3))}
+        if "ssim" in asked:
+            parts["ssim"] = (1 - ssim(prediction, truth)).mean(0)
+        if "iou" in asked:
+            parts["iou"] = (1 - iou(prediction, truth)).mean(0)
+        total = torch.stack([part.sum() for part in parts.values()]).sum()
+        return HybridLoss(total, parts, maps._fields)
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:

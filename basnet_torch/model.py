@@ -8,17 +8,45 @@ Legend: N pictures, C channels, H height, W width; `w` is the width.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basnet_torch.config import Arch
 from basnet_torch.spec import check_size
 
-__all__ = ["PAPER_WIDTH", "BASNet", "SaliencyMaps"]
+__all__ = [
+    "PAPER_WIDTH",
+    "BASNet",
+    "BasicBlock",
+    "CoarseBASNet",
+    "CoarseMaps",
+    "ConvBNReLU",
+    "Encoder",
+    "NamedMaps",
+    "SaliencyMaps",
+    "SaliencyNetwork",
+    "double",
+    "enlarge",
+    "halve",
+    "initialise",
+    "residual_stage",
+]
 
 PAPER_WIDTH = 64
+
+
+class NamedMaps(Protocol):
+    """What every network returns: a NamedTuple of logit maps N,1,H,W, the one that is deployed first."""
+
+    @property
+    def _fields(self) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
+    def __iter__(self) -> Iterator[Tensor]: ...
+    def __len__(self) -> int: ...
 
 
 class SaliencyMaps(NamedTuple):
@@ -38,6 +66,18 @@ class SaliencyMaps(NamedTuple):
         return SaliencyMaps(*(torch.sigmoid(logits) for logits in self))
 
 
+class CoarseMaps(NamedTuple):
+    """`SaliencyMaps` without the refined one: what the predict module alone gives."""
+
+    decoder1: Tensor
+    decoder2: Tensor
+    decoder3: Tensor
+    decoder4: Tensor
+    decoder5: Tensor
+    decoder6: Tensor
+    bridge: Tensor
+
+
 class ConvBNReLU(nn.Module):
     """A 3x3 convolution with bias whose padding equals its dilation, batch norm, ReLU."""
 
@@ -47,6 +87,7 @@ class ConvBNReLU(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """N,C,H,W to the same H and W."""
         return F.relu(self.norm(self.conv(x)))
 
 
@@ -65,11 +106,12 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(fit, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """N,C,H,W to H and W over the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) -> nn.Sequential:
+def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) -> nn.Sequential:
     """ResNet basic blocks, the first of which changes resolution and channels."""
     first = BasicBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))
@@ -78,23 +120,24 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int = 1) ->
 class Encoder(nn.Module):
     """Six stages at resolutions 1, 1/2, 1/4, 1/8, 1/16 and 1/32; the stem keeps full resolution (no pooling)."""
 
-    def __init__(self, w: int) -> None:
+    def __init__(self, w: int, blocks: tuple[int, int, int, int, int, int] = (3, 4, 6, 3, 3, 3)) -> None:
         super().__init__()
         self.stem = ConvBNReLU(3, w)
-        self.stage1 = _stage(w, w, 3)
-        self.stage2 = _stage(w, 2 * w, 4, stride=2)
-        self.stage3 = _stage(2 * w, 4 * w, 6, stride=2)
-        self.stage4 = _stage(4 * w, 8 * w, 3, stride=2)
-        self.stage5 = _stage(8 * w, 8 * w, 3)
-        self.stage6 = _stage(8 * w, 8 * w, 3)
+        self.stage1 = residual_stage(w, w, blocks[0])
+        self.stage2 = residual_stage(w, 2 * w, blocks[1], stride=2)
+        self.stage3 = residual_stage(2 * w, 4 * w, blocks[2], stride=2)
+        self.stage4 = residual_stage(4 * w, 8 * w, blocks[3], stride=2)
+        self.stage5 = residual_stage(8 * w, 8 * w, blocks[4])
+        self.stage6 = residual_stage(8 * w, 8 * w, blocks[5])
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Six feature maps of a picture N,3,H,W, the finest first."""
         stage1 = self.stage1(self.stem(image))
         stage2 = self.stage2(stage1)
         stage3 = self.stage3(stage2)
         stage4 = self.stage4(stage3)
-        stage5 = self.stage5(_halve(stage4))
-        stage6 = self.stage6(_halve(stage5))
+        stage5 = self.stage5(halve(stage4))
+        stage6 = self.stage6(halve(stage5))
         return [stage1, stage2, stage3, stage4, stage5, stage6]
 
 
@@ -115,7 +158,7 @@ class Decoder(nn.Module):
         decoded = [self.stage6(torch.cat((bridge, encoded[5]), 1))]
         finer = zip((self.stage5, self.stage4, self.stage3, self.stage2, self.stage1), encoded[4::-1], strict=True)
         for stage, skip in finer:
-            decoded.append(stage(torch.cat((_double(decoded[-1]), skip), 1)))
+            decoded.append(stage(torch.cat((double(decoded[-1]), skip), 1)))
         return decoded[::-1]
 
 
@@ -141,7 +184,7 @@ class SideOutputs(nn.Module):
         """Seven logit maps N,1,H,W: decoder stages 1 to 6, then the bridge."""
         scales = (1, 2, 4, 8, 16, 32, 32)
         return [
-            _enlarge(conv(features), scale)
+            enlarge(conv(features), scale)
             for conv, features, scale in zip(self.convs.values(), [*decoded, bridge], scales, strict=True)
         ]
 
@@ -179,14 +222,45 @@ class RefinementModule(nn.Module):
         skips, x = [], self.input(coarse)
         for down in (self.down1, self.down2, self.down3, self.down4):
             skips.append(down(x))
-            x = _halve(skips[-1])
+            x = halve(skips[-1])
         x = self.bottom(x)
         for up in (self.up4, self.up3, self.up2, self.up1):
-            x = up(torch.cat((_double(x), skips.pop()), 1))
+            x = up(torch.cat((double(x), skips.pop()), 1))
         return coarse + cast(Tensor, self.output(x))
 
 
-class BASNet(nn.Module):
+class SaliencyNetwork(nn.Module):
+    """What every network of this package is: pictures to named logit maps, of which the first is deployed.
+
+    Attributes:
+        arch: Its name in `--arch` and in checkpoints.
+        first_layer: The convolution on the picture, whose output channels are the width.
+        width: Channels at full resolution.
+    """
+
+    arch: ClassVar[Arch]
+    first_layer: ClassVar[str] = "encoder.stem.conv"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width is {width}; it must be at least 1")
+        self.width = width
+
+    def forward(self, image: Tensor) -> NamedMaps:
+        """Logit maps N,1,H,W for normalised pictures `image` N,3,H,W (see `spec.Preprocess`).
+
+        Raises:
+            ValueError: When height or width is no multiple of 32.
+        """
+        raise NotImplementedError
+
+    def mask(self, image: Tensor) -> Tensor:
+        """The deployed map alone, N,1,H,W in 0..1, float32 whatever the compute type."""
+        return torch.sigmoid(self(image)[0].float())
+
+
+class BASNet(SaliencyNetwork):
     """Picture to eight saliency maps.
 
     Args:
@@ -196,14 +270,14 @@ class BASNet(nn.Module):
         ValueError: From `forward`, when height or width is no multiple of 32.
     """
 
+    arch = "basnet"
+    first_layer = "predict.encoder.stem.conv"
+
     def __init__(self, width: int = PAPER_WIDTH) -> None:
-        super().__init__()
-        if width < 1:
-            raise ValueError(f"width is {width}; it must be at least 1")
-        self.width = width
+        super().__init__(width)
         self.predict = PredictModule(width)
         self.refine = RefinementModule(width)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, image: Tensor) -> SaliencyMaps:
         """Logits of all eight maps for normalised pictures `image` N,3,H,W (see `spec.Preprocess`)."""
@@ -211,12 +285,25 @@ class BASNet(nn.Module):
         decoder1, *coarser = self.predict(image)
         return SaliencyMaps(self.refine(decoder1), decoder1, *coarser)
 
-    def mask(self, image: Tensor) -> Tensor:
-        """The fused output alone, N,1,H,W in 0..1, float32 whatever the compute type."""
-        return torch.sigmoid(self(image).refined.float())
+
+class CoarseBASNet(SaliencyNetwork):
+    """BASNet without its refinement module, the paper's ablation (table 1): the finest decoder map is the mask."""
+
+    arch = "basnet-coarse"
+    first_layer = BASNet.first_layer
+
+    def __init__(self, width: int = PAPER_WIDTH) -> None:
+        super().__init__(width)
+        self.predict = PredictModule(width)
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> CoarseMaps:
+        """Logits of seven maps for normalised pictures `image` N,3,H,W."""
+        check_size(image.shape[-2], image.shape[-1])
+        return CoarseMaps(*self.predict(image))
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """He initialisation, as suits convolutions followed by ReLU."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -224,13 +311,16 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _halve(x: Tensor) -> Tensor:
+def halve(x: Tensor) -> Tensor:
+    """Max-pooling 2x2."""
     return F.max_pool2d(x, 2, stride=2, ceil_mode=True)
 
 
-def _double(x: Tensor) -> Tensor:
-    return _enlarge(x, 2)
+def double(x: Tensor) -> Tensor:
+    """Bilinear, to twice the size."""
+    return enlarge(x, 2)
 
 
-def _enlarge(x: Tensor, scale: int) -> Tensor:
+def enlarge(x: Tensor, scale: int) -> Tensor:
+    """Bilinear with half-pixel centres, to `scale` times the size."""
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from basnet_torch.architectures import build
 from basnet_torch.batches import Augment, BatchStream
 from basnet_torch.checkpoint import FORMAT, Checkpoint, read_file, save_checkpoint, write_whole
 from basnet_torch.config import TrainConfig, learning_rate
@@ -29,7 +30,7 @@ from basnet_torch.datasets import PairStore
 from basnet_torch.errors import CheckpointError, TrainingError
 from basnet_torch.losses import HybridLoss, hybrid_loss
 from basnet_torch.metrics import Scores
-from basnet_torch.model import BASNet
+from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.validate import Validator
 
@@ -38,11 +39,11 @@ __all__ = ["StepResult", "Trainer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step did; `loss` is the sum of 24 terms, `terms` the sum of each term over the eight maps."""
+    """What one step did; `loss` is the sum of all terms, `terms` each of them summed over the network's maps."""
 
     step: int
     loss: float
-    terms: tuple[float, float, float]
+    terms: Mapping[str, float]
     gradient_norm: float
     lr: float
     seconds: float
@@ -68,7 +69,7 @@ class Trainer:
         *,
         validator: Validator | None = None,
         device: str = "cpu",
-        init: BASNet | None = None,
+        init: SaliencyNetwork | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
@@ -76,7 +77,7 @@ class Trainer:
         self.device = torch.device(device)
         self.validator = validator
         self._layout = _memory_format(config, self.device)
-        self.model = (init or BASNet(config.width)).to(self.device)
+        self.model = (init or build(config.arch, config.width)).to(self.device)
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.average = deepcopy(self.model).requires_grad_(requires_grad=False) if config.ema else self.model
         self.optimizer = _optimizer(config, self.model)
@@ -138,7 +139,7 @@ class Trainer:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast == "bf16"):
             maps = self.model(batch_NCHW)
-        loss = hybrid_loss(maps, target_N1HW)
+        loss = hybrid_loss(maps, target_N1HW, self.config.loss)
         self._refuse_not_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -153,7 +154,7 @@ class Trainer:
         return StepResult(
             step=self.step,
             loss=loss.total.item(),
-            terms=(loss.bce.sum().item(), loss.ssim.sum().item(), loss.iou.sum().item()),
+            terms={name: values.sum().item() for name, values in loss.terms.items()},
             gradient_norm=norm.item(),
             lr=rate,
             seconds=time.perf_counter() - began,
@@ -196,6 +197,7 @@ class Trainer:
     def checkpoint(self, scores: Mapping[str, float] | None = None) -> Checkpoint:
         """The averaged weights as they are deployed."""
         return Checkpoint(
+            arch=self.config.arch,
             width=self.config.width,
             state=self.average.state_dict(),
             preprocess=self.preprocess,
@@ -209,6 +211,7 @@ class Trainer:
         content = {
             "format": FORMAT,
             "origin": "basnet-deploy",
+            "arch": self.config.arch,
             "preprocess": self.preprocess.to_dict(),
             "postprocess": self.postprocess.to_dict(),
             "metadata": self.checkpoint().metadata,
@@ -240,9 +243,12 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: was trained on {was} other pairs, these are {now}; use --init for a new run"
             )
-        changed = [k for k in mine if saved["config"].get(k) != mine[k]]
+        theirs = TrainConfig.from_dict(
+            saved["config"]
+        ).to_dict()  # fields of older files that did not exist: as default
+        changed = [k for k in mine if theirs[k] != mine[k]]
         if changed:
-            was = ", ".join(f"{k} {saved['config'].get(k)} -> {mine[k]}" for k in changed)
+            was = ", ".join(f"{k} {theirs[k]} -> {mine[k]}" for k in changed)
             raise CheckpointError(f"{path}: was trained under another configuration ({was}); use --init for a new run")
         self.average.load_state_dict(content["state_dict"])
         if saved["model"] is not None:
@@ -277,23 +283,21 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
-def _optimizer(config: TrainConfig, model: BASNet) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, model: SaliencyNetwork) -> torch.optim.Optimizer:
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     return kinds[config.optimizer](model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
-def _float_state(model: BASNet) -> list[Tensor]:
+def _float_state(model: SaliencyNetwork) -> list[Tensor]:
     """Weights and batch statistics, which are averaged alike."""
     return [v for v in model.state_dict().values() if v.is_floating_point()]
 
 
 def _plain(result: StepResult) -> dict[str, Any]:
-    names = ("bce", "ssim", "iou")
-    terms = dict(zip(names, result.terms, strict=True))
     return {
         "step": result.step,
         "loss": round(result.loss, 5),
-        **{k: round(v, 5) for k, v in terms.items()},
+        **{k: round(v, 5) for k, v in result.terms.items()},
         "gradient_norm": round(result.gradient_norm, 4),
         "lr": result.lr,
         "seconds": round(result.seconds, 4),

@@ -13,7 +13,7 @@ from basnet_torch.config import Autocast
 from basnet_torch.datasets import Pair, decode_image, decode_mask
 from basnet_torch.errors import TrainingError
 from basnet_torch.metrics import AccuracyMeter, Scores
-from basnet_torch.model import BASNet
+from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["Validator"]
@@ -42,7 +42,7 @@ class Validator:
     def __len__(self) -> int:
         return len(self._cases)
 
-    def scores(self, model: BASNet, *, batch: int = 8, autocast: Autocast = "fp32") -> Scores:
+    def scores(self, model: SaliencyNetwork, *, batch: int = 8, autocast: Autocast = "fp32") -> Scores:
         """Run all pictures through `model`, which is left in the mode it had."""
         was_training = model.training
         model.eval()
@@ -54,7 +54,7 @@ class Validator:
         finally:
             model.train(was_training)
 
-    def _add(self, meter: AccuracyMeter, model: BASNet, cases: Sequence[_Case], autocast: Autocast) -> None:
+    def _add(self, meter: AccuracyMeter, model: SaliencyNetwork, cases: Sequence[_Case], autocast: Autocast) -> None:
         device = next(model.parameters()).device
         images = torch.from_numpy(np.stack([c.prepared_CHW for c in cases])).to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast == "bf16"):

@@ -30,8 +30,10 @@ __all__ = [
     "disc_checkpoint",
     "disc_folder",
     "discs",
+    "draw_discs",
     "exported",
     "graph_made_before",
+    "settle_statistics",
     "widened",
     "with_weights",
 ]
@@ -74,7 +76,7 @@ def disc_checkpoint(width=4, steps=30, seed=0) -> Checkpoint:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    _settle_statistics(model, inputs)
+    settle_statistics(model, inputs)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     trained = Checkpoint(
         width=width, state=state, preprocess=preprocess, postprocess=Postprocess(), origin="basnet-deploy"
@@ -83,7 +85,7 @@ def disc_checkpoint(width=4, steps=30, seed=0) -> Checkpoint:
 
 
 @torch.no_grad()
-def _settle_statistics(model, inputs):
+def settle_statistics(model, inputs):
     """Running statistics of the final weights; those gathered on the way belong to weights long gone."""
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.momentum = None

@@ -5,6 +5,8 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
+basnet-bench prepare DUTS-TE
+basnet-bench soak --frames 20000
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
 """
@@ -209,6 +211,75 @@ def gate(
         _show(result, as_json, output, overwrite)
     if result.exit_code:
         say(f"error: {result.complaint}")
+    raise SystemExit(result.exit_code)
+
+
+@app.command()
+def prepare(
+    pictures: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PICTURES]", help="Folder of pictures, or data set. Default: five photographs."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint. Default: the built-in model's.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare every way of preparing a picture with the authors', in the network's input and in the mask."""
+    from basnet_benchmarks.prepare import PrepareConfig, measure_prepare
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = PrepareConfig(pictures=pictures, model=model, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_prepare(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def soak(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[INPUT]", help="Video, repeated as often as needed. Default: a drawn one.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="How many frames.")] = 20_000,
+    settled: Annotated[int, typer.Option(min=1, help="Memory must stay flat from this frame on.")] = 1_000,
+    every: Annotated[int, typer.Option(min=1, help="Frames between two readings.")] = 50,
+    limit: Annotated[float, typer.Option(help="Share by which memory may grow from there on.")] = 0.02,
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    kind: Annotated[str, typer.Option(help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")] = "mask",
+    batch: Annotated[int, typer.Option(min=1, help="Frames per network run.")] = 1,
+    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run many frames through the whole pipeline and hold resident memory flat. Exit code 4 when it grows."""
+    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.soak import SoakConfig, measure_soak
+
+    with exit_on_error():
+        config = SoakConfig(
+            frames=frames,
+            settled=settled,
+            every=every,
+            limit=limit,
+            source=source,
+            model=model,
+            kind=kind,
+            batch=batch,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        result = measure_soak(config, say)
+        _show(result, as_json, output, overwrite)
+    if result.exit_code:
+        say(f"error: {'; '.join(result.failures)}")
     raise SystemExit(result.exit_code)
 
 

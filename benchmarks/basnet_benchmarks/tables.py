@@ -316,10 +316,88 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
 
 
+def _prepare_table(values: Values) -> Table:
+    numbers = ("input max", "input mean", "mask max", "mask 99.9 %", "mask mean", "flips %", "boundary IoU", "ms")
+    notes = (
+        f"Against {values['reference']}; all inputs run through {values['model']} on {values['runs_on']}.",
+        "Input: 1 is one standard deviation of the normalised input. The worst picture counts; ms is the median.",
+        *(f"not run: {row['name']}: {row['not_run']}" for row in values["ways"] if row["not_run"]),
+        *(
+            f"{row['name']}: worst pictures: input {row['input']['worst']}, mask {row['mask']['worst']}"
+            for row in values["ways"]
+            if row["mask"] and row["used"] != "reference"
+        ),
+        f"Choice: {values['choice']}",
+    )
+    size = "x".join(map(str, values["size"]))
+    return Table(
+        title=f"Preparing {values['count']} pictures of {values['pictures']} for {size}",
+        columns=("way", "used in", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_prepare_cells, values["ways"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _prepare_cells(row: Values) -> tuple[str, ...]:
+    used = row["used"] or "nothing: shown for what it costs"
+    if row["mask"] is None:
+        return (row["name"], used, *("-",) * 8)
+    put, got = row["input"], row["mask"]
+    return (
+        row["name"],
+        used,
+        number(put["max_abs"], ".2g"),
+        number(put["mean_abs"], ".2g"),
+        number(got["max_abs"], ".2g"),
+        number(got["p999_abs"], ".2g"),
+        number(got["mean_abs"], ".2g"),
+        number(100 * got["flips"], ".4f"),
+        number(got["boundary_iou"], ".4f"),
+        number(1000 * row["median_s"], ".2f"),
+    )
+
+
+def _soak_table(values: Values) -> Table:
+    numbers = ("frame", "seconds", "resident MB", "to settled")
+    settled, samples = values["settled_bytes"], values["samples"]
+    shown = samples[:: max(1, len(samples) // 20)]
+    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
+    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
+    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
+    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
+    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
+    notes = (
+        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
+        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
+        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
+        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
+    )
+    return Table(
+        title=f"Soak of {values['frames_asked']} frames: {verdict}",
+        columns=numbers,
+        numbers=frozenset(numbers),
+        rows=tuple(
+            (
+                str(sample["frame"]),
+                f"{sample['seconds']:.1f}",
+                f"{sample['resident_bytes'] / 1e6:.1f}",
+                f"{sample['resident_bytes'] / settled - 1:+.2%}",
+            )
+            for sample in shown
+        ),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
     "gate": _gate_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "prepare": _prepare_table,
+    "soak": _soak_table,
     "video": _video_table,
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from basnet_runtime.media.files import whole_file
+from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = ["Layout", "convert_checkpoint"]
@@ -53,6 +54,8 @@ def convert_checkpoint(
     from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint, save_checkpoint
 
     checkpoint = load_checkpoint(source)
+    if layout == "authors" and checkpoint.arch != "basnet":
+        raise UsageError(f"{source}: is {named(checkpoint.arch)}; the authors' layout has names for BASNet alone")
     if size is not None:
         preprocess = replace(checkpoint.preprocess, height=size[0], width=size[1])
         checkpoint = replace(checkpoint, preprocess=preprocess)

@@ -12,6 +12,7 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
 from basnet_runtime.preflight import read_plan_manifest
+from basnet_torch.config import named
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -86,7 +87,7 @@ def _checkpoint(path: Path) -> Description:
         **checkpoint.metadata,
     }
     feed = f"run: basnet-run --model {path} PICTURE; deploy: basnet-export onnx {path}"
-    return Description(file=str(path), kind="PyTorch checkpoint of BASNet", facts=facts, feed=feed)
+    return Description(file=str(path), kind=f"PyTorch checkpoint of {named(checkpoint.arch)}", facts=facts, feed=feed)
 
 
 def _onnx(path: Path) -> Description:
@@ -102,7 +103,10 @@ def _onnx(path: Path) -> Description:
         **_source(manifest),
     }
     return Description(
-        file=str(path), kind=f"ONNX, {manifest.graph} graph of BASNet", facts=facts, feed=_feed(manifest)
+        file=str(path),
+        kind=f"ONNX, {manifest.graph} graph of {named(manifest.arch)}",
+        facts=facts,
+        feed=_feed(manifest),
     )
 
 
@@ -127,7 +131,10 @@ def _plan(path: Path) -> Description:
         **_source(manifest),
     }
     return Description(
-        file=str(path), kind=f"TensorRT engine, {manifest.graph} graph of BASNet", facts=facts, feed=_feed(manifest)
+        file=str(path),
+        kind=f"TensorRT engine, {manifest.graph} graph of {named(manifest.arch)}",
+        facts=facts,
+        feed=_feed(manifest),
     )
 
 

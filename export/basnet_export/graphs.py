@@ -1,4 +1,4 @@
-"""The two graphs as torch modules, each with one input and the refined map as its only output.
+"""The two graphs as torch modules, each with one input and the deployed map as its only output.
 
 Legend: N pictures, C channels, H height, W width of the picture; the network's own size is fixed by `Preprocess`.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basnet_torch.model import BASNet
+from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["FrameGraph", "TensorGraph"]
@@ -19,14 +19,14 @@ __all__ = ["FrameGraph", "TensorGraph"]
 class TensorGraph(nn.Module):
     """`image` float32 N,3,H,W normalised to `mask` float32 N,1,H,W in 0..1; the sigmoid is FP32 in every precision."""
 
-    def __init__(self, network: BASNet, dtype: torch.dtype) -> None:
+    def __init__(self, network: SaliencyNetwork, dtype: torch.dtype) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        """The refined map alone, which leaves nothing to compute the side outputs for."""
-        return torch.sigmoid(self.network(image.to(self.dtype)).refined.float())
+        """The deployed map alone, which leaves nothing to compute the side outputs for."""
+        return torch.sigmoid(self.network(image.to(self.dtype))[0].float())
 
 
 class FrameGraph(nn.Module):

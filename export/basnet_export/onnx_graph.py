@@ -19,6 +19,7 @@ from basnet_export.config import ExportConfig
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
 from basnet_runtime.media.files import whole_file
 from basnet_torch import __version__
+from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, ExportError, UsageError
 from basnet_torch.spec import TensorSpec
 
@@ -52,7 +53,9 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     from basnet_torch.checkpoint import load_checkpoint
 
     checkpoint = _resized(load_checkpoint(config.checkpoint), config.size)
-    progress(f"exporting BASNet of width {checkpoint.width} as {config.graph} graph, {config.precision}")
+    progress(
+        f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
+    )
     graph = onnx_from_checkpoint(checkpoint, config)
     manifest = _manifest(config, checkpoint, graph)
     check_graph(graph, manifest)
@@ -169,6 +172,7 @@ def _manifest(config: ExportConfig, checkpoint: Checkpoint, graph: onnx.ModelPro
         graph=config.graph,
         precision=config.precision,
         store=config.store if config.precision == "fp32" else config.precision,
+        arch=checkpoint.arch,
         width=checkpoint.width,
         preprocess=checkpoint.preprocess,
         postprocess=checkpoint.postprocess,

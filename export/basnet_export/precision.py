@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from basnet_runtime.backends.base import Precision
-from basnet_torch.model import BasicBlock, BASNet, ConvBNReLU
+from basnet_torch.model import BasicBlock, ConvBNReLU, SaliencyNetwork
 
 __all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
 
@@ -31,7 +31,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def deployed_network(model: BASNet, precision: Precision) -> BASNet:
+def deployed_network(model: SaliencyNetwork, precision: Precision) -> SaliencyNetwork:
     """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`."""
     network = copy.deepcopy(model).double().eval()
     _replace_norms(network, _folded)
@@ -72,7 +72,7 @@ def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(taps).scatter_(-1, order, ordered).reshape(weight_OIKK.shape)
 
 
-def scaled_network(model: BASNet) -> BASNet:
+def scaled_network(model: SaliencyNetwork) -> SaliencyNetwork:
     """A copy whose batch norms became one scale and shift per channel; its convolutions' weights are left as they are.
 
     For files that keep weights in FP16: folding would change the weights, and they would no longer be exact in FP16.
@@ -108,7 +108,7 @@ def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
     return _ScaledConv(conv, norm)
 
 
-def _replace_norms(network: BASNet, join: Join) -> None:
+def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
     """Put `join(conv, norm)` in the convolution's place and nothing in the norm's."""
     for module in list(network.modules()):
         if isinstance(module, ConvBNReLU):

@@ -37,7 +37,7 @@ FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
 _RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created"), str),
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created", "arch"), str),
     **dict.fromkeys(("width", "opset"), int),
     "exporter": Mapping,
     "parity": (Mapping, NoneType),
@@ -57,6 +57,7 @@ class Manifest:
         precision: What the network computes in.
         store: What its weights are kept as.
         width: Channels at full resolution; 64 is the paper's network.
+        arch: Which network, as `basnet-train --arch` names it.
         preprocess: How pictures are prepared (inside the `frame` graph).
         postprocess: How maps are finished (inside the `frame` graph).
         input: What the file takes.
@@ -87,6 +88,7 @@ class Manifest:
     origin: str
     created: str
     store: Precision = "fp32"
+    arch: str = "basnet"
     onnx_sha256: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None
@@ -124,6 +126,7 @@ class Manifest:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"format is {found!r}; this version reads {FORMAT}")
         values.setdefault("engine", None)  # files written before there were plans
+        values.setdefault("arch", "basnet")  # and before there were other networks
         odd = set(values) ^ {*cls.__slots__, _DIGEST}
         if odd:
             raise ValueError(f"fields missing or unknown: {', '.join(sorted(odd))}")

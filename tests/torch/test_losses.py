@@ -71,7 +71,7 @@ def test_the_sum_is_three_terms_over_eight_maps():
     p = torch.sigmoid(logits)
     one = F.binary_cross_entropy(p, target) + (1 - ssim(p, target)).mean() + (1 - iou(p, target)).mean()
     assert loss.total.item() == pytest.approx(8 * one.item(), rel=1e-5)
-    assert loss.bce.shape == loss.ssim.shape == loss.iou.shape == (8,)
+    assert {name: values.shape for name, values in loss.terms.items()} == dict.fromkeys(("bce", "ssim", "iou"), (8,))
 
 
 @pytest.mark.parametrize("value", [-100.0, 0.0, 100.0], ids=["saturated low", "flat", "saturated high"])

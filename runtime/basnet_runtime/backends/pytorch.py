@@ -20,7 +20,7 @@ from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.model import BASNet
+    from basnet_torch.model import SaliencyNetwork
 
 __all__ = ["PyTorchBackend", "open_pytorch", "read_checkpoint"]
 
@@ -31,13 +31,13 @@ class PyTorchBackend:
     name: Literal["pytorch"] = "pytorch"
 
     def __init__(
-        self, model: BASNet, size: tuple[int, int], device: str, precision: Precision, description: str
+        self, model: SaliencyNetwork, size: tuple[int, int], device: str, precision: Precision, description: str
     ) -> None:
         """`model` is in evaluation mode on `device`; `size` is the network's input height and width."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, *size))
         self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
         self.description = description
-        self._model: BASNet | None = model
+        self._model: SaliencyNetwork | None = model
         self._device = device
         self._bf16 = precision == "bf16"
 
@@ -141,7 +141,7 @@ def _check(torch: ModuleType, device: str, precision: Precision) -> None:
         raise BackendUnavailable(f"device {device}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
 
 
-def _convolutions_to_bf16(model: BASNet) -> None:
+def _convolutions_to_bf16(model: SaliencyNetwork) -> None:
     """Convert the weights once; autocast alone would convert all of them in every call."""
     import torch
     from torch import nn

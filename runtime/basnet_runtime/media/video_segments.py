@@ -77,6 +77,7 @@ class SegmentFolder:
             self._lock(self._lock_file)
             self._compare(job.read_text(), identity)
             self._remove_unfinished()
+            self.facts = [read_facts(path) for path in self.paths()]
         except OSError as error:
             self.close()
             if isinstance(error, MediaError):
@@ -85,7 +86,6 @@ class SegmentFolder:
         except BaseException:
             self.close()
             raise
-        self.facts = [read_facts(path) for path in self.paths()]
 
     def _lock(self, file: IO[str]) -> None:
         try:

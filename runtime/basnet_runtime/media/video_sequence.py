@@ -1,7 +1,7 @@
 """A video's results as numbered pictures, for editors and compositors: `-o 'frames/%06d.png'`.
 
 Numbers start at 1, as FFmpeg's do. Beside the pictures lies `frames.ffconcat`, which tells FFmpeg how long each of them
-is shown: `ffmpeg -i frames/frames.ffconcat out.mov` gives the source's own times back, also when they vary.
+is shown: `ffmpeg -safe 0 -i frames/frames.ffconcat out.mov` gives the source's own times back, also when they vary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = ["SequenceSink", "check_sequence", "is_sequence", "numbered"]
 
+_TICKS = 1_000_000
 _NUMBER = re.compile(r"%0?(\d*)d")
 
 
@@ -55,6 +56,11 @@ def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool) -> None:
     there = [path for path in (numbered(target, 0), _listing(target)) if path.exists()]
     if there and not overwrite:
         raise UsageError(f"already there: {there[0]}; --overwrite replaces")
+
+
+def _quoted(name: str) -> str:
+    """A name as FFmpeg's lists have it."""
+    return "'" + name.replace("'", r"'\''") + "'"
 
 
 def _listing(target: Path) -> Path:
@@ -109,6 +115,8 @@ class SequenceSink:
         for i, (index, pts, duration) in enumerate(self._times):
             following = self._times[i + 1][1] if i + 1 < len(self._times) else pts + (duration or step)
             seconds = Fraction(following - pts) * self._traits.time_base
-            lines += [f"file {numbered(self._target, index).name}", f"duration {float(seconds):.9f}"]
+            # A picture's clock ticks at its frame rate: the finest one keeps the times.
+            lines += [f"file {_quoted(numbered(self._target, index).name)}", f"option framerate {_TICKS}"]
+            lines += [f"duration {float(seconds):.6f}"]
         with whole_file(_listing(self._target), overwrite=self._overwrite) as path:
             path.write_text("\n".join(lines) + "\n")

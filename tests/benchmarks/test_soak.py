@@ -1,0 +1,134 @@
+"""Memory is read all along a real run, growth is caught, and frames that get lost are told."""
+
+import json
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from basnet_benchmarks.cli import app
+from basnet_benchmarks.environment import environment
+from basnet_benchmarks.memory import highest_bytes, resident_bytes
+from basnet_benchmarks.soak import Sample, SoakConfig, SoakReport, SoakWatcher, write_source
+from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.video import VideoSource
+from basnet_runtime.media.video_sink import VideoSink
+from basnet_runtime.pipeline import Pipeline
+from basnet_torch.errors import MediaError, UsageError
+
+
+@pytest.fixture
+def tiny_video(tmp_path, write_video):
+    """48 x 32, a disc that moves; no B-frames."""
+    images = []
+    for index in range(20):
+        image = np.full((32, 48, 3), 30, np.uint8)
+        image[8:24, 4 + index : 20 + index] = 220
+        images.append(image)
+    return write_video(tmp_path / "tiny.mp4", images, pixels="yuv420p")
+
+
+def test_memory_is_that_of_this_process():
+    before = resident_bytes()
+    block = np.ones(30_000_000, np.uint8)
+    assert 25e6 < resident_bytes() - before < 60e6
+    assert highest_bytes() >= resident_bytes() - 1e6
+    assert block[0]
+
+
+def test_hundreds_of_frames_through_the_real_pipeline_with_a_model_of_no_network(tiny_video, tmp_path, make_model):
+    """Decoder, queues, finishing and encoder keep nothing of the frames that went through."""
+    video = write_source(tmp_path / "long.mp4", 600, tiny_video)
+    watcher = SoakWatcher(every=10)
+    with make_model() as model, VideoSource(video) as source:
+        sink = VideoSink(tmp_path / "out.mp4", source.traits, OutputKind.parse("mask"), overwrite=False)
+        pipeline = Pipeline(model, Composer(OutputKind.parse("mask")), on_frame=lambda _: watcher.advanced())
+        report = pipeline.run(source, sink)
+    assert report.frames == 600
+    settled, last = (s.resident_bytes for s in (watcher.samples[19], watcher.samples[-1]))
+    assert last / settled - 1 < 0.02
+    with av.open(str(tmp_path / "out.mp4")) as made:
+        assert sum(1 for _ in made.decode(video=0)) == 600
+
+
+def made_report(resident, frames=None):
+    samples = tuple(Sample(frame=10 * i, seconds=i, resident_bytes=n) for i, n in enumerate(resident, start=1))
+    return SoakReport(
+        config=SoakConfig(frames=10 * len(resident), settled=20, every=10),
+        model="m",
+        runs_on="CPU",
+        source="drawn",
+        environment=environment(1),
+        frames=10 * len(resident) if frames is None else frames,
+        seconds=2.0,
+        samples=samples,
+        cpu_by_stage={"network": 1.0},
+    )
+
+
+def test_growth_is_judged_from_the_settled_frame_on():
+    assert made_report([50, 100, 101, 102, 100]).failures == ()
+    leaking = made_report([50, 100, 101, 102, 103])
+    assert leaking.exit_code == 4
+    assert leaking.failures == ("memory grew by 3.0% after frame 20, at frame 50; at most 2.0%",)
+    assert leaking.slope == pytest.approx(0.1)
+    assert made_report([50, 100, 104, 100]).exit_code == 4  # what was given back later had grown all the same
+    lost = made_report([100] * 5, frames=49)
+    assert lost.failures == ("49 of 50 frames came out",)
+    assert replace(lost, frames=50).exit_code == 0
+
+
+def test_a_watcher_that_leaks_is_caught():
+    """The reading itself, in a loop that keeps a megabyte at every step."""
+    kept, watcher = [], SoakWatcher(every=1)
+    for _ in range(40):
+        kept.append(np.ones(4_000_000, np.uint8))
+        watcher.advanced()
+    assert watcher.samples[-1].resident_bytes - watcher.samples[0].resident_bytes > 100e6
+
+
+def test_the_source_has_exactly_as_many_frames(tiny_video, tmp_path):
+    video = write_source(tmp_path / "long.mp4", 50, tiny_video)
+    with av.open(str(video)) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 50
+    times = [frame.time for frame in frames]
+    assert np.diff(times) == pytest.approx(1 / 25)
+    first, again = (frames[i].to_ndarray(format="gray") for i in (0, 20))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_the_drawn_source(tmp_path):
+    with av.open(str(write_source(tmp_path / "drawn.mp4", 3))) as container:
+        assert [(f.width, f.height) for f in container.decode(video=0)] == [(640, 360)] * 3
+
+
+def test_what_is_no_video_is_one_line(tmp_path):
+    (tmp_path / "x.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="cannot be repeated"):
+        write_source(tmp_path / "long.mp4", 10, tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 100}, "twice settled"),
+        ({"every": 2000}, "every 2000"),
+        ({"limit": 0}, "limit is 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        SoakConfig(**options)
+
+
+def test_the_built_in_model_in_short(tiny_video, tmp_path):
+    options = ["--frames", "30", "--settled", "10", "--every", "5", "--threads", "1", "--limit", "0.3"]
+    answer = CliRunner().invoke(app, ["soak", str(tiny_video), *options, "-o", str(tmp_path / "s.md"), "--json"])
+    assert answer.exit_code == 0, answer.output
+    values = json.loads(answer.stdout)
+    assert (values["frames"], values["passed"], values["settled_frame"], len(values["samples"])) == (30, True, 10, 6)
+    assert values["cpu_seconds_by_stage"]["network"] > 0
+    assert "Soak of 30 frames: passed" in (tmp_path / "s.md").read_text()

@@ -1,0 +1,74 @@
+"""Every network exports, is proven against PyTorch, and says what it is."""
+
+import pytest
+import torch
+
+from basnet_export.checkpoints import convert_checkpoint
+from basnet_export.config import ExportConfig
+from basnet_export.describe import describe
+from basnet_export.onnx_graph import export_onnx
+from basnet_runtime.manifest import Manifest, read_manifest
+from basnet_runtime.open import open_model
+from basnet_torch.architectures import build
+from basnet_torch.checkpoint import Checkpoint, save_checkpoint
+from basnet_torch.errors import UsageError
+from basnet_torch.spec import Postprocess, Preprocess
+from tests.models import SIZE, disc_folder, discs, draw_discs, settle_statistics
+
+
+def trained(arch, path, width=4, steps=40):
+    torch.manual_seed(0)
+    preprocess = Preprocess(height=SIZE, width=SIZE)
+    images, masks = draw_discs(16)
+    inputs = torch.stack([torch.from_numpy(preprocess.apply(image)) for image in images])
+    truth = torch.from_numpy(masks)[:, None]
+    model = build(arch, width).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        part = slice(8 * (step % 2), 8 * (step % 2) + 8)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(inputs[part])[0], truth[part])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    settle_statistics(model, inputs.split(8))
+    if arch == "segnet":  # without skips it is slow to learn: what it found already counts as an object
+        model.output.bias.data += 2
+    found = Checkpoint(
+        arch=arch,
+        width=width,
+        state=model.state_dict(),
+        preprocess=preprocess,
+        postprocess=Postprocess(),
+        origin="basnet-deploy",
+    )
+    save_checkpoint(path, found)
+    return path
+
+
+@pytest.mark.parametrize("arch", ["basnet-coarse", "fcn", "segnet", "unet", "hed"])
+def test_it_exports_and_its_file_says_what_it_is(arch, tmp_path):
+    path = trained(arch, tmp_path / f"{arch}.safetensors")
+    target = export_onnx(ExportConfig(checkpoint=path, pictures=disc_folder()))
+    manifest = read_manifest(target)
+    assert manifest.arch == arch
+    assert manifest.parity["pictures"] == len(discs())
+    names = {
+        "basnet-coarse": "BASNet without refinement",
+        "fcn": "FCN",
+        "segnet": "SegNet",
+        "unet": "U-Net",
+        "hed": "HED",
+    }
+    assert describe(path).kind == f"PyTorch checkpoint of {names[arch]}"
+    assert describe(target).kind == f"ONNX, tensor graph of {names[arch]}"
+    with open_model(path) as model:
+        assert model(discs()[0].image_HWC).shape == discs()[0].truth_HW.shape
+    with pytest.raises(UsageError, match="layout has names for BASNet alone"):
+        convert_checkpoint(path, tmp_path / "a.pth", layout="authors")
+
+
+def test_manifests_from_before_name_basnet(tmp_path):
+    path = trained("basnet-coarse", tmp_path / "a.safetensors", width=2, steps=1)
+    manifest = read_manifest(export_onnx(ExportConfig(checkpoint=path, check=False)))
+    old = manifest.to_json().replace('"arch": "basnet-coarse",', "")
+    assert Manifest.from_json(old).arch == "basnet"

@@ -1,0 +1,114 @@
+"""Kills a segmented video run again and again, at random moments, and compares what comes out in the end.
+
+python kill_video.py CLIP FOLDER KILLS SEED
+
+Prints one JSON object. An undisturbed run in another folder gives the bytes to compare with. After every kill nothing
+but the segments' folder, or the whole result, may lie in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import av  # noqa: F401 - loaded once, before the forks
+import cv2  # noqa: F401
+
+from basnet_runtime.backends.fake import FakeBackend
+from basnet_runtime.media import (  # noqa: F401 - as above
+    video,
+    video_segments,
+    video_sink,
+)
+from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.run_video import VideoRun, clear_finished
+from basnet_torch.spec import Postprocess, Preprocess
+
+video_segments.SEGMENT_FRAMES = 8
+
+
+def convert(clip: Path, target: Path) -> None:
+    model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")
+    kind = OutputKind(name="overlay")
+    VideoRun(
+        source=clip,
+        target=target,
+        kind=kind,
+        options=VideoOptions(resume=True, hwaccel="none"),
+        identity={"model": "fake"},
+        overwrite=False,
+        batch=1,
+        max_pixels=10**8,
+        model=model,
+        pipeline=lambda on_frame, **options: Pipeline(model, Composer(kind), on_frame=on_frame, stream=True, **options),
+        started=lambda _: None,
+        advanced=lambda: time.sleep(0.002),
+    ).run()
+
+
+def child(clip: Path, target: Path) -> int:
+    """Start a run in a process of its own."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        convert(clip, target)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def whole_run(clip: Path, target: Path) -> float:
+    """Seconds of a run that nobody disturbs."""
+    begun = time.monotonic()
+    _, status = os.waitpid(child(clip, target), 0)
+    assert status == 0
+    return time.monotonic() - begun
+
+
+def main() -> None:
+    clip, folder, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    choose = random.Random(seed)
+    (folder / "whole").mkdir()
+    seconds = whole_run(clip, folder / "whole" / "out.mp4")
+    expected = (folder / "whole" / "out.mp4").read_bytes()
+    target = folder / "killed" / "out.mp4"
+    target.parent.mkdir()
+    killed = finished = kept_whole = 0
+    while killed < kills:
+        pid = child(clip, target)
+        time.sleep(choose.uniform(0, seconds * 1.2))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            killed += 1
+            kept_whole += target.exists()
+        else:
+            assert os.WEXITSTATUS(status) == 0, "a run failed"
+        names = {path.name for path in target.parent.iterdir()}
+        assert names <= {"out.mp4", "out.mp4.segments"}, names
+        if target.exists():
+            assert target.read_bytes() == expected, "other bytes than those of an undisturbed run"
+            from basnet_runtime.media.jobs import Job
+
+            clear_finished([Job(source=clip, target=target, media="video")])
+            assert {path.name for path in target.parent.iterdir()} == {"out.mp4"}
+            target.unlink()
+            finished += 1
+    whole_run(clip, target)
+    assert target.read_bytes() == expected, "other bytes than those of an undisturbed run"
+    counts = {"killed": killed, "finished": finished + 1, "whole_when_killed": kept_whole, "seconds": seconds}
+    sys.stdout.write(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
