@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BETA_SQUARED", "AccuracyMeter", "Scores"]
+__all__ = ["BETA_SQUARED", "AccuracyMeter", "Curves", "Scores", "f_of"]
 
 BETA_SQUARED = 0.3
 _LEVELS = 256
@@ -25,6 +25,15 @@ class Scores:
     mae: float
     threshold: int
     pictures: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Means over pictures at each threshold 0..255, and the F of these means; arrays of 256 values in 0..1."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f: NDArray[np.float64]
 
 
 class AccuracyMeter:
@@ -59,8 +68,8 @@ class AccuracyMeter:
         self._absolute += float(np.abs(mask_HW - truth_HW).mean(dtype=np.float64))
         self._pictures += 1
 
-    def scores(self) -> Scores:
-        """Scores over all pictures so far.
+    def curves(self) -> Curves:
+        """Precision, recall and F by threshold, over all pictures so far.
 
         Raises:
             ValueError: When there are none.
@@ -68,11 +77,28 @@ class AccuracyMeter:
         if not self._pictures:
             raise ValueError("pictures: none were added, so there is nothing to score")
         precision, recall = self._precision / self._pictures, self._recall / self._pictures
-        weighted = BETA_SQUARED * precision + recall
-        f = np.divide((1 + BETA_SQUARED) * precision * recall, weighted, out=np.zeros(_LEVELS), where=weighted > 0)
+        return Curves(precision=precision, recall=recall, f=f_of(precision, recall))
+
+    def scores(self) -> Scores:
+        """Scores over all pictures so far.
+
+        Raises:
+            ValueError: When there are none.
+        """
+        f = self.curves().f
         best = int(f.argmax())
         mae = self._absolute / self._pictures
         return Scores(max_f=float(f[best]), mae=mae, threshold=best, pictures=self._pictures)
+
+
+def f_of(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F-measure with beta^2 = 0.3 (Achanta et al. 2009, equation 6); 0 where precision and recall both are.
+
+    >>> f_of(np.array([1.0, 0.0]), np.array([0.5, 0.0])).round(4)
+    array([0.8125, 0.    ])
+    """
+    weighted = BETA_SQUARED * precision + recall
+    return np.divide((1 + BETA_SQUARED) * precision * recall, weighted, out=np.zeros_like(weighted), where=weighted > 0)
 
 
 def _curves(mask_HW: NDArray[np.float32], truth_HW: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:

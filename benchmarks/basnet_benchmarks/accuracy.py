@@ -7,22 +7,29 @@ A checkpoint, an exported file and an engine are scored alike: what is scored is
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.panels import Panel, truth_panel
 from basnet_benchmarks.parity import Pictures
-from basnet_benchmarks.saliency_scores import SaliencyMeter, SaliencyScores
+from basnet_benchmarks.saliency_scores import SaliencyCurves, SaliencyMeter, SaliencyScores
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
+from basnet_runtime.parity import Picture
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import ModelFileError, UsageError
 
 __all__ = ["AccuracyConfig", "AccuracyReport", "AccuracyRow", "PictureScore", "measure_accuracy"]
 
+Float32 = NDArray[np.float32]
 _NAMED = 5  # best and worst pictures that a report names
 _Progress = Callable[[str], None]
 
@@ -38,6 +45,7 @@ class AccuracyConfig:
         precision: What to compute in; None takes the model's own.
         threads: Processor threads; None takes what the container allows.
         device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
+        panels: Whether thumbnails of the best and worst pictures are kept for a page.
     """
 
     model: Path | None
@@ -46,6 +54,7 @@ class AccuracyConfig:
     precision: Precision | None = None
     threads: int | None = None
     device: str = "cpu"
+    panels: bool = False
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -68,14 +77,20 @@ class AccuracyRow:
     Attributes:
         dataset: Its name.
         scores: Over all its pictures.
+        curves: By threshold, over all its pictures.
+        empty: Pictures whose truth holds no object: each has recall and F of 0 whatever the mask is.
         best: Pictures of the smallest error, the best first.
         worst: Pictures of the largest error, the worst first.
+        panels: These pictures, when they were asked for.
     """
 
     dataset: str
     scores: SaliencyScores
+    curves: SaliencyCurves
+    empty: int
     best: tuple[PictureScore, ...]
     worst: tuple[PictureScore, ...]
+    panels: tuple[Panel, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -83,7 +98,8 @@ class AccuracyRow:
             kind: [{"name": p.name, "mae": p.mae, "iou": p.iou} for p in pictures]
             for kind, pictures in (("best", self.best), ("worst", self.worst))
         }
-        return {"dataset": self.dataset, **self.scores.to_dict(), **named}
+        curves = self.curves.to_dict()
+        return {"dataset": self.dataset, **self.scores.to_dict(), "empty": self.empty, **named, "curves": curves}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +111,11 @@ class AccuracyReport:
     finishing: str
     environment: Environment
     rows: tuple[AccuracyRow, ...]
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Best and worst pictures of every data set."""
+        return tuple(panel for row in self.rows for panel in row.panels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -118,11 +139,11 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
         ModelFileError: The model cannot be read, or gives values that are not finite.
     """
     threads = config.threads or allowed_threads()
-    sets = [(path, _with_truth(path)) for path in config.datasets]
+    sets = list(zip(_names(config.datasets), map(_with_truth, config.datasets), strict=True))
     with open_model(
         config.model, backend=config.backend, precision=config.precision, threads=threads, device=config.device
     ) as model:
-        rows = tuple(_row(path.resolve().name, pictures, model, progress) for path, pictures in sets)
+        rows = tuple(_row(name, pictures, model, config.panels, progress) for name, pictures in sets)
         return AccuracyReport(
             model=model.name,
             runs_on=model.backend.description,
@@ -132,6 +153,12 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
         )
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Each data set's own folder name, or what was typed where two have one name."""
+    short = [path.resolve().name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+
+
 def _with_truth(path: Path) -> Pictures:
     pictures = Pictures(path)
     if next(iter(pictures)).truth_HW is None:
@@ -139,8 +166,8 @@ def _with_truth(path: Path) -> Pictures:
     return pictures
 
 
-def _row(name: str, pictures: Pictures, model: SaliencyModel, progress: _Progress) -> AccuracyRow:
-    meter, single = SaliencyMeter(), []
+def _row(name: str, pictures: Pictures, model: SaliencyModel, panels: bool, progress: _Progress) -> AccuracyRow:  # noqa: FBT001
+    meter, extremes, empty = SaliencyMeter(), _Extremes(name, panels), 0
     for index, picture in enumerate(pictures):
         if index % 50 == 0:
             progress(f"{name}: {index} pictures scored")
@@ -151,8 +178,65 @@ def _row(name: str, pictures: Pictures, model: SaliencyModel, progress: _Progres
             own = meter.add(mask_HW, picture.truth_HW)
         except ValueError as error:
             raise ModelFileError(f"{model.name}: on {picture.name}: {error}") from error
-        single.append(PictureScore(name=picture.name, **own))
-    ordered: Sequence[PictureScore] = sorted(single, key=lambda score: score.mae)
+        empty += not (picture.truth_HW > 0.5).any()
+        extremes.add(PictureScore(name=picture.name, **own), picture, mask_HW)
     return AccuracyRow(
-        dataset=name, scores=meter.scores(), best=tuple(ordered[:_NAMED]), worst=tuple(ordered[::-1][:_NAMED])
+        dataset=name,
+        scores=meter.scores(),
+        curves=meter.curves(),
+        empty=empty,
+        best=extremes.best,
+        worst=extremes.worst,
+        panels=extremes.panels,
+    )
+
+
+class _Extremes:
+    """The pictures of the smallest and of the largest error; thumbnails only of those that are among them."""
+
+    def __init__(self, dataset: str, panels: bool) -> None:  # noqa: FBT001
+        self._dataset = dataset
+        self._wanted = panels
+        self._ordered: list[PictureScore] = []
+        self._shown: dict[str, Panel] = {}
+
+    def add(self, score: PictureScore, picture: Picture, mask_HW: Float32) -> None:
+        """Count one picture; of equal errors the first one stays."""
+        bisect.insort(self._ordered, score, key=lambda own: own.mae)
+        named = {own.name for own in (*self.best, *self.worst)}
+        if self._wanted and score.name in named:
+            self._shown[score.name] = _panel(score, picture, mask_HW)
+        self._shown = {name: panel for name, panel in self._shown.items() if name in named}
+
+    @property
+    def best(self) -> tuple[PictureScore, ...]:
+        """Smallest error first."""
+        return tuple(self._ordered[:_NAMED])
+
+    @property
+    def worst(self) -> tuple[PictureScore, ...]:
+        """Largest error first."""
+        return tuple(self._ordered[::-1][:_NAMED])
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Best, then worst, when they were asked for."""
+        kinds = (("best", self.best), ("worst", self.worst))
+        return tuple(
+            replace(self._shown[own.name], group=f"{self._dataset}, {kind}")
+            for kind, scores in kinds
+            for own in scores
+            if own.name in self._shown
+        )
+
+
+def _panel(score: PictureScore, picture: Picture, mask_HW: Float32) -> Panel:
+    assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
+    return truth_panel(
+        group="",
+        name=score.name,
+        caption=f"MAE {score.mae:.3f}, IoU at 0.5 {score.iou:.3f}",
+        image_HWC=picture.image_HWC,
+        truth_HW=picture.truth_HW,
+        mask_HW=mask_HW,
     )

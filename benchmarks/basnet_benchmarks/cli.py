@@ -7,6 +7,9 @@ basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
 basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
+basnet-bench report latency.json parity.json -o report.html
+basnet-bench runs runs/bce runs/hybrid
+basnet-bench tables README.md
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
 """
@@ -32,7 +35,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json or .md (Markdown) too.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
+Panels = Annotated[
+    bool, typer.Option("--panels", help="Keep thumbnails of the worst pictures beside .json; .html always has them.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Backends = Annotated[
     list[str] | None,
@@ -88,6 +94,7 @@ def parity(
     threads: Threads = None,
     backend: Backends = None,
     device: Device = "cpu",
+    panels: Panels = False,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -104,6 +111,7 @@ def parity(
             backends=tuple(backend or ()),
             threads=threads,
             device=device,
+            panels=panels or _is_page(output),
         )
         check_output(output, overwrite=overwrite)
         result = measure_parity(config, say)
@@ -156,11 +164,12 @@ def accuracy(
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
     device: Device = "cpu",
+    panels: Panels = False,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score masks where the truth is known: F, S and E measures, MAE, boundaries."""
+    """Score masks where the truth is known: F, S and E measures, MAE, boundaries; .html shows curves and pictures."""
     from basnet_benchmarks.accuracy import AccuracyConfig, measure_accuracy
     from basnet_benchmarks.report import check_output
 
@@ -172,6 +181,7 @@ def accuracy(
             precision=precision,
             threads=threads,
             device=device,
+            panels=panels or _is_page(output),
         )
         check_output(output, overwrite=overwrite)
         _show(measure_accuracy(config, say), as_json, output, overwrite)
@@ -283,6 +293,56 @@ def soak(
     raise SystemExit(result.exit_code)
 
 
+@app.command()
+def report(
+    reports: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Files that the other commands wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .html, .md or .json to write.")],
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Leave single pictures and folder names out of .json.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show saved results in one file: a page with plots and pictures, Markdown for a pull request, or JSON."""
+    from basnet_benchmarks.report import check_output, save_all
+
+    with exit_on_error():
+        check_output(output, overwrite=overwrite)
+        save_all(reports, output, overwrite=overwrite, brief=brief)
+
+
+@app.command()
+def runs(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare training runs: what differed, what it gave, curves of loss and scores."""
+    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.runs import compare_runs
+
+    with exit_on_error():
+        check_output(output, overwrite=overwrite)
+        _show(compare_runs(folders), as_json, output, overwrite)
+
+
+@app.command()
+def tables(
+    documents: Annotated[list[Path], typer.Argument(metavar="MARKDOWN...", help="Files with marked blocks.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 4 when a number is out of date.")
+    ] = False,
+) -> None:
+    """Rewrite the tables and numbers of Markdown files, between their markers, from committed JSON reports."""
+    from basnet_benchmarks.documents import rewrite
+
+    with exit_on_error():
+        changed = [path for path in documents if rewrite(path, check=check)]
+    for path in changed:
+        say(f"{path}: {'is out of date; run basnet-bench tables' if check else 'written anew'}")
+    raise SystemExit(4 if check and changed else 0)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -290,12 +350,16 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UsageError(f"batch {text!r}: give numbers with commas between, as in 1,4") from None
 
 
-def _show(report: Report, as_json: bool, output: Path | None, overwrite: bool) -> None:
+def _is_page(output: Path | None) -> bool:
+    return output is not None and output.suffix == ".html"
+
+
+def _show(result: Report, as_json: bool, output: Path | None, overwrite: bool) -> None:
     from basnet_benchmarks.report import json_text, save, terminal
 
-    typer.echo(json_text(report) if as_json else terminal(report), nl=not as_json)
+    typer.echo(json_text(result) if as_json else terminal(result), nl=not as_json)
     if output is not None:  # last, so that a file that cannot be written does not lose what was measured
-        save(report, output, overwrite=overwrite)
+        save(result, output, overwrite=overwrite)
 
 
 def main() -> None:

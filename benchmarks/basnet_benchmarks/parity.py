@@ -28,9 +28,10 @@ from basnet_benchmarks.candidates import (
     parse_device,
 )
 from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.panels import Panel, heat_panel
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import CHECKPOINT_SUFFIXES
-from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
+from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, DataError, UsageError
 
@@ -66,6 +67,7 @@ class ParityConfig:
         backends: `BACKEND` or `BACKEND:PRECISION`; none takes all.
         threads: Processor threads; None takes what the container allows.
         device: Of the candidates; the reference runs on the same one where PyTorch can, else on the CPU, which is said.
+        panels: Whether thumbnails of each candidate's worst pictures are kept for a page.
     """
 
     reference: Path
@@ -74,6 +76,7 @@ class ParityConfig:
     backends: tuple[str, ...] = ()
     threads: int | None = None
     device: str = "cpu"
+    panels: bool = False
 
     def __post_init__(self) -> None:
         if self.reference.suffix not in CHECKPOINT_SUFFIXES:
@@ -98,6 +101,7 @@ class ParityRow:
         report: What was measured; None when it did not run.
         reason: Why it did not run.
         file: Where the file is; empty for one that was exported for this run alone.
+        panels: The worst pictures, when they were asked for.
     """
 
     model: str
@@ -107,6 +111,7 @@ class ParityRow:
     report: ParityReport | None = None
     reason: str = ""
     file: str = ""
+    panels: tuple[Panel, ...] = ()
 
     @property
     def name(self) -> str:
@@ -161,6 +166,11 @@ class ParityResult:
     rows: tuple[ParityRow, ...]
     asked: bool
     reference_file: str = ""
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The worst pictures of every candidate."""
+        return tuple(panel for row in self.rows for panel in row.panels)
 
     @property
     def exit_code(self) -> int:
@@ -293,7 +303,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
         )
         remembering = RememberingModel(reference)
         rows = tuple(
-            _row(candidate, remembering, pictures, progress)
+            _row(candidate, remembering, pictures, config.panels, progress)
             for candidate in _candidates(config, source, Path(folder), threads, progress)
         )
         return ParityResult(
@@ -340,7 +350,13 @@ def _sub(folder: Path, name: str) -> Path:
     return own
 
 
-def _row(candidate: Candidate, reference: RememberingModel, pictures: Pictures, progress: _Progress) -> ParityRow:
+def _row(
+    candidate: Candidate,
+    reference: RememberingModel,
+    pictures: Pictures,
+    panels: bool,  # noqa: FBT001
+    progress: _Progress,
+) -> ParityRow:
     progress(f"comparing {candidate.name}")
     variant = candidate.variant
     row = ParityRow(
@@ -352,4 +368,32 @@ def _row(candidate: Candidate, reference: RememberingModel, pictures: Pictures, 
         return replace(row, reason=str(error))
     with model:
         report = compare(reference, model, pictures, tolerance_for(candidate.contract))
-        return replace(row, runs_on=model.backend.description, report=report)
+        shown = tuple(_panels(row.name, report, reference, model, pictures)) if panels else ()
+        return replace(row, runs_on=model.backend.description, report=report, panels=shown)
+
+
+def _panels(
+    name: str, report: ParityReport, reference: RememberingModel, model: SaliencyModel, pictures: Pictures
+) -> Iterator[Panel]:
+    """The pictures that are worst in a measure, run once more; one that is worst in several is shown once."""
+    measures_by_picture: dict[str, list[str]] = {}
+    for measure, picture_name in report.worst.items():
+        measures_by_picture.setdefault(picture_name, []).append(measure)
+    own = {difference.name: difference for difference in report.differences}
+    for picture in pictures:
+        measures = measures_by_picture.pop(picture.name, None)
+        if measures is not None:
+            yield heat_panel(
+                group=name,
+                name=picture.name,
+                caption=f"worst in {', '.join(measures)}: {_said(own[picture.name])}",
+                image_HWC=picture.image_HWC,
+                truth_HW=picture.truth_HW,
+                reference_HW=reference(picture.image_HWC),
+                candidate_HW=model(picture.image_HWC),
+            )
+
+
+def _said(own: Difference) -> str:
+    apart = f"largest difference {own.max_abs:.2g}, mean {own.mean_abs:.2g}"
+    return f"{apart}, {100 * own.flips:.3f} % change side, boundary IoU {own.boundary_iou:.4f}"

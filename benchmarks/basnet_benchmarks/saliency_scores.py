@@ -4,8 +4,9 @@ meter = SaliencyMeter()
 meter.add(mask_HW, truth_HW)
 print(meter.scores().max_f)
 
-Masks are scored as they are: nothing is stretched to a map's own range first, as some evaluation code does. S-, E- and
-weighted F-measure come from PySODMetrics.
+Masks are scored as they are: nothing is stretched to a map's own range first, as some evaluation code does. F curves,
+S-, E- and weighted F-measure come from PySODMetrics. What has thresholds, the F and E curves, is taken of masks in 256
+levels, as they are saved.
 
 Legend: H height, W width of the picture; masks are float32 in 0..1, truth is foreground above 0.5.
 """
@@ -13,7 +14,7 @@ Legend: H height, W width of the picture; masks are float32 in 0..1, truth is fo
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +24,10 @@ from basnet_runtime.parity import boundary_iou
 from basnet_torch.errors import BackendUnavailable
 from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter
 
-__all__ = ["SaliencyMeter", "SaliencyScores", "relaxed_boundary_f"]
+__all__ = ["SaliencyCurves", "SaliencyMeter", "SaliencyScores", "relaxed_boundary_f"]
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 _SLACK = 3  # pixels; BASNet, section 4.2
 
@@ -65,6 +67,29 @@ class SaliencyScores:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaliencyCurves:
+    """Means over pictures at the thresholds 0..255; arrays of 256 values.
+
+    Attributes:
+        precision: Mean precision.
+        recall: Mean recall.
+        f: F of the two, whose largest value is `max_f`.
+        f_of_pictures: Mean of the pictures' own F, whose largest value is `max_f_curve`.
+        e: Mean E-measure.
+    """
+
+    precision: Float64
+    recall: Float64
+    f: Float64
+    f_of_pictures: Float64
+    e: Float64
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Plain values for JSON, four decimals each."""
+        return {field.name: getattr(self, field.name).round(4).tolist() for field in fields(self)}
+
+
 class SaliencyMeter:
     """Collects pictures one by one; each mask and truth at the picture's own size.
 
@@ -77,7 +102,7 @@ class SaliencyMeter:
         self._accuracy = AccuracyMeter()
         f_curve = sod.FmeasureHandler(beta=BETA_SQUARED, with_adaptive=False, with_dynamic=True)
         self._f = sod.FmeasureV2(metric_handlers={"f": f_curve})
-        self._theirs = {"wfm": sod.WeightedFmeasure(), "sm": sod.Smeasure(), "em": sod.Emeasure()}
+        self._weighted, self._s, self._e = sod.WeightedFmeasure(), sod.Smeasure(), sod.Emeasure()
         self._boundary: list[float] = []
         self._relaxed: list[float] = []
 
@@ -90,7 +115,10 @@ class SaliencyMeter:
         self._accuracy.add(mask_HW, truth_HW)
         truth, mask = truth_HW > 0.5, mask_HW > 0.5
         clipped = mask_HW.clip(0, 1)
-        for measure in (self._f, *self._theirs.values()):
+        saved = np.rint(clipped * 255) / 255
+        for measure in (self._f, self._e):
+            measure.step(pred=saved, gt=truth, normalize=False)
+        for measure in (self._weighted, self._s):
             measure.step(pred=clipped, gt=truth, normalize=False)
         self._boundary.append(boundary_iou(mask, truth))
         self._relaxed.append(relaxed_boundary_f(mask, truth))
@@ -98,24 +126,37 @@ class SaliencyMeter:
         iou = int(np.count_nonzero(mask & truth)) / union if union else 1.0
         return {"mae": float(np.abs(mask_HW - truth_HW).mean(dtype=np.float64)), "iou": iou}
 
+    def curves(self) -> SaliencyCurves:
+        """By threshold, over all pictures so far.
+
+        Raises:
+            ValueError: When there are none.
+        """
+        own = self._accuracy.curves()
+        return SaliencyCurves(
+            precision=own.precision,
+            recall=own.recall,
+            f=own.f,
+            f_of_pictures=np.asarray(self._f.get_results()["f"]["dynamic"])[::-1],  # theirs fall from 255 to 0
+            e=np.asarray(self._e.get_results()["em"]["curve"])[::-1],
+        )
+
     def scores(self) -> SaliencyScores:
         """Of all pictures so far.
 
         Raises:
             ValueError: When there are none.
         """
-        accuracy = self._accuracy.scores()
-        curve = np.asarray(self._f.get_results()["f"]["dynamic"])
-        e_curve = np.asarray(self._theirs["em"].get_results()["em"]["curve"])
+        accuracy, curves = self._accuracy.scores(), self.curves()
         return SaliencyScores(
             pictures=accuracy.pictures,
             max_f=accuracy.max_f,
-            max_f_curve=float(curve.max()),
-            mean_f=float(curve.mean()),
-            weighted_f=float(self._theirs["wfm"].get_results()["wfm"]),
-            s_measure=float(self._theirs["sm"].get_results()["sm"]),
-            e_max=float(e_curve.max()),
-            e_mean=float(e_curve.mean()),
+            max_f_curve=float(curves.f_of_pictures.max()),
+            mean_f=float(curves.f_of_pictures.mean()),
+            weighted_f=float(self._weighted.get_results()["wfm"]),
+            s_measure=float(self._s.get_results()["sm"]),
+            e_max=float(curves.e.max()),
+            e_mean=float(curves.e.mean()),
             mae=accuracy.mae,
             relaxed_boundary_f=math.fsum(self._relaxed) / len(self._relaxed),
             boundary_iou=math.fsum(self._boundary) / len(self._boundary),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from basnet_torch.errors import UsageError
@@ -187,7 +188,7 @@ def _parity_table(values: Values) -> Table:
     numbers = ("pictures", "max", "99.9 %", "mean", "flips %", "boundary IoU", "MAE change", "maxF change")
     rows = values["candidates"]
     return Table(
-        title=f"Parity with {values['reference']} in PyTorch FP32 on {values['pictures']}",
+        title=f"Parity with {values['reference']} in PyTorch FP32 on {PurePath(values['pictures']).name}",
         columns=("candidate", *numbers, "verdict"),
         numbers=frozenset(numbers),
         rows=tuple(map(_parity_cells, rows)),
@@ -244,6 +245,8 @@ def _accuracy_table(values: Values) -> Table:
         for kind in ("best", "worst"):
             named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
             notes.append(f"{row['dataset']}, {kind}: {named}")
+        if row["empty"]:
+            notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     return Table(
         title=f"Accuracy of {values['model']}",
         columns=("data set", *numbers),
@@ -314,6 +317,51 @@ def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, .
     total = sum(seconds.values())
     shares = (f"{seconds[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
     return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
+
+
+def _runs_table(values: Values) -> Table:
+    scores = ("best maxF", "its MAE", "at step", "last maxF", "last MAE")
+    numbers = ("parameters", "steps", "pictures seen", "hours", "pictures/s", *scores)
+    differing = tuple(values["differing"])
+    last, best = "last: of the last validation", "best: of the validation with the largest maxF"
+    notes = (
+        f"All scores are of the averaged weights in validation; {best}; {last}.",
+        "Hours are those spent in training steps; validation, saving and pauses are not in them.",
+        *(f"{run['name']}: torch {run['torch']}, {run['device']}" for run in values["runs"] if run["torch"]),
+    )
+    return Table(
+        title="Training runs",
+        columns=("run", *differing, *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(_run_cells(run, differing) for run in values["runs"]),
+        notes=notes,
+        environment=("compared on:", *environment_lines(values["environment"])),
+    )
+
+
+def _run_cells(run: Values, differing: Iterable[str]) -> tuple[str, ...]:
+    best, last, config = run["best"], run["last"], run["config"]
+    return (
+        run["name"],
+        *(_option(config.get(name)) for name in differing),
+        _counted(run["parameters"]),
+        _counted(run["steps"]),
+        _counted(run["pictures_seen"]),
+        f"{run['hours']:.2f}",
+        "-" if run["pictures_per_second"] is None else f"{run['pictures_per_second']:.1f}",
+        *((f"{best['max_f']:.4f}", f"{best['mae']:.4f}", _counted(best["step"])) if best else ("-",) * 3),
+        *((f"{last['max_f']:.4f}", f"{last['mae']:.4f}") if last else ("-",) * 2),
+    )
+
+
+def _counted(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _prepare_table(values: Values) -> Table:
@@ -398,6 +446,7 @@ _TABLES: dict[str, Callable[[Values], Table]] = {
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
+    "runs": _runs_table,
     "soak": _soak_table,
     "video": _video_table,
 }

@@ -1,17 +1,22 @@
 """Scores equal PySODMetrics' and hand-made ones, on random and on edge maps, and the command scores finished masks."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import py_sod_metrics as sod
 import pytest
 from typer.testing import CliRunner
 
-from basnet_benchmarks.accuracy import AccuracyConfig, measure_accuracy
+from basnet_benchmarks.accuracy import AccuracyConfig, PictureScore, _Extremes, measure_accuracy
 from basnet_benchmarks.cli import app
+from basnet_benchmarks.parity import ParityConfig, measure_parity
+from basnet_benchmarks.report import html, markdown
 from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
+from basnet_runtime.parity import Picture
 from basnet_torch.errors import UsageError
-from tests.torch.conftest import draw_pairs
+from tests.torch.conftest import draw_pairs, write_png
 
 
 def cases(count=4):
@@ -23,19 +28,88 @@ def cases(count=4):
         yield levels, truth
 
 
-def test_measures_equal_pysodmetrics():
+SHAPE = (24, 32)
+
+
+def edge_maps():
+    """Empty, full, one pixel, and a square that touches the picture's edge."""
+    maps = {"empty": np.zeros(SHAPE, np.float32), "full": np.ones(SHAPE, np.float32)}
+    maps["pixel"], maps["corner"] = maps["empty"].copy(), maps["empty"].copy()
+    maps["pixel"][12, 12] = 1
+    maps["corner"][:9, :11] = 1
+    return maps
+
+
+def edge_cases():
+    """Every edge map as truth, with every one and with noise as the mask."""
+    rng = np.random.default_rng(3)
+    noise = {"noise": (rng.integers(0, 256, SHAPE) / 255).astype(np.float32)}
+    return [(mask, truth) for truth in edge_maps().values() for mask in (edge_maps() | noise).values()]
+
+
+def random_cases():
+    return [((levels / 255).astype(np.float32), truth) for levels, truth in cases()]
+
+
+class Theirs:
+    """PySODMetrics' own classes, one for each measure, with masks as they are."""
+
+    def __init__(self):
+        handlers = {
+            "f": sod.FmeasureHandler(beta=0.3, with_adaptive=False, with_dynamic=True),
+            "precision": sod.PrecisionHandler(with_adaptive=False, with_dynamic=True),
+            "recall": sod.RecallHandler(with_adaptive=False, with_dynamic=True),
+        }
+        self.f = sod.FmeasureV2(metric_handlers=handlers)
+        self.others = {"wfm": sod.WeightedFmeasure(), "sm": sod.Smeasure(), "em": sod.Emeasure(), "mae": sod.MAE()}
+
+    def step(self, mask, truth):
+        for measure in (self.f, *self.others.values()):
+            measure.step(pred=mask, gt=truth > 0.5, normalize=False)
+
+    def scores(self):
+        curves = {name: values["dynamic"] for name, values in self.f.get_results().items()}
+        precision, recall = curves["precision"], curves["recall"]
+        below = 0.3 * precision + recall
+        means = np.divide(1.3 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+        found = {name: measure.get_results()[name] for name, measure in self.others.items()}
+        return {
+            "max_f": means.max(),
+            "max_f_curve": curves["f"].max(),
+            "mean_f": curves["f"].mean(),
+            "weighted_f": found["wfm"],
+            "s_measure": found["sm"],
+            "e_max": found["em"]["curve"].max(),
+            "e_mean": found["em"]["curve"].mean(),
+            "mae": found["mae"],
+        }
+
+
+@pytest.mark.parametrize("case", [*range(len(edge_cases())), "all edge maps", "random"])
+def test_measures_equal_pysodmetrics(case):
+    pairs = random_cases() if case == "random" else edge_cases()
+    pairs = [pairs[case]] if isinstance(case, int) else pairs
+    meter, theirs = SaliencyMeter(), Theirs()
+    for mask, truth in pairs:
+        meter.add(mask, truth)
+        theirs.step(mask, truth)
+    ours = meter.scores().to_dict()
+    assert ours["pictures"] == len(pairs)
+    assert {name: ours[name] for name in theirs.scores()} == pytest.approx(theirs.scores(), abs=1e-6)
+
+
+def test_curves_hold_the_scores():
     meter = SaliencyMeter()
-    theirs = {"wfm": sod.WeightedFmeasure(), "sm": sod.Smeasure(), "em": sod.Emeasure(), "mae": sod.MAE()}
-    for levels, truth in cases():
-        meter.add((levels / 255).astype(np.float32), truth)
-        for measure in theirs.values():
-            measure.step(pred=levels, gt=(truth * 255).astype(np.uint8))
-    scores = meter.scores()
-    assert scores.pictures == 4
-    assert scores.weighted_f == pytest.approx(theirs["wfm"].get_results()["wfm"], abs=1e-6)
-    assert scores.s_measure == pytest.approx(theirs["sm"].get_results()["sm"], abs=1e-6)
-    assert scores.e_max == pytest.approx(theirs["em"].get_results()["em"]["curve"].max(), abs=1e-5)
-    assert scores.mae == pytest.approx(theirs["mae"].get_results()["mae"], abs=1e-6)
+    for mask, truth in random_cases():
+        meter.add(mask, truth)
+    curves, scores = meter.curves(), meter.scores()
+    assert curves.f.max() == pytest.approx(scores.max_f)
+    assert curves.f_of_pictures.max() == pytest.approx(scores.max_f_curve)
+    assert curves.recall[0] == pytest.approx(1.0)  # at threshold 0 everything is marked
+    assert (np.diff(curves.recall) <= 0).all()
+    f = 1.3 * curves.precision * curves.recall / (0.3 * curves.precision + curves.recall)
+    assert curves.f == pytest.approx(f, abs=1e-12)
+    assert {len(values) for values in curves.to_dict().values()} == {256}
 
 
 def test_both_conventions_of_max_f_differ():
@@ -62,9 +136,7 @@ def test_both_conventions_of_max_f_differ():
     ],
 )
 def test_edge_maps(mask, truth, boundary, relaxed):
-    maps = {"empty": np.zeros((24, 24), np.float32), "full": np.ones((24, 24), np.float32)}
-    maps["pixel"] = maps["empty"].copy()
-    maps["pixel"][12, 12] = 1
+    maps = edge_maps()
     meter = SaliencyMeter()
     meter.add(maps[mask], maps[truth])
     scores = meter.scores()
@@ -95,6 +167,34 @@ def test_report_of_a_data_set(bench_models, data_set):
     assert checkpoint.rows[0].scores.mae == pytest.approx(row.scores.mae, abs=1e-5)
 
 
+def test_several_data_sets_and_their_best_and_worst_pictures(bench_models, data_set, tmp_path):
+    other = tmp_path / "other" / data_set.name
+    shutil.copytree(data_set, other)
+    write_png(other / "masks" / "disc1.png", np.zeros((72, 72), np.uint8))
+    config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set, other), threads=1, panels=True)
+    report = measure_accuracy(config)
+    assert [row.dataset for row in report.rows] == [str(data_set), str(other)]  # one folder name, told apart
+    assert [row.empty for row in report.rows] == [0, 1]
+    assert len(report.panels) == 12  # three pictures as best and as worst in both
+    first = report.rows[0]
+    assert [panel.name for panel in first.panels] == [own.name for own in (*first.best, *first.worst)]
+    assert {label for label, _ in report.panels[0].images} == {"photo", "truth", "mask"}
+    assert "1 pictures hold no object" in markdown(report)
+    assert not measure_accuracy(replace(config, panels=False)).panels
+
+
+def test_extremes_are_the_right_ones():
+    """Of many pictures the five of smallest and largest error are kept, each with its own thumbnail."""
+    extremes, errors = _Extremes("set", True), np.random.default_rng(0).permutation(40) / 40
+    for error in errors:
+        picture = Picture(name=f"{error:.3f}", image_HWC=np.zeros((4, 4, 3), np.uint8), truth_HW=np.zeros((4, 4), "f4"))
+        extremes.add(PictureScore(name=picture.name, mae=float(error), iou=0.0), picture, np.zeros((4, 4), "f4"))
+    ordered = np.sort(errors)
+    assert [own.mae for own in extremes.best] == ordered[:5].tolist()
+    assert [own.mae for own in extremes.worst] == ordered[::-1][:5].tolist()
+    assert [panel.name for panel in extremes.panels] == [own.name for own in (*extremes.best, *extremes.worst)]
+
+
 def test_pictures_without_masks_are_refused(bench_models, picture_folder):
     with pytest.raises(UsageError, match="holds pictures and no masks"):
         measure_accuracy(AccuracyConfig(model=bench_models.onnx, datasets=(picture_folder,), threads=1))
@@ -102,9 +202,32 @@ def test_pictures_without_masks_are_refused(bench_models, picture_folder):
 
 def test_command(bench_models, data_set, tmp_path):
     common = ["accuracy", str(bench_models.onnx), str(data_set), "--threads", "1"]
-    answer = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "a.md")])
+    answer = CliRunner().invoke(app, [*common, "--panels", "--json", "-o", str(tmp_path / "a.json")])
     assert answer.exit_code == 0, answer.output
-    assert "| set | 3 | " in (tmp_path / "a.md").read_text()
-    values = json.loads(CliRunner().invoke(app, [*common, "--json"]).stdout)
+    values = json.loads(answer.stdout)
     assert values["datasets"][0]["pictures"] == 3
+    assert json.loads((tmp_path / "a.json").read_text()) == values
+    page = tmp_path / "a.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "a.json"), "-o", str(page)]).exit_code == 0
+    assert page.read_text().count("<img") == 18  # three images of three pictures, as best and as worst
+    for axis in ("recall, 0..1", "precision, 0..1", "threshold of the mask, 0..1"):
+        assert axis in page.read_text()
     assert CliRunner().invoke(app, ["accuracy", "lite"]).exit_code == 2
+
+
+def test_parity_shows_photo_truth_masks_and_heat(bench_models, data_set):
+    config = ParityConfig(
+        reference=bench_models.checkpoint,
+        candidates=(bench_models.damaged,),
+        pictures=data_set,
+        backends=("onnxruntime",),
+        threads=1,
+        panels=True,
+    )
+    result = measure_parity(config)
+    (row,) = result.rows
+    assert {panel.name for panel in result.panels} == set(row.report.worst.values())
+    said = [label.split(",")[0] for label, _ in result.panels[0].images]
+    assert said == ["photo", "truth", "reference mask", "candidate mask", "difference"]
+    assert "worst in" in result.panels[0].caption
+    assert "What each candidate uses of its contract" in html([result])

@@ -116,7 +116,7 @@ def test_video_shows_median_and_shares():
 
 
 def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):
-    with pytest.raises(UsageError, match=r"\.json or \.md"):
+    with pytest.raises(UsageError, match=r"\.json, \.md or \.html"):
         check_output(tmp_path / "x.txt", overwrite=False)
     target = tmp_path / "x.md"
     save(video_report(), target, overwrite=False)

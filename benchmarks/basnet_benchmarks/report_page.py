@@ -1,0 +1,284 @@
+"""The page of one or several reports: tables, plots of what they measured, and the pictures to look at.
+
+html = report_page([SavedReport.read(path).values ...], panels={0: read_panels(...)})
+
+Reports of one kind share a section; models that were both timed and scored are shown as speed against accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from basnet_benchmarks import page, plots
+from basnet_benchmarks.page import Section
+from basnet_benchmarks.panels import Panel
+from basnet_benchmarks.tables import Values, table_of
+
+__all__ = ["report_page"]
+
+_MILLI = 1000.0
+_MEGA = 1e6
+_Panels = Sequence[Panel]
+_Drawn = Iterator[str]
+_TITLES = {
+    "accuracy": "Accuracy",
+    "latency": "Latency",
+    "parity": "Parity",
+    "prepare": "Preparing",
+    "noise": "Noise floor",
+    "video": "Video",
+    "soak": "Soak",
+    "gate": "Gate",
+    "runs": "Training runs",
+}
+
+
+def report_page(reports: Sequence[Values], panels: Mapping[int, _Panels] | None = None) -> str:
+    """One document of HTML.
+
+    Args:
+        reports: JSON values of reports, of any commands, in any order.
+        panels: Pictures of the reports, by their place in `reports`.
+
+    Raises:
+        UsageError: A report is of no command that this version knows, or a part of it is missing.
+        BackendUnavailable: matplotlib is not installed.
+    """
+    known = panels or {}
+    sections = list(_speed_against_accuracy(reports))
+    for command in sorted({str(report.get("command")) for report in reports}, key=_order):
+        own = [(report, known.get(i, ())) for i, report in enumerate(reports) if report.get("command") == command]
+        tables = [page.table_part(table_of(report), title=len(own) > 1 or command != "runs") for report, _ in own]
+        draw = _DRAWN.get(command)
+        parts = [*tables, *(draw([report for report, _ in own]) if draw else ())]
+        parts += [page.gallery(pictures) for _, pictures in own if pictures]
+        sections.append(Section(title=_TITLES.get(command, command), parts=tuple(parts)))
+    machines = dict.fromkeys(str(report["environment"]["processor"]) for report in reports)
+    return page.page("BASNet report", sections, [f"Measured on {'; '.join(machines)}."])
+
+
+def _order(command: str) -> int:
+    names = list(_TITLES)
+    return names.index(command) if command in names else len(names)
+
+
+def _stem(model: str) -> str:
+    return PurePath(model).stem
+
+
+def _candidate(row: Values) -> str:
+    return f"{row['model']}, {row['backend']} {row['precision']}"
+
+
+def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
+    """Candidates that were timed, and whose masks were scored or compared in a report of the same page."""
+    timed = [row for report in reports if report.get("command") == "latency" for row in report["results"]]
+    drawn = (
+        ("maxF, the higher the better", _max_f(reports), False),
+        ("mean difference from PyTorch FP32 on the worst picture, 0..1, the lower the better", _apart(reports), True),
+    )
+    parts = []
+    for axis, values, logarithmic in drawn:
+        points = [
+            plots.Point(label=_candidate(row), group=row["backend"], x=row["pictures_per_second"], y=found)
+            for row in timed
+            if row["pictures"] == 1 and (found := values.get((_stem(row["model"]), row["runs_on"]))) is not None
+        ]
+        if len(points) > 1:
+            svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic)
+            parts.append(page.drawing(axis.split(",")[0] + " against speed", svg))
+    if parts:
+        yield Section(title="Speed against accuracy", parts=tuple(parts))
+
+
+def _max_f(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
+    """Score on the first data set, by model and by what ran it."""
+    found = [report for report in reports if report.get("command") == "accuracy"]
+    return {(_stem(report["model"]), report["runs_on"]): report["datasets"][0]["max_f"] for report in found}
+
+
+def _apart(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
+    """Mean difference on the worst picture, by model and by what ran it; what is exactly equal has none to show."""
+    rows = [row for report in reports if report.get("command") == "parity" for row in report["candidates"]]
+    return {
+        (_stem(row["model"]), row["runs_on"]): row["report"]["mean_abs"]
+        for row in rows
+        if row["report"] and row["report"]["mean_abs"]
+    }
+
+
+def _latency(reports: Sequence[Values]) -> _Drawn:
+    """Every call's time by network and batch, the ratio to PyTorch, and each stage of a whole picture."""
+    rows = [row for report in reports for row in report["results"]]
+    for (width, height, across, pictures), own in _grouped(rows).items():
+        calls = {_candidate(row): [_MILLI * s for turn in row["turns_s"] for s in turn] for row in own}
+        what = f"width {width}, {height} x {across}, batch {pictures}"
+        yield page.drawing(
+            f"Time of every call, {what}: boxes are quartiles, whiskers the 5th and 95th percentile",
+            plots.boxes(calls, x="milliseconds per call"),
+        )
+        ratios = [_bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if row["ratio_to_pytorch_fp32"]]
+        if len(ratios) > 1:
+            yield page.drawing(
+                f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
+                plots.bars(ratios, x="ratio to PyTorch eager FP32", line=1),
+            )
+    yield from _stages(reports)
+
+
+def _grouped(rows: Sequence[Values]) -> dict[tuple[int, int, int, int], list[Values]]:
+    groups: dict[tuple[int, int, int, int], list[Values]] = {}
+    for row in rows:
+        groups.setdefault((row["width"], *row["size"], row["pictures"]), []).append(row)
+    return groups
+
+
+def _bar(label: str, estimate: Values) -> plots.Bar:
+    return plots.Bar(label=label, value=estimate["value"], low=estimate["low"], high=estimate["high"])
+
+
+def _stages(reports: Sequence[Values]) -> _Drawn:
+    rows = {
+        _candidate(row): {name: _MILLI * part["median_s"]["value"] for name, part in row["stages"].items()}
+        for report in reports
+        for row in report.get("stages", ())
+    }
+    if rows:
+        yield page.drawing(
+            "Where the time of one picture goes, from file to file: medians of each stage",
+            plots.stacked_bars(rows, x="milliseconds per picture"),
+        )
+
+
+def _accuracy(reports: Sequence[Values]) -> _Drawn:
+    """Precision against recall, and F by threshold, a line for each model and data set."""
+    rows = {f"{report['model']}, {row['dataset']}": row["curves"] for report in reports for row in report["datasets"]}
+    share, levels = (0.0, 1.02), [level / 255 for level in range(256)]
+    recall = {name: (own["recall"], own["precision"]) for name, own in rows.items()}
+    mean = {name: (levels, own["f"]) for name, own in rows.items()}
+    pictures = {name: (levels, own["f_of_pictures"]) for name, own in rows.items()}
+    peaks = {name: _peak(levels, own["f"]) for name, own in rows.items()}
+    tops = {name: _peak(levels, own["f_of_pictures"]) for name, own in rows.items()}
+    unit = "threshold of the mask, 0..1"
+    yield page.side_by_side(
+        page.drawing(
+            "Precision against recall, means over pictures at 256 thresholds",
+            plots.curves(recall, x="recall, 0..1", y="precision, 0..1", x_limits=share, y_limits=share),
+        ),
+        page.drawing(
+            "F of mean precision and mean recall; the dot is maxF",
+            plots.curves(mean, x=unit, y="F, beta^2 = 0.3, 0..1", x_limits=share, y_limits=share, marks=peaks),
+        ),
+        page.drawing(
+            "Mean of the pictures' own F; the dot is maxF of curves",
+            plots.curves(pictures, x=unit, y="F, beta^2 = 0.3, 0..1", x_limits=share, y_limits=share, marks=tops),
+        ),
+    )
+
+
+def _peak(along: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    best = max(range(len(values)), key=values.__getitem__)
+    return along[best], values[best]
+
+
+def _parity(reports: Sequence[Values]) -> _Drawn:
+    """How near each candidate comes to its limits: 1 is the limit."""
+    for report in reports:
+        bars = [bar for row in report["candidates"] if row["report"] for bar in _shares(row)]
+        if bars:
+            yield page.drawing(
+                "What each candidate uses of its contract on its worst picture: beyond 1 it fails",
+                plots.bars(bars, x="measured value as a share of the limit", line=1),
+            )
+
+
+def _shares(row: Values) -> Iterator[plots.Bar]:
+    limits, report = row["report"]["tolerance"], row["report"]
+    for name in ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou"):
+        limit, value = limits.get(name), report[name]
+        if not isinstance(limit, int | float) or value is None:
+            continue
+        used = (1 - value) / (1 - limit) if name == "boundary_iou" else value / limit
+        yield plots.Bar(label=f"{_candidate(row)}: {name}", value=used)
+
+
+def _video(reports: Sequence[Values]) -> _Drawn:
+    """Processor time of each stage per frame, of the median run, and frames per second."""
+    rows = {}
+    for report in reports:
+        run = sorted(report["runs"], key=lambda own: own["frames_per_second"])[len(report["runs"]) // 2]
+        seconds = run["cpu_seconds_by_stage"]
+        rows[_video_name(report)] = {name: _MILLI * value / run["frames"] for name, value in seconds.items()}
+    yield page.drawing(
+        "Processor time of each stage, all threads together, of the median run",
+        plots.stacked_bars(rows, x="milliseconds of processor time per frame"),
+    )
+    if len(reports) > 1:
+        bars = [_bar(_video_name(report), report["frames_per_second"]) for report in reports]
+        yield page.drawing("Frames per second, file to file", plots.bars(bars, x="frames per second"))
+
+
+def _video_name(report: Values) -> str:
+    return f"{report['source']}: {report['model']} on {report['runs_on']}"
+
+
+def _prepare(reports: Sequence[Values]) -> _Drawn:
+    for report in reports:
+        ways = [way for way in report["ways"] if not way["not_run"]]
+        for part, what in (("input", "the network's input"), ("mask", "the mask, 0..1")):
+            bars = [
+                plots.Bar(label=way["name"], value=way[part]["mean_abs"])
+                for way in ways
+                if way.get(part) and way[part]["mean_abs"] is not None
+            ]
+            if bars:
+                yield page.drawing(
+                    f"Mean difference of {what} from {report['reference']}, on the worst picture",
+                    plots.bars(bars, x=f"mean absolute difference of {what}"),
+                )
+
+
+def _soak(reports: Sequence[Values]) -> _Drawn:
+    lines = {
+        f"{report.get('model', 'run')} {i}" if len(reports) > 1 else "resident memory": (
+            [sample["frame"] for sample in report["samples"]],
+            [sample["resident_bytes"] / _MEGA for sample in report["samples"]],
+        )
+        for i, report in enumerate(reports, start=1)
+    }
+    top = 1.1 * max(max(values) for _, values in lines.values())
+    svg = plots.curves(lines, x="frames done", y="resident memory, MB (10^6 bytes)", y_limits=(0, top))
+    yield page.drawing("Resident memory over the run", svg)
+
+
+def _runs(reports: Sequence[Values]) -> _Drawn:
+    """Validation scores and loss by step, a line for each run."""
+    runs = {run["name"]: run["curves"] for report in reports for run in report["runs"]}
+    drawn = (
+        ("max_f", "maxF in validation, 0..1", "step", "Validation maxF"),
+        ("mae", "MAE in validation, 0..1", "step", "Validation MAE"),
+        ("loss", "loss, median of neighbouring steps", "step", "Training loss"),
+        ("max_f", "maxF in validation, 0..1", "hours", "Validation maxF over the time spent in steps"),
+    )
+    yield page.side_by_side(*(part for values in drawn for part in _run_drawing(runs, *values)))
+
+
+def _run_drawing(runs: Mapping[str, Any], name: str, unit: str, along: str, caption: str) -> Iterator[str]:
+    kind = "steps" if name == "loss" else "validation"
+    lines = {run: (own[kind][along], own[kind][name]) for run, own in runs.items() if len(own[kind][name]) > 1}
+    if lines:
+        axis = "hours in training steps" if along == "hours" else "step"
+        yield page.drawing(caption, plots.curves(lines, x=axis, y=unit))
+
+
+_DRAWN: dict[str, Callable[[Sequence[Values]], _Drawn]] = {
+    "accuracy": _accuracy,
+    "latency": _latency,
+    "parity": _parity,
+    "prepare": _prepare,
+    "runs": _runs,
+    "soak": _soak,
+    "video": _video,
+}
