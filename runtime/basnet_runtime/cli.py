@@ -62,6 +62,10 @@ def run(
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
     ] = None,
     feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
+    refine_edges: Annotated[
+        bool, typer.Option("--refine-edges", help="Lay the mask's edges onto the picture's.")
+    ] = False,
+    stabilise: Annotated[bool, typer.Option("--stabilise", help="Keep the masks of a video from flickering.")] = False,
     keep_weak: Annotated[
         bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
     ] = False,
@@ -114,6 +118,8 @@ def run(
             picture_format=picture_format,
             threshold=threshold,
             feather=feather,
+            refine_edges=refine_edges,
+            stabilise=stabilise,
             keep_weak=keep_weak,
             video=VideoOptions(
                 codec=codec, quality=quality, span=Span.parse(start, end), resume=resume, hwaccel=hwaccel

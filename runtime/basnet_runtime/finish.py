@@ -20,7 +20,9 @@ from basnet_torch.errors import ModelFileError
 
 if TYPE_CHECKING:
     from basnet_runtime.media.frame import Frame
+    from basnet_runtime.media.stabiliser import Stabiliser
     from basnet_runtime.model import SaliencyModel
+    from basnet_torch.spec import Preprocess
 
 __all__ = ["Finisher", "Finishing"]
 
@@ -33,9 +35,11 @@ class Finishing:
     """What is done to the maps.
 
     Attributes:
+        stabilise: Keep the masks of a video from flickering; pictures are not touched.
         keep_weak: Give the map as it is where nothing salient was found, instead of an empty mask.
     """
 
+    stabilise: bool = False
     keep_weak: bool = False
 
 
@@ -46,6 +50,7 @@ class Finisher:
         """`stream`: whether the frames that come are those of one video, in order."""
         self._model = model
         self._finishing = finishing or Finishing()
+        self._stabiliser = _stabiliser() if stream and self._finishing.stabilise else None
         self._judge = Judge(model.postprocess.empty_below, stream=stream)
 
     def __call__(self, frame: Frame, raw: NDArray[Any]) -> tuple[UInt8, Verdict]:
@@ -60,21 +65,29 @@ class Finisher:
         """
         height, width = frame.image_HWC.shape[:2]
         map_hw = self._checked(raw)
+        if self._stabiliser is not None:
+            # Before any stretching, which moves with each frame's own range; bytes come back to the map's size first.
+            map_hw = self._stabiliser(frame.image_HWC, _as_map(map_hw, self._model.preprocess))
         verdict = self._judge(map_hw)
         if not verdict.salient and not self._finishing.keep_weak:
             return np.zeros((height, width), np.uint8), verdict
-        if self._model.takes_frames:
+        if map_hw.dtype == np.uint8:
             return cast(UInt8, map_hw), verdict
+        if self._model.takes_frames:
+            return mask_from_map(map_hw, height, width), verdict
         return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
-        return self._judge.memory
+        stable = {} if self._stabiliser is None else self._stabiliser.memory
+        return {**self._judge.memory, **stable}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
         """Go on from the `memory` of another finisher; an empty one is a beginning."""
         self._judge.recall(memory)
+        if self._stabiliser is not None:
+            self._stabiliser.recall(memory)
 
     def _checked(self, raw: NDArray[Any]) -> NDArray[Any]:
         if self._model.takes_frames:
@@ -84,3 +97,19 @@ class Finisher:
             name = self._model.name
             raise ModelFileError(f"{name}: gave values that are not finite; run it in fp32 or export again")
         return np.asarray(raw[0], np.float32)
+
+
+def _stabiliser() -> Stabiliser:
+    from basnet_runtime.media.stabiliser import Stabiliser
+
+    return Stabiliser()
+
+
+def _as_map(map_HW: NDArray[Any], preprocess: Preprocess) -> Float32:
+    """A map of the network's size, float32 0..1."""
+    import cv2
+
+    if map_HW.dtype != np.uint8:
+        return cast(Float32, map_HW)
+    size = preprocess.width, preprocess.height
+    return np.asarray(cv2.resize(map_HW, size, interpolation=cv2.INTER_AREA), np.float32) / np.float32(255)

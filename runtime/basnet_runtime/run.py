@@ -59,6 +59,8 @@ class RunConfig:
         picture_format: Format of pictures' results; None takes the output name's, else PNG.
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
+        refine_edges: Lay the mask's edges onto the picture's.
+        stabilise: Keep the masks of a video from flickering.
         keep_weak: Keep masks where nothing salient was found, instead of empty ones.
         video: How videos are read and written.
     """
@@ -81,6 +83,8 @@ class RunConfig:
     picture_format: PictureFormat | None = None
     threshold: float | None = None
     feather: float = 0.0
+    refine_edges: bool = False
+    stabilise: bool = False
     keep_weak: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
 
@@ -219,7 +223,9 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.notes += plan.notes
     if not plan.jobs:
         return summary
-    composer = Composer(config.kind, threshold=config.threshold, feather=config.feather)
+    composer = Composer(
+        config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
+    )
     with _open_model(config) as model, _opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         work = _Work(config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary)
@@ -414,7 +420,7 @@ class _Work:
         return advanced
 
     def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
-        finishing = Finishing(keep_weak=self.config.keep_weak)
+        finishing = Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
         batch = self.config.batch
         return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
 

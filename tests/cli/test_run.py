@@ -150,9 +150,10 @@ def test_max_pixels(folder):
 def test_options_reach_the_model(folder, opened):
     call("photo.jpg", "--engine", "m.onnx", "--backend", "openvino", "--threads", 3, "--precision", "bf16")
     call("photo.jpg", "--model", "m.pth", "--device", "cuda:1", "--overwrite")
+    ours = {"cuda": "cuda-core"}
     assert opened == [
-        {"path": Path("m.onnx"), "backend": "openvino", "device": "cpu", "threads": 3, "precision": "bf16"},
-        {"path": Path("m.pth"), "backend": None, "device": "cuda:1", "threads": None, "precision": None},
+        {"path": Path("m.onnx"), "backend": "openvino", "device": "cpu", "threads": 3, "precision": "bf16", **ours},
+        {"path": Path("m.pth"), "backend": None, "device": "cuda:1", "threads": None, "precision": None, **ours},
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Literal, Self, cast
 import numpy as np
 
 from basnet_runtime.masks import edged_mask, row_strips
+from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.media.foreground import Foreground
 from basnet_runtime.media.frame import Composed, Frame, UInt8
 from basnet_runtime.verdict import GIVEN, Verdict
@@ -76,24 +77,29 @@ class OutputKind:
 class Composer:
     """Makes one kind of result; reads the background picture once, when created."""
 
-    def __init__(self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0) -> None:
+    def __init__(
+        self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
+    ) -> None:
         """Get ready.
 
         Args:
             kind: What to make.
             threshold: Share from which a mask's value counts as foreground; None keeps soft masks.
             feather: Blur of the mask's edge, pixels.
+            refine_edges: Lay the mask's edges onto the picture's first.
 
         Raises:
             MediaError: The background picture cannot be read.
         """
         self.kind = kind
-        self._threshold, self._feather = threshold, feather
+        self._threshold, self._feather, self._refine_edges = threshold, feather, refine_edges
         self._picture = None if kind.image is None else _background_picture(kind.image)
         self._cached: tuple[tuple[int, int], UInt8] | None = None
 
     def __call__(self, frame: Frame, mask_HW: UInt8, verdict: Verdict = GIVEN) -> Composed:
         """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
+        if self._refine_edges:
+            mask_HW = refined_edges(frame.image_HWC, mask_HW)
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
             return Composed(pixels=mask_HW, frame=frame, verdict=verdict)
