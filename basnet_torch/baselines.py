@@ -171,17 +171,19 @@ class HED(SaliencyNetwork):
 def unpool(x: Tensor, pooled_from: Tensor) -> Tensor:
     """`x` N,C,h,w at twice the size, each value where the maximum of its 2x2 square in `pooled_from` N,C,2h,2w stood.
 
-    The first of equal maxima counts. Written with a comparison, because exporters know no unpooling.
+    `pooled_from` is not negative. Where several places come within a 64th of the maximum, all of them get the value: on
+    an even surface rounding alone would choose between them, and no exported file would give the same map.
 
     >>> unpool(torch.tensor([[[[5.0]]]]), torch.tensor([[[[1.0, 3.0], [3.0, 2.0]]]]))
     tensor([[[[0., 5.],
-              [0., 0.]]]])
+              [5., 0.]]]])
     """
-    count, channels, height, width = x.shape
-    places = F.pixel_unshuffle(pooled_from, 2).reshape(count, channels, 4, height, width).argmax(2, keepdim=True)
-    corner = torch.arange(4, device=x.device).reshape(1, 1, 4, 1, 1)
-    spread = x.unsqueeze(2) * (places == corner).to(x.dtype)
-    return F.pixel_shuffle(spread.reshape(count, 4 * channels, height, width), 2)
+    peak = _repeat(halve(pooled_from))
+    return _repeat(x) * (pooled_from >= peak * (63 / 64)).to(x.dtype)
+
+
+def _repeat(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _convolutions(in_channels: int, out_channels: int, count: int) -> nn.Sequential:

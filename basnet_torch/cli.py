@@ -46,7 +46,12 @@ def train(
     run: Run,
     val: Validation = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN/last.pth.")] = False,
-    init: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint's weights; --width may be a multiple of its own.")
+    ] = None,
+    widen_noise: Annotated[
+        float, typer.Option(min=0, help="Noise that tells a widened checkpoint's channels apart, as a share.")
+    ] = 0.01,
     resnet34: Annotated[Path | None, typer.Option(help="Start encoder stages 1-4 from this ResNet-34.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[
@@ -90,7 +95,7 @@ def train(
         if not refine:
             values["arch"] = _coarse(arch)
             typed.add("arch")
-        start = _start(init, resnet34, width if "width" in typed else None)
+        start = _start(init, resnet34, width if "width" in typed else None, widen_noise)
         if start:
             values |= {
                 "width": start.width,
@@ -184,13 +189,17 @@ def _saved(run: Path) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TrainConfig.__slots__}
 
 
-def _start(init: Path | None, resnet34: Path | None, width: int | None) -> Checkpoint | None:
-    """The checkpoint of --init, when one is asked for."""
+def _start(init: Path | None, resnet34: Path | None, width: int | None, noise: float) -> Checkpoint | None:
+    """The checkpoint of --init, when one is asked for, made as wide as asked."""
     from basnet_torch.checkpoint import load_checkpoint
+    from basnet_torch.widen import widened
 
     if init and resnet34:
         raise UsageError("--init and --resnet34 both give the encoder's weights; keep one of them")
-    return load_checkpoint(init, width=width) if init else None
+    if init is None:
+        return None
+    found = load_checkpoint(init)
+    return widened(found, width or found.width, noise=noise)
 
 
 def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | None) -> SaliencyNetwork | None:

@@ -42,6 +42,27 @@ def test_train_resume_and_init(pair_folder, tmp_path):  # noqa: F811
     small = ("--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
     third = CliRunner().invoke(app, [str(a) for a in (*bare, *small)])  # the width is that of the checkpoint
     assert third.exit_code == 0, third.output
+    wide = CliRunner().invoke(
+        app,
+        [
+            str(a)
+            for a in (
+                "--data",
+                pair_folder,
+                "--run",
+                tmp_path / "w",
+                "--steps",
+                1,
+                "--width",
+                4,
+                "--init",
+                run / "best.pth",
+                *small,
+            )
+        ],
+    )
+    assert wide.exit_code == 0, wide.output
+    assert load_checkpoint(tmp_path / "w/last.pth").width == 4
 
 
 def test_a_scheduler_ending_it_loses_nothing(pair_folder, tmp_path):  # noqa: F811

@@ -15,8 +15,28 @@ from basnet_torch.errors import UsageError
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import SIZE, disc_folder, discs, draw_discs, settle_statistics
 
+LAST = {
+    "basnet-coarse": "predict.side_outputs.convs.stage1",
+    "fcn": "score8",
+    "segnet": "output",
+    "unet": "output",
+    "hed": "fuse",
+}
 
-def trained(arch, path, width=4, steps=40):
+
+@torch.no_grad()
+def centre(model, inputs):
+    """Adapt the last layer so that a tenth of the pixels is object, as networks this young are shy."""
+    logits = torch.cat([model(batch)[0].flatten() for batch in inputs.split(8)])
+    last = model.get_submodule(LAST[model.arch])
+    last.bias -= logits.quantile(0.9)
+    if model.arch in ("segnet", "unet"):  # whose last layer alone makes the map
+        factor = 6 / (logits.quantile(0.98) - logits.quantile(0.5))
+        last.weight *= factor
+        last.bias *= factor
+
+
+def trained(arch, path, width=4, steps=24):
     torch.manual_seed(0)
     preprocess = Preprocess(height=SIZE, width=SIZE)
     images, masks = draw_discs(16)
@@ -31,8 +51,7 @@ def trained(arch, path, width=4, steps=40):
         loss.backward()
         optimizer.step()
     settle_statistics(model, inputs.split(8))
-    if arch == "segnet":  # without skips it is slow to learn: what it found already counts as an object
-        model.output.bias.data += 2
+    centre(model.eval(), inputs)
     found = Checkpoint(
         arch=arch,
         width=width,
@@ -47,7 +66,8 @@ def trained(arch, path, width=4, steps=40):
 
 @pytest.mark.parametrize("arch", ["basnet-coarse", "fcn", "segnet", "unet", "hed"])
 def test_it_exports_and_its_file_says_what_it_is(arch, tmp_path):
-    path = trained(arch, tmp_path / f"{arch}.safetensors")
+    steps = 40 if arch in ("segnet", "unet") else 24  # those without deep supervision or a strong skip learn slowly
+    path = trained(arch, tmp_path / f"{arch}.safetensors", steps=steps)
     target = export_onnx(ExportConfig(checkpoint=path, pictures=disc_folder()))
     manifest = read_manifest(target)
     assert manifest.arch == arch

@@ -87,9 +87,18 @@ def test_ablated_losses_leave_terms_out(loss, store, tmp_path):
 
 
 def test_unpooling_equals_pytorch_s_own():
-    x, source = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 8, 12)
+    x = torch.randn(2, 3, 4, 6)
+    ranks = torch.rand(2, 3, 4, 6, 4).argsort(-1).float()  # a square's four values, one apart
+    source = F.pixel_shuffle(ranks.permute(0, 1, 4, 2, 3).reshape(2, 12, 4, 6), 2)
     _, indices = F.max_pool2d(source, 2, return_indices=True)
     torch.testing.assert_close(unpool(x, source), F.max_unpool2d(x, indices, 2), rtol=0, atol=0)
+
+
+def test_unpooling_an_even_surface_does_not_hang_on_rounding():
+    even = torch.full((1, 1, 4, 4), 3.0)
+    rough = even * (1 + 1e-6 * torch.randn(1, 1, 4, 4))
+    x = torch.randn(1, 1, 2, 2)
+    torch.testing.assert_close(unpool(x, rough), unpool(x, even), rtol=0, atol=0)
 
 
 def test_without_refinement_it_is_the_predict_module():

@@ -11,6 +11,7 @@ what a viewer sees. A damaged or truncated file, or one that changes its size on
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -42,6 +43,7 @@ _MAX_DECODE_THREADS = 4
 _FALLBACK_RATE = Fraction(25)
 _SEEK_FROM_SECONDS = 10
 _LIVE_FRAMES = 4
+_LATE_SECONDS = 1.0
 _FULL_RANGE = 2
 _HDR = {16: "PQ", 18: "HLG"}
 
@@ -107,6 +109,7 @@ class VideoSource:
         self.decoder = f"{self._stream.codec_context.name}, {'CUDA' if self._in_hardware() else 'software'}"
         self.traits = self._traits_of(first)
         self._origin = first.pts or 0
+        self._begun = time.monotonic()
         self._tell_of(first)
         self._seek_near_start()
 
@@ -262,11 +265,15 @@ class VideoSource:
                 continue
             if self._shown < self._skip:
                 self._shown += 1
-            elif is_live(self.source) and room.used > _LIVE_FRAMES * nbytes:
+            elif self._is_late(seconds) and room.used > _LIVE_FRAMES * nbytes:
                 self._dropped += 1  # it would wait ever longer; the next one is nearer to now
             else:
                 return self._frame(raw, pts)
         return None
+
+    def _is_late(self, seconds: Fraction) -> bool:
+        """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
+        return is_live(self.source) and time.monotonic() - self._begun - float(seconds) > _LATE_SECONDS
 
     def _frame(self, raw: av.VideoFrame, pts: int) -> Frame:
         self._interlaced += raw.interlaced_frame

@@ -8,6 +8,7 @@ A camera has no container here: `media/camera.py` reads it.
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,6 +72,7 @@ def open_input(
     import av
     from av.error import FFmpegError
 
+    begun = time.monotonic()
     try:
         if is_address(source):
             return av.open(
@@ -79,7 +81,9 @@ def open_input(
         # The protocol is named, or FFmpeg takes "http:x" or "concat:x" in a name for one.
         return av.open(f"file:{source}", metadata_errors="replace", hwaccel=hwaccel)
     except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{source}: cannot be read as video: {av_detail(error)}") from error
+        late = is_address(source) and time.monotonic() - begun > 0.9 * timeouts[0]
+        detail = f"there is no answer for {timeouts[0]:.0f} seconds" if late else av_detail(error)
+        raise MediaError(f"{source}: cannot be read as video: {detail}") from error
 
 
 def _options(source: Path | str) -> dict[str, str]:
