@@ -129,7 +129,22 @@ def _latency(reports: Sequence[Values]) -> _Drawn:
                 f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
                 plots.bars(ratios, x="ratio to PyTorch eager FP32", line=1),
             )
+    yield from _throughput(reports)
     yield from _stages(reports)
+
+
+def _throughput(reports: Sequence[Values]) -> _Drawn:
+    """Pictures per second by batch size, where several were timed."""
+    lines = {
+        _candidate(row): ([int(batch) for batch in rates], list(rates.values()))
+        for report in reports
+        for row in report.get("throughput", ())
+        if len(rates := row["pictures_per_second"]) > 1
+    }
+    if lines:
+        top = 1.1 * max(max(rates) for _, rates in lines.values())
+        svg = plots.curves(lines, x="pictures per call", y="pictures per second", y_limits=(0, top))
+        yield page.drawing("Throughput over batch sizes", svg)
 
 
 def _grouped(rows: Sequence[Values]) -> dict[tuple[int, int, int, int], list[Values]]:
@@ -229,19 +244,20 @@ def _video_name(report: Values) -> str:
 
 
 def _prepare(reports: Sequence[Values]) -> _Drawn:
+    """How far each way lies from the authors', and what it takes."""
     for report in reports:
-        ways = [way for way in report["ways"] if not way["not_run"]]
-        for part, what in (("input", "the network's input"), ("mask", "the mask, 0..1")):
-            bars = [
-                plots.Bar(label=way["name"], value=way[part]["mean_abs"])
-                for way in ways
-                if way.get(part) and way[part]["mean_abs"] is not None
-            ]
+        ways = [way for way in report["ways"] if way["mask"] and way["used"] != "reference"]
+        inputs = [plots.Bar(label=way["name"], value=way["input"]["mean_abs"]) for way in ways]
+        masks = [plots.Bar(label=way["name"], value=way["mask"]["mean_abs"]) for way in ways]
+        taken = [plots.Bar(label=way["name"], value=_MILLI * way["median_s"]) for way in report["ways"] if way["mask"]]
+        against = f"from {report['reference']}, on the worst picture"
+        for caption, bars, unit in (
+            (f"Mean difference of the network's input {against}", inputs, "standard deviations of the input"),
+            (f"Mean difference of the mask {against}", masks, "mean absolute difference of the mask, 0..1"),
+            ("Time of preparing one picture, median", taken, "milliseconds per picture"),
+        ):
             if bars:
-                yield page.drawing(
-                    f"Mean difference of {what} from {report['reference']}, on the worst picture",
-                    plots.bars(bars, x=f"mean absolute difference of {what}"),
-                )
+                yield page.drawing(caption, plots.bars(bars, x=unit))
 
 
 def _soak(reports: Sequence[Values]) -> _Drawn:
