@@ -360,7 +360,7 @@ def _row(
     progress(f"comparing {candidate.name}")
     variant = candidate.variant
     row = ParityRow(
-        model=candidate.source.name, backend=variant.backend, precision=variant.precision, file=candidate.source.file
+        model=candidate.source.name, backend=variant.backend, precision=variant.arithmetic, file=candidate.source.file
     )
     try:
         model = candidate.open()
