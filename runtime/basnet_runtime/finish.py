@@ -77,6 +77,14 @@ class Finisher:
             return mask_from_map(map_hw, height, width), verdict
         return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
 
+    def judged(self, raw: NDArray[Any]) -> tuple[Float32, Verdict]:
+        """A still's map in its own size, float32 h,w, empty where nothing was found; for pictures made in strips."""
+        map_hw = self._checked(raw)
+        verdict = self._judge(map_hw)
+        if not verdict.salient and not self._finishing.keep_weak:
+            return np.zeros_like(map_hw), verdict
+        return self._model.postprocess.stretched(map_hw), verdict
+
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.finish import Finishing
+from basnet_runtime.finish import Finisher, Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
@@ -251,7 +252,7 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
         output=config.output,
         recursive=config.recursive,
         keep_suffix=config.keep_suffix,
-        video_suffix=default_suffix,
+        video_suffix=partial(default_suffix, codec=config.video.codec),
         picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
         animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
     )
@@ -339,12 +340,18 @@ class _Work:
             self._pictures(pictures)
         for job in jobs:
             if job.media != "picture":
-                self._moving(job)
+                self._alone(job, self._animation if job.media == "animation" else self._video)
 
     def _pictures(self, jobs: list[Job]) -> None:
+        from basnet_runtime.media.huge import HUGE_PIXELS
         from basnet_runtime.media.picture_files import PictureSink, PictureSource
 
-        source = PictureSource(jobs, max_pixels=self.config.max_pixels, check_size=self.model.check_size)
+        source = PictureSource(
+            jobs,
+            max_pixels=self.config.max_pixels,
+            check_size=self.model.check_size,
+            put_aside=None if self.model.takes_frames else HUGE_PIXELS,
+        )
         sink = PictureSink(jobs, overwrite=self.config.overwrite, journal=self.journal)
         self.watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
         pipeline = self._pipeline(lambda _: self.watcher.advanced())
@@ -357,12 +364,34 @@ class _Work:
                 verdicts.add(verdict)
                 notes = source.notes.get(index, [])
                 self.summary.results.append(_result(jobs[index], 1, verdicts, notes))
+        for job in source.aside:
+            self._alone(job, self._huge)
 
-    def _moving(self, job: Job) -> None:
-        """One animation or video; its own failure ends it alone."""
+    def _huge(self, job: Job) -> Result:
+        from basnet_runtime.media.huge import run_huge
+        from basnet_runtime.media.pictures import PictureFile
+
+        start, verdicts = time.perf_counter(), VerdictLog()
+        with PictureFile(job.source, max_pixels=self.config.max_pixels) as picture:
+            verdict = run_huge(
+                picture,
+                job.target,
+                model=self.model,
+                finisher=Finisher(self.model, Finishing(keep_weak=self.config.keep_weak)),
+                composer=self.composer,
+                overwrite=self.config.overwrite,
+            )
+        verdicts.add(verdict)
+        self.watcher.advanced()
+        self.summary.frames += 1
+        self.summary.seconds += time.perf_counter() - start
+        return _result(job, 1, verdicts, picture.notes)
+
+    def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
+        """One animation, video or huge picture; its own failure ends it alone."""
         try:
             with noted(self.journal, job):
-                result = self._animation(job) if job.media == "animation" else self._video(job)
+                result = make(job)
         except BasnetError as error:
             if error.exit_code != 1:
                 raise
@@ -420,9 +449,12 @@ class _Work:
         return advanced
 
     def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
-        finishing = Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
-        batch = self.config.batch
+        batch, finishing = self.config.batch, self._finishing
         return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
+
+    @property
+    def _finishing(self) -> Finishing:
+        return Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
 
 
 def _of_video(job: Job, video: VideoRun) -> Result:

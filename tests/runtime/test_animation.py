@@ -77,6 +77,16 @@ def test_soft_transparency_survives(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_results_wider_than_the_source(tmp_path, suffix, fake_model):
+    target = tmp_path / f"out{suffix}"
+    with AnimationSource(draw(tmp_path / f"a{suffix}")) as source:
+        sink = AnimationSink(target, source.traits, overwrite=False)
+        Pipeline(fake_model, Composer(OutputKind.parse("side"))).run(source, sink)
+    traits, frames = read(target)
+    assert (traits.height, traits.width, len(frames)) == (48, 128, len(DELAYS))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_through_the_pipeline(tmp_path, suffix, batch, fake_model):
     path = draw(tmp_path / f"a{suffix}")

@@ -14,7 +14,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -74,7 +74,6 @@ def vips_module() -> Any:
     from basnet_runtime.threads import allowed_threads
 
     pyvips.block_untrusted_set(True)  # noqa: FBT003 - the binding has no keyword
-    pyvips.operation_block_set("VipsForeignLoadRaw", False)  # noqa: FBT003 - never chosen by content; reads our own files
     pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
     pyvips.concurrency_set(allowed_threads())
     return pyvips
@@ -185,6 +184,42 @@ class PictureFile:
                 pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, image.bands)
                 image_HWC, alpha_HW = _planes(pixels)
                 yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
+        except vips.Error as error:
+            raise self._broken(error) from error
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width as it is delivered."""
+        turned = self._image is not None and stored_orientation(self._image) > 4
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    @property
+    def has_strips(self) -> bool:
+        """Whether `strips` can deliver it."""
+        return self._image is not None
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """What the file says beside its pixels."""
+        return None if self._image is None else metadata_of(self._image, self.notes)
+
+    def strips(self, rows: Sequence[slice]) -> Iterator[tuple[slice, Frame]]:
+        """Decode upright strips of rows, from top to bottom; may be called again.
+
+        Raises:
+            MediaError: The picture is damaged or cut short.
+        """
+        vips = vips_module()
+        self._image = self._load(access="sequential")  # the last reading has used it up
+        try:
+            image = self._colours(self._upright())
+            region = vips.Region.new(image)
+            for strip in rows:
+                count = strip.stop - strip.start
+                data = region.fetch(0, strip.start, image.width, count)
+                pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
+                image_HWC, alpha_HW = _planes(pixels)
+                yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
         except vips.Error as error:
             raise self._broken(error) from error
 
