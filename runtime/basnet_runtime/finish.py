@@ -79,7 +79,7 @@ class Finisher:
 
     def judged(self, raw: NDArray[Any]) -> tuple[Float32, Verdict]:
         """A still's map in its own size, float32 h,w, empty where nothing was found; for pictures made in strips."""
-        map_hw = self._checked(raw)
+        map_hw = checked_map(self._model, raw)
         verdict = self._judge(map_hw)
         if not verdict.salient and not self._finishing.keep_weak:
             return np.zeros_like(map_hw), verdict
