@@ -5,11 +5,13 @@ import shlex
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
 from basnet_benchmarks.documents import rewrite
 from basnet_benchmarks.report import SavedReport, markdown
+from basnet_runtime.media.pictures import write_picture
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -66,3 +68,18 @@ def test_committed_reports(path):
 
 def test_every_committed_table_has_its_report():
     assert {path.stem for path in REPORTS.glob("*.md")} == {path.stem for path in REPORTS.glob("*.json")}
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", python_blocks())
+def test_python_of_the_readme_runs(block, tmp_path, monkeypatch, write_video):
+    """In a folder with photo.jpg and clip.mp4, with the built-in model; `image` is a picture."""
+    image = np.zeros((90, 120, 3), np.uint8)
+    image[30:60, 40:80] = (230, 60, 40)
+    write_picture(tmp_path / "photo.jpg", image)
+    write_video(tmp_path / "clip.mp4", [image] * 2)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(README), "exec"), {"image": image})
