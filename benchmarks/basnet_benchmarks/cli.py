@@ -7,6 +7,7 @@ basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
 basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
+basnet-bench gpu --pictures DUTS-TE
 basnet-bench report latency.json parity.json -o report.html
 basnet-bench runs runs/bce runs/hybrid
 basnet-bench tables README.md
@@ -316,6 +317,34 @@ def report(
     with exit_on_error():
         check_output(output, overwrite=overwrite)
         save_all(reports, output, overwrite=overwrite, brief=brief)
+
+
+@app.command()
+def gpu(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="New folder. Default: in reports.")] = None,
+    plans: Annotated[Path | None, typer.Option(help="Folder that keeps the engines. Default: none are kept.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Trained weights of width 64. Default: random.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="To show parity on. Default: five photographs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Pictures that INT8 is calibrated on.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Steps whose names begin so; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, few rounds: tries this itself.")] = False,
+) -> None:
+    """Prove on a CUDA device all that can be proven: engines, tests, latency, parity, video, memory."""
+    from basnet_benchmarks.gpu_report import default_output, run_gpu_report
+    from basnet_benchmarks.gpu_steps import GpuConfig
+
+    with exit_on_error():
+        config = GpuConfig(
+            output=output or default_output(),
+            plans=plans,
+            checkpoint=checkpoint,
+            pictures=pictures,
+            calibration=calibration,
+            only=tuple(only or ()),
+            quick=quick,
+        )
+        failed = run_gpu_report(config)
+    raise SystemExit(1 if failed else 0)
 
 
 @app.command()

@@ -340,6 +340,24 @@ def _gate_cells(row: Values, measures: Iterable[str]) -> tuple[str, ...]:
     return (row["name"], row["device"], *cells, speed, row["verdict"])
 
 
+def _gpu_table(values: Values) -> Table:
+    rows = tuple((bar["claim"], bar["asked"], bar["found"], bar["verdict"]) for bar in values["bars"])
+    notes = [
+        f"{step['name']}: {step['state']}{': ' if step['reason'] else ''}{step['reason']}"
+        for step in values["steps"]
+        if step["state"] != "done"
+    ]
+    done = [step["name"] for step in values["steps"] if step["state"] == "done"]
+    return Table(
+        title=f"Claims on {values['gpu'] or 'a CUDA device, of which this machine has none'}",
+        columns=("claim", "asked", "found", "verdict"),
+        numbers=frozenset({"asked", "found"}),
+        rows=rows,
+        notes=(f"done: {', '.join(done) or 'nothing'}", *notes),
+        environment=environment_lines(values["environment"]),
+    )
+
+
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -548,6 +566,7 @@ def _flicker_cells(row: Values) -> tuple[str, ...]:
 
 
 _TABLES: dict[str, Callable[[Values], Table]] = {
+    "gpu": _gpu_table,
     "accuracy": _accuracy_table,
     "flicker": _flicker_table,
     "gate": _gate_table,

@@ -151,6 +151,7 @@ class VideoSource:
             ),
             frames=stream.frames,
             seconds=float(self._container.duration or 0) / 1e6,
+            stream=stream.index,
             part=self._span.start is not None or is_live(self.source),
         )
 

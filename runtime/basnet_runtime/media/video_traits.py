@@ -45,6 +45,7 @@ class VideoTraits:
         colour: Of the source's samples.
         frames: Number of frames the file promises, 0 where it does not say.
         seconds: Length the file promises, 0 where it does not say.
+        stream: Index of the video stream.
         part: Only a part of the source is read, or it has no beginning: the output's times start at 0.
     """
 
@@ -57,6 +58,7 @@ class VideoTraits:
     colour: Colour
     frames: int
     seconds: float
+    stream: int = 0
     part: bool = False
 
 
