@@ -160,6 +160,22 @@ def test_colours_follow_matrix_and_range(tmp_path, write_video, fake_model, colo
     assert np.abs(out[4:12, 4:12] - (image * share)[4:12, 4:12]).max() < 25
 
 
+def test_primaries_and_transfer_are_carried(tmp_path, write_video, fake_model):
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 1
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(images(1, height=64)[0], format="rgb24")))
+        container.mux(stream.encode(None))
+    for kind in ("mask", "overlay"):
+        _, warnings = convert(fake_model, tmp_path / "in.mp4", tmp_path / f"{kind}.mp4", kind)
+        assert warnings == ["is HDR (PQ); masks are found on its samples as they are stored"]
+        with av.open(str(tmp_path / f"{kind}.mp4")) as container:
+            frame = next(container.decode(video=0))
+        assert (int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace)) == (9, 16, 9)
+
+
 def test_mask_values_survive(tmp_path, write_video, fake_model):
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3)).copy()
     clip = write_video(tmp_path / "in.mp4", [ramp] * 4)
@@ -186,6 +202,19 @@ def test_cutout_has_transparency(tmp_path, write_video, fake_model, suffix, pixe
         alpha = frames[0].to_ndarray(format="rgba")[..., 3]
     assert alpha[16, 12] > 150
     assert alpha[40, 50] < 60
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".webm", "vp9"), (".mov", "prores"), (".mkv", "ffv1")])
+def test_the_videos_own_transparency_is_kept(tmp_path, write_video, fake_model, suffix, codec):
+    clip = write_video(tmp_path / "in.mp4", images(3))
+    clear = tmp_path / f"clear{suffix}"
+    convert(fake_model, clip, clear, "cutout", video=VideoOptions(codec=codec))
+    with VideoSource(clear) as source:
+        frames = list(source.frames(Room(), StageClock()))
+    assert len(frames) == 3
+    assert frames[0].alpha_HW[16, 12] > 150
+    assert frames[0].alpha_HW[40, 50] < 60
+    assert (frames[0].flattened()[40, 50] > 190).all()  # the network sees white there
 
 
 def test_cutout_of_mp4_is_refused_with_advice(tmp_path, write_video):
