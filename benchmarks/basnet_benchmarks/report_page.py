@@ -16,8 +16,9 @@ from basnet_benchmarks import page, plots
 from basnet_benchmarks.page import Section
 from basnet_benchmarks.panels import Panel
 from basnet_benchmarks.tables import Values, table_of
+from basnet_torch.errors import UsageError
 
-__all__ = ["report_page"]
+__all__ = ["report_page", "validation_plot"]
 
 _MILLI = 1000.0
 _MEGA = 1e6
@@ -52,13 +53,22 @@ def report_page(reports: Sequence[Values], panels: Mapping[int, _Panels] | None 
     for command in sorted({str(report.get("command")) for report in reports}, key=_order):
         own = [(report, known.get(i, ())) for i, report in enumerate(reports) if report.get("command") == command]
         tables = [page.table_part(table_of(report), title=len(own) > 1 or command != "runs") for report, _ in own]
-        draw = _DRAWN.get(command)
-        parts = [*tables, *(draw([report for report, _ in own]) if draw else ())]
+        parts = [*tables, *_drawings(command, [report for report, _ in own])]
         parts += [page.gallery(pictures) for _, pictures in own if pictures]
         sections.append(Section(title=_TITLES.get(command, command), parts=tuple(parts)))
     measured = (report["environment"] for report in reports if report.get("command") != "runs")
     machines = dict.fromkeys(f"{found['processor']}, {found['processors']} logical processors" for found in measured)
     return page.page("BASNet report", sections, [f"Measured on {'; '.join(machines)}."] if machines else [])
+
+
+def _drawings(command: str, reports: Sequence[Values]) -> list[str]:
+    draw = _DRAWN.get(command)
+    try:
+        return list(draw(reports)) if draw else []
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"the {command} report lacks what its plots show ({error!r}); write it with this version"
+        ) from error
 
 
 def _order(command: str) -> int:
@@ -123,7 +133,9 @@ def _latency(reports: Sequence[Values]) -> _Drawn:
             f"Time of every call, {what}: boxes are quartiles, whiskers the 5th and 95th percentile",
             plots.boxes(calls, x="milliseconds per call"),
         )
-        ratios = [_bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if row["ratio_to_pytorch_fp32"]]
+        ratios = [
+            _bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if _known(row["ratio_to_pytorch_fp32"])
+        ]
         if len(ratios) > 1:
             yield page.drawing(
                 f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
@@ -152,6 +164,10 @@ def _grouped(rows: Sequence[Values]) -> dict[tuple[int, int, int, int], list[Val
     for row in rows:
         groups.setdefault((row["width"], *row["size"], row["pictures"]), []).append(row)
     return groups
+
+
+def _known(estimate: Values | None) -> bool:
+    return estimate is not None and estimate["value"] is not None
 
 
 def _bar(label: str, estimate: Values) -> plots.Bar:
@@ -291,6 +307,19 @@ def _run_drawing(runs: Mapping[str, Any], name: str, unit: str, along: str, capt
     if lines:
         axis = "hours in training steps" if along == "hours" else "step"
         yield page.drawing(caption, plots.curves(lines, x=axis, y=unit))
+
+
+def validation_plot(values: Values) -> str:
+    """One SVG file of the runs' validation maxF by step, for a Markdown file; see `plots.standalone`.
+
+    Raises:
+        UsageError: No run has two validations, so that there is no curve.
+    """
+    curves = {run["name"]: run["curves"]["validation"] for run in values["runs"]}
+    lines = {name: (own["step"], own["max_f"]) for name, own in curves.items() if len(own["step"]) > 1}
+    if not lines:
+        raise UsageError("runs: none has two validations yet, so there is no curve to draw")
+    return plots.standalone(plots.curves(lines, x="step", y="maxF in validation, 0..1", width=18, height=10))
 
 
 _DRAWN: dict[str, Callable[[Sequence[Values]], _Drawn]] = {
