@@ -84,6 +84,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Do video in segments, and go on where a killed run was.")
     ] = False,
+    no_sound: Annotated[bool, typer.Option("--no-sound", help="Leave audio and subtitles of video out.")] = False,
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
     ] = "auto",
@@ -123,7 +124,12 @@ def run(
             stabilise=stabilise,
             keep_weak=keep_weak,
             video=VideoOptions(
-                codec=codec, quality=quality, span=Span.parse(start, end), resume=resume, hwaccel=hwaccel
+                codec=codec,
+                quality=quality,
+                span=Span.parse(start, end),
+                resume=resume,
+                hwaccel=hwaccel,
+                sound=not no_sound,
             ),
         )
         summary = _run(config, as_json, quiet, watch)

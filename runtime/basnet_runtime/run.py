@@ -325,7 +325,7 @@ def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -
         output=config.output,
         recursive=config.recursive,
         keep_suffix=config.keep_suffix,
-        video_suffix=partial(default_suffix, codec=config.video.codec),
+        video_suffix=partial(default_suffix, options=config.video),
         picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
         animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
         wanted=wanted,

@@ -202,6 +202,7 @@ class VideoRun:
             "quality": self.options.quality,
             "start": str(span.start),
             "end": str(span.end),
+            "sound": self.options.sound,
             "batch": self.batch,
         }
 

@@ -229,10 +229,19 @@ def test_container_follows_the_sound(tmp_path, write_video, fake_model):
     times = list(range(0, 240, 40))
     clip = write_video(tmp_path / "in.mkv", images(), audio="pcm_s16le", time_base=Fraction(1, 1000), pts=times)
     assert default_suffix(clip, OutputKind()) == ".mov"
-    with pytest.raises(UsageError, match=r"\.mp4 cannot hold the pcm_s16le stream of in\.mkv; use \.mkv"):
+    with pytest.raises(UsageError, match=r"\.mp4 cannot hold the pcm_s16le stream of in\.mkv; use \.mkv, or"):
         check_output(clip, tmp_path / "out.mp4", OutputKind())
     convert(fake_model, clip, tmp_path / "out.mkv")
     assert copied(tmp_path / "out.mkv") == copied(clip) != []
+
+
+def test_without_sound_every_container_will_do(tmp_path, write_video, fake_model):
+    clip = write_video(tmp_path / "in.mp4", images(), audio="aac")
+    silent = VideoOptions(sound=False)
+    check_output(clip, tmp_path / "out.webm", OutputKind(name="cutout"), silent)
+    _, warnings = convert(fake_model, clip, tmp_path / "out.webm", "cutout", video=silent)
+    assert copied(tmp_path / "out.webm") == []
+    assert warnings == [".webm keeps times to the millisecond; .mp4 and .mov keep them exactly"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
