@@ -23,6 +23,13 @@ status=0
 bench() { "$python" -c 'from basnet_benchmarks.cli import main; main()' "$@"; }
 export_onnx() { "$python" -c 'from basnet_export.cli import main; main()' onnx "$@"; }
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
+any_wanted() {
+  local name
+  for name in "$@"; do
+    if wanted "$name"; then return 0; fi
+  done
+  return 1
+}
 
 # measure NAME ARGUMENTS...: one report; a parity that fails (4) is a result and is kept, what cannot be measured is not
 measure() {
@@ -48,7 +55,7 @@ exported() {
   models+=("$file")
 }
 
-if wanted parity-dev || wanted latency-cpu || wanted accuracy-dev-int8; then
+if any_wanted latency-cpu parity-dev accuracy-dev-fp16 accuracy-dev-frame-fp16 accuracy-dev-int8 video-cpu-int8; then
   exported basnet-lite-fp16 --precision fp16
   exported basnet-lite-frame-fp16 --precision fp16 --graph frame
   if [ -n "${CALIBRATION:-}" ]; then
