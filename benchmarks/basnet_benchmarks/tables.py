@@ -17,6 +17,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = [
     "ACCURACY_HEADINGS",
+    "COMMANDS",
     "Table",
     "Values",
     "environment_lines",
@@ -573,10 +574,10 @@ def _flicker_cells(row: Values) -> tuple[str, ...]:
 
 
 _TABLES: dict[str, Callable[[Values], Table]] = {
-    "gpu": _gpu_table,
     "accuracy": _accuracy_table,
     "flicker": _flicker_table,
     "gate": _gate_table,
+    "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
@@ -585,3 +586,4 @@ _TABLES: dict[str, Callable[[Values], Table]] = {
     "verdict": _verdict_table,
     "video": _video_table,
 }
+COMMANDS = frozenset(_TABLES)  # whose reports have a table
