@@ -350,17 +350,22 @@ def gpu(
 @app.command()
 def runs(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
+    plot: Annotated[Path | None, typer.Option(help="Write the validation curves as .svg, for a Markdown file.")] = None,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare training runs: what differed, what it gave, curves of loss and scores."""
-    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.report import check_output, save_plot
     from basnet_benchmarks.runs import compare_runs
 
     with exit_on_error():
         check_output(output, overwrite=overwrite)
-        _show(compare_runs(folders), as_json, output, overwrite)
+        check_output(plot, overwrite=overwrite, suffixes=(".svg",))
+        result = compare_runs(folders)
+        _show(result, as_json, output, overwrite)
+        if plot is not None:
+            save_plot(result, plot, overwrite=overwrite)
 
 
 @app.command()

@@ -138,7 +138,9 @@ def strands(height: int, width: int, seed: int) -> UInt8:
         along = np.linspace(0.8, reach, 12)
         turned = angle + bend * (along - 0.8)
         points = middle + radius * along[:, None] * np.stack([np.cos(turned), np.sin(turned)], axis=1)
-        cv2.polylines(canvas, [points.astype(np.int32)], False, (255.0,), int(rng.integers(2, 7)), cv2.LINE_AA)
+        thick = int(rng.integers(2, 7))
+        line = [points.astype(np.int32)]
+        cv2.polylines(canvas, line, isClosed=False, color=(255.0,), thickness=thick, lineType=cv2.LINE_AA)
     small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.6, 2.0)), np.uint8)
 

@@ -17,6 +17,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = [
     "ACCURACY_HEADINGS",
+    "COMMANDS",
     "Table",
     "Values",
     "environment_lines",
@@ -45,6 +46,7 @@ _CONVENTIONS = (
     "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value of "
     "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
 )
+_BUSY = 0.5  # processes running before, from which on times are not to be trusted; as `Environment.warnings` has it
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
 
 
@@ -125,12 +127,18 @@ def environment_lines(environment: Values) -> tuple[str, ...]:
 
 
 def machine_line(values: Values) -> str:
-    """The machine in one line, to stand below a table: processor, graphics card, threads, date."""
+    """The machine in one line, to stand below a table: processor with what it can do, graphics card, threads, date."""
     found = values["environment"]
-    cards = "".join(f", {card}" for card in found["gpus"])
-    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    processors = f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}"
-    return f"{found['processor']}, {processors}{cards}; {threads}; {found['date'][:10]}"
+    flags, load = " ".join(found["processor_flags"]), found["load"] or 0.0
+    parts = (
+        f"{found['processor']}{f' ({flags})' if flags else ''}",
+        f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}",
+        *found["gpus"],
+        f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}",
+        *([f"load before: {load:.1f}"] if load >= _BUSY else []),
+        found["date"][:10],
+    )
+    return "; ".join(parts)
 
 
 def markdown_rows(table: Table) -> list[str]:
@@ -588,11 +596,11 @@ def _flicker_cells(row: Values) -> tuple[str, ...]:
 
 
 _TABLES: dict[str, Callable[[Values], Table]] = {
-    "gpu": _gpu_table,
     "accuracy": _accuracy_table,
     "edges": _edges_table,
     "flicker": _flicker_table,
     "gate": _gate_table,
+    "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
@@ -601,3 +609,4 @@ _TABLES: dict[str, Callable[[Values], Table]] = {
     "verdict": _verdict_table,
     "video": _video_table,
 }
+COMMANDS = frozenset(_TABLES)  # whose reports have a table

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.media.video_encoder import ALPHA_OUTPUTS, codec_for, holds_codec
+from basnet_runtime.media.video_encoder import codec_for, holds_codec
 from basnet_runtime.media.video_open import av_detail, camera_of, is_address, open_input
-from basnet_runtime.media.video_options import Codec, VideoOptions
+from basnet_runtime.media.video_options import VideoOptions
 from basnet_torch.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -51,22 +51,24 @@ def usual_suffix(kind: OutputKind) -> str:
     return ".mov" if kind.has_alpha else ".mp4"
 
 
-def default_suffix(source: Path, kind: OutputKind, codec: Codec | None = None) -> str:
+def default_suffix(source: Path, kind: OutputKind, options: VideoOptions | None = None) -> str:
     """The container for a video's result that holds its audio and subtitles: .mp4 where it can, then .mov, then .mkv.
 
     Args:
         source: The video.
         kind: What is made of it.
-        codec: The one that was asked for, which not every container holds.
+        options: The user's choices; not every container holds every codec.
 
     Raises:
         MediaError: The file cannot be read as media, or no container holds both transparency and the audio.
     """
+    options = options or VideoOptions()
+    codec = options.codec
     usual = (".mov", ".webm") if kind.has_alpha else (".mp4", ".mov", ".mkv")
     fitting = [suffix for suffix in (*usual, ".mkv") if codec is None or holds_codec(suffix, codec, kind)]
     candidates = usual if codec is None or not fitting else fitting
     with open_input(source) as container:
-        names = _names(copied_streams(container))
+        names = _names(copied_streams(container)) if options.sound else []
     for suffix in candidates:
         if not _unfit(names, suffix):
             return suffix
@@ -74,7 +76,7 @@ def default_suffix(source: Path, kind: OutputKind, codec: Codec | None = None) -
     clear = " with transparency" if kind.has_alpha else ""
     raise MediaError(
         f"{source}: no usual container{clear} holds its {' and '.join(names)} stream{asked}; "
-        "write a .mkv (--codec ffv1) or frames/%06d.png"
+        "write a .mkv (--codec ffv1) or frames/%06d.png, or leave the sound out (--no-sound)"
     )
 
 
@@ -85,15 +87,16 @@ def check_output(source: Path | str, target: Path, kind: OutputKind, options: Vi
         UsageError: With the suffixes or codecs that can.
         MediaError: The file cannot be read as media.
     """
-    codec_for(target, kind, options or VideoOptions())
-    if is_address(source) or camera_of(source) is not None:
+    options = options or VideoOptions()
+    codec_for(target, kind, options)
+    if not options.sound or is_address(source) or camera_of(source) is not None:
         return
     suffix = target.suffix.lower()
     with open_input(source) as container:
         unfit = _unfit(_names(copied_streams(container)), suffix)
     if unfit:
-        advice = "use .mkv" if not kind.has_alpha or suffix in ALPHA_OUTPUTS else "use .mov"
-        raise UsageError(f"{target}: {suffix} cannot hold the {unfit[0]} stream of {Path(source).name}; {advice}")
+        where = f"{target}: {suffix} cannot hold the {unfit[0]} stream of {Path(source).name}"
+        raise UsageError(f"{where}; use .mkv, or --no-sound")
 
 
 def copied_streams(container: InputContainer) -> list[Stream]:

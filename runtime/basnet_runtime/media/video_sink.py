@@ -77,7 +77,10 @@ class OutputPlan:
 
     def open_side(self) -> Side:
         """What is copied along, open."""
-        return FileSide(Path(self.traits.source)) if self.side is None else self.side()
+        side = FileSide(Path(self.traits.source)) if self.side is None else self.side()
+        if not self.options.sound:
+            side.streams = []
+        return side
 
     def encoder(self) -> Encoder:
         """The encoder for frames of the size in `traits`."""
