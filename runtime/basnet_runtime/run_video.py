@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Job, Plan
-from basnet_runtime.media.video_open import camera_of, is_address, is_live
+from basnet_runtime.media.video_open import camera_of, is_address
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_sequence import SequenceSink, check_sequence, is_sequence
 from basnet_runtime.model import SaliencyModel
@@ -158,7 +158,7 @@ class VideoRun:
             options=self.options,
             side=lambda: source.side,
             whole=lambda: source.whole,
-            endless=is_live(self.source) or camera_of(self.source) is not None,
+            endless=isinstance(self.source, str) and not source.traits.seconds,
         )
 
     def _in_segments(self) -> RunReport:

@@ -157,7 +157,7 @@ class VideoSource:
             frames=stream.frames,
             seconds=float(self._container.duration or 0) / 1e6,
             stream=stream.index,
-            part=self._span.start is not None or is_live(self.source),
+            part=self._span.start is not None or (is_address(self.source) and not self._container.duration),
         )
 
     def _tell_of(self, first: av.VideoFrame) -> None:

@@ -46,7 +46,7 @@ class VideoTraits:
         frames: Number of frames the file promises, 0 where it does not say.
         seconds: Length the file promises, 0 where it does not say.
         stream: Index of the video stream.
-        part: Only a part of the source is read, or it has no beginning: the output's times start at 0.
+        part: Only a part of the source is read, or it is endless: the output's times start at 0.
     """
 
     source: Path | str
