@@ -6,6 +6,7 @@
 #   DATASETS    data sets with masks, the first also for parity and preparing; none: bundled photographs, no accuracy
 #   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
 #   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
+#   FILMS       videos or folders of frames whose flicker is measured (none)
 #   ROUNDS      turns of each candidate (12)                    SOAK_FRAMES  frames of the soak (20000), 0: none
 #   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
 set -euo pipefail
@@ -17,8 +18,10 @@ lite=runtime/basnet_runtime/models/basnet-lite
 read -ra datasets <<<"${DATASETS:-}"
 read -ra models <<<"${MODELS:-}"
 read -ra runs <<<"${RUNS:-}"
+read -ra films <<<"${FILMS:-}"
 mkdir -p "$work/models" "$reports"
 status=0
+names=()
 
 bench() { "$python" -c 'from basnet_benchmarks.cli import main; main()' "$@"; }
 export_onnx() { "$python" -c 'from basnet_export.cli import main; main()' onnx "$@"; }
@@ -35,6 +38,7 @@ any_wanted() {
 measure() {
   local name=$1 code=0
   shift
+  names+=("$name")
   wanted "$name" || return 0
   echo "== $name: basnet-bench $*"
   bench "$@" --output "$work/$name.json" --overwrite || code=$?
@@ -81,12 +85,19 @@ if [ -f "$work/models/basnet-lite-int8.onnx" ]; then
   measure video-cpu-int8 video "${VIDEO:-tests/data/pan.mp4}" --engine "$work/models/basnet-lite-int8.onnx"
 fi
 if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
+if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
 if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi
 
-mapfile -t found < <(ls "$reports"/*.json)
-mapfile -t full < <(ls "$work"/*.json | grep -v '\.panels\.json$')
-bench report "${found[@]}" -o "$reports/report.html" --overwrite
-bench report "${full[@]}" -o "$work/report.html" --overwrite
+# page FOLDER: one page of those of the reports that lie there
+page() {
+  local name found=()
+  for name in "${names[@]}"; do
+    if [ -f "$1/$name.json" ]; then found+=("$1/$name.json"); fi
+  done
+  if [ ${#found[@]} -gt 0 ]; then bench report "${found[@]}" -o "$1/report.html" --overwrite; fi
+}
+page "$reports"
+page "$work"
 bench tables README.md runtime/basnet_runtime/models/README.md
 echo "Reports: $reports; page with pictures: $work/report.html"
 exit $status

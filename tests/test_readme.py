@@ -1,5 +1,6 @@
 """What README.md tells people to type exists, and its numbers are those of the committed reports."""
 
+import json
 import re
 import shlex
 from importlib.metadata import entry_points
@@ -11,6 +12,7 @@ import typer
 
 from basnet_benchmarks.documents import rewrite
 from basnet_benchmarks.report import SavedReport, markdown
+from basnet_benchmarks.tables import COMMANDS
 from basnet_runtime.media.pictures import write_picture
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +65,8 @@ def test_committed_reports(path):
     text = path.read_text(encoding="utf-8")
     assert len(text) < 400_000
     assert not re.search(r'"/\w', text)
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(SavedReport.read(path))
+    if json.loads(text).get("command") in COMMANDS:  # the others' scripts write both files
+        assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(SavedReport.read(path))
 
 
 def test_every_committed_table_has_its_report():

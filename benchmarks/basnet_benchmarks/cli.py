@@ -454,6 +454,28 @@ def flicker(
         _show(measure_flicker(config, say), as_json, output, overwrite)
 
 
+@app.command()
+def edges(
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="[DATASET]", help="With masks; edges are refined on it.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
+    from basnet_benchmarks.edges import EdgesConfig, measure_edges
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_edges(config, say), as_json, output, overwrite)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))

@@ -32,7 +32,10 @@ _TITLES = {
     "noise": "Noise floor",
     "video": "Video",
     "soak": "Soak",
+    "flicker": "Flicker",
+    "verdict": "Verdict on a picture",
     "gate": "Gate",
+    "gpu": "On a CUDA device",
     "runs": "Training runs",
 }
 
@@ -289,6 +292,18 @@ def _soak(reports: Sequence[Values]) -> _Drawn:
     yield page.drawing("Resident memory over the run", svg)
 
 
+def _flicker(reports: Sequence[Values]) -> _Drawn:
+    """Each source's flicker, by what made its masks."""
+    bars = [
+        plots.Bar(label=f"{row['source']}: {row['masks']}", value=100 * row["flicker"])
+        for report in reports
+        for row in report["rows"]
+        if row["flicker"] is not None
+    ]
+    if bars:
+        yield page.drawing("Flicker of masks over a film", plots.bars(bars, x="flicker, % of what is marked"))
+
+
 def _runs(reports: Sequence[Values]) -> _Drawn:
     """Validation scores and loss by step, a line for each run."""
     runs = {run["name"]: run["curves"] for report in reports for run in report["runs"]}
@@ -324,6 +339,7 @@ def validation_plot(values: Values) -> str:
 
 _DRAWN: dict[str, Callable[[Sequence[Values]], _Drawn]] = {
     "accuracy": _accuracy,
+    "flicker": _flicker,
     "latency": _latency,
     "parity": _parity,
     "prepare": _prepare,
