@@ -7,12 +7,16 @@ For ONNX Runtime and OpenVINO a checkpoint is exported to a temporary folder fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_benchmarks.torch_variants import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES, open_model
@@ -25,6 +29,8 @@ __all__ = [
     "ModelSource",
     "Variant",
     "candidates_of",
+    "noise_batch",
+    "open_described",
     "parse_choices",
     "parse_device",
 ]
@@ -35,13 +41,19 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One library with one arithmetic."""
+    """One library with one arithmetic; `mode` tells PyTorch's other ways of running on a CUDA device apart."""
 
     backend: BackendName
     precision: Precision
+    mode: Mode = ""
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision and mode, for people."""
+        return f"{self.precision} {self.mode}".strip()
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.precision}"
+        return f"{self.backend} {self.arithmetic}"
 
 
 REFERENCE = Variant(backend="pytorch", precision="fp32")
@@ -187,8 +199,16 @@ class ModelSource:
             if self.precision == "fp32":
                 found.append(Variant(backend="openvino", precision="bf16"))
         if self.checkpoint:
-            found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *found]
+            found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *_torch_variants(device), *found]
         return tuple(found)
+
+
+def _torch_variants(device: str) -> tuple[Variant, ...]:
+    """What an engine must be compared with on its own device; a processor has no fast half precision."""
+    if device == "cpu":
+        return ()
+    ways: tuple[tuple[Precision, Mode], ...] = (("fp16", "channels-last"), ("fp32", "compiled"), ("fp16", "compiled"))
+    return tuple(Variant(backend="pytorch", precision=precision, mode=mode) for precision, mode in ways)
 
 
 def _random_checkpoint(text: str, folder: Path) -> Path:
@@ -240,23 +260,55 @@ class Candidate:
         """Whose parity limits hold: the file's where it was written in less than FP32, else the arithmetic's."""
         return self.variant.precision if self.source.precision == "fp32" else self.source.precision
 
-    def open(self) -> SaliencyModel:
-        """Ready to run.
+    @property
+    def path(self) -> Path:
+        """The file that is opened."""
+        if self.variant.backend == "pytorch":
+            assert self.source.checkpoint is not None  # noqa: S101 - else there is no such variant
+            return self.source.checkpoint
+        return self.source.plan or self.source.onnx
 
-        Raises:
-            BackendUnavailable: The library, device or arithmetic is not there.
-            BasnetError: See `basnet_runtime.open.open_model`.
-        """
+    def open(self) -> SaliencyModel:
+        """Ready to run; see `open_described`."""
+        return open_described(self.described())
+
+    def described(self) -> dict[str, Any]:
+        """What `open_described` takes, as plain values that another process can be given."""
         is_torch = self.variant.backend == "pytorch"
         widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
-        path = self.source.checkpoint if is_torch else (self.source.plan or self.source.onnx)
-        return open_model(
-            path,
-            backend=self.variant.backend,
-            device=self.device.replace("tensorrt", "cuda") if is_torch else self.device,
-            threads=self.threads,
-            precision=None if widened else self.variant.precision,  # what nobody asked for is not refused
-        )
+        return {
+            "path": str(self.path),
+            "backend": self.variant.backend,
+            "mode": self.variant.mode,
+            "device": self.device.replace("tensorrt", "cuda") if is_torch else self.device,
+            "threads": self.threads,
+            "precision": None if widened else self.variant.precision,  # what nobody asked for is not refused
+        }
+
+
+def open_described(values: Mapping[str, Any]) -> SaliencyModel:
+    """The model of `Candidate.described`, ready to run.
+
+    Raises:
+        BackendUnavailable: The library, device or arithmetic is not there.
+        BasnetError: See `basnet_runtime.open.open_model`.
+    """
+    options = dict(values)
+    path, mode = Path(options.pop("path")), options.pop("mode")
+    if not mode:
+        return open_model(path, **options)
+    from basnet_runtime.backends.pytorch import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    backend = open_torch_variant(checkpoint, device=options["device"], precision=options["precision"], mode=mode)
+    return SaliencyModel(backend, checkpoint.preprocess, checkpoint.postprocess, path.name)
+
+
+def noise_batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
+    """Noise as the backend takes it, the same for every candidate; a frame graph gets frames of the network's size."""
+    shape = (pictures, model.preprocess.height, model.preprocess.width, 3)
+    images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([model.prepare(image_HWC) for image_HWC in images_NHWC])
 
 
 def candidates_of(

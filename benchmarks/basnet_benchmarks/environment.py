@@ -17,7 +17,7 @@ from basnet_runtime.processor import processor_flags
 from basnet_runtime.threads import allowed_threads
 from basnet_torch import __version__
 
-__all__ = ["Environment", "commit_of", "environment"]
+__all__ = ["Clocks", "Environment", "clocks", "commit_of", "environment"]
 
 _FLAGS = (
     "avx2",
@@ -49,6 +49,7 @@ _LIBRARIES = (
     "pyvips",
 )
 _CPUINFO = Path("/proc/cpuinfo")
+_CPUFREQ = Path("/sys/devices/system/cpu")
 _ASK_SECONDS = 20
 
 
@@ -106,6 +107,51 @@ class Environment:
         if self.load is None or self.load < 0.5:
             return ()
         return (f"{self.load:.1f} processes were running before; times of a busy machine are not to be trusted",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clocks:
+    """How fast the machine ran at one moment; empty where the system does not tell.
+
+    Attributes:
+        mhz: Of every processor.
+        source: Where that was read; a virtual machine may show its nominal clock there.
+        gpus: Of every graphics card: clocks, temperature, power, and what holds it back.
+    """
+
+    mhz: tuple[float, ...]
+    source: str
+    gpus: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"mhz": list(self.mhz), "source": self.source, "gpus": list(self.gpus)}
+
+
+def clocks(cpuinfo: Path = _CPUINFO, cpufreq: Path = _CPUFREQ) -> Clocks:
+    """Read them now; a few milliseconds on a processor, some tens with a graphics card."""
+    scaling = [_number(path) for path in sorted(cpufreq.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
+    mhz, source = tuple(khz / 1000 for khz in scaling if khz is not None), "scaling_cur_freq"
+    if not mhz:
+        mhz, source = _cpuinfo_mhz(cpuinfo), "/proc/cpuinfo"
+    asked = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
+    cards = tuple((_output(("nvidia-smi", asked, "--format=csv,noheader")) or "").splitlines())
+    return Clocks(mhz=mhz, source=source if mhz else "", gpus=cards)
+
+
+def _cpuinfo_mhz(cpuinfo: Path) -> tuple[float, ...]:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ()
+    return tuple(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def environment(threads: int | None = None) -> Environment:

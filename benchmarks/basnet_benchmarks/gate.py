@@ -300,7 +300,7 @@ def _rows_on(
         ),
         progress,
     )
-    ran = tuple(f"{row.backend}:{row.precision}" for row in result.rows if row.report is not None)
+    ran = tuple(f"{row.backend}:{row.precision.split()[0]}" for row in result.rows if row.report is not None)
     timed = _timed(ran, device, baseline, threads, progress) if ran and config.speed and baseline.rounds else {}
     return tuple(
         _gate_row(row, device, baseline, timed.get((row.model, row.backend, row.precision)), config)

@@ -7,16 +7,14 @@ A time begins with a prepared input on the host and ends with the masks on the h
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from basnet_benchmarks.candidates import (
     REFERENCE,
@@ -24,12 +22,16 @@ from basnet_benchmarks.candidates import (
     Choice,
     ModelSource,
     candidates_of,
+    noise_batch,
     parse_choices,
     parse_device,
 )
-from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.device_times import DeviceTimes, TimedBackend, measure_device, open_device_run
+from basnet_benchmarks.environment import Clocks, Environment, clocks, environment
 from basnet_benchmarks.measurement import Estimate, Measurement, ratio_estimate
+from basnet_benchmarks.memory import Memory, memory_of
 from basnet_benchmarks.rounds import measure_rounds
+from basnet_benchmarks.stages import StageSplit, default_picture, measure_stages
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
@@ -56,6 +58,10 @@ class LatencyConfig:
         threads: For every backend alike; None takes what the container allows.
         backends: `BACKEND` or `BACKEND:PRECISION`; none takes all. PyTorch FP32 of a checkpoint is always measured.
         device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
+        stages: Whether to take a picture through the whole way, step by step.
+        picture: Which; None takes a photograph that comes along.
+        memory: Whether to measure memory, each candidate in a process of its own.
+        device_runs: Runs that are timed by events on a CUDA device; 0 times none.
     """
 
     models: tuple[str, ...]
@@ -66,8 +72,14 @@ class LatencyConfig:
     threads: int | None = None
     backends: tuple[str, ...] = ()
     device: str = "cpu"
+    stages: bool = False
+    picture: Path | None = None
+    memory: bool = False
+    device_runs: int = 50
 
     def __post_init__(self) -> None:
+        if self.picture is not None and not self.picture.is_file():
+            raise UsageError(f"picture {self.picture}: no such file")
         if not self.models or len(set(map(_name, self.models))) < len(self.models):
             raise UsageError(f"models {', '.join(self.models) or 'none'}: give at least one, each under its own name")
         for field in ("rounds", "calls", "warm_up"):
@@ -92,6 +104,9 @@ class LatencyRow:
         size: Network input height and width.
         measurement: Times.
         ratio: How many times faster than PyTorch eager FP32 with the same network in this run; None without one.
+        memory: What it needs in a process of its own; a text where that gave nothing, None where it was not asked.
+        device: What the device itself takes; None on a processor.
+        device_ratio: As `ratio`, of the computing on the device alone, by its graph where there is one.
     """
 
     model: str
@@ -102,6 +117,9 @@ class LatencyRow:
     size: tuple[int, int]
     measurement: Measurement
     ratio: Estimate | None
+    memory: Memory | str | None = None
+    device: DeviceTimes | None = None
+    device_ratio: float | None = None
 
     @property
     def name(self) -> str:
@@ -119,6 +137,10 @@ class LatencyRow:
             "size": list(self.size),
             "ratio_to_pytorch_fp32": None if self.ratio is None else self.ratio.to_dict(),
             **self.measurement.to_dict(),
+            "memory": self.memory.to_dict() if isinstance(self.memory, Memory) else None,
+            "no_memory": self.memory if isinstance(self.memory, str) else "",
+            "device": None if self.device is None else self.device.to_dict(),
+            "device_ratio_to_pytorch_fp32": self.device_ratio,
         }
 
 
@@ -138,12 +160,32 @@ class LatencyReport:
     environment: Environment
     rows: tuple[LatencyRow, ...]
     not_run: tuple[NotRun, ...]
+    stages: tuple[StageSplit, ...] = ()
+    clocks: tuple[Clocks, ...] = ()
+
+    @property
+    def throughput(self) -> list[dict[str, Any]]:
+        """Pictures per second of each candidate by batch size, and at which it is the most."""
+        found: dict[tuple[str, str, str], dict[str, float]] = {}
+        for row in self.rows:
+            by_batch = found.setdefault((row.model, row.backend, row.precision), {})
+            by_batch[str(row.measurement.pictures)] = row.measurement.pictures_per_second
+        return [
+            {
+                "model": model,
+                "backend": backend,
+                "precision": precision,
+                "pictures_per_second": rates,
+                "best_batch": int(max(rates, key=lambda batch: rates[batch])),
+            }
+            for (model, backend, precision), rates in found.items()
+        ]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the numbers, one line each."""
         own = (f"{row.name}: {warning}" for row in self.rows for warning in row.measurement.warnings)
-        return (*self.environment.warnings, *own)
+        return (*self.environment.warnings, *own, *_clock_warnings(self.clocks))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -159,6 +201,9 @@ class LatencyReport:
                 "device": self.config.device,
             },
             "results": [row.to_dict() for row in self.rows],
+            "throughput": self.throughput,
+            "stages": [split.to_dict() for split in self.stages],
+            "clocks": [moment.to_dict() for moment in self.clocks],
             "not_run": [{"name": item.name, "reason": item.reason} for item in self.not_run],
             "warnings": list(self.warnings),
         }
@@ -183,9 +228,77 @@ def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None)
             ModelSource(text, _folder(Path(folder), index), progress) for index, text in enumerate(config.models)
         ]
         candidates = _candidates(sources, config, threads)
+        needs = _needs(candidates, config, progress)  # before this process opens them all and takes the memory
+        if config.device != "cpu":
+            _let_cudnn_choose()
         opened, not_run = _opened(candidates, parse_choices(config.backends), stack, progress)
-        rows = [row for batch in config.batches for row in _rows(opened, batch, config, progress)]
-    return LatencyReport(config=config, environment=before, rows=tuple(rows), not_run=tuple(not_run))
+        moments, rows = [clocks()], list[LatencyRow]()
+        for batch in config.batches:
+            rows += _rows(opened, batch, config, progress)
+            moments.append(clocks())
+        rows = [replace(row, memory=needs.get(_key(row))) for row in rows]
+        splits = _splits(opened, rows, config, progress) if config.stages else ()
+    return LatencyReport(
+        config=config,
+        environment=before,
+        rows=tuple(rows),
+        not_run=tuple(not_run),
+        stages=splits,
+        clocks=tuple(moments),
+    )
+
+
+def _clock_warnings(moments: Sequence[Clocks]) -> tuple[str, ...]:
+    """A clock that moved by more than a tenth between two readings."""
+    means = [sum(moment.mhz) / len(moment.mhz) for moment in moments if moment.mhz]
+    if not means or max(means) <= 1.1 * min(means):
+        return ()
+    return (f"the processor's clock moved between {min(means):.0f} and {max(means):.0f} MHz during the run",)
+
+
+def _key(row: LatencyRow) -> tuple[str, str, str, int]:
+    return (row.model, row.backend, row.precision, row.measurement.pictures)
+
+
+def _needs(
+    candidates: Sequence[Candidate], config: LatencyConfig, progress: _Progress
+) -> dict[tuple[str, str, str, int], Memory | str]:
+    if not config.memory:
+        return {}
+    found: dict[tuple[str, str, str, int], Memory | str] = {}
+    for candidate in candidates:
+        for batch in config.batches:
+            progress(f"memory of {candidate.name}, batch {batch}")
+            variant = candidate.variant
+            found[candidate.source.name, variant.backend, variant.arithmetic, batch] = memory_of(candidate, batch)
+    return found
+
+
+def _let_cudnn_choose() -> None:
+    """PyTorch then times cuDNN's algorithms once for each shape, as the other libraries do when they open a model."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.backends.cudnn.benchmark = True
+
+
+def _splits(
+    opened: Sequence[tuple[Candidate, SaliencyModel]],
+    rows: Sequence[LatencyRow],
+    config: LatencyConfig,
+    progress: _Progress,
+) -> tuple[StageSplit, ...]:
+    """The whole way of one picture; copies from the rows of the smallest batch."""
+    names = {(c.source.name, str(c.variant.backend), c.variant.arithmetic): c.name for c, _ in opened}
+    smallest = min(config.batches)
+    timed = {
+        names[row.model, row.backend, row.precision]: row.device
+        for row in rows
+        if row.device is not None and row.measurement.pictures == smallest
+    }
+    picture = config.picture or default_picture()
+    return measure_stages(opened, picture, rounds=config.rounds, device_times=timed, progress=progress)
 
 
 def _name(text: str) -> str:
@@ -230,7 +343,7 @@ def _opened(
 def _rows(
     opened: Sequence[tuple[Candidate, SaliencyModel]], batch: int, config: LatencyConfig, progress: _Progress
 ) -> Iterator[LatencyRow]:
-    calls = {candidate.name: partial(model.backend.infer, _batch(model, batch)) for candidate, model in opened}
+    calls = {candidate.name: partial(model.backend.infer, noise_batch(model, batch)) for candidate, model in opened}
     measured = measure_rounds(
         calls,
         rounds=config.rounds,
@@ -239,32 +352,47 @@ def _rows(
         pictures=batch,
         progress=lambda what: progress(f"batch {batch}: {what}"),
     )
-    references = {c.network: measured[c.name] for c, _ in reversed(opened) if c.variant == REFERENCE}
+    device = {c.name: _device_times(c, model, batch, config, progress) for c, model in opened}
+    references = {c.network: c.name for c, _ in reversed(opened) if c.variant == REFERENCE}
     for candidate, model in opened:
-        yield _row(candidate, model, measured[candidate.name], references)
+        name, reference = candidate.name, references.get(candidate.network)
+        row = _row(candidate, model, measured[name], measured[reference] if reference else None)
+        yield replace(row, device=device[name], device_ratio=_device_ratio(device, reference, name))
+
+
+def _device_times(
+    candidate: Candidate, model: SaliencyModel, batch: int, config: LatencyConfig, progress: _Progress
+) -> DeviceTimes | None:
+    """What the device itself takes, where it is one that has events."""
+    if config.device == "cpu" or not config.device_runs:
+        return None
+    progress(f"batch {batch}: {candidate.name} by events on the device")
+    inputs = noise_batch(model, batch)
+    if isinstance(model.backend, TimedBackend):
+        milliseconds = model.backend.device_times(inputs, config.device_runs)
+        return DeviceTimes(compute=tuple(ms / 1000 for ms in milliseconds), no_graph="see what runs it")
+    with open_device_run(candidate, model, inputs) as run:
+        return None if run is None else measure_device(run, config.device_runs)
+
+
+def _device_ratio(times: Mapping[str, DeviceTimes | None], reference: str | None, name: str) -> float | None:
+    """By medians; each candidate by its graph where it has one, the reference as eager PyTorch enqueues it."""
+    own, theirs = times[name], times[reference] if reference else None
+    if own is None or theirs is None or not theirs.compute or not own.compute:
+        return None
+    return statistics.median(theirs.compute) / statistics.median(own.graph or own.compute)
 
 
 def _row(
-    candidate: Candidate,
-    model: SaliencyModel,
-    measurement: Measurement,
-    references: Mapping[tuple[int, int, int], Measurement],
+    candidate: Candidate, model: SaliencyModel, measurement: Measurement, reference: Measurement | None
 ) -> LatencyRow:
-    reference = references.get(candidate.network)
     return LatencyRow(
         model=candidate.source.name,
         backend=candidate.variant.backend,
-        precision=candidate.variant.precision,
+        precision=candidate.variant.arithmetic,
         runs_on=model.backend.description,
         width=candidate.source.width,
         size=candidate.source.size,
         measurement=measurement,
         ratio=ratio_estimate(reference, measurement) if reference else None,
     )
-
-
-def _batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
-    """Noise as the backend takes it, the same for every candidate; a frame graph gets frames of the network's size."""
-    shape = (pictures, model.preprocess.height, model.preprocess.width, 3)
-    images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return np.stack([model.prepare(image_HWC) for image_HWC in images_NHWC])

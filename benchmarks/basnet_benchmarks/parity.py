@@ -360,7 +360,7 @@ def _row(
     progress(f"comparing {candidate.name}")
     variant = candidate.variant
     row = ParityRow(
-        model=candidate.source.name, backend=variant.backend, precision=variant.precision, file=candidate.source.file
+        model=candidate.source.name, backend=variant.backend, precision=variant.arithmetic, file=candidate.source.file
     )
     try:
         model = candidate.open()
@@ -390,7 +390,7 @@ def _panels(
                 image_HWC=picture.image_HWC,
                 truth_HW=picture.truth_HW,
                 reference_HW=reference(picture.image_HWC),
-                candidate_HW=model(picture.image_HWC),
+                candidate_HW=model.mask(picture.image_HWC),
             )
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from statistics import median
 from typing import Any
 
 from basnet_torch.errors import UsageError
 
 __all__ = [
     "ACCURACY_HEADINGS",
+    "COMMANDS",
     "Table",
     "Values",
     "environment_lines",
@@ -44,6 +46,7 @@ _CONVENTIONS = (
     "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value of "
     "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
 )
+_BUSY = 0.5  # processes running before, from which on times are not to be trusted; as `Environment.warnings` has it
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
 
 
@@ -124,12 +127,18 @@ def environment_lines(environment: Values) -> tuple[str, ...]:
 
 
 def machine_line(values: Values) -> str:
-    """The machine in one line, to stand below a table: processor, graphics card, threads, date."""
+    """The machine in one line, to stand below a table: processor with what it can do, graphics card, threads, date."""
     found = values["environment"]
-    cards = "".join(f", {card}" for card in found["gpus"])
-    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    processors = f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}"
-    return f"{found['processor']}, {processors}{cards}; {threads}; {found['date'][:10]}"
+    flags, load = " ".join(found["processor_flags"]), found["load"] or 0.0
+    parts = (
+        f"{found['processor']}{f' ({flags})' if flags else ''}",
+        f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}",
+        *found["gpus"],
+        f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}",
+        *([f"load before: {load:.1f}"] if load >= _BUSY else []),
+        found["date"][:10],
+    )
+    return "; ".join(parts)
 
 
 def markdown_rows(table: Table) -> list[str]:
@@ -156,6 +165,7 @@ def _latency_table(values: Values) -> Table:
     notes = (
         f"A time covers {values['covers']}.",
         f"{timed}, {apart}; medians and ratios with their 95 % confidence interval over rounds; {idle}.",
+        *_latency_notes(values),
         *(f"not run: {item['name']}: {item['reason']}" for item in values["not_run"]),
         *(f"warning: {warning}" for warning in values["warnings"]),
     )
@@ -167,6 +177,60 @@ def _latency_table(values: Values) -> Table:
         notes=notes,
         environment=environment_lines(values["environment"]),
     )
+
+
+def _latency_notes(values: Values) -> list[str]:
+    """Throughput, the whole way of a picture, memory, the device's own times, clocks: what stands beside the table."""
+    notes = [
+        f"throughput: {_rates(row)}" for row in values.get("throughput", ()) if len(row["pictures_per_second"]) > 1
+    ]
+    notes += [f"whole way of {row['picture']}: {_steps(row)}" for row in values.get("stages", ())]
+    notes += [line for row in values["results"] for line in (*_memory_lines(row), *_device_lines(row))]
+    return [*notes, *_clock_lines(values.get("clocks", ()))]
+
+
+def _rates(row: Values) -> str:
+    rates = ", ".join(f"{rate:.2f} at batch {batch}" for batch, rate in row["pictures_per_second"].items())
+    return f"{_candidate(row)}: {rates} pictures/s; most at batch {row['best_batch']}"
+
+
+def _steps(row: Values) -> str:
+    """The steps in milliseconds, medians, and each one's share."""
+    medians = {step: stage["median_s"]["value"] for step, stage in row["stages"].items()}
+    total = sum(medians.values())
+    steps = ", ".join(f"{step.replace('_', ' ')} {1000 * s:.2f} ({s / total:.0%})" for step, s in medians.items())
+    return f"{_candidate(row)}: {estimate_text(row['total_s'], 1000, 1)} ms: {steps}; {row['note']}"
+
+
+def _memory_lines(row: Values) -> list[str]:
+    found = row.get("memory")
+    name = f"memory of {_candidate(row)}, batch {row['pictures']}, in a process of its own"
+    if found is None:
+        return [f"{name}: not measured: {row['no_memory']}"] if row.get("no_memory") else []
+    on_device = "" if found["device_bytes"] is None else f", {found['device_bytes'] / 1e6:.0f} MB on the device"
+    before, opened, most = (found[key] / 1e6 for key in ("before_bytes", "opened_bytes", "highest_bytes"))
+    text = f"{before:.0f} MB before, {opened:.0f} MB opened, {most:.0f} MB at most{on_device}"
+    return [f"{name}: {text}; {found['threads']} threads"]
+
+
+def _device_lines(row: Values) -> list[str]:
+    found = row.get("device")
+    if found is None:
+        return []
+    parts = ("copy in", "compute", "graph", "copy out")
+    medians = {part: found[f"{part.replace(' ', '_')}_s"] for part in parts}
+    told = ", ".join(f"{part} {1000 * median(times):.3f} ms" for part, times in medians.items() if times)
+    graph = f"; no graph: {found['no_graph']}" if found["no_graph"] else ""
+    ratio = row["device_ratio_to_pytorch_fp32"]
+    faster = "" if ratio is None else f"; {ratio:.2f} times PyTorch eager FP32 on the device"
+    return [f"on the device: {_candidate(row)}, batch {row['pictures']}: {told}{graph}{faster}"]
+
+
+def _clock_lines(moments: Sequence[Values]) -> list[str]:
+    means = [sum(moment["mhz"]) / len(moment["mhz"]) for moment in moments if moment["mhz"]]
+    lines = [f"processor clock: {min(means):.0f} to {max(means):.0f} MHz ({moments[0]['source']})"] if means else []
+    cards = dict.fromkeys(card for moment in moments for card in moment["gpus"])
+    return [*lines, *(f"graphics clock, memory clock, temperature, power, held back by: {card}" for card in cards)]
 
 
 def _latency_cells(row: Values) -> tuple[str, ...]:
@@ -282,6 +346,24 @@ def _gate_cells(row: Values, measures: Iterable[str]) -> tuple[str, ...]:
     cells = (f"{_short(before['parity'].get(name))} -> {_short(now.get(name))}" for name in measures)
     speed = f"{_ratio(before['speed'])} -> {_ratio(row['speed'])}"
     return (row["name"], row["device"], *cells, speed, row["verdict"])
+
+
+def _gpu_table(values: Values) -> Table:
+    rows = tuple((bar["claim"], bar["asked"], bar["found"], bar["verdict"]) for bar in values["bars"])
+    notes = [
+        f"{step['name']}: {step['state']}{': ' if step['reason'] else ''}{step['reason']}"
+        for step in values["steps"]
+        if step["state"] != "done"
+    ]
+    done = [step["name"] for step in values["steps"] if step["state"] == "done"]
+    return Table(
+        title=f"Claims on {values['gpu'] or 'a CUDA device, of which this machine has none'}",
+        columns=("claim", "asked", "found", "verdict"),
+        numbers=frozenset({"asked", "found"}),
+        rows=rows,
+        notes=(f"done: {', '.join(done) or 'nothing'}", *notes),
+        environment=environment_lines(values["environment"]),
+    )
 
 
 def _short(value: float | None) -> str:
@@ -440,13 +522,91 @@ def _soak_table(values: Values) -> Table:
     )
 
 
+def _verdict_table(values: Values) -> Table:
+    numbers = ("objects", "lost", "lost %", "backgrounds", "called salient", "called salient %", "AUC")
+    how = f"chosen: {values['lost_allowed']:.1%} of the objects may be lost" if values["chosen"] else "the model's own"
+    notes = (
+        f"{values['model']} on {values['runs_on']}; its own threshold is {values['before']:.3f}.",
+        "Objects: pictures that show one; lost: called nothing. Backgrounds: pieces of pictures clear of the object.",
+        *([f"stored in {values['stored']}"] if values["stored"] else []),
+    )
+    return Table(
+        title=f"Nothing salient below {values['threshold']:.3f} ({how})",
+        columns=("pictures", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_verdict_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _verdict_cells(row: Values) -> tuple[str, ...]:
+    auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
+    lost, found = (_share(row[part], row[whole]) for part, whole in (("lost", "objects"), ("found", "empty")))
+    return (row["name"], str(row["objects"]), str(row["lost"]), lost, str(row["empty"]), str(row["found"]), found, auc)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def _edges_table(values: Values) -> Table:
+    ways = tuple(values["ways"])
+    notes = (
+        "Wrong colour: mean difference to the known foreground's colour under the soft part of the mask, by its share.",
+        f"Refined are the masks of {values['model']}. A dash: that way does not do this, or is not there.",
+    )
+    return Table(
+        title="Colours and edges against what is known",
+        columns=("measure", "better", "pictures", *ways),
+        numbers=frozenset(("pictures", *ways)),
+        rows=tuple(_edges_cells(row, ways) for row in values["rows"]),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _edges_cells(row: Values, ways: Iterable[str]) -> tuple[str, ...]:
+    numbers = (row["values"].get(way) for way in ways)
+    cells = ("-" if value is None else f"{value:.4g}" for value in numbers)
+    return (row["name"], row["better"], str(row["pictures"]), *cells)
+
+
+def _flicker_table(values: Values) -> Table:
+    numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
+    notes = (
+        f"{values['model']} on {values['runs_on']}",
+        "Flicker: change of the mask that the optical flow does not explain, as a share of what is marked.",
+        "Masks that came late would fit the truth of the frame before better than that of their own.",
+    )
+    return Table(
+        title="Flicker of masks, as they are and stabilised",
+        columns=("source", "masks", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_flicker_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _flicker_cells(row: Values) -> tuple[str, ...]:
+    optional = ((row["iou"], ".4f"), (row["iou_with_the_truth_before"], ".4f"), (row["milliseconds"], ".1f"))
+    cells = ("-" if value is None else format(value, form) for value, form in optional)
+    return (row["source"], row["masks"], str(row["frames"]), number(100 * row["flicker"], ".2f"), *cells)
+
+
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
+    "edges": _edges_table,
+    "flicker": _flicker_table,
     "gate": _gate_table,
+    "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
     "runs": _runs_table,
     "soak": _soak_table,
+    "verdict": _verdict_table,
     "video": _video_table,
 }
+COMMANDS = frozenset(_TABLES)  # whose reports have a table

@@ -136,8 +136,9 @@ def test_a_saved_report_gives_the_same_table(make, tmp_path):
 
 
 def replace_date(report, saved):
-    """Both were measured at one time."""
-    return replace(report, environment=replace(report.environment, date=saved.values["environment"]["date"]))
+    """Both were measured at one time, under one load."""
+    found = saved.values["environment"]
+    return replace(report, environment=replace(report.environment, date=found["date"], load=found["load"]))
 
 
 def test_lists_of_numbers_stay_on_one_line_and_texts_as_they_are():

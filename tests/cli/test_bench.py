@@ -13,7 +13,7 @@ from basnet_benchmarks.cli import app
 from basnet_torch.errors import MediaError
 from tests.benchmarks.conftest import bench_models, picture_folder  # noqa: F401 - fixtures
 
-QUICK = ("--rounds", 1, "--calls", 1, "--warm-up", 1, "--threads", 1, "--backend", "onnxruntime")
+QUICK = ("--rounds", 1, "--calls", 1, "--warm-up", 1, "--threads", 1, "--backend", "onnxruntime", "--no-memory")
 
 
 def call(*arguments):
@@ -27,7 +27,18 @@ def test_latency_prints_json_and_writes_markdown(bench_models, tmp_path):  # noq
     values = json.loads(result.stdout)
     assert [row["pictures"] for row in values["results"]] == [1, 2]
     assert "round 1 of 1" in result.stderr
-    assert "good.onnx" in output.read_text()
+    text = output.read_text()
+    assert "throughput: good.onnx, onnxruntime fp32: " in text
+    assert "whole way of coffee.jpg: good.onnx, onnxruntime fp32: " in text
+    assert set(values["stages"][0]["stages"]) == {
+        "decode",
+        "prepare",
+        "copy_in",
+        "compute",
+        "copy_out",
+        "finish",
+        "encode",
+    }
     again = call("latency", bench_models.onnx, *QUICK, "-o", output)
     assert (again.exit_code, "--overwrite" in again.stderr) == (2, True)
 

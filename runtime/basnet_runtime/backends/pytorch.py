@@ -19,6 +19,8 @@ from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from basnet_torch.checkpoint import Checkpoint
     from basnet_torch.model import SaliencyNetwork
 
@@ -45,12 +47,18 @@ class PyTorchBackend:
         """Masks float32 N,1,H,W in 0..1 of normalised pictures `batch` float32 N,3,H,W."""
         import torch
 
+        with torch.inference_mode():
+            return self.forward(torch.from_numpy(batch).to(self._device)).cpu().numpy()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Masks on the device of pictures that are there; in inference mode the caller's own."""
+        import torch
+
         if self._model is None:
             raise ValueError("backend: it is closed; open the model again")
         layout = torch.channels_last if self._bf16 else torch.contiguous_format
-        with torch.inference_mode(), torch.autocast(torch.device(self._device).type, torch.bfloat16, self._bf16):
-            images = torch.from_numpy(batch).to(self._device).contiguous(memory_format=layout)
-            return self._model.mask(images).cpu().numpy()
+        with torch.autocast(torch.device(self._device).type, torch.bfloat16, self._bf16):
+            return self._model.mask(images.contiguous(memory_format=layout))
 
     def close(self) -> None:
         """Give the weights back."""
