@@ -202,7 +202,8 @@ class Postprocess:
 
     Attributes:
         stretch: Stretch the map to its own minimum and maximum, per picture, as the authors do.
-        empty_below: A map whose largest value is below this has nothing in it and is not stretched.
+        empty_below: Nothing salient is found in a map whose score (the value that its strongest thousandth reaches) is
+            below this; one whose largest value is below it is not stretched either. `basnet-bench verdict` chooses it.
     """
 
     stretch: bool = False

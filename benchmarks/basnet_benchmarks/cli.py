@@ -8,6 +8,7 @@ basnet-bench gate benchmarks/baseline.json
 basnet-bench noise basnet.onnx
 basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
+basnet-bench gpu --pictures DUTS-TE
 basnet-bench report latency.json parity.json -o report.html
 basnet-bench runs runs/bce runs/hybrid
 basnet-bench tables README.md
@@ -355,19 +356,52 @@ def report(
 
 
 @app.command()
+def gpu(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="New folder. Default: in reports.")] = None,
+    plans: Annotated[Path | None, typer.Option(help="Folder that keeps the engines. Default: none are kept.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Trained weights of width 64. Default: random.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="To show parity on. Default: five photographs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Pictures that INT8 is calibrated on.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Steps whose names begin so; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, few rounds: tries this itself.")] = False,
+) -> None:
+    """Prove on a CUDA device all that can be proven: engines, tests, latency, parity, video, memory."""
+    from basnet_benchmarks.gpu_report import default_output, run_gpu_report
+    from basnet_benchmarks.gpu_steps import GpuConfig
+
+    with exit_on_error():
+        config = GpuConfig(
+            output=output or default_output(),
+            plans=plans,
+            checkpoint=checkpoint,
+            pictures=pictures,
+            calibration=calibration,
+            only=tuple(only or ()),
+            quick=quick,
+        )
+        failed = run_gpu_report(config)
+    raise SystemExit(1 if failed else 0)
+
+
+@app.command()
 def runs(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
+    plot: Annotated[Path | None, typer.Option(help="Write the validation curves as .svg, for a Markdown file.")] = None,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare training runs: what differed, what it gave, curves of loss and scores."""
-    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.report import check_output, save_plot
     from basnet_benchmarks.runs import compare_runs
 
     with exit_on_error():
         check_output(output, overwrite=overwrite)
-        _show(compare_runs(folders), as_json, output, overwrite)
+        check_output(plot, overwrite=overwrite, suffixes=(".svg",))
+        result = compare_runs(folders)
+        _show(result, as_json, output, overwrite)
+        if plot is not None:
+            save_plot(result, plot, overwrite=overwrite)
 
 
 @app.command()
@@ -385,6 +419,97 @@ def tables(
     for path in changed:
         say(f"{path}: {'is out of date; run basnet-bench tables' if check else 'written anew'}")
     raise SystemExit(4 if check and changed else 0)
+
+
+@app.command()
+def verdict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .onnx or .plan; 'lite' is the built-in model.")],
+    choose: Annotated[Path, typer.Argument(metavar="DATASET", help="Its every second picture chooses the threshold.")],
+    report: Annotated[list[Path] | None, typer.Argument(metavar="[DATASET]...", help="Further ones report.")] = None,
+    lost: Annotated[float, typer.Option(help="Share of objects that may be called nothing.")] = 0.02,
+    keep: Annotated[bool, typer.Option("--keep", help="Count errors at the model's own threshold.")] = False,
+    nothing: Annotated[Path | None, typer.Option(help="Folder of pictures without an object; they report.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Write the checkpoint MODEL with the threshold here.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Most pictures of each data set.")] = None,
+    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Choose the score below which nothing salient is found, count wrong verdicts, and store it with the weights."""
+    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.verdict import VerdictConfig, measure_verdict
+
+    with exit_on_error():
+        config = VerdictConfig(
+            model=None if model == "lite" else Path(model),
+            choose=choose,
+            report=tuple(report or ()),
+            nothing=nothing,
+            lost=lost,
+            keep=keep,
+            store=store,
+            overwrite=overwrite,
+            limit=limit,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_verdict(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def flicker(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Videos, or folders of frames.")],
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Most frames of each source.")] = 120,
+    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure how much masks of video flicker, with --stabilise and without, and their IoU where truth is known."""
+    from basnet_benchmarks.flicker import FlickerConfig, measure_flicker
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = FlickerConfig(
+            sources=tuple(sources),
+            model=model,
+            frames=frames,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_flicker(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def edges(
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="[DATASET]", help="With masks; edges are refined on it.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
+    from basnet_benchmarks.edges import EdgesConfig, measure_edges
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_edges(config, say), as_json, output, overwrite)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

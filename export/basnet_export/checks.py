@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["BATCHES", "check_batches", "check_graph", "check_parity"]
 
 BATCHES = (1, 2, 7)
-_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5}
-_CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+_DEQUANTIZE = "DequantizeLinear"
+_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5, "int8": 1e-5}
+_CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
 
 
 def check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
@@ -74,9 +75,21 @@ def _check_types(graph: onnx.GraphProto, manifest: Manifest) -> None:
     wanted = _CONVOLUTION_TYPES[manifest.precision]
     types = {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
     types |= {node.output[0]: "FLOAT" for node in graph.node if node.op_type == "Cast" and node.input[0] in types}
-    other = [node.name for node in graph.node if node.op_type == "Conv" and types.get(node.input[1]) != wanted]
+    types |= {n.output[0]: types[n.input[0]] for n in graph.node if n.op_type == _DEQUANTIZE and n.input[0] in types}
+    kept = _kept(manifest)
+    other = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv" and types.get(node.input[1]) != ("FLOAT" if kept(node.name) else wanted)
+    ]
     if other:
         raise ExportError(f"{len(other)} convolutions do not compute in {manifest.precision}, such as {other[0]}")
+
+
+def _kept(manifest: Manifest) -> Callable[[str], bool]:
+    """Whether the manifest says of a node that it stays FP32."""
+    parts = (*manifest.keep_fp32, *(manifest.quantization or {}).get("always_fp32", ()))
+    return lambda name: any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def check_batches(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from basnet_export.build_config import BuildConfig, Tiling, parse_range
 from basnet_export.checkpoints import Layout
-from basnet_export.config import ExportConfig, Store, parse_size
+from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target, parse_size
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.manifest import Graph
@@ -36,6 +36,20 @@ def onnx(
     graph: Annotated[Graph, typer.Option(help="tensor: normalised floats; frame: bytes of any size.")] = "tensor",
     size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
     store: Annotated[Store, typer.Option(help="What an fp32 graph's weights are kept as.")] = "fp32",
+    target: Annotated[Target, typer.Option(help="What an int8 graph is for.")] = "cpu",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder or zip of real pictures that int8 ranges are taken from.")
+    ] = None,
+    calibration_count: Annotated[int, typer.Option(min=16, help="Most pictures to take from there.")] = 256,
+    calibration_method: Annotated[
+        CalibrationMethod, typer.Option(help="How ranges follow from values; auto measures all.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Which calibration pictures are drawn.")] = 0,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part of an int8 network to keep FP32; repeatable; none: no search."),
+    ] = None,
+    search_minutes: Annotated[float, typer.Option(min=0, help="How long to search for such parts.")] = 10.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; else beside CKPT.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to prove parity on.")] = None,
@@ -51,6 +65,13 @@ def onnx(
             graph=graph,
             store=store,
             size=parse_size(size) if size else None,
+            int8_target=target,
+            calibration=calibration,
+            calibration_count=calibration_count,
+            calibration_method=calibration_method,
+            seed=seed,
+            keep_fp32=None if keep_fp32 is None else tuple(part for part in keep_fp32 if part != "none"),
+            search_minutes=search_minutes,
             pictures=pictures,
             check=not no_check,
             overwrite=overwrite,
@@ -90,7 +111,8 @@ def engine(
         bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; tensorrt only.")
     ] = False,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(metavar="M.N", help="Build for this device kind; repeatable; rtx only.")
+        list[str] | None,
+        typer.Option(metavar="M.N|current", help="Build for this device kind; repeatable; rtx only."),
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings; tensorrt only.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps finished engines.")] = None,

@@ -8,12 +8,14 @@ from typing import Literal, get_args
 
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.manifest import Graph
-from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.errors import UsageError
 from basnet_torch.spec import check_size
 
-__all__ = ["ExportConfig", "Store", "parse_size"]
+__all__ = ["CalibrationMethod", "ExportConfig", "Store", "Target", "parse_size"]
 
 Store = Literal["fp32", "fp16"]
+Target = Literal["cpu", "tensorrt"]
+CalibrationMethod = Literal["auto", "mse", "percentile", "minmax", "entropy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,13 @@ class ExportConfig:
         store: What the weights of an fp32 graph are kept as; `fp16` halves the file, for weights exact in FP16.
         size: Network input height and width; None takes the checkpoint's own.
         pictures: Folder of pictures for the parity check; None takes those of this package.
+        int8_target: What an int8 graph is for: `cpu` (unsigned activations) or `tensorrt` (symmetric signed ones).
+        calibration: Folder or zip of real pictures that int8 ranges are taken from.
+        calibration_count: The most pictures to take from there.
+        calibration_method: How a range follows from the values seen; `auto` measures all and takes the best.
+        seed: Which calibration pictures are drawn and which of their positions are looked at.
+        keep_fp32: Parts of an int8 network that stay FP32; None searches for what the contract needs.
+        search_minutes: How long that search may take.
         check: Whether to prove parity before the file is kept.
         overwrite: Whether an existing file may be replaced.
     """
@@ -39,17 +48,29 @@ class ExportConfig:
     store: Store = "fp32"
     size: tuple[int, int] | None = None
     pictures: Path | None = None
+    int8_target: Target = "cpu"
+    calibration: Path | None = None
+    calibration_count: int = 256
+    calibration_method: CalibrationMethod = "auto"
+    seed: int = 0
+    keep_fp32: tuple[str, ...] | None = None
+    search_minutes: float = 10.0
     check: bool = True
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision == "int8":
-            raise BackendUnavailable("precision int8: this version exports fp32, fp16 and bf16")
-        for name, known in (("precision", Precision), ("graph", Graph), ("store", Store)):
+        kinds = (("precision", Precision), ("graph", Graph), ("store", Store), ("int8_target", Target))
+        for name, known in (*kinds, ("calibration_method", CalibrationMethod)):
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
         if self.store == "fp16" and self.precision != "fp32":
             raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
+        if (self.precision == "int8") != (self.calibration is not None):
+            raise UsageError(
+                "precision int8 needs --calibration, a folder of real pictures like those the model will see"
+                if self.precision == "int8"
+                else f"calibration {self.calibration}: it is for --precision int8, not {self.precision}"
+            )
         if self.output is not None and self.output.suffix != ".onnx":
             raise UsageError(f"output {self.output}: its name must end in .onnx")
         if self.size is not None:
@@ -70,6 +91,7 @@ class ExportConfig:
         parts = [self.checkpoint.stem]
         parts += ["frame"] if self.graph == "frame" else []
         parts += [self.precision] if self.precision != "fp32" else []
+        parts += [self.int8_target] if self.int8_target != "cpu" else []
         parts += [f"{self.size[0]}x{self.size[1]}"] if self.size else []
         return self.checkpoint.with_name("-".join(parts) + ".onnx")
 

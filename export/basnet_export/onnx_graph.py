@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from basnet_export.int8 import Int8Plan
     from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["export_onnx", "onnx_from_checkpoint"]
@@ -56,8 +57,12 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     progress(
         f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
     )
-    graph = onnx_from_checkpoint(checkpoint, config)
-    manifest = _manifest(config, checkpoint, graph)
+    if config.precision == "int8":
+        graph, plan = _int8(config, checkpoint, progress)
+        manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=plan.kept, quantization=plan.facts)
+    else:
+        graph = onnx_from_checkpoint(checkpoint, config)
+        manifest = _manifest(config, checkpoint, graph)
     check_graph(graph, manifest)
     with whole_file(config.target, overwrite=config.overwrite) as beside:
         _save(graph, manifest, beside)
@@ -69,6 +74,22 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
         beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
     return config.target
+
+
+def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[onnx.ModelProto, Int8Plan]:
+    """The quantised graph; what it needs to know is found on the `tensor` graph, whichever was asked for."""
+    import onnx
+
+    from basnet_export.int8 import int8_plan
+    from basnet_export.quantization import int8_from_onnx
+    from basnet_export.samples import load_pictures
+
+    pictures = load_pictures(config.pictures)
+    fp32 = replace(config, precision="fp32", graph="tensor", calibration=None)
+    tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
+    plan = int8_plan(tensor, checkpoint, config, pictures, progress)
+    model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
+    return int8_from_onnx(model, plan.ranges, target=config.int8_target, keep_fp32=plan.kept), plan
 
 
 def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.ModelProto:
@@ -120,6 +141,7 @@ def _exported(
         raise ExportError(f"{config.checkpoint}: torch.onnx.export returned no program")
     graph = program.model_proto
     _strip(graph)
+    _name_nodes(graph.graph)
     return graph
 
 
@@ -143,6 +165,29 @@ def _strip(graph: onnx.ModelProto) -> None:
     for part in (graph, *parts, *graph.graph.value_info, *graph.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Call each convolution what the checkpoint calls it, and what follows it after it, instead of by numbers.
+
+    `predict.encoder.stage1.0.conv1`, `predict.encoder.stage1.0.conv1.relu`: a part of the network is a common start.
+    """
+    maker: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            node.name = node.input[1].partition("network.")[2].removesuffix(".weight")
+        elif node.input and node.input[0] in maker:
+            node.name = f"{maker[node.input[0]]}.{node.op_type.lower()}"
+        if "." in node.name and node.op_type != "Sigmoid":  # what finishes the map is no part of the network
+            maker[node.output[0]] = node.name
+    names = [node.name for node in graph.node]
+    if len(set(names)) < len(names):
+        raise ExportError("two nodes of the graph have one name")
+    for node in graph.node:
+        node.input[:] = [maker.get(name, name) for name in node.input]
+        node.output[:] = [maker.get(name, name) for name in node.output]
+    for value in graph.value_info:
+        value.name = maker.get(value.name, value.name)
 
 
 def _first_cast_only(graph: onnx.ModelProto) -> None:

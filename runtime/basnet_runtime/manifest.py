@@ -41,7 +41,15 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("width", "opset"), int),
     "exporter": Mapping,
     "parity": (Mapping, NoneType),
+    "quantization": (Mapping, NoneType),
+    "keep_fp32": tuple,
 }
+_LATER: dict[str, Any] = {
+    "engine": None,
+    "arch": "basnet",
+    "quantization": None,
+    "keep_fp32": (),
+}  # what older files do not have
 Kind = Literal["onnx", "plan"]
 Graph = Literal["tensor", "frame"]
 
@@ -72,6 +80,8 @@ class Manifest:
         parity: The receipt of the checks it passed; None when they were switched off.
         created: When, ISO 8601, UTC.
         engine: What a plan was built for; None for an ONNX file.
+        quantization: How an int8 file was calibrated; None for others.
+        keep_fp32: Parts of the network that stay FP32 in a reduced precision, because the contract needs it.
     """
 
     kind: Kind
@@ -93,6 +103,8 @@ class Manifest:
     exporter: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None
     engine: EngineFacts | None = None
+    quantization: Mapping[str, Any] | None = None
+    keep_fp32: tuple[str, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -125,8 +137,7 @@ class Manifest:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"format is {found!r}; this version reads {FORMAT}")
-        values.setdefault("engine", None)  # files written before there were plans
-        values.setdefault("arch", "basnet")  # and before there were other networks
+        values = {**_LATER, **values}
         odd = set(values) ^ {*cls.__slots__, _DIGEST}
         if odd:
             raise ValueError(f"fields missing or unknown: {', '.join(sorted(odd))}")
@@ -137,6 +148,7 @@ class Manifest:
             raise ValueError(f"{_DIGEST} is {said!r}, but that of its preprocess is {found!r}: it was changed by hand")
         if values["engine"] is not None:
             values["engine"] = EngineFacts.from_dict(values["engine"])
+        values["keep_fp32"] = tuple(values["keep_fp32"])
         for name in ("input", "output"):
             values[name] = TensorSpec(**{**values[name], "shape": tuple(values[name]["shape"])})
         return cls(**values)

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["edged_mask", "mask_from_map", "row_strips"]
+__all__ = ["edged_mask", "mask_from_map", "mask_rows", "row_strips"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -38,16 +38,26 @@ def mask_from_map(map_hw: Float32, height: int, width: int) -> UInt8:
     if len(strips) == 1:
         return _uint8(_resized(map_hw, height, width))
     out_HW = np.empty((height, width), np.uint8)
-    centres = (np.arange(height) + 0.5) * (len(map_hw) / height) - 0.5
-    centres = centres.clip(0, len(map_hw) - 1)
     for strip in strips:
-        # Bilinear is separable: rows first, at the map's width, then OpenCV stretches the strip across.
-        low = np.floor(centres[strip]).astype(np.intp)
-        high = np.minimum(low + 1, len(map_hw) - 1)
-        weight = (centres[strip] - low).astype(np.float32)[:, None]
-        rows = map_hw[low] + (map_hw[high] - map_hw[low]) * weight
-        out_HW[strip] = _uint8(_resized(rows, len(rows), width))
+        out_HW[strip] = mask_rows(map_hw, height, width, strip)
     return out_HW
+
+
+def mask_rows(map_hw: Float32, height: int, width: int, rows: slice) -> UInt8:
+    """Some rows of what `mask_from_map` makes.
+
+    >>> mask_rows(np.array([[0], [1]], np.float32), 4, 1, slice(1, 3)).tolist()
+    [[64], [191]]
+    """
+    map_hw = np.clip(map_hw, 0, 1)
+    centres = (np.arange(rows.start, rows.stop) + 0.5) * (len(map_hw) / height) - 0.5
+    centres = centres.clip(0, len(map_hw) - 1)
+    # Bilinear is separable: rows first, at the map's width, then OpenCV stretches the strip across.
+    low = np.floor(centres).astype(np.intp)
+    high = np.minimum(low + 1, len(map_hw) - 1)
+    weight = (centres - low).astype(np.float32)[:, None]
+    lines = map_hw[low] + (map_hw[high] - map_hw[low]) * weight
+    return _uint8(_resized(lines, len(lines), width))
 
 
 def _resized(map_hw: Float32, height: int, width: int) -> Float32:

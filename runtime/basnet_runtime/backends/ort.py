@@ -19,7 +19,7 @@ from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["OnnxRuntimeBackend", "open_onnxruntime"]
+__all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
 
 # What is asked by device, most specific first; each falls to the next for single operations it does not have.
 _PROVIDERS = {
@@ -95,6 +95,17 @@ def open_onnxruntime(
     return OnnxRuntimeBackend(session, f"ONNX Runtime {ort.__version__}, {active[0]}, {computes}{where}")
 
 
+def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU, of a graph with any inputs and outputs.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime, or an operation of the graph, is not there.
+        ModelFileError: The graph cannot be read.
+    """
+    ort = _import_onnxruntime("cpu")
+    return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, threads or allowed_threads()))
+
+
 def _parsed(device: str) -> tuple[str, int]:
     kind, _, index = device.partition(":")
     if kind not in _PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
@@ -150,19 +161,24 @@ def _options(ort: ModuleType, threads: int) -> Any:
 
 
 def _session(ort: ModuleType, path: Path, providers: list[Any], options: Any) -> Any:
+    session = _opened(ort, path, providers, options)
+    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
+        raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
+    return session
+
+
+def _opened(ort: ModuleType, graph: Path | bytes, providers: list[Any], options: Any) -> Any:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    path = graph if isinstance(graph, Path) else "graph in memory"
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        return ort.InferenceSession(graph, options, providers=providers)
     except state.NotImplemented as error:
         raise BackendUnavailable(
             f"{path}: {_first_line(error)}; ONNX Runtime cannot run this graph here: try --backend openvino"
         ) from error
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail, state.NoSuchFile) as error:
         raise ModelFileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}); export it again") from error
-    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
-        raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
-    return session
 
 
 def _first_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ from basnet_runtime.media.pictures import (
     library_detail,
     vips_module,
 )
+from basnet_runtime.media.spool import Spool
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import MediaError, UsageError
 
@@ -271,9 +272,8 @@ class AnimationSink:
         self._traits = traits
         self._overwrite = overwrite
         self._suffix = target.suffix.lower()
-        self._raw: PendingFile | None = None  # the frames' bytes, on disk: memory does not follow their number
+        self._spool: Spool | None = None  # memory does not follow the number of frames
         self._kept: list[UInt8] = []
-        self._bands = 0
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
         """Take one frame.
@@ -284,9 +284,10 @@ class AnimationSink:
         pixels = item.pixels if item.pixels.ndim == 3 else item.pixels[..., None]
         if item.alpha_HW is not None:
             pixels = np.dstack([pixels, item.alpha_HW])
-        self._bands = pixels.shape[2]
         if self._suffix in _STREAMED:
-            self._spool(pixels)
+            if self._spool is None:
+                self._spool = Spool(self._target, pixels.shape[0] * len(self._traits.delays))
+            self._spool.add(pixels)
             return
         self._kept.append(pixels)
         if len(self._kept) * pixels.shape[0] * pixels.shape[1] > _WHOLE_MAX:
@@ -295,23 +296,14 @@ class AnimationSink:
                 "write .webp"
             )
 
-    def _spool(self, pixels: UInt8) -> None:
-        if self._raw is None:
-            self._raw = PendingFile(self._target.with_suffix(".raw"), overwrite=False)
-        try:
-            with self._raw.path.open("ab") as file:
-                file.write(np.ascontiguousarray(pixels).data)
-        except OSError as error:
-            raise MediaError(f"{self._target}: cannot be written: {reason(error)}") from error
-
     def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - see `write`
         """Encode, and give the file its name."""
-        if self._raw is None and not self._kept:
+        if self._spool is None and not self._kept:
             return
         pending = PendingFile(self._target, overwrite=self._overwrite)
         try:
-            if self._raw is not None:
-                self._encode_streamed(self._raw.path, pending.path)
+            if self._spool is not None:
+                self._encode_streamed(self._spool.image(), pending.path)
             else:
                 self._encode_whole(pending.path)
             pending.commit()
@@ -319,13 +311,11 @@ class AnimationSink:
             pending.discard()
             self.abort()
 
-    def _encode_streamed(self, raw: Path, path: Path) -> None:
+    def _encode_streamed(self, image: Any, path: Path) -> None:
         vips, traits = vips_module(), self._traits
-        rows = traits.height * len(traits.delays)
         try:
-            image = vips.Image.rawload(str(raw), traits.width, rows, self._bands, access="sequential")
-            image = image.copy(interpretation="b-w" if self._bands == 1 else "srgb")
-            image.set_type(vips.GValue.gint_type, "page-height", traits.height)
+            image = image.copy()
+            image.set_type(vips.GValue.gint_type, "page-height", image.height // len(traits.delays))
             image.set_type(vips.GValue.array_int_type, "delay", list(traits.delays))
             image.set_type(vips.GValue.gint_type, "loop", traits.loops)
             with path.open("wb") as file:
@@ -359,9 +349,9 @@ class AnimationSink:
     def abort(self) -> None:
         """Remove what is unfinished."""
         self._kept.clear()
-        if self._raw is not None:
-            self._raw.discard()
-            self._raw = None
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
 
 
 def _bgr(pixels_HWC: UInt8) -> UInt8:

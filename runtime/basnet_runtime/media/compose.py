@@ -8,22 +8,25 @@ Everything works in strips of rows and may reuse the frame's own memory, so that
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from basnet_runtime.masks import edged_mask, row_strips
+from basnet_runtime.masks import edged_mask, mask_from_map, mask_rows, row_strips
 from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.media.foreground import Foreground
 from basnet_runtime.media.frame import Composed, Frame, UInt8
 from basnet_runtime.verdict import GIVEN, Verdict
 from basnet_torch.errors import UsageError
 
-__all__ = ["KINDS", "Composer", "KindName", "OutputKind"]
+__all__ = ["KINDS", "Composer", "KindName", "OutputKind", "StripComposer"]
 
+Float32 = NDArray[np.float32]
 KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]
 KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "side", "color", "image", "blur")
 _USAGE = "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur"
@@ -112,7 +115,7 @@ class Composer:
         image_HWC = _writable(frame.image_HWC)
         if frame.alpha_HW is not None:
             mask_HW = _product(mask_HW, frame.alpha_HW)
-        background = None if self.kind.has_alpha else self._background(image_HWC, mask_HW)
+        background = None if self.kind.has_alpha else self._background(image_HWC, mask_HW, mask_HW.shape)
         Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
         if background is None:
             _clear(image_HWC, mask_HW)
@@ -120,8 +123,26 @@ class Composer:
         _blend_onto(background, image_HWC, mask_HW)
         return Composed(pixels=image_HWC, frame=frame, verdict=verdict)
 
-    def _background(self, image_HWC: UInt8, mask_HW: UInt8) -> _Background:
-        height, width = mask_HW.shape
+    def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
+        """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""
+        if self._refine_edges:
+            small_HW = mask_from_map(map_hw, *reduced.image_HWC.shape[:2])
+            map_hw = refined_edges(reduced.image_HWC, small_HW).astype(np.float32) / np.float32(255)
+        edges = _Edges(threshold=self._threshold, feather=self._feather, map_hw=map_hw, height=height, width=width)
+        mask_HW = edges.reduced_mask(*reduced.image_HWC.shape[:2])
+        if reduced.alpha_HW is not None:
+            mask_HW = _product(mask_HW, reduced.alpha_HW)
+        name, size = self.kind.name, (height, width)
+        layered = name in ("cutout", "color", "image", "blur")
+        return StripComposer(
+            name=name,
+            edges=edges,
+            foreground=Foreground(reduced.image_HWC, mask_HW, size) if layered else None,
+            background=self._background(reduced.image_HWC, mask_HW, size) if layered and name != "cutout" else None,
+        )
+
+    def _background(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, ...]) -> _Background:
+        height, width = size
         if self.kind.name == "color":
             return _Background(np.full((1, 1, 3), self.kind.color, np.uint8), height, width)
         if self._picture is None:
@@ -133,6 +154,66 @@ class Composer:
         if self._cached is None or self._cached[0] != (height, width):
             self._cached = (height, width), _shrunk_to_cover(picture_HWC, height, width)
         return self._cached[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Edges:
+    """A mask in strips: the network's map, scaled to height x width, with its edges made harder or softer."""
+
+    threshold: float | None
+    feather: float
+    map_hw: Float32
+    height: int
+    width: int
+
+    def mask(self, rows: slice) -> UInt8:
+        """Some rows; those around them that blur into them are looked at too."""
+        margin = math.ceil(4 * self.feather)
+        wide = slice(max(0, rows.start - margin), min(self.height, rows.stop + margin))
+        mask_HW = mask_rows(self.map_hw, self.height, self.width, wide)
+        mask_HW = edged_mask(mask_HW, threshold=self.threshold, feather=self.feather)
+        return mask_HW[rows.start - wide.start : rows.stop - wide.start]
+
+    def reduced_mask(self, height: int, width: int) -> UInt8:
+        """All of it, smaller."""
+        mask_HW = mask_from_map(self.map_hw, height, width)
+        return edged_mask(mask_HW, threshold=self.threshold, feather=self.feather * height / self.height)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripComposer:
+    """As `Composer`, strip of rows by strip: what needs the whole picture is estimated on a reduced copy before."""
+
+    name: KindName
+    edges: _Edges
+    foreground: Foreground | None
+    background: _Background | None
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether the result shows the picture."""
+        return self.name != "mask"
+
+    def __call__(self, rows: slice, frame: Frame | None) -> UInt8:
+        """Rows of the result, h,W or h,W,3 or, with transparency, h,W,4; `frame` is the picture's same rows."""
+        mask_HW = self.edges.mask(rows)
+        if frame is None:
+            return mask_HW
+        if self.name == "side":
+            return _side_by_side(frame.flattened(), mask_HW)
+        if self.foreground is None:
+            image_HWC = _writable(frame.flattened())
+            _tint(image_HWC, mask_HW)
+            return image_HWC
+        image_HWC = _writable(frame.image_HWC)
+        if frame.alpha_HW is not None:
+            mask_HW = _product(mask_HW, frame.alpha_HW)
+        self.foreground.clean(image_HWC, mask_HW, top=rows.start)
+        if self.background is None:
+            _clear(image_HWC, mask_HW)
+            return np.dstack([image_HWC, mask_HW])
+        share = mask_HW.astype(np.float32) * np.float32(1 / 255)
+        return _mix(image_HWC, self.background.strip(rows), share)
 
 
 class _Background:

@@ -25,27 +25,35 @@ _STRIP_PIXELS = 1 << 18  # a mask may be soft everywhere, and each soft pixel ne
 class Foreground:
     """Foreground colours of one picture and mask; `clean` puts them into the picture, strip by strip."""
 
-    def __init__(self, image_HWC: UInt8, mask_HW: UInt8) -> None:
-        """Estimate on a reduced copy, at the same cost however large the picture is."""
+    def __init__(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, int] | None = None) -> None:
+        """Estimate on a reduced copy, at the same cost however large the picture is.
+
+        Args:
+            image_HWC: The picture, or a smaller copy of it.
+            mask_HW: Its mask, of the same size.
+            size: Height and width of the picture that `clean` is given, where that is another.
+        """
         import cv2
 
-        self._height, self._width = mask_HW.shape
-        scale = min(1.0, _LONG_SIDE / max(mask_HW.shape))
-        size = max(1, round(self._width * scale)), max(1, round(self._height * scale))
-        image = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        alpha = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / np.float32(255)
+        self._height, self._width = size or mask_HW.shape
+        height, width = mask_HW.shape
+        scale = min(1.0, _LONG_SIDE / max(height, width))
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(image_HWC, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+        alpha = cv2.resize(mask_HW, small, interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / np.float32(255)
         front, back = image, image
         for radius in _RADII:
             front, back = _fuse(image, front, back, alpha, radius)
         self._front, self._back = front, back
 
-    def clean(self, image_HWC: UInt8, mask_HW: UInt8) -> None:
-        """Replace, in place, the colours under the soft part of the mask."""
-        for rows in row_strips(self._height, self._width, pixels=_STRIP_PIXELS):
+    def clean(self, image_HWC: UInt8, mask_HW: UInt8, top: int = 0) -> None:
+        """Replace, in place, the colours under the soft part of the mask; `top`: the picture's row that is first."""
+        height, width = mask_HW.shape
+        for rows in row_strips(height, width, _STRIP_PIXELS):
             y, x = np.nonzero((mask_HW[rows] > _SOFT[0]) & (mask_HW[rows] < _SOFT[1]))
             if len(y):
                 y += rows.start
-                image_HWC[y, x] = self._colours(image_HWC[y, x], mask_HW[y, x], y, x)
+                image_HWC[y, x] = self._colours(image_HWC[y, x], mask_HW[y, x], y + top, x)
 
     def _colours(self, pixels_P3: UInt8, mask_P: UInt8, y: NDArray[np.intp], x: NDArray[np.intp]) -> UInt8:
         """Of P soft pixels at rows `y`, columns `x`: F + alpha * (I - alpha F - (1 - alpha) B), eq. 4."""

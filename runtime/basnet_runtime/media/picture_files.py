@@ -25,6 +25,7 @@ class PictureSource:
 
     Attributes:
         failures: Inputs that could not be read.
+        aside: Inputs that are too large to be read as a whole.
         notes: Index of a job to what a user should know about how its input was read.
     """
 
@@ -34,8 +35,18 @@ class PictureSource:
         *,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         check_size: Callable[[str, int, int], None] = lambda *_: None,
+        put_aside: int | None = None,
     ) -> None:
-        """`check_size`: called with a picture's path, height and width; raises BasnetError to refuse it."""
+        """Get ready.
+
+        Args:
+            jobs: What to read.
+            max_pixels: Larger pictures are refused.
+            check_size: Called with a picture's path, height and width; raises BasnetError to refuse it.
+            put_aside: Pictures above this many pixels are not read but noted in `aside`.
+        """
+        self._put_aside = put_aside
+        self.aside: list[Job] = []
         self._jobs = jobs
         self._check_size = check_size
         self._max_pixels = max_pixels
@@ -56,6 +67,9 @@ class PictureSource:
         path = self._jobs[index].source
         try:
             with PictureFile(path, max_pixels=self._max_pixels) as picture:
+                if self._is_put_aside(picture):
+                    self.aside.append(self._jobs[index])
+                    return None
                 room.wait(picture.nbytes)
                 with clock.stage("decode"):
                     frame = picture.read(index)
@@ -65,6 +79,10 @@ class PictureSource:
         except BasnetError as error:
             self.failures.append(Failure(source=path, error=str(error)))
             return None
+
+    def _is_put_aside(self, picture: PictureFile) -> bool:
+        pixels = picture.height * picture.width
+        return self._put_aside is not None and picture.has_strips and pixels > self._put_aside
 
 
 class PictureSink:

@@ -14,17 +14,18 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
 from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.frame import Frame, UInt8
+from basnet_runtime.media.heic import HEIC_ADVICE, heic_image, heic_size, is_heic
 from basnet_runtime.media.metadata import Metadata, metadata_of, stored_orientation, tagged
 from basnet_torch.errors import MediaError, UsageError
 
@@ -45,6 +46,7 @@ __all__ = [
     "write_picture",
 ]
 
+T = TypeVar("T")
 PictureFormat = Literal["png", "jpg", "webp", "tiff"]
 PICTURE_FORMATS: tuple[PictureFormat, ...] = ("png", "jpg", "webp", "tiff")
 DEFAULT_MAX_PIXELS = 300_000_000
@@ -74,7 +76,6 @@ def vips_module() -> Any:
     from basnet_runtime.threads import allowed_threads
 
     pyvips.block_untrusted_set(True)  # noqa: FBT003 - the binding has no keyword
-    pyvips.operation_block_set("VipsForeignLoadRaw", False)  # noqa: FBT003 - never chosen by content; reads our own files
     pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
     pyvips.concurrency_set(allowed_threads())
     return pyvips
@@ -113,6 +114,7 @@ class PictureFile:
         self.path = path
         self.notes: list[str] = []
         self._pages = ""
+        self._is_heic = False
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -131,13 +133,20 @@ class PictureFile:
         head = _head(self.path, self._file)
         if not head:
             raise MediaError(f"{self.path}: the file is empty")
-        size = _opencv_size(head)
-        if size is None:
+        if is_heic(head) and (size := self._of_heic(heic_size)) is not None:
+            self.height, self.width = size
+            self._refuse_above(max_pixels)
+            self._is_heic = True
             self._image = self._load(access="sequential")
-            size = self._image.height, self._image.width
-        else:
+        elif (size := _opencv_size(head)) is not None:
+            self.height, self.width = size
             max_pixels = min(max_pixels, _UNCOMPRESSED_MAX)
-        self.height, self.width = size
+        else:
+            self._image = self._load(access="sequential")
+            self.height, self.width = self._image.height, self._image.width
+        self._refuse_above(max_pixels)
+
+    def _refuse_above(self, max_pixels: int) -> None:
         if self.nbytes > 3 * max_pixels:
             clear = " with transparency" if self.nbytes > 3 * self.height * self.width else ""
             limit = max_pixels * 3 * self.height * self.width / self.nbytes
@@ -188,6 +197,42 @@ class PictureFile:
         except vips.Error as error:
             raise self._broken(error) from error
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width as it is delivered."""
+        turned = self._image is not None and stored_orientation(self._image) > 4
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    @property
+    def has_strips(self) -> bool:
+        """Whether `strips` can deliver it."""
+        return self._image is not None and not self._is_heic
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """What the file says beside its pixels."""
+        return None if self._image is None else metadata_of(self._image, self.notes)
+
+    def strips(self, rows: Sequence[slice]) -> Iterator[tuple[slice, Frame]]:
+        """Decode upright strips of rows, from top to bottom; may be called again.
+
+        Raises:
+            MediaError: The picture is damaged or cut short.
+        """
+        vips = vips_module()
+        self._image = self._load(access="sequential")  # the last reading has used it up
+        try:
+            image = self._colours(self._upright())
+            region = vips.Region.new(image)
+            for strip in rows:
+                count = strip.stop - strip.start
+                data = region.fetch(0, strip.start, image.width, count)
+                pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
+                image_HWC, alpha_HW = _planes(pixels)
+                yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
+        except vips.Error as error:
+            raise self._broken(error) from error
+
     def read(self, index: int = 0) -> Frame:
         """Decode; call once.
 
@@ -218,8 +263,16 @@ class PictureFile:
     ) -> None:
         self.close()
 
+    def _of_heic(self, read: Callable[[BinaryIO], T]) -> T:
+        try:
+            return read(self._file)
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}") from error
+
     def _load(self, access: str) -> Any:
         vips = vips_module()
+        if self._is_heic:
+            return self._of_heic(lambda file: heic_image(file, vips))
         # By descriptor: libvips reads options out of names such as "a[page=1].png".
         self._file.seek(0)
         source = vips.Source.new_from_descriptor(self._file.fileno())
@@ -444,6 +497,7 @@ def _opencv_size(head: bytes) -> tuple[int, int] | None:
 
 _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
+    "hevc": HEIC_ADVICE,
     "not in a known format": "this is no picture in a known format",
     "premature end": "the file is cut short or damaged",
     "end of": "the file is cut short or damaged",

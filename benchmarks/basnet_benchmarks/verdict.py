@@ -1,0 +1,298 @@
+"""Chooses the score below which nothing salient is said to be found, and counts how often that verdict is wrong.
+
+    report = measure_verdict(VerdictConfig(model=Path("basnet.safetensors"), choose=Path("DUTS-TE")))
+
+Every picture of a data set shows an object. What shows none is cut out of the same pictures: the largest square of
+background that keeps clear of the mask. That is real material, but no perfect truth: a piece of background may well
+show something that stands out, so the share that is called salient has a floor above zero.
+
+The threshold is the score that all but a given share of the objects reach, on every second picture of one data set; the
+other pictures and data sets report. Choose on pictures that the network was not trained on: on those that it was, it
+is surer of its objects, and the threshold becomes too high for others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.parity import Pictures
+from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, open_model
+from basnet_runtime.parity import Picture
+from basnet_runtime.threads import allowed_threads
+from basnet_runtime.verdict import salience_score
+from basnet_torch.errors import UsageError
+
+__all__ = ["VerdictConfig", "VerdictReport", "VerdictRow", "background_square", "measure_verdict"]
+
+Bool = NDArray[np.bool_]
+_SHARES = (0.75, 0.625, 0.5, 0.4375, 0.375)  # of the short side, the largest that fits is taken
+_CLEAR = 0.015  # of the short side, kept between the square and the object
+_Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictConfig:
+    """What to judge, on what to choose and on what to report.
+
+    Attributes:
+        model: Model file; None takes the built-in model.
+        choose: Data set whose every second picture chooses; the others report.
+        report: Further data sets that report.
+        nothing: Folder of pictures without an object, which report too.
+        lost: Share of objects that may be called nothing, where the threshold is chosen.
+        keep: Take the model's own threshold instead of choosing one.
+        store: Checkpoint to write with the threshold; the model must be a checkpoint.
+        overwrite: Replace that file.
+        limit: Most pictures of each data set; None takes all.
+        backend: Library to run with; None chooses.
+        precision: What to compute in; None takes the model's own.
+        threads: Processor threads; None takes what the container allows.
+    """
+
+    choose: Path
+    model: Path | None = None
+    report: tuple[Path, ...] = ()
+    nothing: Path | None = None
+    lost: float = 0.02
+    keep: bool = False
+    store: Path | None = None
+    overwrite: bool = False
+    limit: int | None = None
+    backend: BackendName | None = None
+    precision: Precision | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lost < 1:
+            raise UsageError(f"lost is {self.lost}; it must be a share, 0 to 1")
+        if self.store is None:
+            return
+        if self.keep:
+            raise UsageError("store and keep: a threshold that is not chosen need not be stored")
+        if self.model is None or self.model.suffix not in CHECKPOINT_SUFFIXES:
+            raise UsageError("store: a threshold belongs to weights; give the checkpoint as the model, then export it")
+        if self.store.suffix not in (".pth", ".safetensors"):
+            raise UsageError(f"store {self.store}: write .pth or .safetensors")
+        if self.store.exists() and not self.overwrite:
+            raise UsageError(f"{self.store} exists already; --overwrite replaces it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictRow:
+    """One set of pictures.
+
+    Attributes:
+        name: Which.
+        objects: Pictures with an object.
+        lost: How many of them were called nothing.
+        empty: Pieces of background, or pictures without an object.
+        found: How many of them were called salient.
+        auc: Chance that an object scores higher than a piece of background; None where one of the two is missing.
+    """
+
+    name: str
+    objects: int
+    lost: int
+    empty: int
+    found: int
+    auc: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        counts = {"objects": self.objects, "lost": self.lost, "empty": self.empty, "found": self.found}
+        return {"name": self.name, **counts, "auc": self.auc}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictReport:
+    """A whole run; `before` is the threshold the model came with."""
+
+    model: str
+    runs_on: str
+    threshold: float
+    before: float
+    lost: float
+    chosen: bool
+    stored: str | None
+    environment: Environment
+    rows: tuple[VerdictRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "command": "verdict",
+            "model": self.model,
+            "runs_on": self.runs_on,
+            "threshold": self.threshold,
+            "before": self.before,
+            "lost_allowed": self.lost,
+            "chosen": self.chosen,
+            "stored": self.stored,
+            "environment": self.environment.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scores:
+    """Of one set: scores of pictures with an object, and of those without."""
+
+    name: str
+    objects: tuple[float, ...] = ()
+    empty: tuple[float, ...] = ()
+
+    def row(self, threshold: float) -> VerdictRow:
+        objects, empty = np.array(self.objects), np.array(self.empty)
+        return VerdictRow(
+            name=self.name,
+            objects=len(objects),
+            lost=int(np.count_nonzero(objects < threshold)),
+            empty=len(empty),
+            found=int(np.count_nonzero(empty >= threshold)),
+            auc=_auc(objects, empty) if len(objects) and len(empty) else None,
+        )
+
+
+def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None) -> VerdictReport:
+    """Score every picture and piece of background, choose the threshold, count the errors, store it where asked.
+
+    Raises:
+        BackendUnavailable: The library or device is not there.
+        UsageError: A data set has no masks.
+        DataError: A data set's layout is not known, or a picture cannot be read.
+    """
+    threads = config.threads or allowed_threads()
+    before = environment(threads)
+    with open_model(config.model, backend=config.backend, precision=config.precision, threads=threads) as model:
+        chooses, others = _halves(_scored(model, config.choose, config.limit, progress), config.choose)
+        rest = [_whole(_scored(model, path, config.limit, progress), path) for path in config.report]
+        rest += [_without_object(model, config.nothing)] if config.nothing else []
+        own = model.postprocess.empty_below
+        threshold = own if config.keep else chosen_threshold(chooses.objects, config.lost)
+        name, runs_on = model.name, model.backend.description
+    if config.store is not None and config.model is not None:
+        _store(config.model, config.store, threshold, overwrite=config.overwrite)
+    return VerdictReport(
+        model=name,
+        runs_on=runs_on,
+        threshold=threshold,
+        before=own,
+        lost=config.lost,
+        chosen=not config.keep,
+        stored=None if config.store is None else config.store.name,
+        environment=before,
+        rows=tuple(scores.row(threshold) for scores in (chooses, others, *rest)),
+    )
+
+
+def chosen_threshold(scores: Sequence[float], lost: float) -> float:
+    """The highest threshold, in steps of a thousandth, below which at most that share of the scores lie.
+
+    >>> chosen_threshold([0.2, 0.5, 0.7, 0.9], lost=0.25)
+    0.5
+    """
+    ordered = sorted(scores)
+    return math.floor(1000 * ordered[int(lost * len(ordered))] + 1e-6) / 1000
+
+
+def background_square(truth_HW: Bool, rng: np.random.Generator) -> tuple[slice, slice] | None:
+    """Rows and columns of the largest square, of a few sizes, clear of the object, at a random place; None without.
+
+    >>> truth = np.zeros((100, 200), bool)
+    >>> truth[:, :90] = True
+    >>> rows, columns = background_square(truth, np.random.default_rng(0))
+    >>> rows.stop - rows.start, bool(truth[rows, columns].any())
+    (75, False)
+    """
+    import cv2
+
+    short = min(truth_HW.shape)
+    reach = 2 * max(1, round(_CLEAR * short)) + 1
+    near = cv2.dilate(truth_HW.astype(np.uint8), np.ones((reach, reach), np.uint8))
+    sums = cv2.integral(near)
+    for share in _SHARES:
+        side = max(1, int(share * short))
+        inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+        rows, columns = np.nonzero(inside == 0)
+        if len(rows):
+            pick = int(rng.integers(len(rows)))
+            top, left = int(rows[pick]), int(columns[pick])
+            return slice(top, top + side), slice(left, left + side)
+    return None
+
+
+def _scored(
+    model: SaliencyModel, source: Path, limit: int | None, progress: _Progress
+) -> Iterator[tuple[float | None, float | None]]:
+    """Of each picture the score of the whole and that of its piece of background, None where there is none."""
+    rng = np.random.default_rng(0)
+    for index, picture in enumerate(islice(Pictures(source), limit)):
+        if index % 50 == 0:
+            progress(f"{source.name}: {index} pictures scored")
+        if picture.truth_HW is None:
+            raise UsageError(f"{source}: holds pictures and no masks; give a data set, or take --nothing")
+        truth = picture.truth_HW > 0.5
+        square = background_square(truth, rng)
+        whole = _score(model, picture) if truth.any() else None
+        piece = None if square is None else replace(picture, image_HWC=np.ascontiguousarray(picture.image_HWC[square]))
+        yield whole, None if piece is None else _score(model, piece)
+
+
+def _score(model: SaliencyModel, picture: Picture) -> float:
+    model.check_size(picture.name, *picture.image_HWC.shape[:2])
+    return salience_score(model.infer([model.prepare(picture.image_HWC)])[0])
+
+
+def _halves(scores: Iterable[tuple[float | None, float | None]], source: Path) -> tuple[_Scores, _Scores]:
+    pairs = list(scores)
+    name = source.resolve().name
+    return _collected(f"{name}, every second: chose", pairs[::2]), _collected(f"{name}, the others", pairs[1::2])
+
+
+def _whole(scores: Iterable[tuple[float | None, float | None]], source: Path) -> _Scores:
+    return _collected(source.resolve().name, list(scores))
+
+
+def _collected(name: str, pairs: Sequence[tuple[float | None, float | None]]) -> _Scores:
+    objects, empty = ([score for score in column if score is not None] for column in zip(*pairs, strict=True))
+    return _Scores(name=name, objects=tuple(objects), empty=tuple(empty))
+
+
+def _without_object(model: SaliencyModel, folder: Path) -> _Scores:
+    scores = tuple(_score(model, picture) for picture in Pictures(folder))
+    return _Scores(name=f"{folder.resolve().name}, pictures without an object", empty=scores)
+
+
+def _auc(objects: NDArray[np.float64], empty: NDArray[np.float64]) -> float:
+    """Share of pairs in which the object scores higher, ties counted half."""
+    higher = (objects[:, None] > empty).mean(dtype=np.float64)
+    return float(higher + 0.5 * (objects[:, None] == empty).mean(dtype=np.float64))
+
+
+def _store(source: Path, target: Path, threshold: float, *, overwrite: bool) -> None:
+    """The checkpoint with the threshold in its `Postprocess`, its weights kept as they were stored."""
+    import torch
+
+    from basnet_runtime.media.files import whole_file
+    from basnet_torch.checkpoint import load_checkpoint, read_file, save_checkpoint
+
+    checkpoint = load_checkpoint(source)
+    content = read_file(source)
+    stored = content.get("state_dict", content).values()
+    half = any(isinstance(value, torch.Tensor) and value.dtype == torch.float16 for value in stored)
+    finishing = replace(checkpoint.postprocess, empty_below=threshold)
+    with whole_file(target, overwrite=overwrite) as beside:
+        save_checkpoint(
+            beside, replace(checkpoint, postprocess=finishing), dtype=torch.float16 if half else torch.float32
+        )

@@ -1,0 +1,214 @@
+"""INT8 from a checkpoint: calibrate, choose ranges, and find which layers must stay FP32 for the contract.
+
+    plan = int8_plan(fp32_tensor_graph, checkpoint, config, check_pictures, progress)
+    graph = int8_from_onnx(any_fp32_graph, plan.ranges, target=config.int8_target, keep_fp32=plan.kept)
+
+Ranges and islands are found on the `tensor` graph; parts and values have the same names in the `frame` graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_export.activation_ranges import METHODS, Method, Observed, Ranges, observe, ranges_by
+from basnet_export.calibration import calibration_pictures, warning_for
+from basnet_export.islands import search_islands
+from basnet_export.quantization import (
+    always_fp32,
+    convolution_shares,
+    int8_from_onnx,
+    nodes_of,
+    quantizable_nodes,
+    quantized_tensors,
+)
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
+from basnet_torch.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from basnet_export.config import ExportConfig
+    from basnet_torch.checkpoint import Checkpoint
+
+__all__ = ["Int8Plan", "int8_plan", "parts_of"]
+
+Progress = Callable[[str], None]
+Float32 = NDArray[np.float32]
+_JUDGED = 16  # pictures of calibration that a candidate is judged on, beside those of the check
+_RANKED = 8  # and on how many its mean difference is taken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Int8Plan:
+    """How a checkpoint becomes INT8.
+
+    Attributes:
+        ranges: Of every tensor.
+        kept: Parts that stay FP32 beside the picture's and the logits' layers.
+        facts: What was done, for the manifest.
+    """
+
+    ranges: Ranges
+    kept: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+def int8_plan(
+    model: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    check_pictures: Sequence[Picture],
+    progress: Progress,
+) -> Int8Plan:
+    """Calibrate and search.
+
+    Args:
+        model: The checkpoint's FP32 `tensor` graph, shapes inferred.
+        checkpoint: What the result must agree with.
+        config: Target, calibration pictures, and the layers to keep, if they are given.
+        check_pictures: What the contract will be checked on; candidates are judged on these and on some others.
+        progress: Called with what is being done.
+
+    Raises:
+        UsageError: For too few calibration pictures or an unknown layer.
+        ParityError: When no small enough set of layers keeps the contract in the time allowed.
+    """
+    if config.calibration is None:
+        raise UsageError("precision int8: give --calibration, a folder of real pictures like those it will see")
+    nodes_of(model.graph, config.keep_fp32 or ())  # an unknown name is told before minutes of work
+    pictures = calibration_pictures(config.calibration, count=config.calibration_count, seed=config.seed)
+    for warning in filter(None, (warning_for(len(pictures)),)):
+        progress(warning)
+    progress(f"calibrating on {len(pictures)} pictures")
+    with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
+        bench = _Bench(model, checkpoint, config, Path(folder), [*check_pictures, *pictures[:_JUDGED]])
+        bench.observe(pictures)
+        method = bench.choose_method(progress)
+        kept = config.keep_fp32
+        if kept is None:
+            found = search_islands(parts_of(model.graph), bench, seconds=60 * config.search_minutes, progress=progress)
+            kept = found.kept
+        ranges = bench.ranges[method]
+    return Int8Plan(ranges=ranges, kept=kept, facts=_facts(model.graph, config, pictures, method, kept))
+
+
+def parts_of(graph: onnx.GraphProto) -> dict[str, float]:
+    """What the search keeps or not, residual blocks and single convolutions, with their share of the arithmetic."""
+    shares, fixed = convolution_shares(graph), set(always_fp32(graph))
+    parts: dict[str, float] = {}
+    for node in quantizable_nodes(graph):
+        if node in shares and node not in fixed:
+            part = node.partition(".conv")[0].partition(".shortcut")[0]
+            parts[part] = parts.get(part, 0.0) + shares[node]
+    return parts
+
+
+class _Bench:
+    """Makes candidates and measures them against PyTorch FP32."""
+
+    def __init__(
+        self, model: onnx.ModelProto, checkpoint: Checkpoint, config: ExportConfig, folder: Path, judged: list[Picture]
+    ) -> None:
+        self._model = model
+        self._checkpoint = checkpoint
+        self._config = config
+        self._folder = folder
+        self._reference = _Remembered(checkpoint)
+        self._judged = judged
+        self._observed: dict[str, Observed] = {}
+        self.ranges: dict[Method, Ranges] = {}
+        self._method: Method = METHODS[0]
+
+    def observe(self, pictures: Sequence[Picture]) -> None:
+        """Run the FP32 graph on every calibration picture."""
+        import onnx
+
+        path = self._folder / "fp32.onnx"
+        onnx.save(self._model, path)
+        prepare = self._checkpoint.preprocess.apply
+        inputs = ({"image": prepare(picture.image_HWC)[None]} for picture in pictures)
+        self._observed = observe(path, inputs, quantized_tensors(self._model.graph), self._config.seed)
+
+    def choose_method(self, progress: Progress) -> Method:
+        """The one that was asked for, or the one with the least mean difference."""
+        asked = METHODS if self._config.calibration_method == "auto" else (self._config.calibration_method,)
+        symmetric = self._config.int8_target == "tensorrt"
+        self.ranges = {method: ranges_by(method, self._observed, symmetric=symmetric) for method in asked}
+        distances = {}
+        for method in asked:
+            self._method = method
+            distances[method] = self.distance(())
+        self._method = min(distances, key=lambda method: distances[method])
+        told = ", ".join(f"{method} {distance:.2g}" for method, distance in distances.items())
+        progress(f"ranges by {self._method} (mean difference: {told})")
+        return self._method
+
+    def distance(self, kept: Collection[str]) -> float:
+        """See `islands.Judge`."""
+        few = self._judged[:: max(1, len(self._judged) // _RANKED)]
+        with self._candidate(kept) as model:
+            return float(np.mean([np.abs(model(p.image_HWC) - self._reference(p.image_HWC)).mean() for p in few]))
+
+    def report(self, kept: Collection[str]) -> ParityReport:
+        """See `islands.Judge`."""
+        with self._candidate(kept) as model:
+            return compare(self._reference, model, self._judged, tolerance_for("int8"))
+
+    def _candidate(self, kept: Collection[str]) -> SaliencyModel:
+        import onnx
+
+        from basnet_runtime.backends.ort import open_onnxruntime
+
+        path = self._folder / "candidate.onnx"
+        ranges = self.ranges[self._method]
+        onnx.save(int8_from_onnx(self._model, ranges, target=self._config.int8_target, keep_fp32=kept), path)
+        preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
+        return SaliencyModel(open_onnxruntime(path), preprocess, postprocess, "candidate")
+
+
+class _Remembered:
+    """PyTorch FP32, each picture run once."""
+
+    takes_frames = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from basnet_runtime.backends.pytorch import open_pytorch
+
+        engine = open_pytorch(checkpoint)
+        self._model = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
+        self._masks: dict[int, Float32] = {}
+
+    def __call__(self, image_HWC: NDArray[np.uint8], /) -> Float32:
+        key = id(image_HWC)  # the pictures outlive this
+        if key not in self._masks:
+            self._masks[key] = self._model(image_HWC)
+        return self._masks[key]
+
+
+def _facts(
+    graph: onnx.GraphProto, config: ExportConfig, pictures: Sequence[Picture], method: Method, kept: Collection[str]
+) -> dict[str, Any]:
+    """For the manifest: enough to do it again, and what came of it."""
+    shares = convolution_shares(graph)
+    float_nodes = {*always_fp32(graph), *nodes_of(graph, kept)}
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(picture.image_HWC.tobytes())
+    return {
+        "target": config.int8_target,
+        "method": method,
+        "pictures": len(pictures),
+        "pictures_sha256": digest.hexdigest(),
+        "seed": config.seed,
+        "always_fp32": always_fp32(graph),
+        "int8_share": round(sum(share for name, share in shares.items() if name not in float_nodes), 4),
+    }

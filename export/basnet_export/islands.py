@@ -1,0 +1,120 @@
+"""Which layers must stay FP32 for a reduced precision to hold the contract: measured, greedy, bounded in time.
+
+Each part of the network is kept FP32 alone and the gain is measured; parts are then added, the most gain for the least
+arithmetic first, until the contract holds, and as few of them are taken as hold it.
+
+    found = search_islands(parts, judge, seconds=300)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from basnet_runtime.parity import ParityReport
+from basnet_torch.errors import ParityError
+
+__all__ = ["Found", "Judge", "search_islands"]
+
+_MOST_COST = 0.5  # of the arithmetic: beyond that the file is not what its name says
+_LEAST_COST = 0.002
+Progress = Callable[[str], None]
+
+
+class Judge(Protocol):
+    """Measures a candidate, given the parts that stay FP32."""
+
+    def distance(self, kept: Collection[str]) -> float:
+        """Mean difference to PyTorch FP32 over a few pictures: quick, and smooth enough to rank parts by."""
+
+    def report(self, kept: Collection[str]) -> ParityReport:
+        """The contract, on every picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The outcome.
+
+    Attributes:
+        kept: Parts that stay FP32, most useful first; empty when none need to.
+        report: The contract with them.
+        gains: For each part that was measured, how much of the mean difference it removes when it alone stays FP32.
+    """
+
+    kept: tuple[str, ...]
+    report: ParityReport
+    gains: Mapping[str, float] = field(default_factory=dict)
+
+
+def search_islands(
+    parts: Mapping[str, float], judge: Judge, *, seconds: float, progress: Progress = lambda _: None
+) -> Found:
+    """The fewest parts, in order of measured gain by cost, with which the contract holds.
+
+    Args:
+        parts: Name of each part and its share of the arithmetic.
+        judge: Measures candidates.
+        seconds: When to stop measuring; at least one candidate is judged.
+        progress: Called with what is found.
+
+    Raises:
+        ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the best found.
+    """
+    end = time.monotonic() + seconds
+    report = judge.report(())
+    if report:
+        return Found(kept=(), report=report)
+    progress(f"the contract does not hold yet ({'; '.join(report.failures)}): looking for layers to keep in FP32")
+    gains = _measured(parts, judge, end)
+    order = _affordable(sorted(gains, key=lambda part: -gains[part] / max(parts[part], _LEAST_COST)), parts)
+    return _fewest(order, judge, end, gains, progress)
+
+
+def _measured(parts: Mapping[str, float], judge: Judge, end: float) -> dict[str, float]:
+    """The gain of each part, cheapest parts first; those the time does not reach are left out."""
+    whole = judge.distance(())
+    half = time.monotonic() + (end - time.monotonic()) / 2
+    gains = {}
+    for part in sorted(parts, key=lambda name: parts[name]):
+        if time.monotonic() > half:
+            break
+        gains[part] = whole - judge.distance((part,))
+    return gains
+
+
+def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
+    chosen, spent = [], 0.0
+    for part in order:
+        if spent + parts[part] <= _MOST_COST:
+            chosen.append(part)
+            spent += parts[part]
+    return chosen
+
+
+def _fewest(order: Sequence[str], judge: Judge, end: float, gains: Mapping[str, float], progress: Progress) -> Found:
+    """Double the number of parts until the contract holds, then halve the step between what fails and what holds."""
+    failing, count, best = 0, 1, None
+    while best is None:
+        count = min(count, len(order))
+        report = judge.report(order[:count])
+        progress(f"{count} of {len(order)} parts in FP32: {report}")
+        if report:
+            best = count, report
+        elif count == len(order) or time.monotonic() > end:
+            raise ParityError(
+                f"no layers found that keep the contract when they stay FP32; with {', '.join(order[:count])}: "
+                f"{report}; calibrate on more pictures, allow --search-minutes, or use --precision fp16"
+            )
+        else:
+            failing, count = count, 2 * count
+    while best[0] - failing > 1 and time.monotonic() < end:
+        middle = (best[0] + failing) // 2
+        report = judge.report(order[:middle])
+        progress(f"{middle} of {len(order)} parts in FP32: {report}")
+        if report:
+            best = middle, report
+        else:
+            failing = middle
+    return Found(kept=tuple(order[: best[0]]), report=best[1], gains=gains)

@@ -1,0 +1,191 @@
+"""An FP32 graph with its layers in INT8, written as QuantizeLinear and DequantizeLinear that runtimes fuse.
+
+    graph = int8_from_onnx(fp32_graph, ranges, target="cpu", keep_fp32=["predict.encoder.stage1.0"])
+
+For processors activations are unsigned with a zero point, and every value between two layers is quantised, residual
+sums and joined maps included, so that layers pass bytes on. For TensorRT they are signed and symmetric, as it asks, and
+stand at the inputs of convolutions alone; it fuses the rest. Weights are signed, with a scale per output channel.
+
+What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or whose map
+has a single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from basnet_export.activation_ranges import Ranges
+from basnet_export.config import Target
+from basnet_torch.errors import ExportError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "always_fp32",
+    "convolution_shares",
+    "int8_from_onnx",
+    "nodes_of",
+    "quantizable_nodes",
+    "quantized_tensors",
+]
+
+_KINDS = ("Conv", "Relu", "Add", "Concat", "Resize", "MaxPool")
+_FEW_CHANNELS = 3
+
+
+def quantizable_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that may be INT8: those between the network's first and last convolution."""
+    inside = {node.name for node in _after_convolution(graph)} & {node.name for node in _before_convolution(graph)}
+    return [node.name for node in graph.node if node.op_type in _KINDS and node.name in inside]
+
+
+def always_fp32(graph: onnx.GraphProto) -> list[str]:
+    """Convolutions that take the picture, or whose input or output has a single channel."""
+    shapes = _weight_shapes(graph)
+    return [node.name for node in _convolutions(graph) if min(shapes[node.input[1]][:2]) <= _FEW_CHANNELS]
+
+
+def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
+    """The quantisable nodes that `names` mean: each is a node, or a part of the network with all nodes in it.
+
+    Raises:
+        UsageError: For a name that means none.
+    """
+    nodes = quantizable_nodes(graph)
+    chosen: set[str] = set()
+    for name in names:
+        meant = {node for node in nodes if node == name or node.startswith(f"{name}.")}
+        if not meant:
+            some = ", ".join(sorted({".".join(node.split(".")[:3]) for node in nodes})[:4])
+            raise UsageError(f"keep-fp32 {name}: the network has no such part; its parts are called {some}, ...")
+        chosen |= meant
+    return [node for node in nodes if node in chosen]
+
+
+def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
+    """Every tensor that may be quantised: what the quantisable nodes take and give."""
+    nodes = set(quantizable_nodes(graph))
+    constant = {tensor.name for tensor in graph.initializer}
+    touched = [t for node in graph.node if node.name in nodes for t in (*node.input, *node.output)]
+    return [t for t in dict.fromkeys(touched) if t and t not in constant]
+
+
+def convolution_shares(graph: onnx.GraphProto) -> dict[str, float]:
+    """Each convolution's share of all multiplications, by node name."""
+    lengths = {v.name: [axis.dim_value for axis in v.type.tensor_type.shape.dim] for v in graph.value_info}
+    shapes = _weight_shapes(graph)
+    work = {
+        node.name: float(np.prod(shapes[node.input[1]], dtype=np.float64) * np.prod(lengths[node.output[0]][2:]))
+        for node in _convolutions(graph)
+    }
+    total = sum(work.values())
+    return {name: value / total for name, value in work.items()}
+
+
+def int8_from_onnx(
+    model: onnx.ModelProto, ranges: Ranges, *, target: Target, keep_fp32: Collection[str]
+) -> onnx.ModelProto:
+    """A quantised copy of an FP32 `tensor` or `frame` graph.
+
+    Args:
+        model: From `onnx_from_checkpoint`, with shapes inferred.
+        ranges: Lowest and highest value of every tensor of `quantized_tensors`.
+        target: What will run it.
+        keep_fp32: Nodes or parts that stay FP32 beside those of `always_fp32`.
+
+    Raises:
+        UsageError: When `keep_fp32` names a part that is not there.
+        ExportError: When ONNX Runtime's quantiser refuses the graph.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    graph = model.graph
+    kept = {*always_fp32(graph), *nodes_of(graph, keep_fp32)}
+    inside = quantizable_nodes(graph)
+    kinds = _KINDS if target == "cpu" else ("Conv",)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        quantizer = QDQQuantizer(
+            copy,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8 if target == "cpu" else QuantType.QInt8,
+            tensors_range=_tensors_data(ranges),
+            nodes_to_quantize=[name for name in inside if name not in kept],
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(kinds),
+            extra_options=_options(target),
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ExportError(f"the graph cannot be quantised: {str(error).splitlines()[0]}") from error
+    return _tidied(cast("onnx.ModelProto", quantizer.model.model))
+
+
+def _options(target: Target) -> dict[str, object]:
+    if target == "cpu":
+        return {"WeightSymmetric": True, "ActivationSymmetric": False}
+    return {
+        "WeightSymmetric": True,
+        "ActivationSymmetric": True,
+        "QuantizeBias": False,  # TensorRT adds the bias in the sum's own type
+        "OpTypesToExcludeOutputQuantization": ["Conv"],  # what follows is fused with the convolution first
+    }
+
+
+def _tensors_data(ranges: Ranges) -> object:
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    values = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    return TensorsData(CalibrationMethod.MinMax, values)
+
+
+def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the quantiser's own notes, which name no part of the model."""
+    del model.metadata_props[:]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.value_info[:]
+    return model
+
+
+def _convolutions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in graph.node if node.op_type == "Conv")
+
+
+def _weight_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    return {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+
+
+def _after_convolution(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Convolutions and everything computed from them; nodes stand in the order they run in."""
+    found: list[onnx.NodeProto] = []
+    made: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Conv" or made.intersection(node.input):
+            found.append(node)
+            made.update(node.output)
+    return found
+
+
+def _before_convolution(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Convolutions and everything they are computed from."""
+    found: list[onnx.NodeProto] = []
+    needed: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or needed.intersection(node.output):
+            found.append(node)
+            needed.update(node.input)
+    return found
