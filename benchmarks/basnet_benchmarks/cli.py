@@ -350,17 +350,22 @@ def gpu(
 @app.command()
 def runs(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
+    plot: Annotated[Path | None, typer.Option(help="Write the validation curves as .svg, for a Markdown file.")] = None,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare training runs: what differed, what it gave, curves of loss and scores."""
-    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.report import check_output, save_plot
     from basnet_benchmarks.runs import compare_runs
 
     with exit_on_error():
         check_output(output, overwrite=overwrite)
-        _show(compare_runs(folders), as_json, output, overwrite)
+        check_output(plot, overwrite=overwrite, suffixes=(".svg",))
+        result = compare_runs(folders)
+        _show(result, as_json, output, overwrite)
+        if plot is not None:
+            save_plot(result, plot, overwrite=overwrite)
 
 
 @app.command()
@@ -447,6 +452,28 @@ def flicker(
         )
         check_output(output, overwrite=overwrite)
         _show(measure_flicker(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def edges(
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="[DATASET]", help="With masks; edges are refined on it.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
+    from basnet_benchmarks.edges import EdgesConfig, measure_edges
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_edges(config, say), as_json, output, overwrite)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = [
     "ACCURACY_HEADINGS",
+    "COMMANDS",
     "Table",
     "Values",
     "environment_lines",
@@ -45,6 +46,7 @@ _CONVENTIONS = (
     "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value of "
     "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
 )
+_BUSY = 0.5  # processes running before, from which on times are not to be trusted; as `Environment.warnings` has it
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
 
 
@@ -125,12 +127,18 @@ def environment_lines(environment: Values) -> tuple[str, ...]:
 
 
 def machine_line(values: Values) -> str:
-    """The machine in one line, to stand below a table: processor, graphics card, threads, date."""
+    """The machine in one line, to stand below a table: processor with what it can do, graphics card, threads, date."""
     found = values["environment"]
-    cards = "".join(f", {card}" for card in found["gpus"])
-    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    processors = f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}"
-    return f"{found['processor']}, {processors}{cards}; {threads}; {found['date'][:10]}"
+    flags, load = " ".join(found["processor_flags"]), found["load"] or 0.0
+    parts = (
+        f"{found['processor']}{f' ({flags})' if flags else ''}",
+        f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}",
+        *found["gpus"],
+        f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}",
+        *([f"load before: {load:.1f}"] if load >= _BUSY else []),
+        found["date"][:10],
+    )
+    return "; ".join(parts)
 
 
 def markdown_rows(table: Table) -> list[str]:
@@ -542,6 +550,28 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else "-"
 
 
+def _edges_table(values: Values) -> Table:
+    ways = tuple(values["ways"])
+    notes = (
+        "Wrong colour: mean difference to the known foreground's colour under the soft part of the mask, by its share.",
+        f"Refined are the masks of {values['model']}. A dash: that way does not do this, or is not there.",
+    )
+    return Table(
+        title="Colours and edges against what is known",
+        columns=("measure", "better", "pictures", *ways),
+        numbers=frozenset(("pictures", *ways)),
+        rows=tuple(_edges_cells(row, ways) for row in values["rows"]),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _edges_cells(row: Values, ways: Iterable[str]) -> tuple[str, ...]:
+    numbers = (row["values"].get(way) for way in ways)
+    cells = ("-" if value is None else f"{value:.4g}" for value in numbers)
+    return (row["name"], row["better"], str(row["pictures"]), *cells)
+
+
 def _flicker_table(values: Values) -> Table:
     numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
     notes = (
@@ -566,10 +596,11 @@ def _flicker_cells(row: Values) -> tuple[str, ...]:
 
 
 _TABLES: dict[str, Callable[[Values], Table]] = {
-    "gpu": _gpu_table,
     "accuracy": _accuracy_table,
+    "edges": _edges_table,
     "flicker": _flicker_table,
     "gate": _gate_table,
+    "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
     "prepare": _prepare_table,
@@ -578,3 +609,4 @@ _TABLES: dict[str, Callable[[Values], Table]] = {
     "verdict": _verdict_table,
     "video": _video_table,
 }
+COMMANDS = frozenset(_TABLES)  # whose reports have a table
