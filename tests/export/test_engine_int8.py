@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from basnet_export import onnx_graph
 from basnet_export.activation_ranges import observe, ranges_by
 from basnet_export.build_config import BuildConfig
 from basnet_export.checks import check_graph
@@ -18,7 +19,7 @@ from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
 from basnet_runtime.preflight import read_plan_manifest
 from basnet_torch.errors import EngineBuildError, ExportError, UsageError
-from tests.models import calibration_folder, checkpoint_file, discs, exported, widened
+from tests.models import calibration_folder, checkpoint_file, discs, exported, graph_made_before, widened
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
 FP32 = {"precision": "fp32", "graph": "tensor"}
@@ -105,7 +106,8 @@ def test_a_graph_for_processors_is_refused_with_the_command(graphs, tmp_path):
     assert not (tmp_path / "a.plan").exists()
 
 
-def test_a_checkpoint_becomes_an_int8_engine_in_one_command(tmp_path):
+def test_a_checkpoint_becomes_an_int8_engine_in_one_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
     plan = build_engine(
         BuildConfig(
             model=checkpoint_file(),

@@ -26,6 +26,12 @@ _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "rtx": ("NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_MISSING = {
+    "cuda": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
+    "tensorrt": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
+    "rtx": "take a build of ONNX Runtime with it, or build an engine with 'basnet-export engine --flavor rtx'",
 }
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
@@ -68,7 +74,8 @@ def open_onnxruntime(
 
     Args:
         path: An `.onnx` file with one input and one output.
-        device: `cpu`, `cuda`, `cuda:N`, or `tensorrt`, `tensorrt:N` for the TensorRT provider.
+        device: `cpu`, `cuda`, or `tensorrt` and `rtx` for the providers of TensorRT and TensorRT for RTX; with `:N`,
+            the device of that number.
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
 
@@ -114,7 +121,9 @@ def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
 def _parsed(device: str) -> tuple[str, int]:
     kind, _, index = device.partition(":")
     if kind not in _PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise UsageError(f"device {device}: ONNX Runtime runs on cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+        raise UsageError(
+            f"device {device}: ONNX Runtime runs on cpu, or on cuda, tensorrt or rtx, each alone or as cuda:N"
+        )
     return kind, int(index or 0)
 
 
@@ -145,9 +154,12 @@ def _provider_options(ort: ModuleType, kind: str, index: int) -> list[Any]:
     if wanted[0] not in available:
         raise BackendUnavailable(
             f"device {kind}: this ONNX Runtime has {', '.join(available)} but no {wanted[0]}; "
-            "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'"
+            f"{_MISSING.get(kind, 'install onnxruntime again')}"
         )
-    options = {name: {"device_id": str(index)} for name in wanted if name != "CPUExecutionProvider"}
+    options = {
+        name: {"device_id": str(index)} for name in wanted if name in available and name != "CPUExecutionProvider"
+    }
+    wanted = tuple(name for name in wanted if name in available)
     if "CUDAExecutionProvider" in options:
         options["CUDAExecutionProvider"]["use_tf32"] = "0"  # TF32, the default, keeps 10 bits: no FP32 file's masks
     return [(name, options[name]) if name in options else name for name in wanted]
