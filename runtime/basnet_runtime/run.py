@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from basnet_runtime.media.pictures import PictureFormat
     from basnet_runtime.run_video import VideoRun
 
-__all__ = ["Result", "RunConfig", "Summary", "Watcher", "follow", "run"]
+__all__ = ["Result", "RunConfig", "Summary", "Watcher", "follow", "opencv_out_of_the_way", "run"]
 
 _MOST_FEATHER = 100.0
 
@@ -286,7 +286,7 @@ def _working(
     composer = Composer(
         config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
     )
-    with _open_model(config) as model, _opencv_out_of_the_way(config.device):
+    with _open_model(config) as model, opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         with nullcontext() if journal is None else journal.writing(jobs):
             yield _Work(
@@ -377,7 +377,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
 
 
 @contextmanager
-def _opencv_out_of_the_way(device: str) -> Iterator[None]:
+def opencv_out_of_the_way(device: str) -> Iterator[None]:
     """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
     import cv2
 
@@ -453,7 +453,7 @@ class _Work:
         self.watcher.advanced()
         self.summary.frames += 1
         self.summary.seconds += time.perf_counter() - start
-        return _result(job, 1, verdicts, picture.notes)
+        return _result(job, 1, verdicts, tuple(dict.fromkeys(picture.notes)))  # it was read twice
 
     def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
         """One animation, video or huge picture; its own failure ends it alone."""

@@ -67,10 +67,11 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan | None:
 
 
 def clear_finished(jobs: Sequence[Job]) -> frozenset[Path]:
-    """Targets of video that are complete; segments that a run left, which was killed after that, are removed."""
+    """Targets that a run was killed just after completing: its segments still lie beside them, and are removed."""
     from basnet_runtime.media.video_segments import segments_folder
 
-    done = frozenset(job.target for job in jobs if job.media == "video" and job.target.exists())
+    videos = [job.target for job in jobs if job.media == "video"]
+    done = frozenset(target for target in videos if target.exists() and segments_folder(target).is_dir())
     for target in done:
         shutil.rmtree(segments_folder(target), ignore_errors=True)
     return done

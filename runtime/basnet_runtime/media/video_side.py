@@ -36,7 +36,6 @@ __all__ = [
     "copied_streams",
     "copy_tags",
     "default_suffix",
-    "usual_suffix",
 ]
 
 FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
@@ -44,11 +43,6 @@ FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
 _MP4_CODECS = {"aac", "ac3", "alac", "eac3", "flac", "mov_text", "mp2", "mp3", "opus"}
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}  # not of what it shows
 _LIVE_BYTES = 64_000_000
-
-
-def usual_suffix(kind: OutputKind) -> str:
-    """The container of a result whose sound is not known yet."""
-    return ".mov" if kind.has_alpha else ".mp4"
 
 
 def default_suffix(source: Path, kind: OutputKind, options: VideoOptions | None = None) -> str:
