@@ -5,6 +5,7 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
+basnet-bench noise basnet.onnx
 basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
 basnet-bench gpu --pictures DUTS-TE
@@ -34,7 +35,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
 Panels = Annotated[
@@ -201,6 +202,9 @@ def gate(
     baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="JSON: what to measure, and what it gave.")],
     update: Annotated[bool, typer.Option("--update", help="Write what is measured into BASELINE.")] = False,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Compare masks only.")] = False,
+    candidate: Annotated[
+        list[Path] | None, typer.Option(help="Measure this .onnx too; with --update it stays. Repeatable.")
+    ] = None,
     require_all: Annotated[bool, typer.Option("--require-all", help="What cannot run here fails too.")] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")
@@ -222,6 +226,7 @@ def gate(
             require_all=require_all,
             pictures=pictures,
             threads=threads,
+            candidates=tuple(candidate or ()),
         )
         check_output(output, overwrite=overwrite)
         if output is not None and output.resolve() == baseline.resolve():
@@ -231,6 +236,37 @@ def gate(
     if result.exit_code:
         say(f"error: {result.complaint}")
     raise SystemExit(result.exit_code)
+
+
+@app.command()
+def noise(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .safetensors, .onnx or .plan.")],
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of pictures, or data set. Default: five photographs.")
+    ] = None,
+    times: Annotated[int, typer.Option(min=1, help="How often to run again.")] = 3,
+    threads: Threads = None,
+    backend: Backends = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say how much masks move by themselves: run again, opened again, built again, other threads, in a batch."""
+    from basnet_benchmarks.noise import NoiseConfig, measure_noise
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = NoiseConfig(
+            model=model,
+            pictures=pictures,
+            times=times,
+            threads=threads,
+            backends=tuple(backend or ()),
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_noise(config, say), as_json, output, overwrite)
 
 
 @app.command()

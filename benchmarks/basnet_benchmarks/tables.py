@@ -489,6 +489,39 @@ def _prepare_cells(row: Values) -> tuple[str, ...]:
     )
 
 
+def _noise_table(values: Values) -> Table:
+    numbers = ("comparisons", "max", "99.9 %", "mean", "flips %", "boundary IoU")
+    notes = (
+        f"{values['count']} pictures of {values['pictures']}; each mask against the first one of the same candidate.",
+        "The worst picture counts. Where everything is 0 the candidate is deterministic.",
+        *(f"not run: {row['name']}: {row['what']}: {row['reason']}" for row in values["rows"] if row["reason"]),
+    )
+    return Table(
+        title=f"Noise floor of {values['model']}",
+        columns=("candidate", "what", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_noise_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _noise_cells(row: Values) -> tuple[str, ...]:
+    found = row["measures"]
+    if found is None:
+        return (row["name"], row["what"], *("-",) * 6)
+    return (
+        row["name"],
+        row["what"],
+        str(row["comparisons"]),
+        number(found["max_abs"], ".2g"),
+        number(found["p999_abs"], ".2g"),
+        number(found["mean_abs"], ".2g"),
+        number(100 * found["flips"], ".4f"),
+        number(found["boundary_iou"], ".4f"),
+    )
+
+
 def _soak_table(values: Values) -> Table:
     numbers = ("frame", "seconds", "resident MB", "to settled")
     settled, samples = values["settled_bytes"], values["samples"]
@@ -603,6 +636,7 @@ _TABLES: dict[str, Callable[[Values], Table]] = {
     "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "noise": _noise_table,
     "prepare": _prepare_table,
     "runs": _runs_table,
     "soak": _soak_table,
