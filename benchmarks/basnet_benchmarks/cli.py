@@ -35,7 +35,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
 Panels = Annotated[
