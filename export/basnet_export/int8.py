@@ -44,7 +44,7 @@ __all__ = ["Int8Plan", "int8_plan", "parts_of"]
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
 _JUDGED = 16  # pictures of calibration that a candidate is judged on, beside those of the check
-_RANKED = 8  # and on how many its mean difference is taken
+_RANKED = 6  # and on how many its mean difference is taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

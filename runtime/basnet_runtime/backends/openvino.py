@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, cast
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.processor import why_no_bf16
+from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -80,15 +80,24 @@ def open_openvino(
         raise UsageError(f"device {device}: OpenVINO runs on cpu here; for cuda use --backend onnxruntime")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
+    reason = why_no_int8() if stored == "int8" else None
+    if reason:
+        raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ov = _import_openvino()
     threads = threads or allowed_threads()
     compiled = _compiled(ov, path, threads, precision)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if active != _hint(precision):
         raise BackendUnavailable(f"precision {precision}: OpenVINO would compute in {active}; use --precision fp32")
-    computes = "fp16 file computed in fp32" if (stored, precision) == ("fp16", "fp32") else precision
+    computes = _computed(stored, precision)
     description = f"OpenVINO {ov.__version__.partition('-')[0]}, CPU, {computes}, {threads} threads"
     return OpenVinoBackend(compiled, description)
+
+
+def _computed(stored: Precision | None, precision: Precision) -> str:
+    if (stored, precision) == ("fp16", "fp32"):
+        return "fp16 file computed in fp32"
+    return "int8" if stored == "int8" else precision
 
 
 def _import_openvino() -> ModuleType:
