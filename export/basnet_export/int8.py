@@ -98,7 +98,11 @@ def int8_plan(
             found = search_islands(parts_of(model.graph), bench, seconds=60 * config.search_minutes, progress=progress)
             kept = found.kept
         ranges = bench.ranges[method]
-    return Int8Plan(ranges=ranges, kept=kept, facts=_facts(model.graph, config, pictures, method, kept))
+    facts = _facts(model.graph, config, pictures, method, kept)
+    progress(
+        f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
+    )
+    return Int8Plan(ranges=ranges, kept=kept, facts=facts)
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, float]:

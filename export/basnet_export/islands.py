@@ -1,7 +1,7 @@
 """Which layers must stay FP32 for a reduced precision to hold the contract: measured, greedy, bounded in time.
 
-Each stage of the network is kept FP32 alone and the gain is measured; their parts are then added, those of the stage with
-the most gain for the least arithmetic first, until the contract holds, and as few of them are taken as hold it.
+Each stage of the network is kept FP32 alone and the gain is measured; their parts are then added, those of the stage
+with the most gain for the least arithmetic first, until the contract holds, and as few of them are taken as hold it.
 
     found = search_islands(parts, judge, seconds=300)
 """
