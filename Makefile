@@ -8,7 +8,7 @@ RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test check format models test-gpu gpu-report dist clean
+.PHONY: help demo test check format models test-gpu gpu-report report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -39,6 +39,9 @@ test-gpu: $(GPU_VENV)/ready  ## Run the tests that need a CUDA device; fails whe
 
 gpu-report: $(REPORT_VENV)/ready  ## Measure latency and parity on every backend here; GPU rows read "not proven" without one
 	PYTHON=$(REPORT_VENV)/bin/python bash benchmarks/gpu_report.sh
+
+report: $(VENV)/ready  ## Measure on the CPU what the README shows, and write its numbers anew (see benchmarks/cpu_report.sh)
+	PYTHON=$(VENV)/bin/python bash benchmarks/cpu_report.sh
 
 dist: $(VENV)/ready  ## Build the wheel into dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

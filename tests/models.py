@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
+from basnet_runtime.manifest import read_manifest
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.parity import Picture
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
@@ -33,6 +34,7 @@ __all__ = [
     "exported",
     "graph_made_before",
     "settle_statistics",
+    "widened",
     "with_weights",
 ]
 
@@ -136,6 +138,31 @@ def exported(*, authors_recipe=False, **options) -> Path:
         **options,
     )
     return export_onnx(config)
+
+
+def widened(source: Path, width: int) -> Path:
+    """The exported graph of the same network at another width, with weights of noise: what a builder works on alike."""
+    path = _folder() / f"{source.stem}-width{width}.onnx"
+    if path.is_file():
+        return path
+    model, manifest = onnx.load(source), read_manifest(source)
+    factor, rng = width // manifest.width, np.random.default_rng(0)
+    kernels = {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]}
+    kernels |= {n for node in model.graph.node if node.output[0] in kernels for n in node.input}  # quantised ones
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name not in kernels or not values.ndim:
+            continue
+        # Channels grow; the picture's three, a map's one, and the window of the kernel do not.
+        shape = [n * factor if axis < 2 and n not in (1, 3) else n for axis, n in enumerate(values.shape)]
+        grown = np.abs(rng.normal(size=shape)) / np.sqrt(np.prod(shape[1:]) or 1) + 0.001
+        grown = grown if values.dtype.kind == "f" else np.zeros(shape)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(grown.astype(values.dtype), tensor.name))
+    model.graph.ClearField("value_info")
+    kept = replace(manifest, width=width, onnx_sha256="", parity=None)
+    onnx.helper.set_model_props(model, {"basnet": kept.to_json()})
+    onnx.save(model, path)
+    return path
 
 
 def graph_made_before(change=lambda _, values: values):

@@ -173,7 +173,7 @@ def _row(name: str, pictures: Pictures, model: SaliencyModel, panels: bool, prog
             progress(f"{name}: {index} pictures scored")
         assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
         model.check_size(picture.name, *picture.image_HWC.shape[:2])
-        mask_HW = model(picture.image_HWC)
+        mask_HW = model.mask(picture.image_HWC)
         try:
             own = meter.add(mask_HW, picture.truth_HW)
         except ValueError as error:

@@ -5,8 +5,10 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
+basnet-bench noise basnet.onnx
 basnet-bench prepare DUTS-TE
 basnet-bench soak --frames 20000
+basnet-bench gpu --pictures DUTS-TE
 basnet-bench report latency.json parity.json -o report.html
 basnet-bench runs runs/bce runs/hybrid
 basnet-bench tables README.md
@@ -200,6 +202,9 @@ def gate(
     baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="JSON: what to measure, and what it gave.")],
     update: Annotated[bool, typer.Option("--update", help="Write what is measured into BASELINE.")] = False,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Compare masks only.")] = False,
+    candidate: Annotated[
+        list[Path] | None, typer.Option(help="Measure this .onnx too; with --update it stays. Repeatable.")
+    ] = None,
     require_all: Annotated[bool, typer.Option("--require-all", help="What cannot run here fails too.")] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")
@@ -221,6 +226,7 @@ def gate(
             require_all=require_all,
             pictures=pictures,
             threads=threads,
+            candidates=tuple(candidate or ()),
         )
         check_output(output, overwrite=overwrite)
         if output is not None and output.resolve() == baseline.resolve():
@@ -230,6 +236,37 @@ def gate(
     if result.exit_code:
         say(f"error: {result.complaint}")
     raise SystemExit(result.exit_code)
+
+
+@app.command()
+def noise(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .safetensors, .onnx or .plan.")],
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of pictures, or data set. Default: five photographs.")
+    ] = None,
+    times: Annotated[int, typer.Option(min=1, help="How often to run again.")] = 3,
+    threads: Threads = None,
+    backend: Backends = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say how much masks move by themselves: run again, opened again, built again, other threads, in a batch."""
+    from basnet_benchmarks.noise import NoiseConfig, measure_noise
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = NoiseConfig(
+            model=model,
+            pictures=pictures,
+            times=times,
+            threads=threads,
+            backends=tuple(backend or ()),
+            device=device,
+        )
+        check_output(output, overwrite=overwrite)
+        _show(measure_noise(config, say), as_json, output, overwrite)
 
 
 @app.command()
@@ -319,19 +356,52 @@ def report(
 
 
 @app.command()
+def gpu(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="New folder. Default: in reports.")] = None,
+    plans: Annotated[Path | None, typer.Option(help="Folder that keeps the engines. Default: none are kept.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Trained weights of width 64. Default: random.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="To show parity on. Default: five photographs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Pictures that INT8 is calibrated on.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Steps whose names begin so; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, few rounds: tries this itself.")] = False,
+) -> None:
+    """Prove on a CUDA device all that can be proven: engines, tests, latency, parity, video, memory."""
+    from basnet_benchmarks.gpu_report import default_output, run_gpu_report
+    from basnet_benchmarks.gpu_steps import GpuConfig
+
+    with exit_on_error():
+        config = GpuConfig(
+            output=output or default_output(),
+            plans=plans,
+            checkpoint=checkpoint,
+            pictures=pictures,
+            calibration=calibration,
+            only=tuple(only or ()),
+            quick=quick,
+        )
+        failed = run_gpu_report(config)
+    raise SystemExit(1 if failed else 0)
+
+
+@app.command()
 def runs(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
+    plot: Annotated[Path | None, typer.Option(help="Write the validation curves as .svg, for a Markdown file.")] = None,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare training runs: what differed, what it gave, curves of loss and scores."""
-    from basnet_benchmarks.report import check_output
+    from basnet_benchmarks.report import check_output, save_plot
     from basnet_benchmarks.runs import compare_runs
 
     with exit_on_error():
         check_output(output, overwrite=overwrite)
-        _show(compare_runs(folders), as_json, output, overwrite)
+        check_output(plot, overwrite=overwrite, suffixes=(".svg",))
+        result = compare_runs(folders)
+        _show(result, as_json, output, overwrite)
+        if plot is not None:
+            save_plot(result, plot, overwrite=overwrite)
 
 
 @app.command()
@@ -418,6 +488,28 @@ def flicker(
         )
         check_output(output, overwrite=overwrite)
         _show(measure_flicker(config, say), as_json, output, overwrite)
+
+
+@app.command()
+def edges(
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="[DATASET]", help="With masks; edges are refined on it.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
+    from basnet_benchmarks.edges import EdgesConfig, measure_edges
+    from basnet_benchmarks.report import check_output
+
+    with exit_on_error():
+        config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
+        check_output(output, overwrite=overwrite)
+        _show(measure_edges(config, say), as_json, output, overwrite)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

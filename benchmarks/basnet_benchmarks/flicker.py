@@ -32,6 +32,7 @@ from basnet_runtime.media.frame import Frame
 from basnet_runtime.media.stabiliser import warped
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
+from basnet_runtime.run import opencv_out_of_the_way
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import UsageError
 
@@ -195,7 +196,8 @@ def measure_flicker(config: FlickerConfig, progress: _Progress = lambda _: None)
     threads = config.threads or allowed_threads()
     before = environment(threads)
     rows: list[FlickerRow] = []
-    with open_model(config.model, backend=config.backend, precision=config.precision, threads=threads) as model:
+    opened = open_model(config.model, backend=config.backend, precision=config.precision, threads=threads)
+    with opened as model, opencv_out_of_the_way("cpu"):  # times are those of a run
         for source in config.sources:
             progress(f"{source.name}: at most {config.frames} frames")
             rows += _rows(model, source, config.frames)

@@ -3,16 +3,21 @@
 report = run_gate(GateConfig(baseline=Path("benchmarks/baseline.json")))
 raise SystemExit(report.exit_code)
 
-The baseline says what is measured and what it gave last. Speed is compared as the ratio to PyTorch eager FP32 of the
-same run, and fails only when its whole confidence interval lies below the baseline's by more than the band: machines
-differ, and are shared. What cannot run here is not proven, and that is never a pass.
+The baseline says what is measured and what it gave last. Masks must keep the contract, and may not drift towards its
+limits: a measure fails when it has used up more than a share of the room that the baseline left, which the contract
+alone would not see. Speed is compared as the ratio to PyTorch eager FP32 of the same run, and fails only when its whole
+confidence interval lies below the baseline's by more than the band: machines differ, and are shared. Drift and speed
+are judged where the processor has the instruction sets of the baseline's; drift only while the checkpoint is the same.
+What cannot run here is not proven, and that is never a pass.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +25,7 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
+from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
@@ -40,6 +46,7 @@ class BaselineRow:
         parity: Measure to value.
         speed: Ratio to PyTorch eager FP32; None where it was not timed.
         processor: On which machine.
+        kind: What decides there how fast a network runs and how it rounds: instruction sets, or the graphics card.
     """
 
     device: str
@@ -47,6 +54,7 @@ class BaselineRow:
     parity: Mapping[str, float]
     speed: Estimate | None
     processor: str
+    kind: str = ""
 
     def __post_init__(self) -> None:
         values = [*self.parity.values(), *((self.speed.value, self.speed.low or 0.0) if self.speed else ())]
@@ -65,6 +73,8 @@ class Baseline:
         devices: Device to the backends that are measured there, as `BACKEND:PRECISION`.
         rounds: Turns of each candidate when it is timed; 0 does not time.
         speed_band: Share by which a ratio may fall.
+        mask_band: Share of the room between a measure and its limit that may be used up.
+        reference_sha256: Digest of the checkpoint that the rows were measured with; empty where it is not known.
         rows: What was measured.
     """
 
@@ -74,6 +84,8 @@ class Baseline:
     devices: Mapping[str, tuple[str, ...]]
     rounds: int = 8
     speed_band: float = 0.4
+    mask_band: float = 0.25
+    reference_sha256: str = ""
     rows: tuple[BaselineRow, ...] = ()
 
     def __post_init__(self) -> None:
@@ -81,8 +93,9 @@ class Baseline:
             raise ValueError("reference and candidates must be paths, as texts")
         if not isinstance(self.rounds, int) or self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds!r}; it must be a number, 0 to time nothing")
-        if not 0 <= self.speed_band < 1:
-            raise ValueError(f"speed_band is {self.speed_band}; it must be a share in 0..1")
+        for name in ("speed_band", "mask_band"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a share in 0..1")
         if not self.devices:
             raise ValueError("devices is empty; name at least one with its backends")
 
@@ -118,6 +131,22 @@ class Baseline:
         """What a candidate gave, or None for a new one."""
         return next((row for row in self.rows if (row.device, row.name) == (device, name)), None)
 
+    def with_candidates(self, paths: Sequence[Path]) -> Self:
+        """Further `.onnx` files, each with the backends that run its precision on the CPU.
+
+        Raises:
+            ModelFileError: One cannot be read.
+        """
+        if not paths:
+            return self
+        names = [os.path.relpath(path, self.folder) for path in paths]
+        precisions = dict.fromkeys(read_manifest(path).precision for path in paths)
+        more = (f"{library}:{precision}" for precision in precisions for library in ("onnxruntime", "openvino"))
+        cpu = tuple(dict.fromkeys((*self.devices.get("cpu", ()), *more)))
+        return replace(
+            self, candidates=tuple(dict.fromkeys((*self.candidates, *names))), devices={**self.devices, "cpu": cpu}
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
@@ -130,6 +159,7 @@ class GateConfig:
         require_all: Whether what cannot run here fails the gate, as on a machine that must be able to.
         pictures: Folder of pictures or data set; None takes the bundled photographs.
         threads: Processor threads; None takes what the container allows.
+        candidates: `.onnx` files that are measured too, and with `update` belong to the baseline from then on.
     """
 
     baseline: Path
@@ -138,6 +168,7 @@ class GateConfig:
     require_all: bool = False
     pictures: Path | None = None
     threads: int | None = None
+    candidates: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +183,8 @@ class GateRow:
         speed_floor: The least the ratio's interval must reach; None where the baseline has none.
         before: What the baseline holds; None for a new candidate.
         timing: Whether it was to be timed.
+        mask_band: Share of the room to a limit that may be used up; None where drift cannot be judged.
+        unlike: Why drift and speed are not judged by the baseline; empty where they are.
     """
 
     device: str
@@ -161,18 +194,39 @@ class GateRow:
     speed_floor: float | None = None
     before: BaselineRow | None = None
     timing: bool = False
+    mask_band: float | None = None
+    unlike: str = ""
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Each reason for a verdict that is no pass."""
-        return tuple(filter(None, (*self.parity.remarks, self._slow(), self._untimed())))
+        """Each reason for a verdict that is no pass, and what could not be judged."""
+        return tuple(filter(None, (*self.parity.remarks, *self.drifts, self._slow(), self._untimed(), self.unlike)))
+
+    @property
+    def drifts(self) -> tuple[str, ...]:
+        """Each measure that moved too far from the baseline towards its limit, in one line."""
+        report, before = self.parity.report, self.before
+        if report is None or before is None or self.mask_band is None:
+            return ()
+        found = []
+        for name in MEASURES:
+            limit, was, now = getattr(report.tolerance, name), before.parity.get(name), getattr(report, name)
+            if limit is None or was is None:
+                continue
+            most = was + self.mask_band * (limit - was)
+            if now < most if name == "boundary_iou" else now > most:
+                bound = "least" if name == "boundary_iou" else "most"
+                found.append(
+                    f"{name} drifted from {was:.3g} to {now:.3g} on {report.worst[name]}, at {bound} {most:.3g}"
+                )
+        return tuple(found)
 
     @property
     def verdict(self) -> Verdict:
         """The contract's, unless the candidate became slow or its speed could not be compared."""
         if self.parity.verdict != "passed":
             return self.parity.verdict
-        if self._slow():
+        if self.drifts or self._slow():
             return "failed"
         return "not proven" if self._untimed() else "passed"
 
@@ -204,6 +258,8 @@ class GateRow:
             "parity": self.now(),
             "speed": None if self.speed is None else self.speed.to_dict(),
             "speed_floor": self.speed_floor,
+            "drifts": list(self.drifts),
+            "unlike": self.unlike,
             "before": None if self.before is None else asdict(self.before),
         }
 
@@ -268,7 +324,7 @@ def run_gate(config: GateConfig, progress: _Progress = lambda _: None) -> GateRe
         BackendUnavailable: PyTorch, which runs the reference, is not there.
         BasnetError: A model or picture cannot be read.
     """
-    baseline = Baseline.read(config.baseline)
+    baseline = Baseline.read(config.baseline).with_candidates(config.candidates)
     threads = config.threads or allowed_threads()
     rows = tuple(row for device in baseline.devices for row in _rows_on(device, baseline, config, threads, progress))
     names = {(row.device, row.name) for row in rows}
@@ -331,14 +387,52 @@ def _timed(
 
 def _gate_row(row: ParityRow, device: str, baseline: Baseline, timed: LatencyRow | None, config: GateConfig) -> GateRow:
     before = baseline.row(device, row.name)
+    plain = GateRow(
+        device=device,
+        name=row.name,
+        parity=row,
+        speed=timed.ratio if timed else None,
+        before=before,
+        timing=config.speed,
+    )
+    if before is None or config.update or row.report is None:
+        return plain
+    other = _other_machine(before, device)
+    if other:
+        return replace(plain, unlike=other)
     floor = None
-    if before is not None and before.speed is not None and not config.update:
+    if before.speed is not None:
         least = before.speed.value if before.speed.low is None else before.speed.low
         floor = least * (1 - baseline.speed_band)
-    speed = timed.ratio if timed else None
-    return GateRow(
-        device=device, name=row.name, parity=row, speed=speed, speed_floor=floor, before=before, timing=config.speed
-    )
+    changed = _other_checkpoint(baseline)
+    band = None if changed or config.pictures else baseline.mask_band  # other pictures have other worst ones
+    return replace(plain, speed_floor=floor, mask_band=band, unlike=changed)
+
+
+def _other_machine(before: BaselineRow, device: str) -> str:
+    here = _machine_kind(device)
+    if before.kind in ("", here):
+        return ""
+    return f"drift and speed not judged: the baseline is from {before.kind or 'another machine'}, this is {here}"
+
+
+def _other_checkpoint(baseline: Baseline) -> str:
+    if baseline.reference_sha256 in ("", _digest(baseline)):
+        return ""
+    return "drift not judged: the checkpoint is another than the baseline's; --update writes a new baseline"
+
+
+@cache
+def _machine_kind(device: str) -> str:
+    """Instruction sets, or the graphics card: what must be alike for masks and ratios to be comparable."""
+    found = environment()
+    if device != "cpu":
+        return "; ".join(found.gpus) or "no graphics card"
+    return " ".join(found.processor_flags) or "a processor of unknown abilities"
+
+
+def _digest(baseline: Baseline) -> str:
+    return sha256_of(baseline.folder / baseline.reference)
 
 
 def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
@@ -352,10 +446,13 @@ def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
             parity=row.now(),
             speed=row.speed or (row.before.speed if row.before else None),
             processor=report.environment.processor,
+            kind=_machine_kind(row.device),
         )
         for row in report.rows
         if row.verdict == "passed"
     }
     kept = {(row.device, row.name): row for row in baseline.rows if (row.device, row.name) not in report.gone}
+    rows = tuple({**kept, **new}.values())
     with whole_file(path, overwrite=True) as beside:
-        beside.write_text(replace(baseline, rows=tuple({**kept, **new}.values())).to_json(), encoding="utf-8")
+        text = replace(baseline, rows=rows, reference_sha256=_digest(baseline)).to_json()
+        beside.write_text(text, encoding="utf-8")

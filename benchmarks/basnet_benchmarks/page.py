@@ -37,6 +37,7 @@ li { overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figcaption { font-size: .88rem; color: var(--soft); margin-bottom: .35rem; }
 figure svg { max-width: 100%; height: auto; display: block; }
 .side { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
+.side figure { width: min-content; max-width: 100%; } .side figure svg { max-width: none; }
 .panel { margin: 0 0 1.1rem; } .panel > p { margin: 0 0 .3rem; font-size: .88rem; overflow-wrap: anywhere; }
 .panel .images { display: flex; flex-wrap: wrap; gap: .6rem; }
 .panel figure { margin: 0; } .panel figcaption { font-size: .76rem; margin: 0; max-width: 14rem; }

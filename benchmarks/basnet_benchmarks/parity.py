@@ -390,7 +390,7 @@ def _panels(
                 image_HWC=picture.image_HWC,
                 truth_HW=picture.truth_HW,
                 reference_HW=reference(picture.image_HWC),
-                candidate_HW=model(picture.image_HWC),
+                candidate_HW=model.mask(picture.image_HWC),
             )
 
 

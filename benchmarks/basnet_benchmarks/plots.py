@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Bar", "Point", "bars", "boxes", "curves", "scatter", "stacked_bars"]
+__all__ = ["Bar", "Point", "bars", "boxes", "curves", "scatter", "stacked_bars", "standalone"]
 
 # Of Okabe and Ito's set, told apart by the colour-blind, those that stand out from white and from near black alike.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6bb1", "#7f7f7f")
@@ -61,6 +61,8 @@ def curves(
     x_limits: tuple[float, float] | None = None,
     y_limits: tuple[float, float] | None = None,
     marks: Mapping[str, tuple[float, float]] | None = None,
+    width: float = 11.5,
+    height: float = 8.6,
 ) -> str:
     """Lines, one per name.
 
@@ -71,6 +73,8 @@ def curves(
         x_limits: Ends of the axis; None fits them.
         y_limits: The same.
         marks: Name of a line to a point of it that is made visible.
+        width: Centimetres.
+        height: Centimetres.
     """
 
     def draw(axes: Axes) -> None:
@@ -83,7 +87,7 @@ def curves(
         if len(series) > 1:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len(series) > 3 else 1)
 
-    return _svg(draw, width=11.5, height=8.6)
+    return _svg(draw, width=width, height=height)
 
 
 def boxes(calls: Mapping[str, Sequence[float]], *, x: str) -> str:
@@ -196,6 +200,11 @@ def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False) -> 
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
 
     return _svg(draw, width=24, height=11)
+
+
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own, in greys that read on white and on black: it cannot know its page's colours."""
+    return svg.replace("var(--ink)", "#808080").replace("var(--faint)", "#8080804d") + "\n"
 
 
 def _label_points(axes: Axes, points: Sequence[Point]) -> None:

@@ -27,7 +27,7 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import BUILTIN, CHECKPOINT_SUFFIXES, open_model
-from basnet_runtime.parity import MEASURES, Difference, difference
+from basnet_runtime.parity import Difference, difference, worst_of
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, ExportError, UsageError
 from basnet_torch.spec import Preprocess
@@ -142,9 +142,8 @@ class WayRow:
         return {**worst, "median_s": float(np.median(self.seconds)) if self.seconds else None, "pictures": pictures}
 
     def _worst_mask(self) -> dict[str, Any]:
-        pick = {name: min if name == "boundary_iou" else max for name in MEASURES}
-        values: dict[str, Any] = {name: pick[name](getattr(row, name) for row in self.masks) for name in MEASURES}
-        return {**values, "worst": max(self.masks, key=lambda row: row.mean_abs).name}
+        values, names = worst_of(self.masks)
+        return {**values, "worst": names["mean_abs"]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +194,7 @@ def measure_prepare(config: PrepareConfig, progress: _Progress = lambda _: None)
         BasnetError: A model or picture cannot be read.
     """
     threads = config.threads or allowed_threads()
-    checkpoint = config.model or BUILTIN.with_suffix(".safetensors")
+    checkpoint = config.model or BUILTIN.with_name("basnet-lite.safetensors")
     pictures = Pictures(config.pictures)
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
         model = stack.enter_context(open_model(checkpoint, threads=threads))

@@ -28,6 +28,7 @@ __all__ = [
     "panels_of",
     "save",
     "save_all",
+    "save_plot",
     "terminal",
     "values_of",
     "write_text",
@@ -131,18 +132,19 @@ def panels_of(report: Report) -> tuple[Panel, ...]:
     return tuple(getattr(report, "panels", ()))
 
 
-def check_output(output: Path | None, *, overwrite: bool) -> None:
+def check_output(output: Path | None, *, overwrite: bool, suffixes: Sequence[str] = (".json", ".md", ".html")) -> None:
     """Refuse a file that could not be written later, before anything is measured.
 
     Raises:
         UsageError: The suffix is unknown, or the file exists and may not be replaced.
-        BackendUnavailable: The file is a page, whose plots need matplotlib, and that is not installed.
+        BackendUnavailable: The file holds plots, which need matplotlib, and that is not installed.
     """
     if output is None:
         return
-    if output.suffix not in (".json", ".md", ".html"):
-        raise UsageError(f"output {output}: its name must end in .json, .md or .html")
-    if output.suffix == ".html" and find_spec("matplotlib") is None:
+    if output.suffix not in suffixes:
+        known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+        raise UsageError(f"output {output}: its name must end in {known}")
+    if output.suffix in (".html", ".svg") and find_spec("matplotlib") is None:
         raise BackendUnavailable(f"{output}: its plots need matplotlib; pip install 'basnet-deploy[report]'")
     beside = [panels_path(output)] if output.suffix == ".json" else []
     existing = next((path for path in (output, *beside) if path.exists()), None)
@@ -184,6 +186,18 @@ def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, brief: boo
     else:
         own = [_brief(report.values) if brief else report.values for report in reports]
         write_text(_dumped(own[0] if len(own) == 1 else own), output, overwrite=overwrite)
+
+
+def save_plot(runs: Report, output: Path, *, overwrite: bool) -> None:
+    """Write the validation curves of training runs as an SVG file.
+
+    Raises:
+        UsageError: There is no curve yet.
+        MediaError: The file cannot be written.
+    """
+    from basnet_benchmarks.report_page import validation_plot
+
+    write_text(validation_plot(values_of(runs)), output, overwrite=overwrite)
 
 
 def write_text(text: str, output: Path, *, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ Reports of one kind share a section; models that were both timed and scored are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -15,8 +16,9 @@ from basnet_benchmarks import page, plots
 from basnet_benchmarks.page import Section
 from basnet_benchmarks.panels import Panel
 from basnet_benchmarks.tables import Values, table_of
+from basnet_torch.errors import UsageError
 
-__all__ = ["report_page"]
+__all__ = ["report_page", "validation_plot"]
 
 _MILLI = 1000.0
 _MEGA = 1e6
@@ -30,7 +32,10 @@ _TITLES = {
     "noise": "Noise floor",
     "video": "Video",
     "soak": "Soak",
+    "flicker": "Flicker",
+    "verdict": "Verdict on a picture",
     "gate": "Gate",
+    "gpu": "On a CUDA device",
     "runs": "Training runs",
 }
 
@@ -51,12 +56,22 @@ def report_page(reports: Sequence[Values], panels: Mapping[int, _Panels] | None 
     for command in sorted({str(report.get("command")) for report in reports}, key=_order):
         own = [(report, known.get(i, ())) for i, report in enumerate(reports) if report.get("command") == command]
         tables = [page.table_part(table_of(report), title=len(own) > 1 or command != "runs") for report, _ in own]
-        draw = _DRAWN.get(command)
-        parts = [*tables, *(draw([report for report, _ in own]) if draw else ())]
+        parts = [*tables, *_drawings(command, [report for report, _ in own])]
         parts += [page.gallery(pictures) for _, pictures in own if pictures]
         sections.append(Section(title=_TITLES.get(command, command), parts=tuple(parts)))
-    machines = dict.fromkeys(str(report["environment"]["processor"]) for report in reports)
-    return page.page("BASNet report", sections, [f"Measured on {'; '.join(machines)}."])
+    measured = (report["environment"] for report in reports if report.get("command") != "runs")
+    machines = dict.fromkeys(f"{found['processor']}, {found['processors']} logical processors" for found in measured)
+    return page.page("BASNet report", sections, [f"Measured on {'; '.join(machines)}."] if machines else [])
+
+
+def _drawings(command: str, reports: Sequence[Values]) -> list[str]:
+    draw = _DRAWN.get(command)
+    try:
+        return list(draw(reports)) if draw else []
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"the {command} report lacks what its plots show ({error!r}); write it with this version"
+        ) from error
 
 
 def _order(command: str) -> int:
@@ -64,8 +79,9 @@ def _order(command: str) -> int:
     return names.index(command) if command in names else len(names)
 
 
-def _stem(model: str) -> str:
-    return PurePath(model).stem
+def _ran(row: Values) -> tuple[str, str]:
+    """What a row has in common with those of another command: the model's name and what ran it."""
+    return PurePath(row["model"]).stem, re.sub(r", \d+ threads?$", "", row["runs_on"])
 
 
 def _candidate(row: Values) -> str:
@@ -76,19 +92,24 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
     """Candidates that were timed, and whose masks were scored or compared in a report of the same page."""
     timed = [row for report in reports if report.get("command") == "latency" for row in report["results"]]
     drawn = (
-        ("maxF, the higher the better", _max_f(reports), False),
-        ("mean difference from PyTorch FP32 on the worst picture, 0..1, the lower the better", _apart(reports), True),
+        ("maxF", "maxF, 0..1, higher is better", _max_f(reports), False),
+        (
+            "Mean difference from PyTorch FP32, worst picture,",
+            "mean difference, 0..1, lower is better",
+            _apart(reports),
+            True,
+        ),
     )
     parts = []
-    for axis, values, logarithmic in drawn:
+    for what, axis, values, logarithmic in drawn:
         points = [
             plots.Point(label=_candidate(row), group=row["backend"], x=row["pictures_per_second"], y=found)
             for row in timed
-            if row["pictures"] == 1 and (found := values.get((_stem(row["model"]), row["runs_on"]))) is not None
+            if row["pictures"] == 1 and (found := values.get(_ran(row))) is not None
         ]
         if len(points) > 1:
             svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic)
-            parts.append(page.drawing(axis.split(",")[0] + " against speed", svg))
+            parts.append(page.drawing(f"{what} against speed", svg))
     if parts:
         yield Section(title="Speed against accuracy", parts=tuple(parts))
 
@@ -96,17 +117,13 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
 def _max_f(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
     """Score on the first data set, by model and by what ran it."""
     found = [report for report in reports if report.get("command") == "accuracy"]
-    return {(_stem(report["model"]), report["runs_on"]): report["datasets"][0]["max_f"] for report in found}
+    return {_ran(report): report["datasets"][0]["max_f"] for report in found}
 
 
 def _apart(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
     """Mean difference on the worst picture, by model and by what ran it; what is exactly equal has none to show."""
     rows = [row for report in reports if report.get("command") == "parity" for row in report["candidates"]]
-    return {
-        (_stem(row["model"]), row["runs_on"]): row["report"]["mean_abs"]
-        for row in rows
-        if row["report"] and row["report"]["mean_abs"]
-    }
+    return {_ran(row): row["report"]["mean_abs"] for row in rows if row["report"] and row["report"]["mean_abs"]}
 
 
 def _latency(reports: Sequence[Values]) -> _Drawn:
@@ -119,13 +136,30 @@ def _latency(reports: Sequence[Values]) -> _Drawn:
             f"Time of every call, {what}: boxes are quartiles, whiskers the 5th and 95th percentile",
             plots.boxes(calls, x="milliseconds per call"),
         )
-        ratios = [_bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if row["ratio_to_pytorch_fp32"]]
+        ratios = [
+            _bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if _known(row["ratio_to_pytorch_fp32"])
+        ]
         if len(ratios) > 1:
             yield page.drawing(
                 f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
                 plots.bars(ratios, x="ratio to PyTorch eager FP32", line=1),
             )
+    yield from _throughput(reports)
     yield from _stages(reports)
+
+
+def _throughput(reports: Sequence[Values]) -> _Drawn:
+    """Pictures per second by batch size, where several were timed."""
+    lines = {
+        _candidate(row): ([int(batch) for batch in rates], list(rates.values()))
+        for report in reports
+        for row in report.get("throughput", ())
+        if len(rates := row["pictures_per_second"]) > 1
+    }
+    if lines:
+        top = 1.1 * max(max(rates) for _, rates in lines.values())
+        svg = plots.curves(lines, x="pictures per call", y="pictures per second", y_limits=(0, top))
+        yield page.drawing("Throughput over batch sizes", svg)
 
 
 def _grouped(rows: Sequence[Values]) -> dict[tuple[int, int, int, int], list[Values]]:
@@ -133,6 +167,10 @@ def _grouped(rows: Sequence[Values]) -> dict[tuple[int, int, int, int], list[Val
     for row in rows:
         groups.setdefault((row["width"], *row["size"], row["pictures"]), []).append(row)
     return groups
+
+
+def _known(estimate: Values | None) -> bool:
+    return estimate is not None and estimate["value"] is not None
 
 
 def _bar(label: str, estimate: Values) -> plots.Bar:
@@ -225,19 +263,20 @@ def _video_name(report: Values) -> str:
 
 
 def _prepare(reports: Sequence[Values]) -> _Drawn:
+    """How far each way lies from the authors', and what it takes."""
     for report in reports:
-        ways = [way for way in report["ways"] if not way["not_run"]]
-        for part, what in (("input", "the network's input"), ("mask", "the mask, 0..1")):
-            bars = [
-                plots.Bar(label=way["name"], value=way[part]["mean_abs"])
-                for way in ways
-                if way.get(part) and way[part]["mean_abs"] is not None
-            ]
+        ways = [way for way in report["ways"] if way["mask"] and way["used"] != "reference"]
+        inputs = [plots.Bar(label=way["name"], value=way["input"]["mean_abs"]) for way in ways]
+        masks = [plots.Bar(label=way["name"], value=way["mask"]["mean_abs"]) for way in ways]
+        taken = [plots.Bar(label=way["name"], value=_MILLI * way["median_s"]) for way in report["ways"] if way["mask"]]
+        against = f"from {report['reference']}, on the worst picture"
+        for caption, bars, unit in (
+            (f"Mean difference of the network's input {against}", inputs, "standard deviations of the input"),
+            (f"Mean difference of the mask {against}", masks, "mean absolute difference of the mask, 0..1"),
+            ("Time of preparing one picture, median", taken, "milliseconds per picture"),
+        ):
             if bars:
-                yield page.drawing(
-                    f"Mean difference of {what} from {report['reference']}, on the worst picture",
-                    plots.bars(bars, x=f"mean absolute difference of {what}"),
-                )
+                yield page.drawing(caption, plots.bars(bars, x=unit))
 
 
 def _soak(reports: Sequence[Values]) -> _Drawn:
@@ -251,6 +290,18 @@ def _soak(reports: Sequence[Values]) -> _Drawn:
     top = 1.1 * max(max(values) for _, values in lines.values())
     svg = plots.curves(lines, x="frames done", y="resident memory, MB (10^6 bytes)", y_limits=(0, top))
     yield page.drawing("Resident memory over the run", svg)
+
+
+def _flicker(reports: Sequence[Values]) -> _Drawn:
+    """Each source's flicker, by what made its masks."""
+    bars = [
+        plots.Bar(label=f"{row['source']}: {row['masks']}", value=100 * row["flicker"])
+        for report in reports
+        for row in report["rows"]
+        if row["flicker"] is not None
+    ]
+    if bars:
+        yield page.drawing("Flicker of masks over a film", plots.bars(bars, x="flicker, % of what is marked"))
 
 
 def _runs(reports: Sequence[Values]) -> _Drawn:
@@ -273,8 +324,22 @@ def _run_drawing(runs: Mapping[str, Any], name: str, unit: str, along: str, capt
         yield page.drawing(caption, plots.curves(lines, x=axis, y=unit))
 
 
+def validation_plot(values: Values) -> str:
+    """One SVG file of the runs' validation maxF by step, for a Markdown file; see `plots.standalone`.
+
+    Raises:
+        UsageError: No run has two validations, so that there is no curve.
+    """
+    curves = {run["name"]: run["curves"]["validation"] for run in values["runs"]}
+    lines = {name: (own["step"], own["max_f"]) for name, own in curves.items() if len(own["step"]) > 1}
+    if not lines:
+        raise UsageError("runs: none has two validations yet, so there is no curve to draw")
+    return plots.standalone(plots.curves(lines, x="step", y="maxF in validation, 0..1", width=18, height=10))
+
+
 _DRAWN: dict[str, Callable[[Sequence[Values]], _Drawn]] = {
     "accuracy": _accuracy,
+    "flicker": _flicker,
     "latency": _latency,
     "parity": _parity,
     "prepare": _prepare,

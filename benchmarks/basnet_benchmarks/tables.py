@@ -17,6 +17,7 @@ from basnet_torch.errors import UsageError
 
 __all__ = [
     "ACCURACY_HEADINGS",
+    "COMMANDS",
     "Table",
     "Values",
     "environment_lines",
@@ -45,6 +46,7 @@ _CONVENTIONS = (
     "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value of "
     "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
 )
+_BUSY = 0.5  # processes running before, from which on times are not to be trusted; as `Environment.warnings` has it
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
 
 
@@ -125,12 +127,18 @@ def environment_lines(environment: Values) -> tuple[str, ...]:
 
 
 def machine_line(values: Values) -> str:
-    """The machine in one line, to stand below a table: processor, graphics card, threads, date."""
+    """The machine in one line, to stand below a table: processor with what it can do, graphics card, threads, date."""
     found = values["environment"]
-    cards = "".join(f", {card}" for card in found["gpus"])
-    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    processors = f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}"
-    return f"{found['processor']}, {processors}{cards}; {threads}; {found['date'][:10]}"
+    flags, load = " ".join(found["processor_flags"]), found["load"] or 0.0
+    parts = (
+        f"{found['processor']}{f' ({flags})' if flags else ''}",
+        f"{found['processors']} logical processor{'s' if found['processors'] != 1 else ''}",
+        *found["gpus"],
+        f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}",
+        *([f"load before: {load:.1f}"] if load >= _BUSY else []),
+        found["date"][:10],
+    )
+    return "; ".join(parts)
 
 
 def markdown_rows(table: Table) -> list[str]:
@@ -340,6 +348,24 @@ def _gate_cells(row: Values, measures: Iterable[str]) -> tuple[str, ...]:
     return (row["name"], row["device"], *cells, speed, row["verdict"])
 
 
+def _gpu_table(values: Values) -> Table:
+    rows = tuple((bar["claim"], bar["asked"], bar["found"], bar["verdict"]) for bar in values["bars"])
+    notes = [
+        f"{step['name']}: {step['state']}{': ' if step['reason'] else ''}{step['reason']}"
+        for step in values["steps"]
+        if step["state"] != "done"
+    ]
+    done = [step["name"] for step in values["steps"] if step["state"] == "done"]
+    return Table(
+        title=f"Claims on {values['gpu'] or 'a CUDA device, of which this machine has none'}",
+        columns=("claim", "asked", "found", "verdict"),
+        numbers=frozenset({"asked", "found"}),
+        rows=rows,
+        notes=(f"done: {', '.join(done) or 'nothing'}", *notes),
+        environment=environment_lines(values["environment"]),
+    )
+
+
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -463,6 +489,39 @@ def _prepare_cells(row: Values) -> tuple[str, ...]:
     )
 
 
+def _noise_table(values: Values) -> Table:
+    numbers = ("comparisons", "max", "99.9 %", "mean", "flips %", "boundary IoU")
+    notes = (
+        f"{values['count']} pictures of {values['pictures']}; each mask against the first one of the same candidate.",
+        "The worst picture counts. Where everything is 0 the candidate is deterministic.",
+        *(f"not run: {row['name']}: {row['what']}: {row['reason']}" for row in values["rows"] if row["reason"]),
+    )
+    return Table(
+        title=f"Noise floor of {values['model']}",
+        columns=("candidate", "what", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(map(_noise_cells, values["rows"])),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _noise_cells(row: Values) -> tuple[str, ...]:
+    found = row["measures"]
+    if found is None:
+        return (row["name"], row["what"], *("-",) * 6)
+    return (
+        row["name"],
+        row["what"],
+        str(row["comparisons"]),
+        number(found["max_abs"], ".2g"),
+        number(found["p999_abs"], ".2g"),
+        number(found["mean_abs"], ".2g"),
+        number(100 * found["flips"], ".4f"),
+        number(found["boundary_iou"], ".4f"),
+    )
+
+
 def _soak_table(values: Values) -> Table:
     numbers = ("frame", "seconds", "resident MB", "to settled")
     settled, samples = values["settled_bytes"], values["samples"]
@@ -524,6 +583,28 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else "-"
 
 
+def _edges_table(values: Values) -> Table:
+    ways = tuple(values["ways"])
+    notes = (
+        "Wrong colour: mean difference to the known foreground's colour under the soft part of the mask, by its share.",
+        f"Refined are the masks of {values['model']}. A dash: that way does not do this, or is not there.",
+    )
+    return Table(
+        title="Colours and edges against what is known",
+        columns=("measure", "better", "pictures", *ways),
+        numbers=frozenset(("pictures", *ways)),
+        rows=tuple(_edges_cells(row, ways) for row in values["rows"]),
+        notes=notes,
+        environment=environment_lines(values["environment"]),
+    )
+
+
+def _edges_cells(row: Values, ways: Iterable[str]) -> tuple[str, ...]:
+    numbers = (row["values"].get(way) for way in ways)
+    cells = ("-" if value is None else f"{value:.4g}" for value in numbers)
+    return (row["name"], row["better"], str(row["pictures"]), *cells)
+
+
 def _flicker_table(values: Values) -> Table:
     numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
     notes = (
@@ -549,13 +630,17 @@ def _flicker_cells(row: Values) -> tuple[str, ...]:
 
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
+    "edges": _edges_table,
     "flicker": _flicker_table,
     "gate": _gate_table,
+    "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
+    "noise": _noise_table,
     "prepare": _prepare_table,
     "runs": _runs_table,
     "soak": _soak_table,
     "verdict": _verdict_table,
     "video": _video_table,
 }
+COMMANDS = frozenset(_TABLES)  # whose reports have a table

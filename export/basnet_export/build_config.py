@@ -14,12 +14,13 @@ from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
 from basnet_runtime.tensorrt_library import Flavor
 from basnet_torch.errors import UsageError
 
-__all__ = ["BuildConfig", "Range", "Tiling", "parse_range"]
+__all__ = ["CURRENT", "BuildConfig", "Range", "Tiling", "parse_range"]
 
 Range = tuple[int, int, int]
 _HEIGHTS: Range = (32, 720, 2160)
 _WIDTHS: Range = (32, 1280, 3840)
 _LARGEST_AXIS = 65_535
+CURRENT = "current"
 Tiling = Literal["none", "fast", "moderate", "full"]
 
 
@@ -43,7 +44,8 @@ class BuildConfig:
         aux_streams: Streams a run may use beside its own; None leaves it to the library.
         version_compatible: Make a plan that later releases of the same major version run too; `tensorrt` only.
         hardware_compatible: Make a plan for every GPU from Ampere on; `tensorrt` only.
-        compute_capabilities: What to build for, such as `8.6`; `rtx` only, which otherwise decides where it runs.
+        compute_capabilities: What to build for, such as `8.6`, or `current` for this machine's GPU; `rtx` only, which
+            otherwise decides where it runs.
         timing_cache: File of kernel timings that is read, and written back; `tensorrt` only.
         cache: Folder of finished engines, found again by the content they were built from.
         pictures: Folder of pictures for the parity checks; None takes those of this package.
@@ -102,8 +104,10 @@ class BuildConfig:
         if self.tiling not in get_args(Tiling):
             raise UsageError(f"tiling is {self.tiling!r}; it must be one of {', '.join(get_args(Tiling))}")
         for capability in self.compute_capabilities:
-            if not re.fullmatch(r"\d+\.\d", capability):
-                raise UsageError(f"compute capability {capability!r}: give it with a point, as in 8.6")
+            if not re.fullmatch(r"\d+\.\d", capability) and capability != CURRENT:
+                raise UsageError(f"compute capability {capability!r}: give it with a point, as in 8.6, or {CURRENT}")
+        if CURRENT in self.compute_capabilities and len(self.compute_capabilities) > 1:
+            raise UsageError(f"compute capability {CURRENT}: stands alone; an engine of this GPU is for no other")
 
     def _refuse_other_flavors_options(self) -> None:
         only: dict[str, Flavor] = {

@@ -111,7 +111,8 @@ def engine(
         bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; tensorrt only.")
     ] = False,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(metavar="M.N", help="Build for this device kind; repeatable; rtx only.")
+        list[str] | None,
+        typer.Option(metavar="M.N|current", help="Build for this device kind; repeatable; rtx only."),
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings; tensorrt only.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps finished engines.")] = None,

@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from basnet_export.build_config import BuildConfig
+from basnet_export.build_config import CURRENT, BuildConfig
 from basnet_export.engine_cache import BuiltEngine, EngineCache, cache_key
-from basnet_export.engine_network import PrecisionShare, parse_onnx, precision_share
+from basnet_export.engine_inspect import engine_report, inspected_precisions
+from basnet_export.engine_network import PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine_progress import BuildProgress, Interruptible, progress_monitor
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
@@ -56,7 +57,7 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
     """
     progress = progress or BuildProgress()
     library = open_tensorrt(config.flavor)
-    gpu = _gpu_to_build_on(library)
+    gpu = _gpu_to_build_on(library, config)
     _refuse_existing(config)
     with (
         whole_file(config.target, overwrite=config.overwrite) as plan_path,  # both now: a full disk costs no build
@@ -83,15 +84,16 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
     return config.target
 
 
-def _gpu_to_build_on(library: TensorRT) -> Gpu | None:
-    """TensorRT times kernels on the GPU that the engine is for; TensorRT for RTX builds without one."""
-    if library.flavor != "tensorrt":
+def _gpu_to_build_on(library: TensorRT, config: BuildConfig) -> Gpu | None:
+    """TensorRT times kernels on the GPU that the engine is for; TensorRT for RTX needs none unless it is asked to."""
+    if library.flavor != "tensorrt" and CURRENT not in config.compute_capabilities:
         return None
     gpu = find_gpu()
     if gpu is None:
+        other = "--flavor rtx" if library.flavor == "tensorrt" else "another --compute-capability"
         raise BackendUnavailable(
             f"{library} builds on the GPU that the engine is for, and this machine has no NVIDIA driver; "
-            "build there, or take --flavor rtx"
+            f"build there, or take {other}"
         )
     return gpu
 
@@ -194,7 +196,8 @@ def _built(
     library.messages.clear()
     builder = library.trt.Builder(library.logger)
     parsed = parse_onnx(library, builder, graph, manifest)
-    share = precision_share(library, parsed.network, manifest.precision)
+    convolutions = convolutions_of(library, parsed.network)
+    share = precision_share(convolutions, manifest.precision)
     _refuse_other_precision(manifest, share)
     options = _builder_config(config, library, builder, manifest, profile)
     progress.say(f"building with {library} for {profile}")
@@ -207,6 +210,10 @@ def _built(
     if blob is None:
         raise EngineBuildError(f"{library} cannot build the engine: {library.messages.reason()}")
     plan = bytes(memoryview(blob))
+    if gpu is not None:  # the finished engine can be asked
+        told = inspected_precisions(engine_report(library, plan), convolutions)
+        share = precision_share(convolutions, manifest.precision, told)
+        _refuse_other_precision(manifest, share)
     _save_timings(config, options, progress)
     facts = EngineFacts(
         flavor=library.flavor,
@@ -214,12 +221,14 @@ def _built(
         gpu=gpu.name if gpu else "",
         compute_capabilities=(gpu.compute_capability,) if gpu else config.compute_capabilities,
         driver=gpu.driver if gpu else "",
+        cuda=gpu.cuda if gpu else "",
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         plan_bytes=len(plan),
         profiles=(profile,),
         build_seconds=round(time.perf_counter() - began, 2),
         typed_layers=round(share.layers, 4),
         typed_flops=round(share.flops, 4),
+        typed_by=share.source,
         flags=config.flags,
     )
     return BuiltEngine(plan=plan, facts=facts)
@@ -277,7 +286,7 @@ def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: A
     known = library.trt.ComputeCapability.__members__
     options.num_compute_capabilities = len(config.compute_capabilities)
     for index, text in enumerate(config.compute_capabilities):
-        name = "SM" + text.replace(".", "")
+        name = "CURRENT" if text == CURRENT else "SM" + text.replace(".", "")
         if name not in known:
             there = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
             raise UsageError(f"compute capability {text}: {library} builds for {there}")

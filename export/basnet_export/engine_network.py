@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.manifest import Manifest
 from basnet_runtime.tensorrt_library import TensorRT
 from basnet_torch.errors import EngineBuildError
 
-__all__ = ["ParsedNetwork", "PrecisionShare", "parse_onnx", "precision_share"]
+__all__ = ["Convolution", "ParsedNetwork", "PrecisionShare", "convolutions_of", "parse_onnx", "precision_share"]
 
-_TYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_TYPES: dict[str, Precision] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convolution:
+    """One convolution of the typed network.
+
+    Attributes:
+        name: Of its ONNX node.
+        cost: Multiplications for one picture: the output's size times the kernel's; free axes count as 1 alike for all.
+        precision: What it computes in by its types; None where they differ among themselves.
+    """
+
+    name: str
+    cost: int
+    precision: Precision | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrecisionShare:
-    """Of all convolutions, those that compute in the named precision: by number and by arithmetic, 0..1."""
+    """Of all convolutions, those that compute in the named precision.
+
+    Attributes:
+        layers: By number, 0..1.
+        flops: By arithmetic, 0..1.
+        source: Who says so: the typed network, or the library's inspector of the finished engine.
+    """
 
     layers: float
     flops: float
+    source: Literal["network", "inspector"] = "network"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,24 +84,59 @@ def _errors(parser: Any) -> str:
     return "; ".join(found) or "no reason given"
 
 
-def precision_share(library: TensorRT, network: Any, precision: Precision) -> PrecisionShare:
+def convolutions_of(library: TensorRT, network: Any) -> tuple[Convolution, ...]:
     """Read from the typed network, whose types the builder must keep.
 
-    A convolution's arithmetic is its output's size times its kernel; axes that are free count as 1 alike for all.
+    Raises:
+        EngineBuildError: There is none.
     """
     trt = library.trt
-    costs: list[tuple[bool, int]] = []
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type != trt.LayerType.CONVOLUTION:
-            continue
-        layer.__class__ = trt.IConvolutionLayer  # the bindings give every layer its base class
-        reads, gives = layer.get_input(0), layer.get_output(0)
-        kind = getattr(trt.DataType, _TYPES[precision])
-        pixels = prod(max(axis, 1) for axis in gives.shape)
-        cost = pixels * prod(layer.kernel_size_nd) * reads.shape[1]
-        costs.append((reads.dtype == gives.dtype == kind, cost))
-    if not costs:
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
+    found = tuple(_convolution(trt, layer, makers) for layer in layers if layer.type == trt.LayerType.CONVOLUTION)
+    if not found:
         raise EngineBuildError("the network has no convolution, so it is no BASNet")
+    return found
+
+
+def _convolution(trt: Any, layer: Any, makers: Mapping[str, Any]) -> Convolution:
+    name, weights = layer.name, layer.get_input(1)
+    layer.__class__ = trt.IConvolutionLayer  # the bindings give every layer its base class
+    reads, gives = layer.get_input(0), layer.get_output(0)
+    pixels = prod(max(axis, 1) for axis in gives.shape)
+    types = {_computed(trt, tensor, makers) for tensor in (reads, weights) if tensor is not None}
+    if weights is None or not types & {"INT8", "FP8"}:  # what a quantised one gives is the type of what follows it
+        types.add(str(gives.dtype.name))
+    return Convolution(
+        name=name,
+        cost=pixels * prod(layer.kernel_size_nd) * reads.shape[1],
+        precision=_TYPES.get(types.pop()) if len(types) == 1 else None,
+    )
+
+
+def _computed(trt: Any, tensor: Any, makers: Mapping[str, Any]) -> str:
+    """The type of a convolution's operand: what it is dequantised from, because the library folds this into it."""
+    maker = makers.get(tensor.name)
+    if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
+        tensor = maker.get_input(0)
+    return str(tensor.dtype.name)
+
+
+def precision_share(
+    convolutions: Iterable[Convolution], precision: Precision, inspected: Mapping[str, Precision] | None = None
+) -> PrecisionShare:
+    """How much of the arithmetic is in a precision.
+
+    Args:
+        convolutions: Of the typed network.
+        precision: Which.
+        inspected: What the convolutions of the finished engine compute in, by name; those not in it count as typed.
+    """
+    known = inspected or {}
+    costs = [(known.get(each.name, each.precision) == precision, each.cost) for each in convolutions]
     typed = [cost for fits, cost in costs if fits]
-    return PrecisionShare(layers=len(typed) / len(costs), flops=sum(typed) / sum(cost for _, cost in costs))
+    return PrecisionShare(
+        layers=len(typed) / len(costs),
+        flops=sum(typed) / sum(cost for _, cost in costs),
+        source="inspector" if known else "network",
+    )

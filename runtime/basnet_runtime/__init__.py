@@ -2,8 +2,13 @@
 
     import basnet_runtime as bn
 
-    model = bn.load()               # or bn.load("basnet.onnx"), bn.load("basnet.pth")
-    mask_HW = model(image_HWC)      # uint8 RGB in, float32 0..1 out, of the picture's size
+    model = bn.load()                       # or bn.load("basnet.onnx"), bn.load("basnet.pth")
+    mask = model(image)                     # array, PIL picture or path in; float32 0..1 of its size out
+    masks = model([image, "photo.jpg"])     # several at once, of any sizes
+    rgba = model.cutout("photo.jpg")        # the object alone, uint8 H,W,4
+    model.verdict(image).salient            # whether there is anything
+    for frame in model.video("clip.mp4", stabilise=True):
+        frame.seconds, frame.mask
 
 Importing this package loads no torch, onnxruntime or openvino; opening a model loads the one that runs it.
 """

@@ -57,6 +57,7 @@ def run(
         Literal["png", "jpg", "webp", "tiff"] | None,
         typer.Option("--format", help="Format of pictures' results. Default: by -o, else png."),
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow folders: do what comes, until Ctrl-C.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
@@ -83,6 +84,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Do video in segments, and go on where a killed run was.")
     ] = False,
+    no_sound: Annotated[bool, typer.Option("--no-sound", help="Leave audio and subtitles of video out.")] = False,
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
     ] = "auto",
@@ -122,19 +124,24 @@ def run(
             stabilise=stabilise,
             keep_weak=keep_weak,
             video=VideoOptions(
-                codec=codec, quality=quality, span=Span.parse(start, end), resume=resume, hwaccel=hwaccel
+                codec=codec,
+                quality=quality,
+                span=Span.parse(start, end),
+                resume=resume,
+                hwaccel=hwaccel,
+                sound=not no_sound,
             ),
         )
-        summary = _run(config, as_json, quiet)
-    _report(summary, as_json, quiet)
+        summary = _run(config, as_json, quiet, watch)
+    _report(summary, as_json, quiet, told=watch)
     raise SystemExit(1 if summary.failures else 0)
 
 
-def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
+def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from basnet_runtime.pipes import is_piped, run_piped
-    from basnet_runtime.run import Summary
+    from basnet_runtime.run import Summary, follow
     from basnet_runtime.run import run as run_files
 
     if as_json and is_piped(config) and config.output in (None, "-"):
@@ -147,12 +154,31 @@ def _run(config: RunConfig, as_json: bool, quiet: bool) -> Summary:
         with Progress(
             *columns, console=stderr_console(), transient=True, refresh_per_second=5, disable=not shown
         ) as bar:
+            if watch:
+                return follow(config, _Bar(bar), summary, _Teller(summary, quiet))
             return (run_piped if is_piped(config) else run_files)(config, _Bar(bar), summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures or summary.notes:
             _report(summary, as_json, quiet)
             say(f"interrupted after {sum(result.complete for result in summary.results)} finished outputs")
         raise
+
+
+class _Teller:
+    """Tells of each result and failure as it comes."""
+
+    def __init__(self, summary: Summary, quiet: bool) -> None:
+        self._summary = summary
+        self._quiet = quiet
+        self._results = self._failures = 0
+
+    def __call__(self) -> None:
+        for result in self._summary.results[self._results :]:
+            if not self._quiet:
+                say(f"{result.source} -> {result.target}")
+        for failure in self._summary.failures[self._failures :]:
+            say(f"error: {failure.error}")
+        self._results, self._failures = len(self._summary.results), len(self._summary.failures)
 
 
 class _Bar:
@@ -173,13 +199,13 @@ class _Bar:
         self._progress.advance(self._task)
 
 
-def _report(summary: Summary, as_json: bool, quiet: bool) -> None:
+def _report(summary: Summary, as_json: bool, quiet: bool, *, told: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(summary.to_dict(), indent=2))
     for note in summary.notes:
         say(f"note: {note}")
     for result in summary.results:
-        if not quiet and not as_json and len(summary.results) <= 10:
+        if not quiet and not as_json and not told and len(summary.results) <= 10:
             say(f"{result.source} -> {result.target}")
         for note in result.notes:
             say(f"note: {result.source}: {note}")

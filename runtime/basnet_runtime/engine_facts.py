@@ -12,7 +12,7 @@ __all__ = ["EngineFacts", "Profile", "Shape"]
 
 Shape = tuple[int, ...]
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("version", "gpu", "driver", "plan_sha256"), str),
+    **dict.fromkeys(("version", "gpu", "driver", "cuda", "plan_sha256", "typed_by"), str),
     **dict.fromkeys(("build_seconds", "typed_layers", "typed_flops"), (int, float)),
     "plan_bytes": int,
     "flags": Mapping,
@@ -52,7 +52,8 @@ class EngineFacts:
         version: Of the library that built it.
         gpu: The device it was built on; empty when it was built without one.
         compute_capabilities: What it was built for, such as `9.0`; empty where the library decides at run time.
-        driver: Version of CUDA that the GPU's driver supported at build; empty without a device.
+        driver: Version of the GPU's driver at build, such as `580.65.06`; empty without a device.
+        cuda: Version of CUDA that this driver supports, such as `13.0`; empty without a device.
         plan_sha256: Digest of the plan.
         plan_bytes: Its size.
         profiles: Shapes of its one input.
@@ -60,6 +61,7 @@ class EngineFacts:
         build_seconds: How long it took.
         typed_layers: Share of the convolutions that compute in the precision the plan is named after, 0..1.
         typed_flops: Their share of the convolutions' arithmetic, 0..1.
+        typed_by: Who says so: the typed `network`, or the library's `inspector` of the finished engine.
     """
 
     flavor: Flavor
@@ -74,6 +76,8 @@ class EngineFacts:
     typed_layers: float
     typed_flops: float
     flags: Mapping[str, Any] = field(default_factory=dict)
+    cuda: str = ""
+    typed_by: str = "network"
 
     def __post_init__(self) -> None:
         if self.flavor not in get_args(Flavor):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from basnet_runtime.model import SaliencyModel
     from basnet_torch.spec import Preprocess
 
-__all__ = ["Finisher", "Finishing"]
+__all__ = ["Finisher", "Finishing", "checked_map"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -64,7 +64,7 @@ class Finisher:
             ModelFileError: The map holds values that are not finite.
         """
         height, width = frame.image_HWC.shape[:2]
-        map_hw = self._checked(raw)
+        map_hw = checked_map(self._model, raw)
         if self._stabiliser is not None:
             # Before any stretching, which moves with each frame's own range; bytes come back to the map's size first.
             map_hw = self._stabiliser(frame.image_HWC, _as_map(map_hw, self._model.preprocess))
@@ -79,7 +79,7 @@ class Finisher:
 
     def judged(self, raw: NDArray[Any]) -> tuple[Float32, Verdict]:
         """A still's map in its own size, float32 h,w, empty where nothing was found; for pictures made in strips."""
-        map_hw = self._checked(raw)
+        map_hw = checked_map(self._model, raw)
         verdict = self._judge(map_hw)
         if not verdict.salient and not self._finishing.keep_weak:
             return np.zeros_like(map_hw), verdict
@@ -97,14 +97,19 @@ class Finisher:
         if self._stabiliser is not None:
             self._stabiliser.recall(memory)
 
-    def _checked(self, raw: NDArray[Any]) -> NDArray[Any]:
-        if self._model.takes_frames:
-            # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.
-            return np.asarray(raw, np.uint8)
-        if not np.isfinite(raw).all():  # it would become a black mask that looks like "nothing found"
-            name = self._model.name
-            raise ModelFileError(f"{name}: gave values that are not finite; run it in fp32 or export again")
-        return np.asarray(raw[0], np.float32)
+
+def checked_map(model: SaliencyModel, raw: NDArray[Any]) -> NDArray[Any]:
+    """A picture's part of what the backend gave, without its channel axis: float32 h,w, or uint8 H,W.
+
+    Raises:
+        ModelFileError: It holds values that are not finite.
+    """
+    if model.takes_frames:
+        # Bytes already: what was not finite inside the graph is lost in its cast and cannot be told here.
+        return np.asarray(raw, np.uint8)
+    if not np.isfinite(raw).all():  # it would become a black mask that looks like "nothing found"
+        raise ModelFileError(f"{model.name}: gave values that are not finite; run it in fp32 or export again")
+    return np.asarray(raw[0], np.float32)
 
 
 def _stabiliser() -> Stabiliser:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,29 @@ from basnet_runtime.engine_facts import Profile
 from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
-__all__ = ["SaliencyModel"]
+if TYPE_CHECKING:
+    from basnet_runtime.predict import Prediction, VideoPrediction
+    from basnet_runtime.verdict import Verdict
+
+__all__ = ["Picture", "PilPicture", "SaliencyModel"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
+_BATCH = 4  # pictures at once where several are given
+
+
+class PilPicture(Protocol):
+    """What is used of a `PIL.Image.Image`, so that PIL need not be installed."""
+
+    @property
+    def mode(self) -> str:
+        """Kind of pixels."""
+
+    def getbands(self) -> tuple[str, ...]:
+        """Names of the channels."""
+
+
+Picture: TypeAlias = UInt8 | PilPicture | str | os.PathLike[str]  # arrays are H,W, H,W,3 (RGB) or H,W,4 (RGBA)
 
 
 class _Done:
@@ -97,8 +117,93 @@ class SaliencyModel:
             return cast(Float32, raw.astype(np.float32) / np.float32(255))
         return self.postprocess.apply(raw[0], height, width)
 
-    def __call__(self, image_HWC: UInt8) -> Float32:
-        """The mask of one uint8 RGB picture H,W,3: float32 H,W in 0..1."""
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a string is a picture, though one may walk along it
+        self, image: Picture, *, batch: int = ..., keep_weak: bool = ...
+    ) -> Float32: ...
+
+    @overload
+    def __call__(self, image: Iterable[Picture], *, batch: int = ..., keep_weak: bool = ...) -> list[Float32]: ...
+
+    def __call__(self, image: Any, *, batch: int = _BATCH, keep_weak: bool = False) -> Float32 | list[Float32]:
+        """The mask of a picture, or of each of several; see `predict`.
+
+        >>> from basnet_runtime.backends.fake import FakeBackend
+        >>> model = SaliencyModel(FakeBackend(), Preprocess(height=32, width=32), Postprocess(), "brightness")
+        >>> image = np.full((40, 60, 3), 255, np.uint8)
+        >>> mask = model(image)
+        >>> mask.shape, mask.dtype, float(mask.max().round(3))
+        ((40, 60), dtype('float32'), 1.0)
+        >>> [mask.shape for mask in model([image, image[:20]])]
+        [(40, 60), (20, 60)]
+        """
+        found = self.predict(image, batch=batch, keep_weak=keep_weak)
+        return [each.mask for each in found] if isinstance(found, list) else found.mask
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # as above
+        self, image: Picture, *, batch: int = ..., keep_weak: bool = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(self, image: Iterable[Picture], *, batch: int = ..., keep_weak: bool = ...) -> list[Prediction]: ...
+
+    def predict(self, image: Any, *, batch: int = _BATCH, keep_weak: bool = False) -> Prediction | list[Prediction]:
+        """Everything about a picture, or about each of several: mask, verdict, cut-out.
+
+        Args:
+            image: uint8 array H,W, H,W,3 (RGB) or H,W,4 (RGBA), a PIL picture, or a file's path; or several of these,
+                in any iterable or as an array N,H,W,3, of any sizes.
+            batch: Of several, how many run at once.
+            keep_weak: Keep the mask where nothing salient was found, instead of an empty one.
+
+        Raises:
+            UsageError: It is no picture.
+            MediaError: A file cannot be read.
+            ModelFileError: The network gave values that are not finite.
+        """
+        from basnet_runtime.predict import is_batch, predictions
+
+        several = is_batch(image)
+        found = list(predictions(self, image if several else [image], batch=batch, keep_weak=keep_weak))
+        return found if several else found[0]
+
+    def verdict(self, image: Picture) -> Verdict:
+        """Whether something salient is in the picture, and how sure that is."""
+        return self.predict(image).verdict
+
+    def cutout(self, image: Picture, **options: Any) -> UInt8:
+        """The object alone, uint8 RGBA H,W,4; options are those of `Prediction.cutout`."""
+        return self.predict(image).cutout(**options)
+
+    def video(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        batch: int = 1,
+        stabilise: bool = False,
+        keep_weak: bool = False,
+    ) -> Iterator[VideoPrediction]:
+        """The frames of a video file, upright and in order, each with its mask, verdict and time.
+
+        Frames are decoded as they are asked for, so memory does not grow; the file is closed at the end, or when the
+        iterator is.
+
+        Args:
+            source: The file.
+            batch: Frames per network run.
+            stabilise: Keep the masks from flickering.
+            keep_weak: Keep masks where nothing salient was found, instead of empty ones.
+
+        Raises:
+            MediaError: The video cannot be read.
+        """
+        from basnet_runtime.predict import video_predictions
+
+        return video_predictions(self, source, batch=batch, stabilise=stabilise, keep_weak=keep_weak)
+
+    def mask(self, image_HWC: UInt8) -> Float32:
+        """What the network alone says of one uint8 RGB picture H,W,3, whatever the verdict: float32 H,W in 0..1."""
         raw = self.infer([self.prepare(image_HWC)])
         return self.finish(raw[0], image_HWC.shape[0], image_HWC.shape[1])
 

@@ -12,7 +12,7 @@ Legend: H height, W width of the picture; masks are float32 in 0..1.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "difference",
     "tolerance_for",
+    "worst_of",
 ]
 
 Float32 = NDArray[np.float32]
@@ -361,13 +362,19 @@ class _ScorePair:
         return got - want
 
 
-def _report(rows: list[Difference], scores: _ScorePair, tolerance: Tolerance) -> ParityReport:
+def worst_of(rows: Sequence[Difference]) -> tuple[dict[str, float], dict[str, str]]:
+    """Each measure's value on its worst picture, and that picture's name; a value that is no number is the worst."""
     values: dict[str, float] = {}
     worst: dict[str, str] = {}
     for name in MEASURES:
         column = np.array([getattr(row, name) for row in rows])
         at = int(column.argmin() if name == "boundary_iou" else column.argmax())  # both stop at the first NaN
         values[name], worst[name] = float(column[at]), rows[at].name
+    return values, worst
+
+
+def _report(rows: Sequence[Difference], scores: _ScorePair, tolerance: Tolerance) -> ParityReport:
+    values, worst = worst_of(rows)
     return ParityReport(
         tolerance=tolerance,
         pictures=len(rows),

@@ -109,7 +109,7 @@ def _suffix(path: Path, config: RunConfig) -> str:
         case "animation":
             return animation_suffix(path, config.kind, config.picture_format)
         case "video":
-            return default_suffix(path, config.kind)
+            return default_suffix(path, config.kind, config.video)
 
 
 def _rename(summary: Summary, folder: str, made: Path | None) -> None:

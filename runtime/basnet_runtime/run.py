@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,14 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.timing import STAGES
 from basnet_runtime.verdict import VerdictLog
+from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
 from basnet_torch.errors import BasnetError, UsageError
 
 if TYPE_CHECKING:
     from basnet_runtime.media.pictures import PictureFormat
     from basnet_runtime.run_video import VideoRun
 
-__all__ = ["Result", "RunConfig", "Summary", "Watcher", "run"]
+__all__ = ["Result", "RunConfig", "Summary", "Watcher", "follow", "opencv_out_of_the_way", "run"]
 
 _MOST_FEATHER = 100.0
 
@@ -224,21 +225,77 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.notes += plan.notes
     if not plan.jobs:
         return summary
+    with _working(config, watcher, summary, journal, plan.jobs) as work:
+        work.run(plan.jobs)
+    return summary
+
+
+def follow(
+    config: RunConfig, watcher: Watcher, summary: Summary | None = None, on_look: Callable[[], None] = lambda: None
+) -> Summary:
+    """Do it all for what lies in the folders and for every file that comes, until Ctrl-C.
+
+    Args:
+        config: What to run.
+        watcher: Is told of every frame.
+        summary: Filled as work goes on.
+        on_look: Called after each look that found something to do.
+
+    Raises:
+        UsageError: An input is no folder.
+        BasnetError: The model cannot be opened or run.
+    """
+    summary = summary if summary is not None else Summary()
+    check_watched(config.inputs)
+    settling, folders = Settling(), {Path(text) for text in config.inputs}
+    plan = _named(config)
+    journal = _journal(config, plan)
+    with _working(config, watcher, summary, journal, plan.jobs) as work, suppress(KeyboardInterrupt):
+        while True:
+            plan = _named(config, settling.wanted)
+            settling.end_look()
+            jobs = _at_once(config, plan, journal, summary, folders)
+            if jobs:
+                work.run(jobs)
+            if plan.jobs:
+                on_look()
+            time.sleep(LOOK_SECONDS)
+    return summary
+
+
+def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Summary, folders: set[Path]) -> list[Job]:
+    """What can be done of a look; the rest is noted as failed. That a folder holds nothing yet is no failure."""
+    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    jobs, failures = one_by_one(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
+    summary.failures += [failure for failure in failures if failure.source not in folders]
+    fit = []
+    for job in jobs:
+        try:
+            _check_output(config, job)
+            fit.append(job)
+        except BasnetError as error:
+            summary.failures.append(Failure(source=job.source, error=str(error)))
+    return fit
+
+
+@contextmanager
+def _working(
+    config: RunConfig, watcher: Watcher, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
+) -> Iterator[_Work]:
+    """The opened model and the journal, as long as there is work."""
     composer = Composer(
         config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
     )
-    with _open_model(config) as model, _opencv_out_of_the_way(config.device):
+    with _open_model(config) as model, opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
-        work = _Work(config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary)
-        with nullcontext() if journal is None else journal.writing(plan.jobs):
-            work.run(plan.jobs)
-    return summary
+        with nullcontext() if journal is None else journal.writing(jobs):
+            yield _Work(
+                config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary
+            )
 
 
 def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     """What is left to do, and the record of the job where it has a folder."""
-    from basnet_runtime.media.animation import animation_suffix
-    from basnet_runtime.media.video_side import default_suffix
     from basnet_runtime.run_video import clear_finished, stream_plan
 
     if (streams := stream_plan(config.inputs, config.output)) is not None:
@@ -246,19 +303,8 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
         for job in plan.jobs:
             _check_output(config, job)
         return plan, None
-    plan = plan_jobs(
-        config.inputs,
-        kind=config.kind,
-        output=config.output,
-        recursive=config.recursive,
-        keep_suffix=config.keep_suffix,
-        video_suffix=default_suffix,
-        picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
-        animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
-    )
-    journal = None
-    if plan.folder is not None:
-        journal = Journal(plan.folder, _settings(config), overwrite=config.overwrite)
+    plan = _named(config)
+    journal = _journal(config, plan)
     finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
     if config.video.resume and not config.overwrite:
         finished |= clear_finished(plan.jobs)
@@ -266,6 +312,28 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     for job in plan.jobs:
         _check_output(config, job)
     return plan, journal
+
+
+def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
+    """The inputs with the names of their outputs."""
+    from basnet_runtime.media.animation import animation_suffix
+    from basnet_runtime.media.video_side import default_suffix
+
+    return plan_jobs(
+        config.inputs,
+        kind=config.kind,
+        output=config.output,
+        recursive=config.recursive,
+        keep_suffix=config.keep_suffix,
+        video_suffix=partial(default_suffix, options=config.video),
+        picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
+        animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
+        wanted=wanted,
+    )
+
+
+def _journal(config: RunConfig, plan: Plan) -> Journal | None:
+    return None if plan.folder is None else Journal(plan.folder, _settings(config), overwrite=config.overwrite)
 
 
 def _check_output(config: RunConfig, job: Job) -> None:
@@ -309,7 +377,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
 
 
 @contextmanager
-def _opencv_out_of_the_way(device: str) -> Iterator[None]:
+def opencv_out_of_the_way(device: str) -> Iterator[None]:
     """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
     import cv2
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Job, Plan
-from basnet_runtime.media.video_open import camera_of, is_address, is_live
+from basnet_runtime.media.video_open import camera_of, is_address
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_sequence import SequenceSink, check_sequence, is_sequence
 from basnet_runtime.model import SaliencyModel
@@ -67,10 +67,11 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan | None:
 
 
 def clear_finished(jobs: Sequence[Job]) -> frozenset[Path]:
-    """Targets of video that are complete; segments that a run left, which was killed after that, are removed."""
+    """Targets that a run was killed just after completing: its segments still lie beside them, and are removed."""
     from basnet_runtime.media.video_segments import segments_folder
 
-    done = frozenset(job.target for job in jobs if job.media == "video" and job.target.exists())
+    videos = [job.target for job in jobs if job.media == "video"]
+    done = frozenset(target for target in videos if target.exists() and segments_folder(target).is_dir())
     for target in done:
         shutil.rmtree(segments_folder(target), ignore_errors=True)
     return done
@@ -158,7 +159,7 @@ class VideoRun:
             options=self.options,
             side=lambda: source.side,
             whole=lambda: source.whole,
-            endless=is_live(self.source) or camera_of(self.source) is not None,
+            endless=isinstance(self.source, str) and not source.traits.seconds,
         )
 
     def _in_segments(self) -> RunReport:
@@ -202,6 +203,7 @@ class VideoRun:
             "quality": self.options.quality,
             "start": str(span.start),
             "end": str(span.end),
+            "sound": self.options.sound,
             "batch": self.batch,
         }
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import py_sod_metrics as sod
 import pytest
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from basnet_benchmarks.accuracy import AccuracyConfig, PictureScore, _Extremes, measure_accuracy
@@ -14,7 +15,7 @@ from basnet_benchmarks.cli import app
 from basnet_benchmarks.parity import ParityConfig, measure_parity
 from basnet_benchmarks.report import html, markdown
 from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
-from basnet_runtime.parity import Picture
+from basnet_runtime.parity import Picture, boundary_iou
 from basnet_torch.errors import UsageError
 from tests.torch.conftest import draw_pairs, write_png
 
@@ -143,6 +144,25 @@ def test_edge_maps(mask, truth, boundary, relaxed):
     assert all(np.isfinite(value) for value in scores.to_dict().values())
     assert (scores.boundary_iou, scores.relaxed_boundary_f) == (boundary, relaxed)
     assert scores.mae == pytest.approx(np.abs(maps[mask] - maps[truth]).mean())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_measures_equal_independent_ones(seed):
+    """SciPy's morphology and distances instead of OpenCV's, on random blobs."""
+    rng = np.random.default_rng(seed)
+    mask, truth = (ndimage.gaussian_filter(rng.normal(size=(50, 70)), 4) > 0 for _ in range(2))
+
+    def boundary(area, width, edge):
+        return area & ~ndimage.binary_erosion(area, np.ones((3, 3)), iterations=width, border_value=edge)
+
+    def near(points, others):
+        return (ndimage.distance_transform_edt(~others)[points] <= 3).mean()
+
+    lines = [boundary(area, 1, 1) for area in (mask, truth)]
+    precision, recall = near(*lines), near(*lines[::-1])
+    assert relaxed_boundary_f(mask, truth) == pytest.approx(1.3 * precision * recall / (0.3 * precision + recall))
+    bands = [boundary(area, round(0.02 * np.hypot(50, 70)), 0) for area in (mask, truth)]
+    assert boundary_iou(mask, truth) == pytest.approx((bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum())
 
 
 def test_relaxed_boundary_counts_shares():

@@ -1,6 +1,7 @@
 """The gate passes what is the model, fails what is not or became slow, and never calls passed what did not run."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,19 +13,24 @@ from basnet_benchmarks import gate as module
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.gate import Baseline, GateConfig, run_gate
 from basnet_benchmarks.measurement import Estimate
+from basnet_benchmarks.parity import ParityRow
+from basnet_export import samples
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
+from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import BUILTIN
+from basnet_runtime.parity import MEASURES, ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
 
 ROOT = BUILTIN.parents[3]
+LITE = BUILTIN.with_name("basnet-lite.onnx")
 NAME = "model.onnx, onnxruntime fp32"
 
 
 def write_baseline(folder, candidate, **changes):
     values = {
         "format": 1,
-        "reference": str(BUILTIN.with_suffix(".safetensors")),
+        "reference": str(LITE.with_suffix(".safetensors")),
         "candidates": [str(candidate)],
         "devices": {"cpu": ["onnxruntime:fp32"]},
         "rounds": 0,
@@ -86,12 +92,22 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _two_photographs(tmp_path, monkeypatch):
+    """As if two of the five photographs came along, which takes less time."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("coffee.jpg", "astronaut.jpg"):
+        shutil.copy(samples.BUNDLED / name, folder)
+    monkeypatch.setattr(samples, "BUNDLED", folder)
+
+
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_model_is_caught(change, tmp_path):
-    model = onnx.load(BUILTIN)
+    model = onnx.load(LITE)
     change(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
-    report = run_gate(GateConfig(baseline=write_baseline(tmp_path, "model.onnx")))
+    report = run_gate(GateConfig(threads=1, baseline=write_baseline(tmp_path, "model.onnx")))
     assert report.exit_code == 4
     assert "max_abs" in report.conclusion
     assert report.rows[0].verdict == "failed"
@@ -99,29 +115,29 @@ def test_a_damaged_model_is_caught(change, tmp_path):
 
 @pytest.fixture
 def intact(tmp_path):
-    onnx.save(onnx.load(BUILTIN), tmp_path / "model.onnx")
+    onnx.save(onnx.load(LITE), tmp_path / "model.onnx")
     return tmp_path
 
 
 def test_the_model_itself_passes_and_the_baseline_is_written(intact):
     path = write_baseline(intact, "model.onnx")
-    assert run_gate(GateConfig(baseline=path)).exit_code == 0
+    assert run_gate(GateConfig(threads=1, baseline=path)).exit_code == 0
     assert Baseline.read(path).rows == ()
-    report = run_gate(GateConfig(baseline=path, update=True))
+    report = run_gate(GateConfig(threads=1, baseline=path, update=True))
     assert (report.exit_code, report.updated) == (0, True)
     (row,) = Baseline.read(path).rows
     assert (row.device, row.name) == ("cpu", NAME)
     assert row.parity["max_abs"] < 1e-4
-    assert run_gate(GateConfig(baseline=path)).rows[0].before == row
+    assert run_gate(GateConfig(threads=1, baseline=path)).rows[0].before == row
 
 
 def test_a_damaged_model_is_no_baseline(tmp_path):
-    model = onnx.load(BUILTIN)
+    model = onnx.load(LITE)
     bgr(model.graph)
     onnx.save(model, tmp_path / "model.onnx")
     path = write_baseline(tmp_path, "model.onnx")
     before = path.read_text()
-    assert run_gate(GateConfig(baseline=path, update=True)).exit_code == 4
+    assert run_gate(GateConfig(threads=1, baseline=path, update=True)).exit_code == 4
     assert path.read_text() == before
 
 
@@ -143,11 +159,11 @@ def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdic
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[row])
     timed = {} if now is None else {("model.onnx", "onnxruntime", "fp32"): Timed(now)}
     monkeypatch.setattr(module, "_timed", lambda *_: timed)
-    report = run_gate(GateConfig(baseline=path))
+    report = run_gate(GateConfig(threads=1, baseline=path))
     assert report.rows[0].verdict == verdict
     assert report.exit_code == {"failed": 4, "not proven": 3, "passed": 0}[verdict]
-    assert run_gate(GateConfig(baseline=path, speed=False)).exit_code == 0
-    run_gate(GateConfig(baseline=path, update=True, speed=False))
+    assert run_gate(GateConfig(threads=1, baseline=path, speed=False)).exit_code == 0
+    run_gate(GateConfig(threads=1, baseline=path, update=True, speed=False))
     assert Baseline.read(path).rows[0].speed == speed(1.6, 1.5, 1.7)  # what was not timed stays
     if verdict == "failed":
         assert "0.80 times PyTorch FP32 at most, at least 0.90" in report.conclusion
@@ -174,7 +190,7 @@ def test_each_candidate_is_timed_itself(bench_models, tmp_path, picture_folder):
         devices={"cpu": ["onnxruntime:fp32", "onnxruntime:fp16"]},
         rounds=1,
     )
-    report = run_gate(GateConfig(baseline=path, pictures=picture_folder, threads=1))
+    report = run_gate(GateConfig(threads=1, baseline=path, pictures=picture_folder))
     assert {row.name for row in report.rows} == {"good.onnx, onnxruntime fp32", "half.onnx, onnxruntime fp16"}
     assert all(row.speed is not None and row.speed.value > 0 for row in report.rows)
 
@@ -186,7 +202,7 @@ def test_a_row_of_another_device_stays(intact):
     ]
     devices = {"cpu": ["onnxruntime:fp32"], "cuda": ["onnxruntime:fp32"]}
     path = write_baseline(intact, "model.onnx", devices=devices, rows=rows)
-    report = run_gate(GateConfig(baseline=path))
+    report = run_gate(GateConfig(threads=1, baseline=path))
     assert report.gone == (("cpu", "old.onnx, openvino fp32"), ("cuda", "old.onnx, openvino fp32"))
 
 
@@ -195,13 +211,13 @@ def test_what_cannot_run_is_never_passed(intact):
     row = {"device": "cuda", "name": NAME, "parity": {"max_abs": 1e-6}, "processor": "gpu", "speed": None}
     devices = {"cpu": ["onnxruntime:fp32"], "cuda": ["onnxruntime:fp32"]}
     path = write_baseline(intact, "model.onnx", devices=devices, rows=[row])
-    report = run_gate(GateConfig(baseline=path))
+    report = run_gate(GateConfig(threads=1, baseline=path))
     if report.rows[1].verdict != "not proven":
         pytest.skip("this machine has a CUDA device")
     assert [r.verdict for r in report.rows] == ["passed", "not proven"]
     assert report.conclusion == "1 passed, 1 not proven"
     assert (report.exit_code, replace(report, require_all=True).exit_code) == (0, 3)
-    assert run_gate(GateConfig(baseline=path, update=True)).updated
+    assert run_gate(GateConfig(threads=1, baseline=path, update=True)).updated
     assert Baseline.read(path).row("cuda", NAME).parity == {"max_abs": 1e-6}  # what did not run stays
 
 
@@ -223,7 +239,87 @@ def test_what_cannot_run_is_never_passed(intact):
 def test_no_baseline_is_one_line(text, tmp_path):
     (tmp_path / "b.json").write_text(text)
     with pytest.raises(UsageError, match="cannot be read"):
-        run_gate(GateConfig(baseline=tmp_path / "b.json"))
+        run_gate(GateConfig(threads=1, baseline=tmp_path / "b.json"))
+
+
+def row_of(measures, precision="int8", **options):
+    """A gate's row of a candidate with these measures, and of a baseline row before it."""
+    worst = dict.fromkeys(MEASURES, "picture 1")
+    before, now = (
+        {**dict.fromkeys(MEASURES, 0.0), "boundary_iou": 1.0, **{k: v[i] for k, v in measures.items()}} for i in (0, 1)
+    )
+    report = ParityReport(tolerance=tolerance_for(precision), pictures=2, informative=2, worst=worst, **now)
+    parity = ParityRow(model="m.onnx", backend="openvino", precision=precision, report=report)
+    old = module.BaselineRow(device="cpu", name=parity.name, parity=before, speed=None, processor="p")
+    values = {"device": "cpu", "name": parity.name, "parity": parity, "before": old, "mask_band": 0.25}
+    return module.GateRow(**values | options)
+
+
+@pytest.mark.parametrize(
+    ("measures", "drift"),
+    [
+        ({"mean_abs": (0.004, 0.0054)}, None),  # a quarter of the 0.006 that was left
+        ({"mean_abs": (0.004, 0.0056)}, "mean_abs drifted from 0.004 to 0.0056 on picture 1, at most 0.0055"),
+        ({"boundary_iou": (0.97, 0.961)}, None),
+        ({"boundary_iou": (0.97, 0.959)}, "boundary_iou drifted from 0.97 to 0.959 on picture 1, at least 0.96"),
+        ({"max_abs": (0.1, 0.9)}, None),  # which int8 does not limit
+        ({"mean_abs": (0.004, 0.001)}, None),
+        ({"flips": (0.001, float("nan"))}, None),  # the contract itself fails on it
+    ],
+)
+def test_masks_that_drift_towards_a_limit_fail(measures, drift):
+    row = row_of(measures)
+    assert row.drifts == (() if drift is None else (drift,))
+    if drift:
+        assert row.verdict == "failed"
+        assert replace(row, mask_band=None).verdict == "passed"
+    assert row_of({"flips": (0.001, float("nan"))}).verdict == "failed"
+
+
+def saved_row(**changes):
+    value = {"max_abs": 1e-9, "mean_abs": 0.0, "p999_abs": 0.0, "flips": 0.0, "boundary_iou": 1.0}
+    fast = vars_of(speed(99.0, 98.0, 100.0))
+    return {"device": "cpu", "name": NAME, "parity": value, "processor": "one", "speed": fast, **changes}
+
+
+def test_another_machine_or_checkpoint_is_said_and_not_judged(intact, monkeypatch):
+    timed = {("model.onnx", "onnxruntime", "fp32"): Timed(speed(1.0, 0.9, 1.1))}
+    monkeypatch.setattr(module, "_timed", lambda *_: timed)
+    path = write_baseline(intact, "model.onnx", rounds=6, rows=[saved_row(kind="sve2")])
+    (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
+    assert (row.verdict, row.speed_floor, row.drifts) == ("passed", None, ())
+    assert "drift and speed not judged: the baseline is from sve2" in row.remarks[0]
+    path = write_baseline(intact, "model.onnx", rounds=6, rows=[saved_row(kind=module._machine_kind("cpu"))])
+    (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
+    assert row.verdict == "failed"
+    assert "1.10 times PyTorch FP32 at most, at least 58.80" in row.remarks[-1]
+    path = write_baseline(intact, "model.onnx", rounds=0, rows=[saved_row(speed=None)], reference_sha256="ab")
+    (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
+    assert row.mask_band is None
+    assert "the checkpoint is another than the baseline's" in row.remarks[0]
+    assert run_gate(GateConfig(threads=1, baseline=path, update=True)).updated
+    baseline = Baseline.read(path)
+    assert baseline.reference_sha256 == module._digest(baseline)
+    assert baseline.rows[0].kind == module._machine_kind("cpu")
+    assert run_gate(GateConfig(threads=1, baseline=path)).rows[0].remarks == ()
+
+
+def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(intact):
+    """Its manifest alone is changed: what is shown is whose rows and whose limits an INT8 file gets."""
+    model = onnx.load(LITE)
+    manifest = replace(read_manifest(LITE), precision="int8", onnx_sha256="", parity=None)
+    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
+    onnx.save(model, intact / "small.onnx")
+    path = write_baseline(intact, "model.onnx")
+    config = GateConfig(threads=1, baseline=path, update=True, candidates=(intact / "small.onnx",))
+    report = run_gate(config)
+    names = [NAME, "small.onnx, onnxruntime int8", "small.onnx, openvino int8"]
+    assert [row.name for row in report.rows] == names, report.complaint
+    assert [row.parity.report.tolerance.precision for row in report.rows] == ["fp32", "int8", "int8"]
+    kept = Baseline.read(path)
+    assert kept.candidates == ("model.onnx", "small.onnx")
+    assert kept.devices["cpu"] == ("onnxruntime:fp32", "onnxruntime:int8", "openvino:int8")
+    assert [row.name for row in kept.rows] == names
 
 
 def test_command_prints_what_moved(intact):

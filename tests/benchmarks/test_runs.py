@@ -1,6 +1,7 @@
 """Training runs side by side, from directories as the trainer leaves them: whole, resumed, broken off, or none."""
 
 import json
+from xml.etree import ElementTree as ET
 
 import pytest
 from typer.testing import CliRunner
@@ -77,6 +78,19 @@ def test_what_is_no_run_is_said(tmp_path):
         read_run(folder)
     with pytest.raises(UsageError, match="at least one"):
         compare_runs([])
+
+
+def test_curves_as_a_file_for_markdown(tmp_path):
+    folder, plot = write_run(tmp_path / "a"), tmp_path / "curves.svg"
+    assert CliRunner().invoke(app, ["runs", str(folder), "--plot", str(plot)]).exit_code == 0
+    text = plot.read_text()
+    ET.fromstring(text)
+    assert "var(" not in text
+    assert "maxF in validation, 0..1" in text
+    assert CliRunner().invoke(app, ["runs", str(folder), "--plot", str(tmp_path / "c.png")]).exit_code == 2
+    young = write_run(tmp_path / "young", validations=())
+    answer = CliRunner().invoke(app, ["runs", str(young), "--plot", str(tmp_path / "c.svg")])
+    assert (answer.exit_code, "no curve" in answer.stderr) == (2, True)
 
 
 def test_two_folders_of_one_name_are_told_apart(tmp_path):

@@ -260,3 +260,33 @@ def test_odd_folder(tmp_path, data_root, opened):
     assert answer.exit_code == 1
     assert len([path for path in (tmp_path / "out").iterdir() if path.name != JOURNAL_NAME]) == 90
     assert sum(line.startswith("error: ") for line in answer.stderr.splitlines()) == 12
+
+
+def test_resume_goes_on_after_a_kill(tmp_path, write_video):
+    clips = tmp_path / "in"
+    clips.mkdir()
+    for name in ("a", "b"):
+        write_video(clips / f"{name}.mp4", [np.full((32, 48, 3), i, np.uint8) for i in range(60)])
+    short = _SLOW.replace(
+        "main()\n", "from basnet_runtime.media import video_segments as v\nv.SEGMENT_FRAMES = 10\nmain()"
+    )
+    command = [sys.executable, "-c", short, "in", "-o", "out", "--resume", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = tmp_path / "out" / "a.mask.mp4.segments" / "000001.segment"
+    deadline = time.monotonic() + 30
+    while not second.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".basnet-run.jsonl", "a.mask.mp4.segments"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)["results"]
+    assert [result["frames"] for result in results] == [60, 60]
+    assert any("frames of an earlier run" in note for note in results[0]["notes"])
+    names = [".basnet-run.jsonl", "a.mask.mp4", "b.mask.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    # Killed between the last renaming and the removal of the segments, the result is whole all the same.
+    (tmp_path / "out" / "b.mask.mp4.segments").mkdir()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["results"] == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

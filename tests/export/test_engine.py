@@ -14,20 +14,22 @@ from basnet_export import engine
 from basnet_export.build_config import BuildConfig, parse_range
 from basnet_export.describe import describe
 from basnet_export.engine import build_engine
-from basnet_export.engine_network import parse_onnx, precision_share
+from basnet_export.engine_network import convolutions_of, parse_onnx, precision_share
 from basnet_export.engine_progress import BuildProgress
 from basnet_runtime import tensorrt_library
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
+from basnet_runtime.open import BUILTIN
 from basnet_runtime.preflight import read_plan_manifest
 from basnet_runtime.tensorrt_library import open_tensorrt
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
-from tests.models import SIZE, checkpoint_file, disc_folder, exported
+from tests.models import SIZE, checkpoint_file, disc_folder, exported, widened
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
 
 TENSOR16 = {"precision": "fp16", "graph": "tensor"}
 FRAME16 = {"precision": "fp16", "graph": "frame"}
+PARAMETERS = {16: 5_450_000, 64: 87_060_000}
 
 
 class Recorded(BuildProgress):
@@ -67,6 +69,29 @@ def test_a_plan_is_built_without_a_gpu(options, smallest, largest, tmp_path):
     assert (facts.profiles[0].smallest, facts.profiles[0].largest) == (smallest, largest)
     assert (facts.typed_layers, facts.typed_flops) == (1.0, 1.0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.plan", "a.plan.json"]
+
+
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("options", [FRAME16, {"precision": "fp32", "graph": "tensor"}], ids=["fp16-frame", "fp32"])
+def test_plans_of_the_widths_that_are_used(options, width, tmp_path):
+    """Of `basnet-lite`'s width and the paper's, both graphs, shapes free, built ahead of time and inspected."""
+    source = widened(exported(**options), width)
+    path = build_engine(config(tmp_path, source, batch=(1, 8, 32)))
+    manifest, facts = read_plan_manifest(path)
+    assert (manifest.width, manifest.precision, facts.typed_flops) == (width, options["precision"], 1.0)
+    assert facts.profiles[0].best[0] == 8
+    assert facts.profiles[0].largest[0] == 32
+    stored = 2 if options["precision"] == "fp16" else 4
+    assert 0.9 < facts.plan_bytes / (stored * PARAMETERS[width]) < 1.5
+    text = str(describe(path))
+    assert f"{manifest.precision}: 100.0% of the convolutions' arithmetic" in text
+    assert (f"1x3x{SIZE}x{SIZE} / 8x3x{SIZE}x{SIZE} / 32x3x{SIZE}x{SIZE}" in text) == (manifest.graph == "tensor")
+
+
+def test_basnet_lite_itself_becomes_a_plan(tmp_path):
+    manifest, facts = read_plan_manifest(build_engine(config(tmp_path, BUILTIN)))
+    assert (manifest.width, manifest.precision, facts.typed_flops) == (16, "fp32", 1.0)
+    assert manifest.preprocess == read_manifest(BUILTIN).preprocess
 
 
 def test_a_checkpoint_becomes_an_fp16_engine(tmp_path):
@@ -117,8 +142,9 @@ def test_share_counts_arithmetic_not_layers():
     library = open_tensorrt("rtx")
     source = exported(precision="fp32", graph="tensor")
     parsed = parse_onnx(library, library.trt.Builder(library.logger), source.read_bytes(), read_manifest(source))
-    assert precision_share(library, parsed.network, "fp16").flops == 0
-    assert precision_share(library, parsed.network, "fp32").layers == 1
+    convolutions = convolutions_of(library, parsed.network)
+    assert precision_share(convolutions, "fp16").flops == 0
+    assert precision_share(convolutions, "fp32").layers == 1
 
 
 def test_ctrl_c_ends_the_build_and_leaves_nothing(tmp_path):
@@ -181,6 +207,11 @@ def test_compute_capabilities_of_rtx(capabilities, tmp_path):
     assert facts.compute_capabilities == capabilities
 
 
+def test_this_machines_gpu_has_to_be_there(tmp_path):
+    with pytest.raises(BackendUnavailable, match="no NVIDIA driver; build there, or take another --compute-capability"):
+        build_engine(config(tmp_path, compute_capabilities=("current",)))
+
+
 def test_unknown_compute_capability(tmp_path):
     with pytest.raises(UsageError, match=r"compute capability 1\.0: TensorRT for RTX .* builds for 7\.5"):
         build_engine(config(tmp_path, compute_capabilities=("1.0",)))
@@ -217,6 +248,7 @@ def test_existing_files_stay(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"flavor": "rtx", "compute_capabilities": ("current", "8.6")}, "current: stands alone"),
         ({"model": Path("a.plan")}, "an engine is built from"),
         ({"model": Path("a.onnx"), "precision": "fp16"}, "is for a checkpoint"),
         ({"output": Path("a.onnx")}, r"must end in \.plan"),

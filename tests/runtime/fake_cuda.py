@@ -35,7 +35,7 @@ class FakeCuda:
     """`Cuda` without a device. `fail_at` counts calls; the call of that number raises FakeError."""
 
     name, index, label = "cuda-core", 0, "fake CUDA"
-    gpu = Gpu(name="Fake GPU", compute_capability="9.0", driver="13.0")
+    gpu = Gpu(name="Fake GPU", compute_capability="9.0", driver="580.65.06", cuda="13.0")
 
     def __init__(self, seed=0, fail_at=None, graphs=True):
         self.random, self.fail_at, self.graphs = random.Random(seed), fail_at, graphs

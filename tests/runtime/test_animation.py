@@ -171,3 +171,15 @@ def test_opencv_agrees_about_a_gif(tmp_path):
     _, theirs = cv2.imdecodeanimation(np.frombuffer(path.read_bytes(), np.uint8).reshape(1, -1))
     assert list(theirs.durations) == list(DELAYS)
     assert theirs.loop_count == 3
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_frames_that_repeat_keep_their_time(tmp_path, suffix):
+    """Encoders store successive frames that are identical as one; what is seen at every moment stays the same."""
+    still, moved = pictures()[:2]
+    traits, frames = read(draw(tmp_path / f"a{suffix}", [still, still, moved, moved]))
+    shown = [frame.image_HWC for frame, delay in zip(frames, traits.delays, strict=True) for _ in range(delay // 10)]
+    expected = [still] * ((DELAYS[0] + DELAYS[1]) // 10) + [moved] * ((DELAYS[2] + DELAYS[3]) // 10)
+    assert len(shown) == len(expected)
+    for seen, drawn in zip(shown, expected, strict=True):
+        assert np.abs(seen.astype(int) - drawn).mean() < 4

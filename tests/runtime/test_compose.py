@@ -29,9 +29,7 @@ def made(kind, image, mask, alpha=None):
 
 @pytest.mark.parametrize("text", ["masks", "color", "color:red", "color:#12345", "image:", "blur:3", "", "mask:x"])
 def test_unknown_kinds_are_refused(text):
-    with pytest.raises(
-        UsageError, match=r"kind is .* it must be mask, cutout, overlay, side, color:#rrggbb, image:FILE"
-    ):
+    with pytest.raises(UsageError, match=r"kind is .* it must be mask, cutout, overlay, side, color:#rrggbb, image"):
         OutputKind.parse(text)
 
 

@@ -355,3 +355,35 @@ def test_a_side_too_long_for_the_format(tmp_path):
     with pytest.raises(MediaError, match=r"16384x1 is too large for \.webp"):
         write_picture(tmp_path / "a.webp", strip)
     write_picture(tmp_path / "a.jpg", strip)
+
+
+@pytest.fixture
+def heic(tmp_path, coffee):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    alpha = np.broadcast_to(np.linspace(0, 255, coffee.shape[1]).astype(np.uint8), coffee.shape[:2])
+    for name, mode, pixels in (("a.heic", "RGB", coffee), ("alpha.heic", "RGBA", np.dstack([coffee, alpha]))):
+        size = (coffee.shape[1], coffee.shape[0])
+        pillow_heif.encode(mode, size, pixels.tobytes(), str(tmp_path / name), quality=95)
+    return tmp_path
+
+
+def test_heic(heic, coffee):
+    frame = read_picture(heic / "a.heic")
+    assert frame.alpha_HW is None
+    assert np.abs(frame.image_HWC.astype(int) - coffee).mean() < 6
+    clear = read_picture(heic / "alpha.heic")
+    assert clear.alpha_HW is not None
+    assert np.abs(clear.alpha_HW[0].astype(int) - np.linspace(0, 255, coffee.shape[1])).mean() < 3
+    with pytest.raises(MediaError, match="--max-pixels"):
+        read_picture(heic / "a.heic", max_pixels=1000)
+    data = (heic / "a.heic").read_bytes()
+    (heic / "cut.heic").write_bytes(data[: len(data) // 2])
+    with pytest.raises(MediaError, match=r"cut\.heic: cannot be read") as error:
+        read_picture(heic / "cut.heic")
+    assert "\n" not in str(error.value)
+
+
+def test_heic_without_its_library(heic, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MediaError, match=r"HEIC needs pillow-heif; pip install 'basnet-deploy\[heic\]'"):
+        read_picture(heic / "a.heic")

@@ -160,6 +160,22 @@ def test_colours_follow_matrix_and_range(tmp_path, write_video, fake_model, colo
     assert np.abs(out[4:12, 4:12] - (image * share)[4:12, 4:12]).max() < 25
 
 
+def test_primaries_and_transfer_are_carried(tmp_path, write_video, fake_model):
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 1
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(images(1, height=64)[0], format="rgb24")))
+        container.mux(stream.encode(None))
+    for kind in ("mask", "overlay"):
+        _, warnings = convert(fake_model, tmp_path / "in.mp4", tmp_path / f"{kind}.mp4", kind)
+        assert warnings == ["is HDR (PQ); masks are found on its samples as they are stored"]
+        with av.open(str(tmp_path / f"{kind}.mp4")) as container:
+            frame = next(container.decode(video=0))
+        assert (int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace)) == (9, 16, 9)
+
+
 def test_mask_values_survive(tmp_path, write_video, fake_model):
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3)).copy()
     clip = write_video(tmp_path / "in.mp4", [ramp] * 4)
@@ -188,6 +204,19 @@ def test_cutout_has_transparency(tmp_path, write_video, fake_model, suffix, pixe
     assert alpha[40, 50] < 60
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".webm", "vp9"), (".mov", "prores"), (".mkv", "ffv1")])
+def test_the_videos_own_transparency_is_kept(tmp_path, write_video, fake_model, suffix, codec):
+    clip = write_video(tmp_path / "in.mp4", images(3))
+    clear = tmp_path / f"clear{suffix}"
+    convert(fake_model, clip, clear, "cutout", video=VideoOptions(codec=codec))
+    with VideoSource(clear) as source:
+        frames = list(source.frames(Room(), StageClock()))
+    assert len(frames) == 3
+    assert frames[0].alpha_HW[16, 12] > 150
+    assert frames[0].alpha_HW[40, 50] < 60
+    assert (frames[0].flattened()[40, 50] > 190).all()  # the network sees white there
+
+
 def test_cutout_of_mp4_is_refused_with_advice(tmp_path, write_video):
     clip = write_video(tmp_path / "in.mp4", images(2))
     cutout = OutputKind(name="cutout")
@@ -200,10 +229,19 @@ def test_container_follows_the_sound(tmp_path, write_video, fake_model):
     times = list(range(0, 240, 40))
     clip = write_video(tmp_path / "in.mkv", images(), audio="pcm_s16le", time_base=Fraction(1, 1000), pts=times)
     assert default_suffix(clip, OutputKind()) == ".mov"
-    with pytest.raises(UsageError, match=r"\.mp4 cannot hold the pcm_s16le stream of in\.mkv; use \.mkv"):
+    with pytest.raises(UsageError, match=r"\.mp4 cannot hold the pcm_s16le stream of in\.mkv; use \.mkv, or"):
         check_output(clip, tmp_path / "out.mp4", OutputKind())
     convert(fake_model, clip, tmp_path / "out.mkv")
     assert copied(tmp_path / "out.mkv") == copied(clip) != []
+
+
+def test_without_sound_every_container_will_do(tmp_path, write_video, fake_model):
+    clip = write_video(tmp_path / "in.mp4", images(), audio="aac")
+    silent = VideoOptions(sound=False)
+    check_output(clip, tmp_path / "out.webm", OutputKind(name="cutout"), silent)
+    _, warnings = convert(fake_model, clip, tmp_path / "out.webm", "cutout", video=silent)
+    assert copied(tmp_path / "out.webm") == []
+    assert warnings == [".webm keeps times to the millisecond; .mp4 and .mov keep them exactly"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

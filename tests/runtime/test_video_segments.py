@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from basnet_runtime.finish import Finishing
 from basnet_runtime.media import video_segments
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.video_options import Span, VideoOptions
@@ -42,7 +43,7 @@ def clip(tmp_path, write_video):
     return write_video(tmp_path / "in.mp4", images(30), pts=times, audio="aac")
 
 
-def video_run(model, source, target, *, stop_at=None, kind="mask", identity=None, batch=1, **options):
+def video_run(model, source, target, *, stop_at=None, kind="mask", identity=None, batch=1, finishing=None, **options):
     """A run; Ctrl-C after `stop_at` frames of it."""
     kind = OutputKind.parse(kind)
     count = 0
@@ -63,7 +64,9 @@ def video_run(model, source, target, *, stop_at=None, kind="mask", identity=None
         batch=batch,
         max_pixels=10**8,
         model=model,
-        pipeline=lambda f, **more: Pipeline(model, Composer(kind), batch=batch, on_frame=f, stream=True, **more),
+        pipeline=lambda f, **more: Pipeline(
+            model, Composer(kind), batch=batch, on_frame=f, stream=True, finishing=finishing, **more
+        ),
         started=lambda _: None,
         advanced=advanced,
     )
@@ -100,6 +103,17 @@ def test_continued_run_gives_the_same_bytes(tmp_path, clip, fake_model, name, ki
     assert [path.name for path in stopped.parent.iterdir()] == [name]
     with av.open(str(stopped)) as container:
         assert sum(1 for _ in container.decode(video=0)) == again.frames
+
+
+def test_what_the_stabiliser_remembers_goes_along(tmp_path, clip, fake_model):
+    targets = [tmp_path / name / "out.mkv" for name in ("whole", "stopped", "unstable")]
+    stable = {"finishing": Finishing(stabilise=True), "codec": "ffv1"}
+    video_run(fake_model, clip, targets[0], **stable).run()
+    with pytest.raises(KeyboardInterrupt):
+        video_run(fake_model, clip, targets[1], stop_at=13, **stable).run()
+    video_run(fake_model, clip, targets[1], **stable).run()
+    video_run(fake_model, clip, targets[2], codec="ffv1").run()
+    assert digest(targets[0]) == digest(targets[1]) != digest(targets[2])
 
 
 def test_batches_of_a_continued_run_are_those_of_a_whole_one(tmp_path, clip, fake_model):

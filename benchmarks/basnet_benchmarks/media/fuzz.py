@@ -6,6 +6,7 @@ as `basnet-run` reads them, under a limit of pixels. The process's peak of memor
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import select
@@ -16,6 +17,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -177,6 +179,12 @@ def seeds() -> dict[str, bytes]:
         animation.frames = [np.roll(alpha, 5 * i, axis=1) for i in range(3)]
         animation.durations = [50, 100, 70]
         files[f"animated{suffix}"] = np.asarray(cv2.imencodeanimation(suffix, animation)[1]).tobytes()
+    with suppress(ImportError):
+        import pillow_heif
+
+        made = io.BytesIO()
+        pillow_heif.encode("RGB", (64, 48), image.tobytes(), made, quality=90)
+        files["still.heic"] = made.getvalue()
     return files
 
 

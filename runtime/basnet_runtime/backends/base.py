@@ -16,7 +16,7 @@ from basnet_torch.spec import TensorSpec
 __all__ = ["Backend", "BackendName", "OverlappedBackend", "Precision", "Ticket"]
 
 BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 class Backend(Protocol):

@@ -31,12 +31,14 @@ class Gpu:
     Attributes:
         name: As its maker calls it.
         compute_capability: Such as `9.0`.
-        driver: Version of CUDA that the driver supports, such as `13.0`.
+        driver: Version of its driver, such as `580.65.06`; empty where it cannot be asked.
+        cuda: Version of CUDA that the driver supports, such as `13.0`.
     """
 
     name: str
     compute_capability: str
     driver: str
+    cuda: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -52,8 +52,17 @@ class CudaCore:
         return Gpu(
             name=str(self._device.name),
             compute_capability=f"{capability.major}.{capability.minor}",
-            driver=".".join(map(str, system.get_user_mode_driver_version())),
+            driver=self._kernel_driver(system),
+            cuda=".".join(map(str, system.get_user_mode_driver_version()[:2])),
         )
+
+    @staticmethod
+    def _kernel_driver(system: Any) -> str:
+        try:
+            major, *rest = system.get_kernel_mode_driver_version()
+        except RuntimeError:  # asked of NVML, which containers may lack
+            return ""
+        return ".".join([str(major), *(f"{part:02}" for part in rest)])
 
     def _context(self) -> Any:
         return self._checked(self._driver.cuCtxGetCurrent())[0]

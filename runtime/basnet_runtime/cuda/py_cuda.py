@@ -46,7 +46,8 @@ class PyCuda:
         return Gpu(
             name=str(self._device.name()),
             compute_capability=f"{major}.{minor}",
-            driver=f"{number // 1000}.{number % 1000 // 10}",
+            driver="",  # which PyCUDA does not tell
+            cuda=f"{number // 1000}.{number % 1000 // 10}",
         )
 
     @contextmanager

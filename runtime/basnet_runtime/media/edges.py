@@ -23,11 +23,13 @@ from basnet_runtime.media.frame import UInt8
 __all__ = ["refined_edges"]
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 _SIDE = 400  # pixels of the reduced picture's long side
 _RADIUS = 0.03  # of that side
 _SMOOTH = 1e-4  # variance of colour, 0..1 squared, below which a window counts as flat
 _POWER = 4  # how sharply trust falls with the share that the colours explain
 _SPREAD = 1e-3  # variance of the mask below which there is no edge to move
+_TRUSTED = 1 / 512  # below it no value of the mask changes
 _STRIP_PIXELS = 1 << 20
 
 
@@ -68,19 +70,30 @@ def _fitted(picture: Float32, mask: Float32, radius: int) -> _Model:
     return _Model(gain_hw3=gain, offset_hw=offset, trust_hw=explained**_POWER)
 
 
-def _covariance(picture: Float32, mean: Float32, radius: int) -> NDArray[np.float64]:
-    """Of the colours in each window, h,w,3,3, in double precision because flat windows are nearly singular."""
-    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    out = np.empty((*picture.shape[:2], 3, 3))
-    for i, j in pairs:
-        product = _blur(picture[..., i] * picture[..., j], radius) - mean[..., i] * mean[..., j]
-        out[..., i, j] = out[..., j, i] = product
-    return out + np.eye(3) * _SMOOTH
+def _covariance(picture: Float32, mean: Float32, radius: int) -> dict[tuple[int, int], Float64]:
+    """Of channels i and j in each window, in double precision because flat windows are nearly singular."""
+    found: dict[tuple[int, int], Float64] = {}
+    for i in range(3):
+        for j in range(i, 3):
+            product = _blur(picture[..., i] * picture[..., j], radius) - mean[..., i] * mean[..., j]
+            found[i, j] = found[j, i] = product.astype(np.float64) + (_SMOOTH if i == j else 0)
+    return found
 
 
-def _solved(matrix_hw33: NDArray[np.float64], right_hw3: Float32) -> Float32:
-    solution: Float32 = np.linalg.solve(matrix_hw33, right_hw3[..., None])[..., 0].astype(np.float32)
-    return solution
+def _solved(matrix: dict[tuple[int, int], Float64], right_hw3: Float32) -> Float32:
+    """The three unknowns of each pixel, by Cramer's rule: ten times as fast as a solver called for each."""
+
+    def cofactor(i: int, j: int) -> Float64:
+        (a, b), (c, d) = ([k for k in range(3) if k != without] for without in (i, j))
+        sign = -1 if (i + j) % 2 else 1
+        return sign * (matrix[a, c] * matrix[b, d] - matrix[a, d] * matrix[b, c])
+
+    adjoint = {(i, j): cofactor(i, j) for i in range(3) for j in range(i, 3)}
+    determinant = sum(matrix[0, j] * adjoint[0, j] for j in range(3))
+    unknowns = [
+        sum(adjoint[min(i, j), max(i, j)] * right_hw3[..., j] for j in range(3)) / determinant for i in range(3)
+    ]
+    return np.stack(unknowns, axis=2).astype(np.float32)
 
 
 def _applied(model: _Model, image_HWC: UInt8, mask_HW: UInt8, rows: slice, height: int) -> UInt8:
@@ -89,10 +102,12 @@ def _applied(model: _Model, image_HWC: UInt8, mask_HW: UInt8, rows: slice, heigh
     gain, offset, trust = (
         _stretched(values, rows, height, width) for values in (model.gain_hw3, model.offset_hw, model.trust_hw)
     )
-    mask = mask_HW.astype(np.float32)
-    guided = (gain * image_HWC).sum(axis=2) + offset * np.float32(255)
-    refined: UInt8 = np.rint(mask + trust * (guided - mask)).clip(0, 255).astype(np.uint8)
-    return refined
+    refined_HW = mask_HW.copy()
+    at = trust > _TRUSTED  # the edges alone: elsewhere there is nothing to compute
+    mask = mask_HW[at].astype(np.float32)
+    guided = (gain[at] * image_HWC[at]).sum(axis=1) + offset[at] * np.float32(255)
+    refined_HW[at] = np.rint(mask + trust[at] * (guided - mask)).clip(0, 255)
+    return refined_HW
 
 
 def _stretched(values: Float32, rows: slice, height: int, width: int) -> Float32:

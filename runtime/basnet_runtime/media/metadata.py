@@ -153,7 +153,7 @@ def _entries(data: bytes | bytearray, order: str, directory: int) -> range:
 def _check_directory(data: bytes | bytearray, order: str, directory: int) -> None:
     """Every entry must be inside the block, or libraries read past its end."""
     entries = _entries(data, order, directory)
-    if entries.stop + 4 > len(data) or not 0 < len(entries) < 1000:
+    if entries.stop + 4 > len(data) or len(entries) > 1000:
         raise ValueError("the directory is cut short")
 
 

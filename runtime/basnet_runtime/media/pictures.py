@@ -14,17 +14,18 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
 from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.frame import Frame, UInt8
+from basnet_runtime.media.heic import HEIC_ADVICE, heic_image, heic_size, is_heic
 from basnet_runtime.media.metadata import Metadata, metadata_of, stored_orientation, tagged
 from basnet_torch.errors import MediaError, UsageError
 
@@ -45,6 +46,7 @@ __all__ = [
     "write_picture",
 ]
 
+T = TypeVar("T")
 PictureFormat = Literal["png", "jpg", "webp", "tiff"]
 PICTURE_FORMATS: tuple[PictureFormat, ...] = ("png", "jpg", "webp", "tiff")
 DEFAULT_MAX_PIXELS = 300_000_000
@@ -112,6 +114,7 @@ class PictureFile:
         self.path = path
         self.notes: list[str] = []
         self._pages = ""
+        self._is_heic = False
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -130,13 +133,20 @@ class PictureFile:
         head = _head(self.path, self._file)
         if not head:
             raise MediaError(f"{self.path}: the file is empty")
-        size = _opencv_size(head)
-        if size is None:
+        if is_heic(head) and (size := self._of_heic(heic_size)) is not None:
+            self.height, self.width = size
+            self._refuse_above(max_pixels)
+            self._is_heic = True
             self._image = self._load(access="sequential")
-            size = self._image.height, self._image.width
-        else:
+        elif (size := _opencv_size(head)) is not None:
+            self.height, self.width = size
             max_pixels = min(max_pixels, _UNCOMPRESSED_MAX)
-        self.height, self.width = size
+        else:
+            self._image = self._load(access="sequential")
+            self.height, self.width = self._image.height, self._image.width
+        self._refuse_above(max_pixels)
+
+    def _refuse_above(self, max_pixels: int) -> None:
         if self.nbytes > 3 * max_pixels:
             clear = " with transparency" if self.nbytes > 3 * self.height * self.width else ""
             limit = max_pixels * 3 * self.height * self.width / self.nbytes
@@ -196,7 +206,7 @@ class PictureFile:
     @property
     def has_strips(self) -> bool:
         """Whether `strips` can deliver it."""
-        return self._image is not None
+        return self._image is not None and not self._is_heic
 
     @property
     def metadata(self) -> Metadata | None:
@@ -253,8 +263,16 @@ class PictureFile:
     ) -> None:
         self.close()
 
+    def _of_heic(self, read: Callable[[BinaryIO], T]) -> T:
+        try:
+            return read(self._file)
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}") from error
+
     def _load(self, access: str) -> Any:
         vips = vips_module()
+        if self._is_heic:
+            return self._of_heic(lambda file: heic_image(file, vips))
         # By descriptor: libvips reads options out of names such as "a[page=1].png".
         self._file.seek(0)
         source = vips.Source.new_from_descriptor(self._file.fileno())
@@ -479,6 +497,7 @@ def _opencv_size(head: bytes) -> tuple[int, int] | None:
 
 _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
+    "hevc": HEIC_ADVICE,
     "not in a known format": "this is no picture in a known format",
     "premature end": "the file is cut short or damaged",
     "end of": "the file is cut short or damaged",

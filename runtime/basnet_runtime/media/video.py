@@ -32,6 +32,8 @@ from basnet_torch.errors import MediaError
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
     from basnet_runtime.pipeline import Room
@@ -106,7 +108,9 @@ class VideoSource:
         self._first: av.VideoFrame | None = first
         self._format = (first.width, first.height)
         self._upright = _upright_of(first)
-        self.decoder = f"{self._stream.codec_context.name}, {'CUDA' if self._in_hardware() else 'software'}"
+        self._clear = any(component.is_alpha for component in first.format.components)
+        decoder = self._alpha_decoder or self._stream.codec_context
+        self.decoder = f"{decoder.name}, {'CUDA' if self._in_hardware() else 'software'}"
         self.traits = self._traits_of(first)
         self._origin = first.pts or 0
         self._begun = time.monotonic()
@@ -115,6 +119,7 @@ class VideoSource:
 
     def _first_frame(self) -> av.VideoFrame:
         self._stream = _video_stream(self._container, self.source, self._max_pixels)
+        self._alpha_decoder = _alpha_decoder(self._stream)
         if is_address(self.source):
             self._side = LiveSide(self._container)
         self._decoded = self._decode()
@@ -151,7 +156,8 @@ class VideoSource:
             ),
             frames=stream.frames,
             seconds=float(self._container.duration or 0) / 1e6,
-            part=self._span.start is not None or is_live(self.source),
+            stream=stream.index,
+            part=self._span.start is not None or (is_address(self.source) and not self._container.duration),
         )
 
     def _tell_of(self, first: av.VideoFrame) -> None:
@@ -198,7 +204,7 @@ class VideoSource:
     def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
         """Every frame in order of presentation, times strictly rising; call once."""
         clock.owned["decode"] = self._threads.owned.get("decode", {})
-        nbytes = self.traits.height * self.traits.width * 3
+        nbytes = self.traits.height * self.traits.width * (4 if self._clear else 3)
         first, self._first = self._first, None
         decoded = itertools.chain([] if first is None else [first], self._decoded)
         del first
@@ -242,7 +248,10 @@ class VideoSource:
                 self._side.put(packet)
                 continue
             try:
-                yield from cast("list[av.VideoFrame]", packet.decode())
+                if self._alpha_decoder is None:
+                    yield from cast("list[av.VideoFrame]", packet.decode())
+                else:
+                    yield from self._alpha_decoder.decode(cast("Packet[VideoStream]", packet))
             except FFmpegError as error:
                 self._damaged += 1
                 self._broke = self._broke or av_detail(error)
@@ -278,9 +287,13 @@ class VideoSource:
     def _frame(self, raw: av.VideoFrame, pts: int) -> Frame:
         self._interlaced += raw.interlaced_frame
         # One thread: the frame before is still in the network, which has better use for the others.
-        rgb = self._reformatter.reformat(raw, format="rgb24", threads=1)
-        image_HWC = self._upright.apply(np.asarray(rgb.to_ndarray(), np.uint8))
-        frame = Frame(image_HWC=image_HWC, index=self._shown, pts=pts, duration=raw.duration or 0)
+        pixels = self._reformatter.reformat(raw, format="rgba" if self._clear else "rgb24", threads=1)
+        image_HWC = self._upright.apply(np.asarray(pixels.to_ndarray(), np.uint8))
+        alpha_HW = None
+        if self._clear:
+            image_HWC, alpha_HW = np.ascontiguousarray(image_HWC[..., :3]), np.ascontiguousarray(image_HWC[..., 3])
+        duration = raw.duration or 0
+        frame = Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=self._shown, pts=pts, duration=duration)
         self._shown += 1
         return frame
 
@@ -340,6 +353,18 @@ def _video_stream(container: InputContainer, source: Path | str, max_pixels: int
             context.thread_count = min(_MAX_DECODE_THREADS, allowed_threads() + 1)
         return stream
     raise MediaError(f"{source}: has no video stream")
+
+
+def _alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
+    """For VP8 and VP9 with transparency, which FFmpeg's own decoders leave out: libvpx."""
+    import av
+
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
+    if name is None or stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1":
+        return None
+    decoder = cast("VideoCodecContext", av.CodecContext.create(name, "r"))
+    decoder.thread_count = stream.codec_context.thread_count
+    return decoder
 
 
 def _too_large(source: Path | str, width: int, height: int, limit: int) -> MediaError:

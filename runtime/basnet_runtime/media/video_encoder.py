@@ -25,6 +25,7 @@ __all__ = [
     "codec_for",
     "encoded_colour",
     "encoded_full_range",
+    "holds_codec",
     "refused",
     "set_up",
     "swscale_matrix",
@@ -88,6 +89,11 @@ class Encoder:
     def described(self) -> str:
         """For people: which encoder, and where it runs."""
         return f"{self.library}, {'CUDA' if self.in_hardware else 'software'}"
+
+
+def holds_codec(suffix: str, codec: Codec, kind: OutputKind) -> bool:
+    """Whether a container is written with a codec, for a result of this kind."""
+    return codec in (_ALPHA_CODECS if kind.has_alpha else _CODECS).get(suffix, ())
 
 
 def codec_for(target: Path, kind: OutputKind, options: VideoOptions) -> Codec:

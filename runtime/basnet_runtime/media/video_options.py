@@ -93,6 +93,7 @@ class VideoOptions:
         span: The part that is done.
         resume: Work in segments that survive the end of the process, and continue from those that are there.
         hwaccel: Where decoding and encoding run.
+        sound: Copy audio and subtitles; without them every container will do.
     """
 
     codec: Codec | None = None
@@ -100,6 +101,7 @@ class VideoOptions:
     span: Span = field(default_factory=Span)
     resume: bool = False
     hwaccel: HwAccel = "auto"
+    sound: bool = True
 
     def __post_init__(self) -> None:
         if self.codec is not None and self.codec not in CODECS:

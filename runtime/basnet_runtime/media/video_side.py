@@ -7,14 +7,14 @@ the container has a place for them, and what has none is named.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.media.video_encoder import ALPHA_OUTPUTS, codec_for
+from basnet_runtime.media.video_encoder import codec_for, holds_codec
 from basnet_runtime.media.video_open import av_detail, camera_of, is_address, open_input
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_torch.errors import MediaError, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
     from av.stream import Stream
+    from av.video.stream import VideoStream
 
 __all__ = [
     "FORMATS",
@@ -35,7 +36,6 @@ __all__ = [
     "copied_streams",
     "copy_tags",
     "default_suffix",
-    "usual_suffix",
 ]
 
 FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
@@ -45,26 +45,32 @@ _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", 
 _LIVE_BYTES = 64_000_000
 
 
-def usual_suffix(kind: OutputKind) -> str:
-    """The container of a result whose sound is not known yet."""
-    return ".mov" if kind.has_alpha else ".mp4"
-
-
-def default_suffix(source: Path, kind: OutputKind) -> str:
+def default_suffix(source: Path, kind: OutputKind, options: VideoOptions | None = None) -> str:
     """The container for a video's result that holds its audio and subtitles: .mp4 where it can, then .mov, then .mkv.
+
+    Args:
+        source: The video.
+        kind: What is made of it.
+        options: The user's choices; not every container holds every codec.
 
     Raises:
         MediaError: The file cannot be read as media, or no container holds both transparency and the audio.
     """
-    candidates = (".mov", ".webm") if kind.has_alpha else (".mp4", ".mov", ".mkv")
+    options = options or VideoOptions()
+    codec = options.codec
+    usual = (".mov", ".webm") if kind.has_alpha else (".mp4", ".mov", ".mkv")
+    fitting = [suffix for suffix in (*usual, ".mkv") if codec is None or holds_codec(suffix, codec, kind)]
+    candidates = usual if codec is None or not fitting else fitting
     with open_input(source) as container:
-        names = _names(copied_streams(container))
+        names = _names(copied_streams(container)) if options.sound else []
     for suffix in candidates:
         if not _unfit(names, suffix):
             return suffix
+    asked = f" and {codec}" if codec else ""
+    clear = " with transparency" if kind.has_alpha else ""
     raise MediaError(
-        f"{source}: no usual container with transparency holds its {' and '.join(names)} stream; "
-        "write a .mkv (--codec ffv1) or frames/%06d.png"
+        f"{source}: no usual container{clear} holds its {' and '.join(names)} stream{asked}; "
+        "write a .mkv (--codec ffv1) or frames/%06d.png, or leave the sound out (--no-sound)"
     )
 
 
@@ -75,15 +81,16 @@ def check_output(source: Path | str, target: Path, kind: OutputKind, options: Vi
         UsageError: With the suffixes or codecs that can.
         MediaError: The file cannot be read as media.
     """
-    codec_for(target, kind, options or VideoOptions())
-    if is_address(source) or camera_of(source) is not None:
+    options = options or VideoOptions()
+    codec_for(target, kind, options)
+    if not options.sound or is_address(source) or camera_of(source) is not None:
         return
     suffix = target.suffix.lower()
     with open_input(source) as container:
         unfit = _unfit(_names(copied_streams(container)), suffix)
     if unfit:
-        advice = "use .mkv" if not kind.has_alpha or suffix in ALPHA_OUTPUTS else "use .mov"
-        raise UsageError(f"{target}: {suffix} cannot hold the {unfit[0]} stream of {Path(source).name}; {advice}")
+        where = f"{target}: {suffix} cannot hold the {unfit[0]} stream of {Path(source).name}"
+        raise UsageError(f"{where}; use .mkv, or --no-sound")
 
 
 def copied_streams(container: InputContainer) -> list[Stream]:
@@ -262,19 +269,26 @@ class PacketCopier:
             self.warnings.append(self._side.warning)
 
 
-def copy_tags(side: Side, output: OutputContainer, suffix: str, *, whole: bool) -> list[str]:
+def copy_tags(
+    side: Side, source_video: int, output: OutputContainer, video: VideoStream, suffix: str, *, whole: bool
+) -> list[str]:
     """Take tags, chapters and attachments along; returns what has no place in the output.
 
     Args:
         side: Of the source.
+        source_video: Index of the stream that is worked on.
         output: Before its header is written.
+        video: Its video stream.
         suffix: The output's.
-        whole: Whether the result is as long as the source; chapters of a part would lie.
+        whole: Whether the result begins where the source does; chapters of a part would lie.
     """
     source = side.container
     if source is None:
         return []
-    output.metadata.update({key: value for key, value in source.metadata.items() if key.lower() not in _OF_THE_FILE})
+    output.metadata.update(_kept(source.metadata))
+    video.metadata.update(_kept(source.streams[source_video].metadata))
+    if not whole:
+        video.metadata.pop("timecode", None)  # it is that of the source's first frame
     notes = []
     if chapters := source.chapters():
         if whole and suffix != ".webm":
@@ -290,6 +304,13 @@ def copy_tags(side: Side, output: OutputContainer, suffix: str, *, whole: bool) 
     others = len(source.streams.video) - 1
     if others > 0:
         notes.append(f"{others} further video or cover streams are left out")
-    if source.streams.data:
-        notes.append(f"{len(source.streams.data)} data streams (such as camera telemetry) are left out")
+    # A time code is a tag of the video, of which the muxer makes a stream again.
+    kept = "timecode" in video.metadata and suffix in (".mp4", ".mov")
+    data = [stream for stream in source.streams.data if not (kept and "timecode" in stream.metadata)]
+    if data:
+        notes.append(f"{len(data)} data streams (such as camera telemetry) are left out")
     return notes
+
+
+def _kept(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.lower() not in _OF_THE_FILE}

@@ -77,7 +77,10 @@ class OutputPlan:
 
     def open_side(self) -> Side:
         """What is copied along, open."""
-        return FileSide(Path(self.traits.source)) if self.side is None else self.side()
+        side = FileSide(Path(self.traits.source)) if self.side is None else self.side()
+        if not self.options.sound:
+            side.streams = []
+        return side
 
     def encoder(self) -> Encoder:
         """The encoder for frames of the size in `traits`."""
@@ -302,7 +305,9 @@ class Muxer:
         self.context = self._stream.codec_context
         set_up(self.context, encoder, plan.traits)
         self._copier = PacketCopier(side, self._container, suffix)
-        self.warnings += copy_tags(side, self._container, suffix, whole=plan.options.span.start is None)
+        self.warnings += copy_tags(
+            side, plan.traits.stream, self._container, self._stream, suffix, whole=plan.options.span.start is None
+        )
         self._start(encoder, plan)
         if in_milliseconds and 1000 % plan.traits.time_base.denominator:
             self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")

@@ -45,7 +45,8 @@ class VideoTraits:
         colour: Of the source's samples.
         frames: Number of frames the file promises, 0 where it does not say.
         seconds: Length the file promises, 0 where it does not say.
-        part: Only a part of the source is read, or it has no beginning: the output's times start at 0.
+        stream: Index of the video stream.
+        part: Only a part of the source is read, or it is endless: the output's times start at 0.
     """
 
     source: Path | str
@@ -57,6 +58,7 @@ class VideoTraits:
     colour: Colour
     frames: int
     seconds: float
+    stream: int = 0
     part: bool = False
 
 

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Measures on this machine's processor what README.md and the model card show: JSON and Markdown into
+# benchmarks/reports, a page of it (report.html), and the numbers between the documents' markers written anew.
+# A page that also shows the pictures is build/cpu-report/report.html; pictures of data sets are not committed.
+#
+#   DATASETS    data sets with masks, the first also for parity and preparing; none: bundled photographs, no accuracy
+#   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
+#   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
+#   FILMS       videos or folders of frames whose flicker is measured (none)
+#   ROUNDS      turns of each candidate (12)                    SOAK_FRAMES  frames of the soak (20000), 0: none
+#   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+reports=${REPORTS:-benchmarks/reports}
+work=build/cpu-report
+lite=runtime/basnet_runtime/models/basnet-lite
+read -ra datasets <<<"${DATASETS:-}"
+read -ra models <<<"${MODELS:-}"
+read -ra runs <<<"${RUNS:-}"
+read -ra films <<<"${FILMS:-}"
+mkdir -p "$work/models" "$reports"
+status=0
+names=()
+
+bench() { "$python" -c 'from basnet_benchmarks.cli import main; main()' "$@"; }
+export_onnx() { "$python" -c 'from basnet_export.cli import main; main()' onnx "$@"; }
+wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
+any_wanted() {
+  local name
+  for name in "$@"; do
+    if wanted "$name"; then return 0; fi
+  done
+  return 1
+}
+
+# measure NAME ARGUMENTS...: one report; a parity that fails (4) is a result and is kept, what cannot be measured is not
+measure() {
+  local name=$1 code=0
+  shift
+  names+=("$name")
+  wanted "$name" || return 0
+  echo "== $name: basnet-bench $*"
+  bench "$@" --output "$work/$name.json" --overwrite || code=$?
+  if [ $code -ne 0 ]; then status=1; fi
+  if [ $code -ne 0 ] && [ $code -ne 4 ]; then return 0; fi
+  bench report "$work/$name.json" --brief -o "$reports/$name.json" --overwrite
+  bench report "$reports/$name.json" -o "$reports/$name.md" --overwrite
+}
+
+# exported NAME ARGUMENTS...: one graph of the built-in checkpoint, kept between calls as long as that is the same
+exported() {
+  local file="$work/models/$1.onnx"
+  shift
+  if [ ! "$file" -nt "$lite.safetensors" ]; then
+    echo "== $file: basnet-export onnx $*"
+    export_onnx "$lite.safetensors" "$@" -o "$file" --overwrite || { status=1 && return 0; }
+  fi
+  models+=("$file")
+}
+
+if any_wanted latency-cpu parity-dev accuracy-dev-fp16 accuracy-dev-frame-fp16 accuracy-dev-int8 video-cpu-int8; then
+  exported basnet-lite-fp16 --precision fp16
+  exported basnet-lite-frame-fp16 --precision fp16 --graph frame
+  if [ -n "${CALIBRATION:-}" ]; then
+    exported basnet-lite-int8 --precision int8 --calibration "$CALIBRATION"
+  fi
+fi
+
+measure latency-cpu latency random:64 "$lite.safetensors" "${models[@]}" --rounds "${ROUNDS:-12}" --batch 1
+measure throughput-cpu latency "$lite.safetensors" --rounds 6 --batch 1,2,4,8
+pictures=()
+if [ ${#datasets[@]} -gt 0 ]; then pictures=("${datasets[0]}"); fi
+measure parity-dev parity "$lite.safetensors" "$lite.onnx" "${models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
+measure prepare-dev prepare "${pictures[@]}"
+if [ ${#datasets[@]} -gt 0 ]; then
+  measure accuracy-dev accuracy lite "${datasets[@]}" --panels
+  for file in "${models[@]}"; do
+    name=$(basename "$file" .onnx)
+    measure "accuracy-dev-${name#basnet-lite-}" accuracy "$file" "${datasets[@]}"
+  done
+fi
+measure video-cpu video "${VIDEO:-tests/data/pan.mp4}"
+if [ -f "$work/models/basnet-lite-int8.onnx" ]; then
+  measure video-cpu-int8 video "${VIDEO:-tests/data/pan.mp4}" --engine "$work/models/basnet-lite-int8.onnx"
+fi
+if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
+if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
+if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi
+
+# page FOLDER: one page of those of the reports that lie there
+page() {
+  local name found=()
+  for name in "${names[@]}"; do
+    if [ -f "$1/$name.json" ]; then found+=("$1/$name.json"); fi
+  done
+  if [ ${#found[@]} -gt 0 ]; then bench report "${found[@]}" -o "$1/report.html" --overwrite; fi
+}
+page "$reports"
+page "$work"
+bench tables README.md runtime/basnet_runtime/models/README.md
+echo "Reports: $reports; page with pictures: $work/report.html"
+exit $status
