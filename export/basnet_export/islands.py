@@ -56,11 +56,11 @@ def search_islands(
     Args:
         parts: Name of each part and its share of the arithmetic.
         judge: Measures candidates.
-        seconds: When to stop measuring; at least one candidate is judged.
+        seconds: When to stop measuring stages and narrowing down; the few candidates in between are judged anyhow.
         progress: Called with what is found.
 
     Raises:
-        ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the best found.
+        ParityError: When parts worth half of the arithmetic do not suffice, with what is missing.
     """
     end = time.monotonic() + seconds
     report = judge.report(())
@@ -118,10 +118,10 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, gains: Mapping[str, 
         progress(f"{count} of {len(order)} parts in FP32: {report}")
         if report:
             best = count, report
-        elif count == len(order) or time.monotonic() > end:
+        elif count == len(order):
             raise ParityError(
                 f"no layers found that keep the contract when they stay FP32; with {', '.join(order[:count])}: "
-                f"{report}; calibrate on more pictures, allow --search-minutes, or use --precision fp16"
+                f"{report}; calibrate on more pictures, or use --precision fp16"
             )
         else:
             failing, count = count, 2 * count

@@ -21,6 +21,7 @@ from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import BackendUnavailable, ParityError, UsageError
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported
 
+LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide
 needs_vnni = pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
 
 
@@ -41,7 +42,12 @@ def fp32():
 def int8_file(calibration, tmp_path_factory):
     if why_no_int8():
         pytest.skip(why_no_int8())
-    return export_onnx(config(calibration, tmp_path_factory.mktemp("int8") / "discs.onnx", graph="frame"))
+    folder = tmp_path_factory.mktemp("int8")
+    for picture in LARGE:
+        write_picture(folder / "pictures" / f"{picture.name}.png", picture.image_HWC)
+    kept = ("predict.encoder.stage1", "predict.encoder.stage2")
+    options = {"graph": "frame", "keep_fp32": kept, "pictures": folder / "pictures"}
+    return export_onnx(config(calibration, folder / "discs.onnx", **options))
 
 
 def config(calibration, output, **options):
@@ -50,8 +56,7 @@ def config(calibration, output, **options):
         output=output,
         precision="int8",
         calibration=calibration,
-        pictures=disc_folder(),
-        **{"calibration_method": "mse", "search_minutes": 1.0, **options},
+        **{"calibration_method": "mse", **options},
     )
 
 
@@ -66,9 +71,10 @@ def test_file_keeps_the_contract_and_says_how_it_was_made(int8_file):
     facts = manifest.quantization
     assert (facts["target"], facts["method"], facts["pictures"], facts["seed"]) == ("cpu", "mse", 20, 0)
     assert 0.5 <= facts["int8_share"] < 1
+    assert manifest.keep_fp32 == ("predict.encoder.stage1", "predict.encoder.stage2")
     assert len(facts["pictures_sha256"]) == 64
     with open_model(checkpoint_file(), threads=1) as reference, open_model(int8_file, threads=1) as candidate:
-        report = compare(reference, candidate, discs(), tolerance_for("int8"))
+        report = compare(reference, candidate, LARGE, tolerance_for("int8"))
         assert ", int8, " in candidate.backend.description
     assert report, str(report)
     assert report.max_abs > 1e-4  # a file that is FP32 in truth would pass as well

@@ -13,7 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["Landed", "Workers"]
+__all__ = ["WORKER_NAME", "Landed", "Workers"]
+
+WORKER_NAME = "network"  # what its threads are called, by which their time is found
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
@@ -39,7 +41,7 @@ class Workers:
 
     def __init__(self, count: int, *, alone: Infer, beside: Infer) -> None:
         """`alone` uses every thread, `beside` one; all threads are there at once, so that their time can be told."""
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="network")
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=WORKER_NAME)
         self._alone = alone
         self._beside = beside
         self._lock = threading.Lock()
