@@ -435,6 +435,12 @@ def _digest(baseline: Baseline) -> str:
     return sha256_of(baseline.folder / baseline.reference)
 
 
+def _kept_speed(row: GateRow) -> Estimate | None:
+    """The baseline's, for a row that was not timed now; another machine's would not be comparable."""
+    before = row.before
+    return before.speed if before is not None and before.kind == _machine_kind(row.device) else None
+
+
 def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
     """Put what was proven now in the baseline's rows; rows that did not run here stay as they were."""
     from basnet_runtime.media.files import whole_file
@@ -444,7 +450,7 @@ def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
             device=row.device,
             name=row.name,
             parity=row.now(),
-            speed=row.speed or (row.before.speed if row.before else None),
+            speed=row.speed or _kept_speed(row),
             processor=report.environment.processor,
             kind=_machine_kind(row.device),
         )

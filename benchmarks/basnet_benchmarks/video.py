@@ -6,7 +6,7 @@ report = measure_video(VideoConfig(source=Path("clip.mp4"), model=Path("basnet.o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,11 +56,19 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRun:
-    """One run; `cpu_by_stage` is processor seconds, all threads together."""
+    """One run.
+
+    Attributes:
+        frames: Written.
+        seconds: On the clock, opening the model apart.
+        cpu_by_stage: Processor seconds, all threads together.
+        wall_by_stage: Seconds on the clock in the one thread that runs the stage; stages overlap.
+    """
 
     frames: int
     seconds: float
     cpu_by_stage: Mapping[str, float]
+    wall_by_stage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def frames_per_second(self) -> float:
@@ -79,6 +87,7 @@ class VideoRun:
             "seconds": self.seconds,
             "frames_per_second": self.frames_per_second,
             "cpu_seconds_by_stage": dict(self.cpu_by_stage),
+            "wall_seconds_by_stage": dict(self.wall_by_stage),
         }
 
 
@@ -171,4 +180,5 @@ def _run(config: VideoConfig, folder: str) -> Summary:
 
 def _measured(summary: Summary) -> VideoRun:
     cpu = {stage: cpu for stage, (_, cpu) in summary.seconds_by_stage.items()}
-    return VideoRun(frames=summary.frames, seconds=summary.seconds, cpu_by_stage=cpu)
+    wall = {stage: wall for stage, (wall, _) in summary.seconds_by_stage.items()}
+    return VideoRun(frames=summary.frames, seconds=summary.seconds, cpu_by_stage=cpu, wall_by_stage=wall)

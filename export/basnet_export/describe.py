@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
@@ -119,13 +120,13 @@ def _plan(path: Path) -> Description:
     facts = {
         "bytes": f"{engine.plan_bytes:,}",
         "library": engine.library,
-        "built on": engine.gpu or "a machine without a GPU, ahead of time",
+        "built on": _built_on(engine),
         "runs on": ", ".join(engine.compute_capabilities) or "what the library supports",
         "input": str(manifest.input),
         "output": str(manifest.output),
         "shapes": "; ".join(map(str, engine.profiles)) + " (smallest / best / largest)",
         "precision": f"{manifest.precision}: {engine.typed_flops:.1%} of the convolutions' arithmetic, "
-        f"{engine.typed_layers:.1%} of the layers",
+        f"{engine.typed_layers:.1%} of the layers, by the {engine.typed_by}",
         "flags": ", ".join(f"{name} {value}" for name, value in engine.flags.items()),
         "build time": f"{engine.build_seconds} s",
         **_source(manifest),
@@ -136,6 +137,13 @@ def _plan(path: Path) -> Description:
         facts=facts,
         feed=_feed(manifest),
     )
+
+
+def _built_on(engine: EngineFacts) -> str:
+    if not engine.gpu:
+        return "a machine without a GPU, ahead of time"
+    driver = f", driver {engine.driver}" if engine.driver else ""
+    return f"{engine.gpu}{driver}" + (f", CUDA {engine.cuda}" if engine.cuda else "")
 
 
 def _source(manifest: Manifest) -> dict[str, Any]:

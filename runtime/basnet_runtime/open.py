@@ -40,8 +40,8 @@ def open_model(
             opens the built-in model, on a processor with VNNI in INT8.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
-        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `tensorrt:N`. An engine runs on `cuda`
-            where `cpu` is given.
+        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `rtx`, alone or with `:N`. An engine
+            runs on `cuda` where `cpu` is given.
         threads: Processor threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
         cuda: For an engine, the library that moves its data: `cuda-core` or `pycuda`.

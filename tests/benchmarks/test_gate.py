@@ -155,7 +155,7 @@ def speed(value, low, high):
     ],
 )
 def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdict, intact, monkeypatch):
-    row = {"device": "cpu", "name": NAME, "parity": {}, "processor": "one", "speed": vars_of(speed(1.6, 1.5, 1.7))}
+    row = saved_row(parity={}, speed=vars_of(speed(1.6, 1.5, 1.7)), kind=module._machine_kind("cpu"))
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[row])
     timed = {} if now is None else {("model.onnx", "onnxruntime", "fp32"): Timed(now)}
     monkeypatch.setattr(module, "_timed", lambda *_: timed)

@@ -76,6 +76,7 @@ def test_video_counts_frames_and_shares_time(bench_models, tmp_path, write_video
     values = json.loads(result.stdout)
     assert [run["frames"] for run in values["runs"]] == [4, 4]
     assert {"decode", "network", "encode"} <= set(values["runs"][0]["cpu_seconds_by_stage"])
+    assert values["runs"][0]["wall_seconds_by_stage"]["network"] > 0
     assert values["frames_per_second"]["value"] > 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".mp4") == ["clip.mp4"]
     missing = call("video", tmp_path / "absent.mp4", "--model", bench_models.onnx)
