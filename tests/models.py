@@ -26,6 +26,7 @@ from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = [
     "SIZE",
+    "calibration_folder",
     "checkpoint_file",
     "disc_checkpoint",
     "disc_folder",
@@ -116,6 +117,15 @@ def checkpoint_file(*, authors_recipe=False) -> Path:
         checkpoint = replace(checkpoint, preprocess=preprocess, postprocess=Postprocess(stretch=True))
     save_checkpoint(path, checkpoint, dtype=torch.float16)
     return path
+
+
+@cache
+def calibration_folder() -> Path:
+    """As many more as a calibration takes at least."""
+    folder = _folder() / "calibration"
+    for picture in discs(count=16, size=SIZE, seed=11):
+        write_picture(folder / f"{picture.name}.png", picture.image_HWC)
+    return folder
 
 
 @cache

@@ -108,8 +108,8 @@ def parse_device(text: str) -> str:
         UsageError: When it is none of the known ones.
     """
     kind, colon, index = text.partition(":")
-    if kind not in ("cpu", "cuda", "tensorrt") or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device {text!r}: give cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    if kind not in ("cpu", "cuda", "tensorrt", "rtx") or (colon and (kind == "cpu" or not index.isdecimal())):
+        raise UsageError(f"device {text!r}: give cpu, or cuda, tensorrt or rtx, alone or as cuda:N")
     return text
 
 
@@ -280,7 +280,7 @@ class Candidate:
             "path": str(self.path),
             "backend": self.variant.backend,
             "mode": self.variant.mode,
-            "device": self.device.replace("tensorrt", "cuda") if is_torch else self.device,
+            "device": self.device.replace("tensorrt", "cuda").replace("rtx", "cuda") if is_torch else self.device,
             "threads": self.threads,
             "precision": None if widened else self.variant.precision,  # what nobody asked for is not refused
         }

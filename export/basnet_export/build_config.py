@@ -48,6 +48,9 @@ class BuildConfig:
             otherwise decides where it runs.
         timing_cache: File of kernel timings that is read, and written back; `tensorrt` only.
         cache: Folder of finished engines, found again by the content they were built from.
+        calibration: For a checkpoint in int8 or fp8, folder or zip of real pictures that ranges are taken from.
+        keep_fp32: For the same, parts that stay FP32; None searches for what the contract needs.
+        search_minutes: How long that search may take.
         pictures: Folder of pictures for the parity checks; None takes those of this package.
         check: Whether to prove parity, of the graph here and of the plan where there is a GPU.
         overwrite: Whether an existing file may be replaced.
@@ -71,6 +74,9 @@ class BuildConfig:
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
     cache: Path | None = None
+    calibration: Path | None = None
+    keep_fp32: tuple[str, ...] | None = None
+    search_minutes: float = 10.0
     pictures: Path | None = None
     check: bool = True
     overwrite: bool = False
@@ -83,10 +89,11 @@ class BuildConfig:
     def _check_files(self) -> None:
         if self.model.suffix not in (*CHECKPOINT_SUFFIXES, ".onnx"):
             raise UsageError(f"{self.model}: an engine is built from a .pth, .pt, .safetensors or .onnx file")
-        for name in ("precision", "graph", "size", "pictures"):
+        for name in ("precision", "graph", "size", "pictures", "calibration", "keep_fp32"):
             if getattr(self, name) is not None and not self.is_checkpoint:
+                option = name.replace("_", "-")
                 raise UsageError(
-                    f"{name} with {self.model.name}: is for a checkpoint, which is exported; an .onnx is as it is"
+                    f"{option} with {self.model.name}: is for a checkpoint, which is exported; an .onnx is as it is"
                 )
         if self.output is not None and self.output.suffix not in PLAN_SUFFIXES:
             raise UsageError(f"output {self.output}: its name must end in {' or '.join(PLAN_SUFFIXES)}")

@@ -23,8 +23,8 @@ __all__ = ["BATCHES", "check_batches", "check_graph", "check_parity"]
 
 BATCHES = (1, 2, 7)
 _DEQUANTIZE = "DequantizeLinear"
-_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5, "int8": 1e-5}
-_CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
+_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5, "int8": 1e-5, "fp8": 1e-5}
+_CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8", "fp8": "FLOAT8E4M3FN"}
 
 
 def check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:

@@ -36,7 +36,7 @@ def onnx(
     graph: Annotated[Graph, typer.Option(help="tensor: normalised floats; frame: bytes of any size.")] = "tensor",
     size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
     store: Annotated[Store, typer.Option(help="What an fp32 graph's weights are kept as.")] = "fp32",
-    target: Annotated[Target, typer.Option(help="What an int8 graph is for.")] = "cpu",
+    target: Annotated[Target, typer.Option(help="What an int8 or fp8 graph is for.")] = "cpu",
     calibration: Annotated[
         Path | None, typer.Option(help="Folder or zip of real pictures that int8 ranges are taken from.")
     ] = None,
@@ -114,6 +114,14 @@ def engine(
         list[str] | None,
         typer.Option(metavar="M.N|current", help="Build for this device kind; repeatable; rtx only."),
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Real pictures that int8 and fp8 ranges of a checkpoint are taken from.")
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part of such a network to keep FP32; repeatable; none: no search."),
+    ] = None,
+    search_minutes: Annotated[float, typer.Option(min=0, help="How long to search for such parts.")] = 10.0,
     timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings; tensorrt only.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps finished engines.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to prove parity on.")] = None,
@@ -140,6 +148,9 @@ def engine(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             compute_capabilities=tuple(compute_capability or ()),
+            calibration=calibration,
+            keep_fp32=None if keep_fp32 is None else tuple(part for part in keep_fp32 if part != "none"),
+            search_minutes=search_minutes,
             timing_cache=timing_cache,
             cache=cache,
             pictures=pictures,

@@ -65,12 +65,7 @@ class ExportConfig:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
         if self.store == "fp16" and self.precision != "fp32":
             raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
-        if (self.precision == "int8") != (self.calibration is not None):
-            raise UsageError(
-                "precision int8 needs --calibration, a folder of real pictures like those the model will see"
-                if self.precision == "int8"
-                else f"calibration {self.calibration}: it is for --precision int8, not {self.precision}"
-            )
+        self._check_quantization()
         if self.output is not None and self.output.suffix != ".onnx":
             raise UsageError(f"output {self.output}: its name must end in .onnx")
         if self.size is not None:
@@ -78,6 +73,16 @@ class ExportConfig:
                 check_size(*self.size)
             except ValueError as error:
                 raise UsageError(str(error)) from error
+
+    def _check_quantization(self) -> None:
+        if (self.precision in ("int8", "fp8")) != (self.calibration is not None):
+            raise UsageError(
+                f"precision {self.precision} needs --calibration, a folder of real pictures like those it will see"
+                if self.precision in ("int8", "fp8")
+                else f"calibration {self.calibration}: it is for --precision int8 or fp8, not {self.precision}"
+            )
+        if self.precision == "fp8" and self.int8_target != "tensorrt":
+            raise UsageError("precision fp8: no processor computes in it; add --target tensorrt")
 
     @property
     def target(self) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
@@ -119,13 +120,13 @@ def _plan(path: Path) -> Description:
     facts = {
         "bytes": f"{engine.plan_bytes:,}",
         "library": engine.library,
-        "built on": engine.gpu or "a machine without a GPU, ahead of time",
+        "built on": _built_on(engine),
         "runs on": ", ".join(engine.compute_capabilities) or "what the library supports",
         "input": str(manifest.input),
         "output": str(manifest.output),
         "shapes": "; ".join(map(str, engine.profiles)) + " (smallest / best / largest)",
         "precision": f"{manifest.precision}: {engine.typed_flops:.1%} of the convolutions' arithmetic, "
-        f"{engine.typed_layers:.1%} of the layers",
+        f"{engine.typed_layers:.1%} of the layers, by the {engine.typed_by}",
         "flags": ", ".join(f"{name} {value}" for name, value in engine.flags.items()),
         "build time": f"{engine.build_seconds} s",
         **_source(manifest),
@@ -138,15 +139,36 @@ def _plan(path: Path) -> Description:
     )
 
 
+def _built_on(engine: EngineFacts) -> str:
+    if not engine.gpu:
+        return "a machine without a GPU, ahead of time"
+    driver = f", driver {engine.driver}" if engine.driver else ""
+    return f"{engine.gpu}{driver}" + (f", CUDA {engine.cuda}" if engine.cuda else "")
+
+
 def _source(manifest: Manifest) -> dict[str, Any]:
     """What every deployed file comes from, and what it was proven to be."""
     return {
+        **_quantization(manifest),
         "width": manifest.width,
         "origin": manifest.origin,
         "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
         **_recipe(manifest.preprocess, manifest.postprocess),
         "parity": _verdict(manifest),
         "created": f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.exporter.items())}",
+    }
+
+
+def _quantization(manifest: Manifest) -> dict[str, str]:
+    """How an INT8 file was made, and what in it is FP32."""
+    facts = manifest.quantization
+    if facts is None:
+        return {}
+    kept = (*facts["always_fp32"], *manifest.keep_fp32)
+    return {
+        "INT8": f"{facts['int8_share']:.1%} of the arithmetic, for {facts['target']}; ranges by {facts['method']} "
+        f"on {facts['pictures']} pictures",
+        "stay FP32": ", ".join(kept),
     }
 
 

@@ -177,6 +177,10 @@ def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
                 precision=config.precision or "fp16",
                 graph=config.graph or "tensor",
                 size=config.size,
+                int8_target="tensorrt" if config.precision in ("int8", "fp8") else "cpu",
+                calibration=config.calibration,
+                keep_fp32=config.keep_fp32,
+                search_minutes=config.search_minutes,
                 pictures=config.pictures,
                 check=config.check,
             ),
@@ -193,6 +197,7 @@ def _built(
     profile: Profile,
     progress: BuildProgress,
 ) -> BuiltEngine:
+    _refuse_processors_graph(manifest)
     library.messages.clear()
     builder = library.trt.Builder(library.logger)
     parsed = parse_onnx(library, builder, graph, manifest)
@@ -232,6 +237,16 @@ def _built(
         flags=config.flags,
     )
     return BuiltEngine(plan=plan, facts=facts)
+
+
+def _refuse_processors_graph(manifest: Manifest) -> None:
+    """Activations with a zero point, as processors take them, are none of TensorRT's."""
+    target = (manifest.quantization or {}).get("target", "tensorrt")
+    if target != "tensorrt":
+        raise EngineBuildError(
+            f"the graph is quantised for {target}; "
+            f"export it again with --precision {manifest.precision} --target tensorrt"
+        )
 
 
 def _refuse_other_precision(manifest: Manifest, share: PrecisionShare) -> None:

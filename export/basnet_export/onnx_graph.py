@@ -57,7 +57,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     progress(
         f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
     )
-    if config.precision == "int8":
+    if config.precision in ("int8", "fp8"):
         graph, plan = _int8(config, checkpoint, progress)
         manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=plan.kept, quantization=plan.facts)
     else:
@@ -89,7 +89,12 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
     plan = int8_plan(tensor, checkpoint, config, pictures, progress)
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
-    return int8_from_onnx(model, plan.ranges, target=config.int8_target, keep_fp32=plan.kept), plan
+    graph = int8_from_onnx(model, plan.ranges, target=config.int8_target, keep_fp32=plan.kept)
+    if config.precision == "fp8":
+        from basnet_export.fp8 import fp8_from_int8
+
+        graph = fp8_from_int8(graph, model)
+    return graph, plan
 
 
 def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.ModelProto:

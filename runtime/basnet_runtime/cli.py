@@ -6,6 +6,7 @@ This module only translates: options to a `RunConfig`, a `Summary` to lines or J
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,7 +44,7 @@ def run(
     backend: Annotated[
         BackendName | None, typer.Option(help="Library to run with. Default: chosen by the file.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, tensorrt or tensorrt:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network. Default: all allowed.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures or frames per network run.")] = 1,
     precision: Annotated[
@@ -232,5 +233,6 @@ def _report_speed(summary: Summary) -> None:
 
 
 def main() -> None:
-    """Run the command; usage errors end with 2, Ctrl-C with 130."""
+    """Run the command; usage errors end with 2, Ctrl-C and the end asked by a system (SIGTERM) with 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else half a file would stay behind
     app()

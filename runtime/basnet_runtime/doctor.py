@@ -114,6 +114,12 @@ _LIBRARIES = (
         code="import tensorrt_rtx as t; print(t.__version__)",
         fix="pip install 'basnet-deploy[rtx]'",
     ),
+    _Library(
+        name="cuda-core",
+        packages=("cuda-core",),
+        code="import cuda.core as c; print(c.__version__)",
+        fix="pip install cuda-core cuda-bindings",
+    ),
 )
 
 

@@ -453,7 +453,7 @@ class _Work:
         self.watcher.advanced()
         self.summary.frames += 1
         self.summary.seconds += time.perf_counter() - start
-        return _result(job, 1, verdicts, picture.notes)
+        return _result(job, 1, verdicts, tuple(dict.fromkeys(picture.notes)))  # it was read twice
 
     def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
         """One animation, video or huge picture; its own failure ends it alone."""

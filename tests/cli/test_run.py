@@ -232,15 +232,16 @@ main()
 """
 
 
-def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
     command = [sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1.5)
+    os.kill(process.pid, end)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
@@ -260,6 +261,55 @@ def test_odd_folder(tmp_path, data_root, opened):
     assert answer.exit_code == 1
     assert len([path for path in (tmp_path / "out").iterdir() if path.name != JOURNAL_NAME]) == 90
     assert sum(line.startswith("error: ") for line in answer.stderr.splitlines()) == 12
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "out/")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words  and more.png",
+        "Überraschung 写真 📷.png",
+        "-dash [1] %s {x}.png",
+        "line\nbreak.png",
+        os.fsdecode(b"latin-\xe9\xff.png"),
+        f"{'é' * 125}.png",
+    ],
+)
+def test_names(folder, name, output):
+    source = folder / "in" / name
+    source.parent.mkdir()
+    source.write_bytes((folder / "photo.jpg").read_bytes())
+    answer = call("in", "--json", *output)
+    assert answer.exit_code == 0, answer.stderr
+    (result,) = json.loads(answer.stdout)["results"]
+    assert result["source"] == f"in/{name}"
+    assert read_picture(Path(result["target"])).image_HWC.shape == (40, 60, 3)
+    assert len(os.fsencode(Path(result["target"]).name)) <= 255
+    again = call("in", *output)
+    assert (again.exit_code, "1 of 1 were done by an earlier run" in again.stderr) == (0, True)
+
+
+def test_a_deep_tree(folder):
+    deep = folder.joinpath("in", *["a folder with a rather long name of about fifty"] * 30)
+    deep.mkdir(parents=True)
+    (deep / "photo.jpg").write_bytes((folder / "photo.jpg").read_bytes())
+    answer = call("in", "-o", "out", "--recursive")
+    assert answer.exit_code == 0, answer.stderr
+    assert [path.name for path in (folder / "out").rglob("*.png")] == ["photo.mask.png"]
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("png", ".png"), ("jpg", ".jpg"), ("webp", ".webp"), ("tiff", ".tiff")])
+def test_formats(folder, name, suffix):
+    assert call("photo.jpg", "--format", name, "-o", "out/", "--kind", "overlay").exit_code == 0
+    assert read_picture(folder / "out" / f"photo.overlay{suffix}").image_HWC.shape == (40, 60, 3)
+
+
+def test_a_cutout_as_jpeg_is_refused_with_advice(folder):
+    answer = call("photo.jpg", "--format", "jpg", "--kind", "cutout")
+    assert answer.exit_code == 2
+    assert "holds no transparency; use .png" in answer.stderr
+    assert "--kind color:#ffffff" in answer.stderr
+    assert names(folder) == ["photo.jpg"]
 
 
 def test_resume_goes_on_after_a_kill(tmp_path, write_video):

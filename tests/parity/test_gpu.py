@@ -1,15 +1,29 @@
 """What needs a CUDA device: FP32 is computed in FP32 there, not in TF32, and engines give the trained model's masks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 
 from basnet_export.build_config import BuildConfig
 from basnet_export.engine import build_engine
 from basnet_export.samples import load_pictures
-from basnet_runtime.open import open_model
+from basnet_runtime.cuda.devices import find_gpu
+from basnet_runtime.open import BUILTIN, open_model
 from basnet_runtime.parity import compare, tolerance_for
 from basnet_runtime.preflight import read_plan_manifest
+from basnet_runtime.tensorrt_library import open_tensorrt
 
 pytestmark = pytest.mark.gpu
+
+
+def for_this_gpu():
+    """How TensorRT for RTX builds for a device that it cannot name: there."""
+    library, gpu = open_tensorrt("auto"), find_gpu()
+    if library.flavor != "rtx" or gpu is None:
+        return {}
+    named = "SM" + gpu.compute_capability.replace(".", "") in library.trt.ComputeCapability.__members__
+    return {} if named else {"flavor": "rtx", "compute_capabilities": ("current",)}
 
 
 def test_pytorch_on_cuda_equals_the_cpu(cuda, lite_checkpoint):
@@ -36,9 +50,113 @@ def test_onnx_runtime_on_cuda_equals_pytorch_on_the_same_device(cuda, lite_onnx,
 
 @pytest.mark.parametrize("graph", ["tensor", "frame"])
 def test_an_fp16_engine_keeps_the_contract_on_the_same_device(cuda, lite_checkpoint, tmp_path, graph):
-    plan = build_engine(BuildConfig(model=lite_checkpoint, output=tmp_path / "fp16.plan", graph=graph))
+    plan = build_engine(
+        BuildConfig(model=lite_checkpoint, output=tmp_path / "fp16.plan", graph=graph, **for_this_gpu())
+    )
     with open_model(lite_checkpoint, device=cuda) as reference, open_model(plan) as candidate:
         assert candidate.backend.name == "tensorrt"
         report = compare(reference, candidate, load_pictures(None), tolerance_for("fp16"))
     assert report, str(report)
     assert read_plan_manifest(plan)[0].parity["passed"]
+
+
+@pytest.fixture
+def lite_plan(cuda, tmp_path_factory):
+    """One FP16 engine of the built-in model for what follows, built once."""
+    target = tmp_path_factory.getbasetemp() / "fp16.plan"
+    if not target.exists():
+        source = BUILTIN.with_suffix(".safetensors")
+        build_engine(BuildConfig(model=source, output=target, batch=(1, 4, 8), check=False, **for_this_gpu()))
+    return target
+
+
+def batch_of(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 3, 256, 256)).astype(np.float32)
+
+
+def test_batches_in_flight_give_what_they_give_alone(cuda, lite_plan):
+    """Runs 1 to 3 of each shape are plain, the later ones CUDA graphs where these are used: all must agree."""
+    with open_model(lite_plan) as model:
+        engine = model.backend
+        batches = [batch_of(1 + index % 3, seed=index) for index in range(24)]
+        alone = [engine.infer(batch) for batch in batches]
+        tickets = [engine.submit(batch) for batch in batches]
+        for ticket, expected in zip(tickets, alone, strict=True):
+            np.testing.assert_allclose(ticket.result(), expected, atol=2e-3)
+        assert "CUDA graphs" in engine.description
+
+
+def test_arrays_of_pytorch_are_taken_and_given_in_place(cuda, lite_plan):
+    import torch
+
+    with open_model(lite_plan) as model:
+        batch = batch_of(2)
+        expected = model.backend.infer(batch)
+        images = torch.from_numpy(batch).to(cuda)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            handle = stream.cuda_stream
+            results = [model.backend.infer_device(images, stream=handle) for _ in range(3)]
+            masks = [torch.as_tensor(result, device=cuda).clone() for result in results]
+        stream.synchronize()
+        for mask in masks:
+            np.testing.assert_allclose(mask.cpu().numpy(), expected, atol=2e-3)
+        waited = model.backend.infer_device(images)
+        taken = torch.from_dlpack(waited)
+        assert taken.data_ptr() == waited.__cuda_array_interface__["data"][0]
+        np.testing.assert_allclose(taken.cpu().numpy(), expected, atol=2e-3)
+
+
+def test_engines_live_beside_each_other_and_pytorch(cuda, lite_plan, lite_checkpoint):
+    with (
+        open_model(lite_plan) as first,
+        open_model(lite_plan) as second,
+        open_model(lite_checkpoint, device=cuda) as torch_model,
+    ):
+        expected = first.backend.infer(batch_of(2))
+
+        def work(model):
+            return [model.backend.infer(batch_of(2)) for _ in range(20)]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(work, [first, second, first, second]))
+        torch_model.backend.infer(batch_of(2))
+        for masks in found:
+            for mask in masks:
+                np.testing.assert_allclose(mask, expected, atol=2e-3)
+
+
+def test_pycuda_gives_the_same(cuda, lite_plan):
+    pytest.importorskip("pycuda", reason="PyCUDA is not installed")
+    with open_model(lite_plan) as expected, open_model(lite_plan, cuda="pycuda") as found:
+        for _ in range(2):
+            found.backend.infer(batch_of(1))
+        assert "PyCUDA has no CUDA graphs" in found.backend.description
+        np.testing.assert_allclose(found.backend.infer(batch_of(2)), expected.backend.infer(batch_of(2)), atol=2e-3)
+
+
+def test_device_times_are_milliseconds_of_the_engine(cuda, lite_plan):
+    with open_model(lite_plan) as model:
+        times = model.backend.device_times(batch_of(1), runs=50)
+    assert len(times) == 50
+    assert 0 < min(times) < 1000
+
+
+def test_device_memory_stays_flat(cuda, lite_plan):
+    import torch
+
+    with open_model(lite_plan) as model:
+        for index in range(200):
+            model.backend.infer(batch_of(1 + index % 8))
+        before = torch.cuda.mem_get_info()[0]
+        for index in range(2000):
+            model.backend.infer(batch_of(1 + index % 8))
+        assert before - torch.cuda.mem_get_info()[0] < 1 << 20
+
+
+def test_the_inspector_tells_of_a_tensorrt_engine(cuda, lite_plan):
+    _, facts = read_plan_manifest(lite_plan)
+    if facts.flavor == "rtx":
+        pytest.skip("TensorRT for RTX compiles where it runs; its plan is not asked")
+    assert facts.gpu
+    assert facts.typed_flops >= 0.9

@@ -2,7 +2,7 @@
 
 python fuzz_video.py FILE FIRST COUNT FOLDER
 
-Prints one JSON object: how many gave a result, how many an error in one line, the peak memory. A crash, a hang (20
+Prints one JSON object: how many gave a result, how many an error in one line, the peak memory. A crash, a hang (60
 seconds for one input) or any other exception ends the process with an error.
 """
 
@@ -71,7 +71,7 @@ def main() -> None:
     for number in range(first, first + count):
         source.write_bytes(mutated(data, number))
         os.write(2, f"{file.name} {number}\n".encode())
-        signal.alarm(20)
+        signal.alarm(60)
         begun = time.monotonic()
         try:
             convert(source, folder / "out.mkv")

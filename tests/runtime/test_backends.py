@@ -98,6 +98,8 @@ def test_cuda_is_never_replaced_by_the_cpu():
         opened("onnxruntime", device="cuda:1")
     with pytest.raises(BackendUnavailable, match="no TensorrtExecutionProvider"):
         opened("onnxruntime", device="tensorrt")
+    with pytest.raises(BackendUnavailable, match=r"no NvTensorRTRTXExecutionProvider; .*--flavor rtx"):
+        opened("onnxruntime", device="rtx:0")
 
 
 def test_a_provider_that_fell_back_is_an_error(monkeypatch):

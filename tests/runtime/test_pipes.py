@@ -148,3 +148,20 @@ def test_hard_and_soft_edges(piped):
     soft = decoded(piped(data, threshold=0.5, feather=3.0)[1])
     assert len(np.unique(soft)) > 10
     assert abs(float(soft.mean()) - float(hard.mean())) < 3
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".avif"])
+def test_an_animation_stays_one(piped, suffix):
+    animation = cv2.Animation()
+    animation.frames = [np.roll(decoded(png()), 4 * i, axis=1) for i in range(4)]
+    animation.durations = [50, 100, 70, 200]
+    data = np.asarray(cv2.imencodeanimation(suffix, animation)[1]).tobytes()
+    summary, out = piped(data)
+    assert summary.frames == 4
+    read, again = cv2.imdecodeanimation(np.frombuffer(out, np.uint8).reshape(1, -1))
+    assert read
+    assert list(again.durations) == [50, 100, 70, 200]
+
+
+def test_format_of_the_pipe(piped):
+    assert piped(png(), picture_format="webp")[1][8:12] == b"WEBP"

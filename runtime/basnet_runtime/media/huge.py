@@ -27,7 +27,7 @@ from basnet_runtime.verdict import Verdict
 __all__ = ["HUGE_PIXELS", "run_huge"]
 
 HUGE_PIXELS = 64_000_000
-_STRIP_PIXELS = 4_000_000
+_STRIP_PIXELS = 1_000_000
 _REDUCED_SIDE = 1280
 
 

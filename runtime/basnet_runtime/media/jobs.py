@@ -303,9 +303,9 @@ def media_of(path: Path) -> Media:
         return "animation" if suffix in _ANIMATED and _is_animation(path) else "picture"
     from basnet_runtime.media.pictures import is_picture
 
-    if not is_picture(path):
-        return "video" if _is_video(path) else "picture"
-    return "animation" if _is_animation(path) else "picture"
+    if _is_animation(path):  # first: FFmpeg takes an animated AVIF for a video
+        return "animation"
+    return "picture" if is_picture(path) or not _is_video(path) else "video"
 
 
 def _is_animation(path: Path) -> bool:

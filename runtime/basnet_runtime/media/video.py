@@ -27,7 +27,7 @@ from basnet_runtime.media.video_side import FileSide, LiveSide, Side
 from basnet_runtime.media.video_traits import Colour, Upright, VideoTraits
 from basnet_runtime.threads import allowed_threads
 from basnet_runtime.timing import StageClock
-from basnet_torch.errors import MediaError
+from basnet_torch.errors import BackendUnavailable, MediaError
 
 if TYPE_CHECKING:
     import av
@@ -93,6 +93,7 @@ class VideoSource:
         self._threads = StageClock()
         self._reformatter = VideoReformatter()
         self._hwaccel = hardware_decoding(hwaccel)
+        self._hwaccel_may_fall_back = hwaccel == "auto"
         self._damaged = self._decoded_count = self._shown = self._retimed = self._dropped = self._interlaced = 0
         self._last = 0
         self._broke = ""
@@ -110,7 +111,8 @@ class VideoSource:
         self._upright = _upright_of(first)
         self._clear = any(component.is_alpha for component in first.format.components)
         decoder = self._alpha_decoder or self._stream.codec_context
-        self.decoder = f"{decoder.name}, {'CUDA' if self._in_hardware() else 'software'}"
+        on_gpu = self._hwaccel is not None and _from_hardware(first)
+        self.decoder = f"{decoder.name}, {'CUDA' if on_gpu else 'software'}"
         self.traits = self._traits_of(first)
         self._origin = first.pts or 0
         self._begun = time.monotonic()
@@ -125,14 +127,18 @@ class VideoSource:
         self._decoded = self._decode()
         with self._threads.adopt("decode"):
             first = next(self._decoded, None)
+        asked = self._hwaccel is not None and not self._hwaccel_may_fall_back
+        if asked and (first is None or not _from_hardware(first)):
+            name = self._stream.codec_context.codec.canonical_name
+            raise BackendUnavailable(
+                f"{self.source}: --hwaccel cuda: the device does not decode this {name} video"
+                f"{self._broke and ' (' + self._broke + ')'}; leave it out to decode in software"
+            )
         if first is None:
             raise MediaError(f"{self.source}: no frame can be decoded{self._broke and ': ' + self._broke}")
         if first.width * first.height > self._max_pixels:
             raise _too_large(self.source, first.width, first.height, self._max_pixels)
         return first
-
-    def _in_hardware(self) -> bool:
-        return bool(self._stream.codec_context.is_hwaccel)
 
     def _traits_of(self, first: av.VideoFrame) -> VideoTraits:
         stream = self._stream
@@ -372,6 +378,11 @@ def _too_large(source: Path | str, width: int, height: int, limit: int) -> Media
         f"{source}: {width}x{height} is {width * height / 1e6:.0f} megapixels a frame, above the limit of "
         f"{limit / 1e6:.0f}"
     )
+
+
+def _from_hardware(frame: av.VideoFrame) -> bool:
+    """Whether NVDEC made this frame: its chroma lies interleaved, which no software decoder here gives."""
+    return frame.format.name.startswith(("nv", "p0", "p2", "p4"))
 
 
 def _upright_of(frame: av.VideoFrame) -> Upright:

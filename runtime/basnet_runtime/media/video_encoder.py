@@ -56,6 +56,7 @@ _NVENC: dict[Codec, str] = {"h264": "h264_nvenc", "hevc": "hevc_nvenc", "av1": "
 _NVENC_SMALLEST = 160  # pixels; below, some of its codecs refuse
 _CRF_OF_WORST: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
 _USUAL_CRF: dict[Codec, int] = {"h264": 18, "hevc": 20, "av1": 26, "vp9": 24}
+_LARGE_PIXELS = 4_000_000
 _MAX_ENCODE_THREADS = 4
 _LIMITED, _FULL = 1, 2
 _UNSPECIFIED, _SMPTE170M = 2, 6
@@ -142,6 +143,8 @@ def _software(codec: Codec, kind: OutputKind, traits: VideoTraits, quality: int 
         pixels, options = _of_the_web(codec, kind, crf)
     else:
         pixels, options = _h26x(codec, kind, crf, odd=bool(traits.height % 2 or traits.width % 2))
+        if codec == "h264" and traits.height * traits.width > _LARGE_PIXELS:
+            options["rc-lookahead"] = "4"  # each picture looked ahead at is held: at 3840x2160, 20 MB
     return Encoder(codec=codec, library=_LIBRARIES[codec], pixels=pixels, options=options)
 
 
