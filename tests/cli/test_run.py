@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     deadline = time.monotonic() + 30
     while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)
+    time.sleep(1.5)
     os.kill(process.pid, end)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
