@@ -6,6 +6,7 @@
 #   DATASETS    data sets with masks, the first also for parity and preparing; none: bundled photographs, no accuracy
 #   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
 #   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
+#   WIDE        checkpoint of width 64 (random:64)              WIDE_MODELS  .onnx files exported from it, as INT8
 #   FILMS       videos or folders of frames whose flicker is measured (none)
 #   ROUNDS      turns of each candidate (12)                    SOAK_FRAMES  frames of the soak (20000), 0: none
 #   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
@@ -17,6 +18,8 @@ work=build/cpu-report
 lite=runtime/basnet_runtime/models/basnet-lite
 read -ra datasets <<<"${DATASETS:-}"
 read -ra models <<<"${MODELS:-}"
+read -ra wide_models <<<"${WIDE_MODELS:-}"
+wide=${WIDE:-random:64}
 read -ra runs <<<"${RUNS:-}"
 read -ra films <<<"${FILMS:-}"
 mkdir -p "$work/models" "$reports"
@@ -67,11 +70,14 @@ if any_wanted latency-cpu parity-dev accuracy-dev-fp16 accuracy-dev-frame-fp16 a
   fi
 fi
 
-measure latency-cpu latency random:64 "$lite.safetensors" "${models[@]}" --rounds "${ROUNDS:-12}" --batch 1
+measure latency-cpu latency "$wide" "${wide_models[@]}" "$lite.safetensors" "${models[@]}" --rounds "${ROUNDS:-12}"
 measure throughput-cpu latency "$lite.safetensors" --rounds 6 --batch 1,2,4,8
 pictures=()
 if [ ${#datasets[@]} -gt 0 ]; then pictures=("${datasets[0]}"); fi
 measure parity-dev parity "$lite.safetensors" "$lite.onnx" "${models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
+if [ -f "$wide" ] && [ ${#wide_models[@]} -gt 0 ]; then
+  measure parity-wide parity "$wide" "${wide_models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
+fi
 measure prepare-dev prepare "${pictures[@]}"
 if [ ${#datasets[@]} -gt 0 ]; then
   measure accuracy-dev accuracy lite "${datasets[@]}" --panels

@@ -497,18 +497,24 @@ def edges(
     ] = None,
     model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a picture of cut-outs before and after, .jpg or .png.")
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
+    from basnet_benchmarks.edge_sheet import write_sheet
     from basnet_benchmarks.edges import EdgesConfig, measure_edges
     from basnet_benchmarks.report import check_output
 
     with exit_on_error():
         config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
         check_output(output, overwrite=overwrite)
+        if sheet is not None:
+            write_sheet(sheet, model=model, overwrite=overwrite)
         _show(measure_edges(config, say), as_json, output, overwrite)
 
 

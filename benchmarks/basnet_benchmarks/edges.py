@@ -37,7 +37,7 @@ from basnet_runtime.parity import boundary_iou
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import UsageError
 
-__all__ = ["EdgesConfig", "EdgesReport", "EdgesRow", "measure_edges", "strands"]
+__all__ = ["Composition", "EdgesConfig", "EdgesReport", "EdgesRow", "compositions", "measure_edges", "strands"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -146,15 +146,15 @@ def strands(height: int, width: int, seed: int) -> UInt8:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Composition:
-    """A picture made of a known foreground, and its exact mask."""
+class Composition:
+    """A picture made of a known foreground, and its exact mask; all of one size."""
 
     image_HWC: UInt8
     front_HWC: UInt8
     mask_HW: UInt8
 
 
-def _compositions(size: tuple[int, int] = _SIZE) -> Iterator[_Composition]:
+def compositions(size: tuple[int, int] = _SIZE) -> Iterator[Composition]:
     """Every bundled photograph over every other."""
     import cv2
 
@@ -168,7 +168,7 @@ def _compositions(size: tuple[int, int] = _SIZE) -> Iterator[_Composition]:
         mask_HW = strands(height, width, seed)
         share = mask_HW[..., None].astype(np.float32) / np.float32(255)
         image = np.rint(share * photos[i] + (1 - share) * photos[j]).astype(np.uint8)
-        yield _Composition(image_HWC=image, front_HWC=photos[i], mask_HW=mask_HW)
+        yield Composition(image_HWC=image, front_HWC=photos[i], mask_HW=mask_HW)
 
 
 def _ways() -> dict[str, _Estimate | None]:
@@ -192,8 +192,8 @@ def _colour_rows() -> list[EdgesRow]:
     rims: dict[str, dict[str, list[float]]] = {
         kind: {way: [] for way in _ways()} for kind in ("exact mask", f"mask through {_NETWORK} pixels")
     }
-    compositions = list(_compositions())
-    for made in compositions:
+    made_pictures = list(compositions())
+    for made in made_pictures:
         for (_, found), mask_HW in zip(rims.items(), (made.mask_HW, _through_network(made.mask_HW)), strict=True):
             for way, estimate in _ways().items():
                 if estimate is not None:
@@ -202,7 +202,7 @@ def _colour_rows() -> list[EdgesRow]:
         EdgesRow(
             name=f"wrong colour at edges, levels, {kind}",
             better="less",
-            pictures=len(compositions),
+            pictures=len(made_pictures),
             values={way: math.fsum(errors) / len(errors) if errors else None for way, errors in found.items()},
         )
         for kind, found in rims.items()
@@ -217,7 +217,7 @@ def _through_network(mask_HW: UInt8) -> UInt8:
     return mask_from_map(small.astype(np.float32) / np.float32(255), *mask_HW.shape)
 
 
-def _rim(shown_HWC: UInt8, made: _Composition, mask_HW: UInt8) -> float:
+def _rim(shown_HWC: UInt8, made: Composition, mask_HW: UInt8) -> float:
     """Mean wrong colour of the mask's soft pixels, each weighted by how much of it shows."""
     soft = (mask_HW > _SOFT[0]) & (mask_HW < _SOFT[1])
     share = mask_HW[soft].astype(np.float64) / 255
@@ -265,7 +265,7 @@ def _time_rows() -> list[EdgesRow]:
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        made = next(iter(_compositions(_TIMED_SIZE)))
+        made = next(iter(compositions(_TIMED_SIZE)))
         colour = {
             way: None if estimate is None else _milliseconds(estimate, made)
             for way, estimate in _ways().items()
@@ -282,7 +282,7 @@ def _time_rows() -> list[EdgesRow]:
     ]
 
 
-def _milliseconds(estimate: _Estimate, made: _Composition) -> float:
+def _milliseconds(estimate: _Estimate, made: Composition) -> float:
     times = []
     for _ in range(_RUNS):
         start = time.perf_counter()

@@ -84,7 +84,7 @@ def curves(
             if marks and name in marks:
                 axes.plot(*marks[name], "o", color=colour, markersize=5)
         axes.set(xlabel=x, ylabel=y, xlim=x_limits, ylim=y_limits)
-        if len(series) > 1:
+        if series:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len(series) > 3 else 1)
 
     return _svg(draw, width=width, height=height)
@@ -139,7 +139,7 @@ def bars(items: Sequence[Bar], *, x: str, line: float | None = None) -> str:
             if item.low is not None and item.high is not None:
                 axes.plot((item.low, item.high), (place, place), color=_INK, linewidth=1.4)
             axes.annotate(
-                f"{item.value:.3g}", (max(end, 0), place), (5, 0), textcoords="offset points", va="center", color=_INK
+                _short(item.value), (max(end, 0), place), (5, 0), textcoords="offset points", va="center", color=_INK
             )
         if line is not None:
             axes.axvline(line, color=_INK, linewidth=1, linestyle=":")
@@ -168,7 +168,7 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, x: str) -> str:
             axes.barh(places, lengths, 0.6, left, color=colour, label=part, edgecolor=_FAINT, linewidth=0.4)
             left += lengths
         for place, total in zip(places, left, strict=True):
-            axes.annotate(f"{total:.3g}", (total, place), (5, 0), textcoords="offset points", va="center", color=_INK)
+            axes.annotate(_short(total), (total, place), (5, 0), textcoords="offset points", va="center", color=_INK)
         axes.set_yticks(places, [_wrapped(name) for name in rows])
         axes.set(xlabel=x, xlim=(0, 1.15 * max(*left, 1e-12)), ylim=(-0.6, len(rows) - 0.4))
         axes.legend(loc="upper left", bbox_to_anchor=(0, -1.3 / (0.95 * len(rows) + 0.4)), ncols=4)
@@ -213,6 +213,11 @@ def _label_points(axes: Axes, points: Sequence[Point]) -> None:
         axes.annotate(str(number), (point.x, point.y), (7, 5), textcoords="offset points", color=_INK)
     text = "\n".join(f"{number}  {point.label}" for number, point in enumerate(points, start=1))
     axes.annotate(text, (0, 0), (0, -46), xycoords="axes fraction", textcoords="offset points", va="top", color=_INK)
+
+
+def _short(value: float) -> str:
+    """A number of three digits, or of all its whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _wrapped(name: str, width: int = 44) -> str:

@@ -32,6 +32,7 @@ _TITLES = {
     "noise": "Noise floor",
     "video": "Video",
     "soak": "Soak",
+    "edges": "Edges",
     "flicker": "Flicker",
     "verdict": "Verdict on a picture",
     "gate": "Gate",
@@ -90,7 +91,8 @@ def _candidate(row: Values) -> str:
 
 def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
     """Candidates that were timed, and whose masks were scored or compared in a report of the same page."""
-    timed = [row for report in reports if report.get("command") == "latency" for row in report["results"]]
+    rows = [row for report in reports if report.get("command") == "latency" for row in report["results"]]
+    timed = {f"{row['model']} on {row['runs_on']}": row for row in reversed(rows) if row["pictures"] == 1}
     drawn = (
         ("maxF", "maxF, 0..1, higher is better", _max_f(reports), False),
         (
@@ -103,9 +105,9 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
     parts = []
     for what, axis, values, logarithmic in drawn:
         points = [
-            plots.Point(label=_candidate(row), group=row["backend"], x=row["pictures_per_second"], y=found)
-            for row in timed
-            if row["pictures"] == 1 and (found := values.get(_ran(row))) is not None
+            plots.Point(label=name, group=row["backend"], x=row["pictures_per_second"], y=found)
+            for name, row in reversed(timed.items())
+            if (found := values.get(_ran(row))) is not None
         ]
         if len(points) > 1:
             svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic)
@@ -127,32 +129,36 @@ def _apart(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
 
 
 def _latency(reports: Sequence[Values]) -> _Drawn:
-    """Every call's time by network and batch, the ratio to PyTorch, and each stage of a whole picture."""
-    rows = [row for report in reports for row in report["results"]]
-    for (width, height, across, pictures), own in _grouped(rows).items():
-        calls = {_candidate(row): [_MILLI * s for turn in row["turns_s"] for s in turn] for row in own}
-        what = f"width {width}, {height} x {across}, batch {pictures}"
+    """Report by report, because two may have timed the same candidate."""
+    for report in reports:
+        where = f" on {report['settings']['device']}" if len(reports) > 1 else ""
+        for network, rows in _grouped(report["results"]).items():
+            yield from _times(rows, "width {}, {} x {}, batch {}".format(*network) + where)
+        yield from _throughput(report)
+        yield from _stages(report)
+
+
+def _times(rows: Sequence[Values], what: str) -> _Drawn:
+    """Every call's time, and the ratio to PyTorch."""
+    calls = {_candidate(row): [_MILLI * s for turn in row["turns_s"] for s in turn] for row in rows}
+    yield page.drawing(
+        f"Time of every call, {what}: boxes are quartiles, whiskers the 5th and 95th percentile",
+        plots.boxes(calls, x="milliseconds per call"),
+    )
+    ratios = [
+        _bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in rows if _known(row["ratio_to_pytorch_fp32"])
+    ]
+    if len(ratios) > 1:
         yield page.drawing(
-            f"Time of every call, {what}: boxes are quartiles, whiskers the 5th and 95th percentile",
-            plots.boxes(calls, x="milliseconds per call"),
+            f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
+            plots.bars(ratios, x="ratio to PyTorch eager FP32", line=1),
         )
-        ratios = [
-            _bar(_candidate(row), row["ratio_to_pytorch_fp32"]) for row in own if _known(row["ratio_to_pytorch_fp32"])
-        ]
-        if len(ratios) > 1:
-            yield page.drawing(
-                f"Times as fast as PyTorch eager FP32, {what}, with the 95 % confidence interval",
-                plots.bars(ratios, x="ratio to PyTorch eager FP32", line=1),
-            )
-    yield from _throughput(reports)
-    yield from _stages(reports)
 
 
-def _throughput(reports: Sequence[Values]) -> _Drawn:
+def _throughput(report: Values) -> _Drawn:
     """Pictures per second by batch size, where several were timed."""
     lines = {
         _candidate(row): ([int(batch) for batch in rates], list(rates.values()))
-        for report in reports
         for row in report.get("throughput", ())
         if len(rates := row["pictures_per_second"]) > 1
     }
@@ -177,16 +183,18 @@ def _bar(label: str, estimate: Values) -> plots.Bar:
     return plots.Bar(label=label, value=estimate["value"], low=estimate["low"], high=estimate["high"])
 
 
-def _stages(reports: Sequence[Values]) -> _Drawn:
-    rows = {
-        _candidate(row): {name: _MILLI * part["median_s"]["value"] for name, part in row["stages"].items()}
-        for report in reports
-        for row in report.get("stages", ())
-    }
-    if rows:
+def _stages(report: Values) -> _Drawn:
+    """Model by model, so that a small one's stages are not lost beside a large one's."""
+    rows = report.get("stages", ())
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = {
+            _candidate(row): {name: _MILLI * part["median_s"]["value"] for name, part in row["stages"].items()}
+            for row in rows
+            if row["model"] == model
+        }
         yield page.drawing(
-            "Where the time of one picture goes, from file to file: medians of each stage",
-            plots.stacked_bars(rows, x="milliseconds per picture"),
+            f"Where the time of one picture goes with {model}, from file to file: medians of each stage",
+            plots.stacked_bars(own, x="milliseconds per picture"),
         )
 
 

@@ -6,6 +6,7 @@ This module only translates: options to a `RunConfig`, a `Summary` to lines or J
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -232,5 +233,6 @@ def _report_speed(summary: Summary) -> None:
 
 
 def main() -> None:
-    """Run the command; usage errors end with 2, Ctrl-C with 130."""
+    """Run the command; usage errors end with 2, Ctrl-C and the end asked by a system (SIGTERM) with 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else half a file would stay behind
     app()

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 from typer.testing import CliRunner
 
-from basnet_benchmarks import edges
+from basnet_benchmarks import edge_sheet, edges
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.edges import strands
+from basnet_runtime.media.pictures import read_picture
 
 
 def test_the_mask_is_soft_and_fine_and_the_same_each_time():
@@ -25,14 +26,14 @@ def test_the_mask_is_soft_and_fine_and_the_same_each_time():
 
 
 def test_the_rim_of_the_truth_is_nothing():
-    made = next(iter(edges._compositions((96, 128))))
+    made = next(iter(edges.compositions((96, 128))))
     assert edges._rim(made.front_HWC, made, made.mask_HW) == 0
     assert edges._rim(made.image_HWC, made, made.mask_HW) > 10
 
 
 def test_the_command_on_a_data_set(tmp_path, monkeypatch, make_model):
     monkeypatch.setattr(edges, "open_model", lambda *_, **__: make_model())
-    monkeypatch.setattr(edges, "_compositions", lambda size=None: list(compositions()))
+    monkeypatch.setattr(edges, "compositions", lambda size=None: list(two()))
     monkeypatch.setattr(edges, "find_spec", lambda name: None)
     for part in ("images", "masks"):
         (tmp_path / "set" / part).mkdir(parents=True)
@@ -49,13 +50,17 @@ def test_the_command_on_a_data_set(tmp_path, monkeypatch, make_model):
     assert rows["boundary IoU on set, edges refined"]["as it is"] > 0.9
     assert rows["foreground colours, ms at 1280 x 720"]["ours"] > 0
     out = tmp_path / "edges.md"
-    assert CliRunner().invoke(app, ["edges", "-o", str(out)]).exit_code == 0
+    sheet = tmp_path / "sheet.jpg"
+    monkeypatch.setattr(edge_sheet, "open_model", lambda *_, **__: make_model())
+    monkeypatch.setattr(edge_sheet, "compositions", lambda: list(two((300, 420))))
+    assert CliRunner().invoke(app, ["edges", "-o", str(out), "--sheet", str(sheet)]).exit_code == 0
+    assert read_picture(sheet).image_HWC.shape == (6 * 206, 5 * 206, 3)
     assert "| wrong colour at edges, levels, exact mask | less | 2 |" in out.read_text()
 
 
-def compositions(size=(96, 128)):
+def two(size=(96, 128)):
     whole = edges_compositions(size)
     return (next(whole) for _ in range(2))
 
 
-edges_compositions = edges._compositions
+edges_compositions = edges.compositions

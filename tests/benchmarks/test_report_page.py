@@ -74,17 +74,21 @@ def test_a_page_of_everything_is_whole_and_escaped():
 def test_stages_and_speed_against_accuracy_are_drawn():
     values = values_of(latency_report())
     part = {"median_s": {"value": 0.002, "low": None, "high": None}, "raw_s": None}
-    values["stages"] = [
-        {"model": "a|b.onnx", "backend": "openvino", "precision": "bf16", "stages": {"decode": part, "compute": part}}
-    ]
+    row = {"model": "a|b.onnx", "backend": "openvino", "precision": "bf16", "picture": "coffee.jpg", "note": "a note"}
+    values["stages"] = [{**row, "stages": {"decode": part, "compute": part}, "total_s": part["median_s"]}]
+    rates = {"pictures_per_second": {"1": 5.0, "2": 6.0}, "best_batch": 2}
+    values["throughput"] = [{**row, **rates}]
     parity = values_of(parity_result())
-    row = parity["candidates"][0]
-    row |= {"model": "a|b.onnx", "runs_on": "OpenVINO"}
-    row["report"]["mean_abs"] = 0.001
+    candidate = parity["candidates"][0]
+    candidate |= {"model": "a|b.onnx", "runs_on": "OpenVINO"}
+    candidate["report"]["mean_abs"] = 0.001
+    values["results"][1]["runs_on"] = "ONNX Runtime, 2 threads"
+    parity["candidates"][1] = {**candidate, "runs_on": "ONNX Runtime, 1 thread"}
     text = checked(html([SavedReport(values=values), SavedReport(values=parity)]))
     assert "Speed against accuracy" in text
     assert "pictures per second, batch 1" in text
     assert "milliseconds per picture" in text
+    assert "pictures per call" in text
     assert ">decode<" in text
 
 

@@ -232,15 +232,16 @@ main()
 """
 
 
-def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
     command = [sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1.5)
+    os.kill(process.pid, end)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
