@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_torch.datasets import PairStore
+from basnet_torch.transforms import RandomCrop, Sample
 
-__all__ = ["Augment", "BatchStream"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
+__all__ = ["Ahead", "Augment", "AuthorsCrop", "BatchStream", "DeviceStream", "Order", "Share", "StrongAugment"]
+
+Item = TypeVar("Item")
 UInt8 = NDArray[np.uint8]
 
 
@@ -68,52 +73,169 @@ class Augment:
         return np.asarray(cv2.resize(crop, (self.size, self.size), interpolation=method), np.uint8)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrongAugment:
+    """What `augment.augmented` draws from.
+
+    Attributes:
+        size: Side of what the network gets, pixels.
+        scale: Smallest and largest side of the window as a share of the picture; above 1 shows its surroundings.
+        stretch: Largest ratio by which a window's two sides may differ.
+        flip: Probability of a horizontal flip.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    stretch: float
+    flip: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuthorsCrop:
+    """The authors' augmentation: a random square of `size` from each picture of the set and of its mirror images.
+
+    Attributes:
+        size: Side of the crop, pixels.
+    """
+
+    size: int
+
+    def __call__(self, image_SSC: UInt8, mask_SS: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
+        """One crop: uint8 size,size,3 and uint8 size,size."""
+        return RandomCrop(self.size)(Sample(image_SSC, mask_SS), rng)
+
+
+class Order:
+    """Which picture stands at which position of an endless chain of shuffled passes over `length` pictures."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+        self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def at(self, position: int) -> tuple[int, np.random.Generator]:
+        """The picture's index, and the generator of everything that is drawn for it."""
+        epoch, place = divmod(position, self._length)
+        if self._shuffled[0] != epoch:
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._length)
+            self._shuffled = (epoch, order)
+        return int(self._shuffled[1][place]), np.random.default_rng((self._seed, epoch, place, 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """The part of every batch that one process of several computes: `rank` of `size` processes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def positions(self, step: int, batch: int) -> range:
+        """Of step `step` (from 0), in the chain of all pictures; `batch` is that of all processes."""
+        own = batch // self.size
+        first = step * batch + self.rank * own
+        return range(first, first + own)
+
+
 class BatchStream:
     """Batches by step number: an endless chain of shuffled passes over the store, prepared ahead by one thread."""
 
-    def __init__(self, store: PairStore, augment: Augment, *, batch: int, seed: int) -> None:
-        if not 1 <= batch <= len(store):
-            raise ValueError(f"batch is {batch}; it must be 1..{len(store)}, the number of pairs")
+    def __init__(
+        self, store: PairStore, augment: Augment | AuthorsCrop, *, batch: int, seed: int, share: Share | None = None
+    ) -> None:
+        _check_batch(batch, len(store))
         self._store = store
         self._augment = augment
         self._batch = batch
-        self._seed = seed
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._share = share or Share()
+        mirrored = isinstance(augment, AuthorsCrop)
+        self._order = Order(len(store) * (1 + mirrored), seed)
 
     def at(self, step: int) -> tuple[UInt8, UInt8]:
         """The batch of step `step` (from 0): images uint8 N,S,S,3 and masks uint8 N,S,S."""
-        crops = [self._sample(step * self._batch + i) for i in range(self._batch)]
+        crops = [self._sample(position) for position in self._share.positions(step, self._batch)]
         images, masks = zip(*crops, strict=True)
         return np.stack(images), np.stack(masks)
 
     def _sample(self, position: int) -> tuple[UInt8, UInt8]:
-        epoch, place = divmod(position, len(self._store))
-        if self._order[0] != epoch:
-            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._store))
-            self._order = (epoch, order)
-        index = self._order[1][place]
-        rng = np.random.default_rng((self._seed, epoch, place, 1))
-        return self._augment(self._store.images[index], self._store.masks[index], rng)
+        index, rng = self._order.at(position)
+        mirrored, index = divmod(index, len(self._store))
+        image, mask = self._store.images[index], self._store.masks[index]
+        if mirrored:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        return self._augment(image, mask, rng)
 
-    def ahead(self, first: int, last: int, depth: int = 3) -> _Ahead:
+    def ahead(self, first: int, last: int, depth: int = 3) -> Ahead[tuple[UInt8, UInt8]]:
         """Iterate over the batches of steps `first`..`last`-1, prepared up to `depth` ahead; a context manager."""
-        return _Ahead(self, range(first, last), depth)
+        return Ahead(self.at, range(first, last), depth)
 
 
-class _Ahead:
-    """Runs `BatchStream.at` in a thread; the iteration raises its error, and leaving the block ends it."""
+class DeviceStream:
+    """The same chain under strong augmentation, computed as a whole on the device that holds all pictures as bytes."""
 
-    def __init__(self, stream: BatchStream, steps: range, depth: int) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        store: PairStore,
+        augment: StrongAugment,
+        *,
+        batch: int,
+        seed: int,
+        device: str,
+        share: Share | None = None,
+    ) -> None:
+        import torch
+
+        _check_batch(batch, len(store))
+        self._device = torch.device(device)
+        self._images = torch.from_numpy(store.images).to(self._device)
+        self._masks = torch.from_numpy(store.masks).to(self._device)
+        self._augment = augment
+        self._batch = batch
+        self._share = share or Share()
+        self._order = Order(len(store), seed)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of step `step` (from 0): images float N,3,S,S and masks float N,1,S,S, both in 0..255."""
+        import torch
+
+        from basnet_torch.augment import Chances, augmented
+
+        drawn = [self._order.at(position) for position in self._share.positions(step, self._batch)]
+        rules = self._augment
+        chances = Chances.drawn([rng for _, rng in drawn], jitter=rules.scale, stretch=rules.stretch, flip=rules.flip)
+        index = torch.tensor([i for i, _ in drawn], device=self._device)
+        with torch.no_grad():
+            return augmented(
+                self._images[index],
+                self._masks[index],
+                rules.size,
+                chances.to(self._device),
+                largest=rules.scale[1] * rules.stretch**0.5,
+            )
+
+    def ahead(self, first: int, last: int, depth: int = 3) -> Ahead[tuple[Tensor, Tensor]]:
+        """Iterate over the batches of steps `first`..`last`-1, prepared up to `depth` ahead; a context manager."""
+        return Ahead(self.at, range(first, last), depth)
+
+
+def _check_batch(batch: int, pairs: int) -> None:
+    if not 1 <= batch <= pairs:
+        raise ValueError(f"batch is {batch}; it must be 1..{pairs}, the number of pairs")
+
+
+class Ahead(Generic[Item]):
+    """Runs `make(step)` in a thread; the iteration raises its error, and leaving the block ends it."""
+
+    def __init__(self, make: Callable[[int], Item], steps: range, depth: int) -> None:
+        self._make = make
         self._steps = steps
-        self._ready: queue.Queue[tuple[UInt8, UInt8] | BaseException] = queue.Queue(depth)
+        self._ready: queue.Queue[Item | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
     def _work(self) -> None:
         for step in self._steps:
             try:
-                item: tuple[UInt8, UInt8] | BaseException = self._stream.at(step)
+                item: Item | BaseException = self._make(step)
             except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
                 item = error
             while not self._stop.is_set():
@@ -125,7 +247,7 @@ class _Ahead:
             if self._stop.is_set() or isinstance(item, BaseException):
                 return
 
-    def __iter__(self) -> Iterator[tuple[UInt8, UInt8]]:
+    def __iter__(self) -> Iterator[Item]:
         for _ in self._steps:
             item = self._ready.get()
             if isinstance(item, BaseException):

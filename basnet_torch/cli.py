@@ -10,19 +10,33 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from basnet_torch.config import Arch, Autocast, Loss, Optimizer, Schedule, TrainConfig
+from basnet_torch.config import (
+    PRESETS,
+    Arch,
+    Augmentation,
+    Autocast,
+    Compiler,
+    Loss,
+    OnBadPair,
+    Optimizer,
+    Schedule,
+    TrainConfig,
+)
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
+from basnet_torch.spec import Scale
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from basnet_torch.checkpoint import Checkpoint
+    from basnet_torch.distributed import World
     from basnet_torch.model import SaliencyNetwork
     from basnet_torch.trainer import StepResult, Trainer
     from basnet_torch.validate import Validator
@@ -36,7 +50,7 @@ Data = Annotated[
     list[Path], typer.Option("--data", help="Folder, zip file, or folder of zip files with training pairs.")
 ]
 Validation = Annotated[list[Path] | None, typer.Option("--val", help="Pairs for validation.")]
-Run = Annotated[Path, typer.Option("--run", help="Directory for checkpoints and logs.")]
+Run = Annotated[Path, typer.Option("--run", "--run-dir", help="Directory for checkpoints and logs.")]
 
 
 @app.command()
@@ -63,29 +77,57 @@ def train(
     width: Annotated[
         int, typer.Option(help="Channels at full resolution; 64 is the paper's network.")
     ] = _DEFAULT.width,
+    scale: Annotated[
+        Scale, typer.Option(help="Pictures are divided by 255 or by their own largest value.")
+    ] = _DEFAULT.scale,
     size: Annotated[int, typer.Option(help="Side of the training crop, pixels.")] = _DEFAULT.size,
     eval_size: Annotated[int, typer.Option(help="Side in validation, kept with the weights.")] = _DEFAULT.eval_size,
     store_size: Annotated[int, typer.Option(help="Side of the pictures in memory, pixels.")] = _DEFAULT.store_size,
+    augment: Annotated[
+        Augmentation,
+        typer.Option(
+            help="crop: crop and flip; strong: also colour, blur, JPEG, crops beyond the edge; authors: theirs."
+        ),
+    ] = _DEFAULT.augment,
     crop_scale: Annotated[tuple[float, float], typer.Option(help="Crop side as share.")] = _DEFAULT.crop_scale,
     crop_stretch: Annotated[float, typer.Option(help="Largest ratio of a crop's sides.")] = _DEFAULT.crop_stretch,
     flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = _DEFAULT.flip,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = _DEFAULT.batch,
+    batch: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = _DEFAULT.batch,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts that a step is computed in, to need less memory.")
+    ] = _DEFAULT.accumulate,
     steps: Annotated[int, typer.Option(help="Steps in all.")] = _DEFAULT.steps,
     optimizer: Annotated[Optimizer, typer.Option(help="Optimizer.")] = _DEFAULT.optimizer,
+    momentum: Annotated[float, typer.Option(help="Of sgd and rmsprop.")] = _DEFAULT.momentum,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.lr,
+    encoder_lr: Annotated[float, typer.Option(help="Learning rate of the encoder, as a share.")] = _DEFAULT.encoder_lr,
+    layer_decay: Annotated[
+        float, typer.Option(help="Factor on that from each encoder stage to the one before.")
+    ] = _DEFAULT.layer_decay,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = _DEFAULT.weight_decay,
+    teacher: Annotated[str, typer.Option(help="Checkpoint whose masks are learned too.")] = _DEFAULT.teacher,
+    distill: Annotated[float, typer.Option(help="Share of the teacher in the loss.")] = _DEFAULT.distill,
     schedule: Annotated[Schedule, typer.Option(help="Learning rate after the warm-up.")] = _DEFAULT.schedule,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _DEFAULT.warmup,
     clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 does not clip.")] = _DEFAULT.clip,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 keeps none.")] = _DEFAULT.ema,
     autocast: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Type of the convolutions; auto: bf16 where the device has it."),
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="Type of the convolutions; auto: bf16 where the device has it; fp16: on CUDA."),
     ] = "auto",
+    compiler: Annotated[Compiler, typer.Option("--compile", help="Backend of torch.compile.")] = _DEFAULT.compiler,
     channels_last: Annotated[bool, typer.Option(help="Memory layout.")] = _DEFAULT.channels_last,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = _DEFAULT.seed,
     eval_every: Annotated[int, typer.Option(help="Steps between validations.")] = _DEFAULT.eval_every,
     save_every: Annotated[int, typer.Option(help="Steps between writes of last.pth.")] = _DEFAULT.save_every,
+    preset: Annotated[
+        Literal["none", "authors"],
+        typer.Option(help="authors: the paper's hyper-parameters; what is typed still holds."),
+    ] = "none",
+    on_bad_pair: Annotated[
+        OnBadPair, typer.Option(help="Pairs that lack a file, cannot be read, or differ in size.")
+    ] = "refuse",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
 ) -> None:
     """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
@@ -95,6 +137,7 @@ def train(
         if not refine:
             values["arch"] = _coarse(arch)
             typed.add("arch")
+        values |= {name: value for name, value in PRESETS.get(preset, {}).items() if name not in typed}
         start = _start(init, resnet34, width if "width" in typed else None, widen_noise)
         if start:
             values |= {
@@ -103,12 +146,58 @@ def train(
             }
         if resume:
             values |= {name: value for name, value in _saved(run).items() if name not in typed}
-        values["autocast"] = _autocast(values["autocast"], device)
-        config = TrainConfig(**values)
-        _refuse_used_run(run, resume=resume)
-        trainer = _trainer(config, data, val, run, device, threads, _initial(config, start, resnet34))
+        source = _Source(data=tuple(data), val=tuple(val or ()), on_bad=on_bad_pair)
+        _run(
+            values,
+            source,
+            _Place(run=run, device=device, threads=threads, tensorboard=tensorboard),
+            resume,
+            start,
+            resnet34,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """Which pairs to read, and what to do about bad ones."""
+
+    data: tuple[Path, ...]
+    val: tuple[Path, ...]
+    on_bad: OnBadPair
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where to compute and what to write."""
+
+    run: Path
+    device: str
+    threads: int
+    tensorboard: bool
+
+
+def _run(
+    values: dict[str, Any],
+    source: _Source,
+    place: _Place,
+    resume: bool,
+    start: Checkpoint | None,
+    resnet34: Path | None,
+) -> None:
+    """Train in this process, which may be one of several that torchrun started."""
+    from basnet_torch.distributed import world_from_environment
+
+    world = world_from_environment()
+    if world.size > 1 and place.device == "cuda":
+        place = replace(place, device=f"cuda:{world.local_rank}")
+    values["autocast"] = _autocast(values["autocast"], place.device)
+    config = TrainConfig(**values)
+    _refuse_used_run(place.run, resume=resume)
+    with world.joined(place.device):
+        world.wait()  # until all have looked at the run, before the first writes to it
+        trainer = _trainer(config, source, place, _initial(config, start, resnet34), world)
         if resume:
-            trainer.resume(run / "last.pth")
+            trainer.resume(place.run / "last.pth")
         _follow(trainer)
 
 
@@ -139,8 +228,12 @@ def _require(device: str) -> None:
         raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
 
 
-def _autocast(asked: Literal["auto", "fp32", "bf16"], device: str) -> Autocast:
+def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Autocast:
     """What to compute in; bfloat16 that a processor has to emulate is ten times slower than FP32, so it is refused."""
+    if asked == "fp16":
+        if device == "cpu":
+            raise BackendUnavailable("autocast fp16: processors train in bf16 or fp32; use --autocast auto, or CUDA")
+        return asked
     if asked == "fp32" or _has_bf16(device):
         return "fp32" if asked == "fp32" else "bf16"
     if asked == "bf16":
@@ -220,29 +313,49 @@ def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | Non
 
 
 def _trainer(
-    config: TrainConfig,
-    data: list[Path],
-    val: list[Path] | None,
-    run: Path,
-    device: str,
-    threads: int,
-    init: SaliencyNetwork | None,
+    config: TrainConfig, source: _Source, place: _Place, init: SaliencyNetwork | None, world: World
 ) -> Trainer:
     import torch
 
-    from basnet_torch.datasets import find_pairs, load_pairs
+    from basnet_torch.datasets import DataReport, find_pairs, load_pairs
     from basnet_torch.trainer import Trainer
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    pairs = find_pairs(data)
-    if len(pairs) < config.batch:
-        raise UsageError(f"batch is {config.batch}, but there are {len(pairs)} pairs; lower --batch")
-    _make_folder(run)
-    with _progress() as progress:
+    torch.set_num_threads(place.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    report = DataReport()
+    pairs = find_pairs(source.data, on_bad=source.on_bad, report=report)
+    _refuse_too_few(config, len(pairs))
+    _make_folder(place.run)
+    with _progress(quiet=not world.is_first) as progress:
         task = progress.add_task("reading pairs", total=len(pairs))
-        store = load_pairs(pairs, config.store_size, lambda done: progress.update(task, completed=done))
-    validator = _validator(config, val) if val else None
-    return Trainer(config, store, run, validator=validator, device=device, init=init)
+
+        def show(done: int) -> None:
+            progress.update(task, completed=done)
+
+        store = load_pairs(pairs, config.store_size, show, on_bad=source.on_bad, report=report)
+    _refuse_too_few(config, len(store))
+    for line in report.lines() if world.is_first else ():
+        typer.echo(f"data: {line}", err=True)
+    facts = {
+        "sources": [str(s) for s in source.data],
+        "validation": [str(s) for s in source.val],
+        "report": report.counts(),
+    }
+    return Trainer(
+        config,
+        store,
+        place.run,
+        validator=_validator(config, source) if source.val and world.is_first else None,
+        device=place.device,
+        init=init,
+        world=world,
+        tensorboard=place.tensorboard,
+        facts=facts,
+    )
+
+
+def _refuse_too_few(config: TrainConfig, pairs: int) -> None:
+    if pairs < config.batch:
+        raise UsageError(f"batch is {config.batch}, but there are {pairs} pairs; lower --batch")
 
 
 def _make_folder(run: Path) -> None:
@@ -252,13 +365,12 @@ def _make_folder(run: Path) -> None:
         raise UsageError(f"{run}: cannot be made a folder ({error.strerror}); name another --run") from error
 
 
-def _validator(config: TrainConfig, val: list[Path]) -> Validator:
+def _validator(config: TrainConfig, source: _Source) -> Validator:
     from basnet_torch.datasets import find_pairs
-    from basnet_torch.spec import Postprocess, Preprocess
+    from basnet_torch.trainer import finishing
     from basnet_torch.validate import Validator
 
-    preprocess = Preprocess(height=config.eval_size, width=config.eval_size)
-    return Validator(find_pairs(val), preprocess, Postprocess())
+    return Validator(find_pairs(source.val, on_bad=source.on_bad), *finishing(config))
 
 
 def _follow(trainer: Trainer) -> None:
@@ -274,14 +386,15 @@ def _follow(trainer: Trainer) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with _progress() as progress:
+    with _progress(quiet=not trainer.world.is_first) as progress:
         task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step)
         for result in trainer.fit():
             best = f"{trainer.best:.4f}" if trainer.best is not None else "-"
             progress.update(task, completed=result.step, description=_line(result, best))
     if trainer.stopping:
         raise KeyboardInterrupt
-    typer.echo(json.dumps(_summary(trainer)))
+    if trainer.world.is_first:
+        typer.echo(json.dumps(_summary(trainer)))
 
 
 def _line(result: StepResult, best: str) -> str:
@@ -292,12 +405,12 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
     return {"run": str(trainer.run), "step": trainer.step, "best_max_f": trainer.best}
 
 
-def _progress() -> Progress:
+def _progress(*, quiet: bool = False) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
 
 
 def main() -> None:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
 from basnet_torch.errors import UsageError
-from basnet_torch.spec import check_size
+from basnet_torch.spec import Scale, check_size
 
-__all__ = ["Arch", "Autocast", "Loss", "Optimizer", "Schedule", "TrainConfig", "learning_rate", "named"]
+__all__ = [
+    "PRESETS",
+    "Arch",
+    "Augmentation",
+    "Autocast",
+    "Compiler",
+    "Loss",
+    "OnBadPair",
+    "Optimizer",
+    "Schedule",
+    "TrainConfig",
+    "learning_rate",
+    "lr_factor",
+    "named",
+]
 
 Arch = Literal["basnet", "basnet-coarse", "fcn", "segnet", "unet", "hed"]
 Loss = Literal["bce", "bce+ssim", "bce+iou", "bce+ssim+iou"]
-Optimizer = Literal["adamw", "adam"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
+OnBadPair = Literal["refuse", "skip"]
 Schedule = Literal["constant", "cosine"]
-Autocast = Literal["fp32", "bf16"]
+Autocast = Literal["fp32", "bf16", "fp16"]
+Augmentation = Literal["crop", "strong", "authors"]
+Compiler = Literal["off", "inductor", "cudagraphs", "eager"]
 
 _WRITTEN = {
     "basnet": "BASNet",
@@ -26,9 +44,34 @@ _WRITTEN = {
     "unet": "U-Net",
     "hed": "HED",
 }
-_COUNTS = ("width", "store_size", "batch", "steps", "eval_every", "save_every")
+_PLAIN = ("segnet", "unet")
+# What the paper and its code do (section 4.1): nothing is warmed up, clipped, averaged or decayed.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "authors": {
+        "width": 64,
+        "scale": "image_max",
+        "size": 224,
+        "eval_size": 256,
+        "store_size": 256,
+        "augment": "authors",
+        "batch": 8,
+        "steps": 400_000,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup": 0,
+        "clip": 0.0,
+        "ema": 0.0,
+        "autocast": "fp32",
+    }
+}
+_COUNTS = ("width", "store_size", "batch", "accumulate", "steps", "eval_every", "save_every")
 _CHOICES: dict[str, Any] = {
     "arch": Arch,
+    "augment": Augmentation,
+    "compiler": Compiler,
+    "scale": Scale,
     "loss": Loss,
     "optimizer": Optimizer,
     "schedule": Schedule,
@@ -44,22 +87,32 @@ class TrainConfig:
         arch: Which network; `basnet-coarse` is BASNet without its refinement module.
         loss: Which terms of the hybrid loss are added, on every map that the network gives.
         width: Channels at full resolution; 64 is the paper's network.
+        scale: What pictures are divided by, stored with the weights: 255, or each picture's own largest value.
         size: Side of the training crop, pixels, a multiple of 32.
         eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
         store_size: Side of the pictures held in memory, pixels.
-        crop_scale: Smallest and largest side of a crop as a share of the stored side.
+        augment: `crop` crops and flips; `strong` adds colour, blur and JPEG, and its crops may reach beyond the
+            picture; `authors` takes their transforms over the set and its mirror images.
+        crop_scale: Smallest and largest side of a crop as a share of the stored side; above 1 only under `strong`.
         crop_stretch: Largest ratio by which a crop's two sides may differ.
         flip: Probability of a horizontal flip.
-        batch: Pictures a step.
+        batch: Pictures a step, over all processes.
+        accumulate: Parts in which a step's pictures are computed one after another, to need less memory.
         steps: Steps in all.
-        optimizer: `adamw` or `adam`.
+        optimizer: `adamw`, `adam`, `sgd` or `rmsprop`.
+        momentum: Of `sgd` and `rmsprop`.
         lr: Highest learning rate.
         weight_decay: As the optimizer defines it.
+        encoder_lr: Learning rate of the encoder as a share of `lr`, for one that was trained before.
+        layer_decay: Factor on that from each encoder stage to the one before it.
+        teacher: Checkpoint whose masks are learned beside the truth; empty for none.
+        distill: Share of the teacher in the loss.
         schedule: After the warm-up, `constant`, or `cosine` to zero.
         warmup: Steps of linear warm-up.
         clip: Largest norm of all gradients together; 0 does not clip.
         ema: Decay a step of the averaged weights that are validated and shipped; 0 keeps none.
-        autocast: `bf16` computes convolutions in bfloat16, `fp32` does not.
+        autocast: Type of the convolutions; `fp16` scales the loss and needs CUDA.
+        compiler: Backend of `torch.compile`, or `off`.
         channels_last: Keep tensors as N,H,W,C in memory, which convolutions prefer.
         seed: Of initial weights, order, and augmentation.
         eval_every: Steps between validations.
@@ -69,22 +122,31 @@ class TrainConfig:
     arch: Arch = "basnet"
     loss: Loss = "bce+ssim+iou"
     width: int = 64
+    scale: Scale = "255"
     size: int = 224
     eval_size: int = 256
     store_size: int = 256
+    augment: Augmentation = "crop"
     crop_scale: tuple[float, float] = (0.7, 1.0)
     crop_stretch: float = 1.2
     flip: float = 0.5
     batch: int = 8
+    accumulate: int = 1
     steps: int = 100_000
     optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
     lr: float = 1e-3
+    encoder_lr: float = 1.0
+    layer_decay: float = 1.0
+    teacher: str = ""
+    distill: float = 0.5
     weight_decay: float = 1e-2
     schedule: Schedule = "cosine"
     warmup: int = 300
     clip: float = 5.0
     ema: float = 0.999
     autocast: Autocast = "bf16"
+    compiler: Compiler = "off"
     channels_last: bool = True
     seed: int = 0
     eval_every: int = 1000
@@ -96,11 +158,21 @@ class TrainConfig:
                 check_size(getattr(self, field), getattr(self, field))
             except ValueError as error:
                 raise UsageError(f"{field}: {error}") from error
+        largest = 2 if self.augment == "strong" else 1
         rules: dict[str, tuple[bool, str]] = {
             **{f: (getattr(self, f) >= 1, "at least 1") for f in _COUNTS},
             **{f: (getattr(self, f) >= 0, "at least 0") for f in ("seed", "warmup", "clip", "weight_decay")},
             "flip": (0 <= self.flip <= 1, "in 0..1"),
-            "crop_scale": (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "two shares in 0..1, the smaller first"),
+            "crop_scale": (
+                0 < self.crop_scale[0] <= self.crop_scale[1] <= largest,
+                f"two shares in 0..{largest}, the smaller first",
+            ),
+            "accumulate": (
+                self.accumulate >= 1 and self.batch % max(1, self.accumulate) == 0,
+                f"a divisor of the batch, {self.batch}",
+            ),
+            **{f: (0 < getattr(self, f) <= 1, "in 0..1, 0 excluded") for f in ("distill", "encoder_lr", "layer_decay")},
+            "momentum": (0 <= self.momentum < 1, "in 0..1, 1 excluded"),
             "crop_stretch": (self.crop_stretch >= 1, "at least 1"),
             "ema": (0 <= self.ema < 1, "in 0..1, 1 excluded"),
             "lr": (math.isfinite(self.lr) and self.lr > 0, "above 0"),
@@ -109,6 +181,11 @@ class TrainConfig:
         for field, (holds, rule) in rules.items():
             if not holds:
                 raise UsageError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
+
+        if self.arch in _PLAIN and (self.encoder_lr, self.layer_decay) != (1, 1):
+            raise UsageError(f"encoder_lr and layer_decay are of a ResNet encoder, which {self.arch} has not")
+        if self.augment == "authors" and self.size > self.store_size:
+            raise UsageError(f"size is {self.size}; the authors' crops are at most store_size, {self.store_size}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and checkpoints."""
@@ -128,6 +205,19 @@ class TrainConfig:
             raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")
         low, high = values.get("crop_scale", (0.7, 1.0))
         return cls(**{**values, "crop_scale": (float(low), float(high))})
+
+
+def lr_factor(config: TrainConfig, parameter: str) -> float:
+    """What a parameter's learning rate is multiplied by, from its name.
+
+    >>> config = TrainConfig(encoder_lr=0.1, layer_decay=0.5)
+    >>> [lr_factor(config, f"predict.{name}") for name in ("encoder.stage6.0", "encoder.stage5.0", "bridge.0")]
+    [0.1, 0.05, 1.0]
+    """
+    found = re.search(r"(?:^|\.)encoder\.(?:stage(\d)|stem)\.", f"{parameter}.")
+    if found is None:
+        return 1.0
+    return config.encoder_lr * float(config.layer_decay ** (6 - int(found.group(1) or 0)))
 
 
 def named(arch: str) -> str:

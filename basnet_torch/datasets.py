@@ -1,7 +1,7 @@
 """Pairs of picture and mask: found in folders and zip shards, decoded once into memory.
 
-A source is a folder laid out as DUTS (`DUTS-TR-Image` beside `DUTS-TR-Mask`) or under the names mirrors use, a zip file
-with such folders inside, or a folder of such zip files. Pairs share a file stem.
+A source is a folder or zip file laid out as `layouts` knows them, or a folder of such zip files. What is wrong with the
+data is counted before training starts, and refused or skipped as asked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -19,25 +19,65 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.config import OnBadPair
 from basnet_torch.errors import DataError
+from basnet_torch.layouts import Matched, matched
 
-__all__ = ["Pair", "PairStore", "decode_image", "decode_mask", "find_pairs", "load_pairs"]
+__all__ = [
+    "DataReport",
+    "Pair",
+    "PairStore",
+    "decode_image",
+    "decode_mask",
+    "find_pairs",
+    "load_pairs",
+]
 
 UInt8 = NDArray[np.uint8]
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-# (picture folder, mask folder) in lower case, as the data sets and their mirrors name them.
-_LAYOUTS = (
-    ("duts-tr-image", "duts-tr-mask"),
-    ("duts-te-image", "duts-te-mask"),
-    ("images", "masks"),
-    ("images", "ground_truth_mask"),
-    ("imgs", "gt"),
-    ("image", "mask"),
-    ("img", "gt"),
-    ("im", "gt"),
-    ("dut-omron-image", "pixelwisegt-new-png"),
-)
+_SHOWN = 3
+
+
+@dataclass(kw_only=True, slots=True)
+class DataReport:
+    """What was found in the data, by names; filled by `find_pairs` and `load_pairs`.
+
+    `without_mask`, `without_picture`, `unequal` and `unreadable` are bad pairs, refused or skipped. The others are
+    used: masks in colour are made grey, masks of 0 and 1 are stretched, empty masks are pictures without an object.
+    """
+
+    pairs: int = 0
+    without_mask: list[str] = field(default_factory=list)
+    without_picture: list[str] = field(default_factory=list)
+    unequal: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    in_colour: list[str] = field(default_factory=list)
+    zero_one: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for people about each thing that was found, with its count and first names."""
+        words = {
+            "without_mask": "pictures without a mask, skipped",
+            "without_picture": "masks without a picture, skipped",
+            "unequal": "masks of another size than their picture, skipped",
+            "unreadable": "pairs that cannot be read, skipped",
+            "in_colour": "masks in colour, read as grey",
+            "zero_one": "masks of 0 and 1, read as 0 and 255",
+            "empty": "masks without an object, kept",
+        }
+        found = [(getattr(self, key), text) for key, text in words.items()]
+        return [f"{self.pairs} pairs", *(f"{len(names)} {text} ({_some(names)})" for names, text in found if names)]
+
+    def counts(self) -> dict[str, int]:
+        """How many of each, for the run's record."""
+        lists = (name for name in self.__slots__ if name != "pairs")
+        return {"pairs": self.pairs, **{name: len(getattr(self, name)) for name in lists}}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,28 +106,45 @@ class PairStore:
         return int(self.images.shape[1])
 
 
-def find_pairs(sources: Iterable[Path]) -> list[Pair]:
+def find_pairs(
+    sources: Iterable[Path], *, on_bad: OnBadPair = "refuse", report: DataReport | None = None
+) -> list[Pair]:
     """All pairs of the given folders and zip files, sorted by name within each source.
 
+    Args:
+        sources: Folders, zip files, folders of zip files.
+        on_bad: What to do about pictures without masks and the reverse.
+        report: Takes the names of those that were skipped.
+
     Raises:
-        DataError: For a source that is missing, has no known layout, or pictures without masks (and the reverse).
+        DataError: For a source that is missing, has no known layout, or (unless skipped) files without their partner.
     """
+    report = report or DataReport()
     pairs: list[Pair] = []
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
         shards = sorted(source.glob("*.zip")) if source.is_dir() else [source]
-        pairs += [p for shard in shards for p in _pairs_in_zip(shard)] if shards else _pairs_in_folder(source)
+        found = [_pairs_in_zip(shard) for shard in shards] or [_pairs_in_folder(source)]
+        for place, match, reader in found:
+            if on_bad == "refuse":
+                _refuse_unpaired(place, match)
+            report.without_mask += match.without_mask
+            report.without_picture += match.without_picture
+            pairs += [Pair(name=n, read_image=reader(i), read_mask=reader(m)) for n, i, m in match.pairs]
     return pairs
 
 
-def _pairs_in_zip(path: Path) -> list[Pair]:
+_Reader = Callable[[str], Callable[[], bytes]]
+
+
+def _pairs_in_zip(path: Path) -> tuple[Path, Matched, _Reader]:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a readable zip file ({error}); fetch it again") from error
     names = [n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGE_SUFFIXES]
-    return _match(path, names, lambda name: partial(_read_member, archive, name))
+    return path, matched(path, names), lambda name: partial(_read_member, archive, name)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -104,58 +161,19 @@ def _read_path(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _pairs_in_folder(root: Path) -> list[Pair]:
+def _pairs_in_folder(root: Path) -> tuple[Path, Matched, _Reader]:
     files = [p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES]
     names = [p.relative_to(root).as_posix() for p in files]
-    return _match(root, names, lambda name: partial(_read_path, root / name))
+    return root, matched(root, names), lambda name: partial(_read_path, root / name)
 
 
-def _match(source: Path, names: Sequence[str], reader: Callable[[str], Callable[[], bytes]]) -> list[Pair]:
-    """Pairs of every picture folder that has its mask folder beside it."""
-    folders = _by_folder(source, names)
-    pairs = []
-    for folder in sorted(folders):
-        masks = next((m for m in _mask_folders(folder) if m in folders), None)
-        if masks is not None:
-            pictures, truths = folders[folder], folders[masks]
-            _refuse_unpaired(source / folder, pictures, truths)
-            pairs += [
-                Pair(name=s, read_image=reader(pictures[s]), read_mask=reader(truths[s])) for s in sorted(pictures)
-            ]
-    if not pairs:
-        known = ", ".join(f"{a}+{b}" for a, b in _LAYOUTS)
-        found = ", ".join(sorted({PurePosixPath(f).name for f in folders})) or "no pictures"
-        raise DataError(f"{source}: found {found}; pictures and masks must stand in folders named as one of {known}")
-    return pairs
-
-
-def _by_folder(source: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """File names by folder (its own name in lower case) and stem.
-
-    Raises:
-        DataError: When two files of a folder share a stem, so that it is unclear which belongs to the pair.
-    """
-    folders: dict[str, dict[str, str]] = {}
-    for name in names:
-        path = PurePosixPath(name)
-        folder = folders.setdefault((path.parent.parent / path.parent.name.lower()).as_posix(), {})
-        other = folder.setdefault(path.stem, name)
-        if other != name:
-            raise DataError(f"{source}: {other} and {name} share a name; keep the one that belongs to the pair")
-    return folders
-
-
-def _mask_folders(folder: str) -> list[str]:
-    """Where the masks of a picture folder may stand, beside it."""
-    path = PurePosixPath(folder)
-    return [(path.parent / masks).as_posix() for pictures, masks in _LAYOUTS if pictures == path.name]
-
-
-def _refuse_unpaired(source: Path, pictures: dict[str, str], masks: dict[str, str]) -> None:
-    for what, names in (("mask", sorted(set(pictures) - set(masks))), ("picture", sorted(set(masks) - set(pictures)))):
+def _refuse_unpaired(source: Path, match: Matched) -> None:
+    for what, names in (("mask", match.without_mask), ("picture", match.without_picture)):
         if names:
-            some = ", ".join(names[:3])
-            raise DataError(f"{source}: {len(names)} pairs have no {what} ({some}, ...); add or remove them")
+            some = _some([PurePosixPath(name).stem for name in names])
+            raise DataError(
+                f"{source}: {len(names)} pairs have no {what} ({some}); add or remove them, or --on-bad-pair skip"
+            )
 
 
 def decode_image(data: bytes, name: str) -> UInt8:
@@ -165,45 +183,97 @@ def decode_image(data: bytes, name: str) -> UInt8:
 
 def decode_mask(data: bytes, name: str) -> UInt8:
     """Bytes of a mask as uint8 H,W in 0..255, also when it is stored as 0 and 1; raises DataError naming it."""
-    mask = _decode(data, name, cv2.IMREAD_GRAYSCALE)
-    return np.where(mask > 0, np.uint8(255), np.uint8(0)) if 0 < mask.max() <= 1 else mask
+    return _stretched(_decode(data, name, cv2.IMREAD_GRAYSCALE))
 
 
 def _decode(data: bytes, name: str, mode: int) -> UInt8:
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
+    except cv2.error:  # a header that promises more than there may be
+        decoded = None
     if decoded is None:
         raise DataError(f"{name}: {len(data)} bytes that are no readable picture; fetch it again or remove the pair")
+    if decoded.dtype == np.uint16:
+        decoded = np.right_shift(decoded.astype(np.uint16), 8)
     return np.asarray(decoded, np.uint8)
 
 
-def load_pairs(pairs: Sequence[Pair], size: int, on_progress: Callable[[int], None] | None = None) -> PairStore:
+def load_pairs(
+    pairs: Sequence[Pair],
+    size: int,
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    on_bad: OnBadPair = "refuse",
+    report: DataReport | None = None,
+) -> PairStore:
     """Decode all pairs to `size` x `size` (aspect not kept, as in the paper) in memory: 4 * size^2 bytes a pair.
 
     Args:
         pairs: From `find_pairs`.
         size: Side length in pixels.
         on_progress: Called with the number decoded so far.
+        on_bad: What to do about files that cannot be read and masks of another size than their picture.
+        report: Takes what was found.
 
     Raises:
-        DataError: For no pairs, an unreadable file, or a mask of another size than its picture.
+        DataError: For no pairs, and (unless skipped) for the first bad one, naming it.
     """
-    if not pairs:
-        raise DataError("pairs: none were found, so there is nothing to load")
+    report = report or DataReport()
     images = np.empty((len(pairs), size, size, 3), np.uint8)
     masks = np.empty((len(pairs), size, size), np.uint8)
 
-    def load(i: int) -> None:
-        image = decode_image(pairs[i].read_image(), pairs[i].name)
-        mask = decode_mask(pairs[i].read_mask(), pairs[i].name)
-        if image.shape[:2] != mask.shape:
-            raise DataError(f"{pairs[i].name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
-        images[i], masks[i] = _square(image, size), _square(mask, size)
+    def load(i: int) -> _Loaded:
+        try:
+            return _load_into(pairs[i], images[i], masks[i])
+        except DataError as error:
+            if on_bad == "refuse":
+                raise
+            return _Loaded(bad="unequal" if "they must be equal" in str(error) else "unreadable")
 
+    kept = []
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        for done, _ in enumerate(pool.map(load, range(len(pairs))), start=1):
+        for i, loaded in enumerate(pool.map(load, range(len(pairs)))):
+            for kind in (*filter(None, [loaded.bad]), *loaded.odd):
+                getattr(report, kind).append(pairs[i].name)
+            if loaded.bad is None:
+                kept.append(i)
             if on_progress:
-                on_progress(done)
-    return PairStore(tuple(p.name for p in pairs), images, masks)
+                on_progress(i + 1)
+    if not kept:
+        raise DataError("pairs: none were found, so there is nothing to load")
+    report.pairs = len(kept)
+    if len(kept) < len(pairs):
+        images, masks = images[kept], masks[kept]
+    return PairStore(tuple(pairs[i].name for i in kept), images, masks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loaded:
+    bad: str | None = None
+    odd: tuple[str, ...] = ()
+
+
+def _load_into(pair: Pair, image_SSC: UInt8, mask_SS: UInt8) -> _Loaded:
+    image = decode_image(pair.read_image(), pair.name)
+    stored = _decode(pair.read_mask(), pair.name, cv2.IMREAD_UNCHANGED)
+    mask = _grey(stored)
+    if image.shape[:2] != mask.shape:
+        raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
+    image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(_stretched(mask), len(mask_SS))
+    peak = mask.max()
+    odd = {"in_colour": stored.ndim == 3 and stored.shape[2] >= 3, "zero_one": peak == 1, "empty": peak == 0}
+    return _Loaded(odd=tuple(name for name, holds in odd.items() if holds))
+
+
+def _grey(stored: UInt8) -> UInt8:
+    """A mask as it was stored, H,W or H,W,C with BGR, as H,W."""
+    if stored.ndim == 2:
+        return stored
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(stored[..., :3]), cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def _stretched(mask: UInt8) -> UInt8:
+    return np.where(mask > 0, np.uint8(255), np.uint8(0)) if mask.max() == 1 else mask
 
 
 def _square(image: UInt8, size: int) -> UInt8:

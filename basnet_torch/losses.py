@@ -48,6 +48,7 @@ class HybridLoss(NamedTuple):
 def hybrid_loss(maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou") -> HybridLoss:
     """The loss of M logit maps N,1,H,W against the truth `target` N,1,H,W in 0..1; `terms` leaves some out.
 
+    >>> from basnet_torch.model import SaliencyMaps
     >>> maps = SaliencyMaps(*(torch.full((1, 1, 32, 32), 20.0) for _ in range(8)))
     >>> float(hybrid_loss(maps, torch.ones(1, 1, 32, 32)).total) < 1e-4
     True

@@ -1,40 +1,54 @@
 """The training loop: one `Trainer` that can stop after any step and go on as if it had not.
 
-A run directory holds `config.json`, `log.jsonl` (one line a step or validation), `last.pth` (what resuming needs) and
-`best.pth` (averaged weights with their `Preprocess`, best validation maxF).
+A run directory holds `config.json` (configuration, commit, versions, data), `log.jsonl` and `log.txt` (one line a step
+or validation), `curves.html`, `last.pth` (what resuming needs) and `best.pth` (averaged weights with their
+`Preprocess`, best validation maxF). Of several processes the first alone writes.
 
 Legend: N pictures, S side length, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from basnet_torch.architectures import build
-from basnet_torch.batches import Augment, BatchStream
-from basnet_torch.checkpoint import FORMAT, Checkpoint, read_file, save_checkpoint, write_whole
-from basnet_torch.config import TrainConfig, learning_rate
+from basnet_torch.batches import Augment, AuthorsCrop, BatchStream, DeviceStream, StrongAugment
+from basnet_torch.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    load_checkpoint,
+    model_from_checkpoint,
+    read_file,
+    save_checkpoint,
+    write_whole,
+)
+from basnet_torch.config import Autocast, TrainConfig, learning_rate, lr_factor
 from basnet_torch.datasets import PairStore
-from basnet_torch.errors import CheckpointError, TrainingError
+from basnet_torch.distributed import World
+from basnet_torch.errors import CheckpointError, TrainingError, UsageError
 from basnet_torch.losses import HybridLoss, hybrid_loss
 from basnet_torch.metrics import Scores
-from basnet_torch.model import SaliencyNetwork
+from basnet_torch.model import NamedMaps, SaliencyNetwork
+from basnet_torch.records import RunRecord, environment, fingerprint
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.validate import Validator
 
-__all__ = ["StepResult", "Trainer"]
+__all__ = ["StepResult", "Trainer", "finishing"]
+
+_Images = NDArray[np.uint8] | Tensor
+_DTYPES: Mapping[Autocast, torch.dtype] = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +73,13 @@ class Trainer:
         validator: Pictures with truth, or None to train without validation.
         device: Where the network runs.
         init: A network to start from instead of random weights.
+        world: The processes that train together; already joined.
+        tensorboard: Also write TensorBoard's files.
+        facts: What else `config.json` is to say, for example the data's report.
+
+    Raises:
+        CheckpointError: The teacher cannot be read.
+        UsageError: The teacher prepares pictures in another way, or the batch cannot be shared out.
     """
 
     def __init__(
@@ -70,7 +91,12 @@ class Trainer:
         validator: Validator | None = None,
         device: str = "cpu",
         init: SaliencyNetwork | None = None,
+        world: World | None = None,
+        tensorboard: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
+        self.world = world or World()
+        _check_shares(config, self.world)
         torch.manual_seed(config.seed)
         self.config = config
         self.run = run
@@ -80,16 +106,21 @@ class Trainer:
         self.model = (init or build(config.arch, config.width)).to(self.device)
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.average = deepcopy(self.model).requires_grad_(requires_grad=False) if config.ema else self.model
+        self._network = _compiled(config, self.world.wrapped(self.model))
         self.optimizer = _optimizer(config, self.model)
+        # Where it is disabled it does nothing at all.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
         self.step = 0
         self.best: float | None = None
         self.stopping = False
-        self._data = {"pairs": len(store), "names": _digest(store.names)}
-        augment = Augment(size=config.size, scale=config.crop_scale, stretch=config.crop_stretch, flip=config.flip)
-        self._stream = BatchStream(store, augment, batch=config.batch, seed=config.seed)
-        self.preprocess = Preprocess(height=config.eval_size, width=config.eval_size)
-        self.postprocess = Postprocess()
-        gain, offset = self.preprocess.affine()
+        self._agreed = False
+        self._data = fingerprint(store)
+        self._facts = dict(facts or {})
+        self._stream = _stream(config, store, self.device, self.world)
+        self.preprocess, self.postprocess = finishing(config)
+        self._teacher = _teacher(config, self.preprocess, self.device)
+        self._record = RunRecord(run, tensorboard=tensorboard, active=self.world.is_first)
+        gain, offset = self.preprocess.affine(255.0 if config.scale == "255" else 1.0)
         self._gain = torch.from_numpy(gain).view(1, 3, 1, 1).to(self.device)
         self._offset = torch.from_numpy(offset).view(1, 3, 1, 1).to(self.device)
 
@@ -104,7 +135,7 @@ class Trainer:
         """
         last = min(until or self.config.steps, self.config.steps)
         self._write_config()
-        if not (self.run / "last.pth").exists():
+        if self.world.is_first and not (self.run / "last.pth").exists():
             self.save_last()
         self.model.train()
         with self._stream.ahead(self.step, last) as batches:
@@ -114,11 +145,18 @@ class Trainer:
                     yield result
                 except GeneratorExit:
                     break
-                if self.stopping:
+                if self._ends:
+                    self.stopping = True
                     break
         self.save_last()
+        self._record.finish()
 
-    def _step_and_records(self, images: NDArray[np.uint8], masks: NDArray[np.uint8], last: int) -> StepResult:
+    @property
+    def _ends(self) -> bool:
+        """Whether to stop here; several processes stop after the step in which they agreed to."""
+        return self._agreed if self.world.size > 1 else self.stopping
+
+    def _step_and_records(self, images: _Images, masks: _Images, last: int) -> StepResult:
         result = self._train_step(images, masks)
         self.log({"kind": "step", **_plain(result)})
         if self.step % self.config.eval_every == 0 or self.step == last:
@@ -131,41 +169,84 @@ class Trainer:
         """End `fit` after the step in hand; safe to call from a signal handler."""
         self.stopping = True
 
-    def _train_step(self, images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> StepResult:
+    def _train_step(self, images: _Images, masks: _Images) -> StepResult:
         began = time.perf_counter()
-        batch_NCHW, target_N1HW = self._to_device(images, masks)
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast == "bf16"):
-            maps = self.model(batch_NCHW)
-        loss = hybrid_loss(maps, target_N1HW, self.config.loss)
-        self._refuse_not_finite(loss)
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or float("inf"))
-        if not bool(torch.isfinite(norm)):
-            raise TrainingError(
-                f"step {self.step}: the gradient's norm is {float(norm)}; lower lr or use autocast fp32"
-            )
-        self.optimizer.step()
+        names, values = self._backward(*self._to_device(images, masks))
+        norm = self._update()
         self._update_average()
         self.step += 1
+        self._agreed = self.world.any(self.stopping, self.device)
+        total, *terms = self.world.mean(values).tolist()
         return StepResult(
             step=self.step,
-            loss=loss.total.item(),
-            terms={name: values.sum().item() for name, values in loss.terms.items()},
-            gradient_norm=norm.item(),
+            loss=total,
+            terms=dict(zip(names, terms, strict=True)),
+            gradient_norm=norm,
             lr=rate,
             seconds=time.perf_counter() - began,
         )
 
-    def _to_device(self, images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Normalised N,3,S,S and truth N,1,S,S in 0..1; pictures travel as bytes."""
-        batch_NCHW = torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        target_NHW = torch.from_numpy(np.ascontiguousarray(masks)).to(self.device, non_blocking=True)
-        normalised = batch_NCHW.float() * self._gain + self._offset
-        return normalised.contiguous(memory_format=self._layout), target_NHW[:, None].float() / 255
+    def _backward(self, batch_NCHW: Tensor, target_N1HW: Tensor) -> tuple[list[str], Tensor]:
+        """Gradients of the batch, part by part; the terms' names, and the loss with them, each a mean over parts."""
+        parts = self.config.accumulate
+        names: list[str] = []
+        values = torch.zeros((), device=self.device)
+        shares = zip(batch_NCHW.chunk(parts), target_N1HW.chunk(parts), strict=True)
+        for i, (images, target) in enumerate(shares):
+            with self.world.holding_back(self._network, holds=i < parts - 1):
+                with torch.autocast(self.device.type, _DTYPES[self.config.autocast], self.config.autocast != "fp32"):
+                    maps = self._network(images)
+                total, terms = self._loss(maps, images, target)
+                self._scaler.scale(total / parts).backward()  # type: ignore[no-untyped-call]
+            names = list(terms)
+            values = values + torch.stack([total.detach(), *(v.detach() for v in terms.values())]) / parts
+        return names, values
+
+    def _loss(self, maps: NamedMaps, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its terms over all maps: against the truth, and where there is a teacher against its mask."""
+        loss = hybrid_loss(maps, target, self.config.loss)
+        self._refuse_not_finite(loss)
+        terms = {name: values.sum() for name, values in loss.terms.items()}
+        if self._teacher is None:
+            return loss.total, terms
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, self.config.autocast == "bf16"):
+            taught = self._teacher.mask(images)
+        distilled = hybrid_loss(maps, taught, self.config.loss)
+        self._refuse_not_finite(distilled)
+        share = self.config.distill
+        return (1 - share) * loss.total + share * distilled.total, {**terms, "teacher": distilled.total}
+
+    def _update(self) -> float:
+        """Clip and step; returns the gradient's norm. Under fp16 a step that overflowed is left out, as is usual."""
+        self._scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or float("inf"))
+        if not bool(torch.isfinite(norm)) and not self._scaler.is_enabled():
+            raise TrainingError(
+                f"step {self.step}: the gradient's norm is {float(norm)}; lower lr or use autocast fp32"
+            )
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return float(norm)
+
+    def _to_device(self, images: _Images, masks: _Images) -> tuple[Tensor, Tensor]:
+        """Normalised N,3,S,S and truth N,1,S,S in 0..1; pictures travel as bytes, or are there already."""
+        if isinstance(images, Tensor) and isinstance(masks, Tensor):
+            batch_NCHW, target_N1HW = images.to(self.device), masks.to(self.device)
+        else:
+            batch_NCHW = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, non_blocking=True)
+            batch_NCHW = batch_NCHW.permute(0, 3, 1, 2).float()
+            target_N1HW = (
+                torch.from_numpy(np.ascontiguousarray(masks)).to(self.device, non_blocking=True)[:, None].float()
+            )
+        gain = self._gain
+        if self.config.scale == "image_max":
+            gain = gain / batch_NCHW.amax((1, 2, 3), keepdim=True).clamp(min=1)
+        normalised = batch_NCHW * gain + self._offset
+        return normalised.contiguous(memory_format=self._layout), target_N1HW / 255
 
     def _refuse_not_finite(self, loss: HybridLoss) -> None:
         if not bool(torch.isfinite(loss.total)):
@@ -185,13 +266,15 @@ class Trainer:
 
     def validate(self) -> Scores | None:
         """Score the averaged weights; keeps them as `best.pth` when their maxF is the best so far."""
-        if self.validator is None:
+        if self.validator is None or not self.world.is_first:
             return None
         scores = self.validator.scores(self.average, autocast=self.config.autocast)
         self.log({"kind": "validation", "step": self.step, "max_f": scores.max_f, "mae": scores.mae})
         if self.best is None or scores.max_f > self.best:
             self.best = scores.max_f
             save_checkpoint(self.run / "best.pth", self.checkpoint({"max_f": scores.max_f, "mae": scores.mae}))
+        self._record.picture("panel", self.validator.panel(self.average, autocast=self.config.autocast), self.step)
+        self._record.finish()
         return scores
 
     def checkpoint(self, scores: Mapping[str, float] | None = None) -> Checkpoint:
@@ -208,6 +291,8 @@ class Trainer:
 
     def save_last(self) -> None:
         """Write `last.pth`: a checkpoint of the averaged weights that also holds what resuming needs."""
+        if not self.world.is_first:
+            return
         content = {
             "format": FORMAT,
             "origin": "basnet-deploy",
@@ -222,6 +307,7 @@ class Trainer:
                 "best": self.best,
                 "model": self.model.state_dict() if self.config.ema else None,
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
                 "config": self.config.to_dict(),
             },
         }
@@ -238,7 +324,7 @@ class Trainer:
         if not isinstance(saved, Mapping):
             raise CheckpointError(f"{path}: holds weights only; resume from a last.pth, or start from it with --init")
         mine = self.config.to_dict()
-        if saved["data"] != self._data:
+        if any(self._data.get(name) != value for name, value in saved["data"].items()):
             was, now = saved["data"]["pairs"], self._data["pairs"]
             raise CheckpointError(
                 f"{path}: was trained on {was} other pairs, these are {now}; use --init for a new run"
@@ -254,19 +340,73 @@ class Trainer:
         if saved["model"] is not None:
             self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if saved.get("scaler"):
+            self._scaler.load_state_dict(saved["scaler"])
         self.step, self.best = int(saved["step"]), saved["best"]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `log.jsonl`."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        with (self.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one line to `log.jsonl` and `log.txt`."""
+        self._record.add(record)
 
     def _write_config(self) -> None:
-        text = json.dumps(
-            {"config": self.config.to_dict(), "torch": torch.__version__, "device": str(self.device)}, indent=1
-        )
+        if not self.world.is_first:
+            return
+        content = {
+            "config": self.config.to_dict(),
+            "device": _device_name(self.device),
+            "processes": self.world.size,
+            "data": self._data,
+            **self._facts,
+            **environment(),
+        }
+        text = json.dumps(content, indent=1)
         write_whole(self.run / "config.json", lambda beside: beside.write_text(text + "\n"))
+
+
+def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
+    """How pictures are prepared and maps finished for the weights of a run; the authors' way stretches maps."""
+    preprocess = Preprocess(height=config.eval_size, width=config.eval_size, scale=config.scale)
+    return preprocess, Postprocess(stretch=config.scale == "image_max")
+
+
+def _check_shares(config: TrainConfig, world: World) -> None:
+    if config.batch % (world.size * config.accumulate):
+        parts = f"{world.size} processes of {config.accumulate} parts"
+        raise UsageError(f"batch is {config.batch}; it must be a multiple of what {parts} share")
+
+
+def _stream(config: TrainConfig, store: PairStore, device: torch.device, world: World) -> BatchStream | DeviceStream:
+    if config.augment == "strong":
+        rules = StrongAugment(size=config.size, scale=config.crop_scale, stretch=config.crop_stretch, flip=config.flip)
+        return DeviceStream(store, rules, batch=config.batch, seed=config.seed, device=str(device), share=world.share)
+    augment: Augment | AuthorsCrop = AuthorsCrop(size=config.size)
+    if config.augment == "crop":
+        augment = Augment(size=config.size, scale=config.crop_scale, stretch=config.crop_stretch, flip=config.flip)
+    return BatchStream(store, augment, batch=config.batch, seed=config.seed, share=world.share)
+
+
+def _teacher(config: TrainConfig, preprocess: Preprocess, device: torch.device) -> SaliencyNetwork | None:
+    """The network that is learned from, fixed."""
+    if not config.teacher:
+        return None
+    checkpoint = load_checkpoint(Path(config.teacher))
+    theirs = replace(checkpoint.preprocess, height=preprocess.height, width=preprocess.width)
+    if theirs != preprocess:
+        raise UsageError(
+            f"{config.teacher}: takes pictures scaled by {theirs.scale}, this run by {preprocess.scale}; "
+            "give a teacher of the same scale, or --scale"
+        )
+    return model_from_checkpoint(checkpoint).requires_grad_(requires_grad=False).to(device)
+
+
+def _compiled(config: TrainConfig, network: nn.Module) -> nn.Module:
+    if config.compiler == "off":
+        return network
+    return cast(nn.Module, torch.compile(network, backend=config.compiler))
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def _memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
@@ -279,13 +419,19 @@ def _memory_format(config: TrainConfig, device: torch.device) -> torch.memory_fo
     return torch.channels_last if config.channels_last and not too_narrow else torch.contiguous_format
 
 
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-
-
 def _optimizer(config: TrainConfig, model: SaliencyNetwork) -> torch.optim.Optimizer:
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    return kinds[config.optimizer](model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    """The optimizer, with one group of parameters for each learning rate."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=config.momentum),
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(lr_factor(config, name), []).append(parameter)
+    listed = [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+    return kinds[config.optimizer](listed, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def _float_state(model: SaliencyNetwork) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -54,12 +55,34 @@ class Validator:
         finally:
             model.train(was_training)
 
-    def _add(self, meter: AccuracyMeter, model: SaliencyNetwork, cases: Sequence[_Case], autocast: Autocast) -> None:
+    def panel(self, model: SaliencyNetwork, *, count: int = 4, autocast: Autocast = "fp32") -> NDArray[np.uint8]:
+        """The first `count` pictures, each a row of picture, truth and mask: uint8 H,W,3."""
+        cases = self._cases[:count]
+        was_training = model.training
+        model.eval()
+        try:
+            masks = self._masks(model, cases, autocast)
+        finally:
+            model.train(was_training)
+        gain, offset = self.preprocess.affine()
+        rows = []
+        for case, mask in zip(cases, masks, strict=True):
+            picture = (case.prepared_CHW.transpose(1, 2, 0) - offset) / gain
+            size = (self.preprocess.width, self.preprocess.height)
+            truth = cv2.resize(case.truth_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            planes = (truth[..., None], mask[0][..., None] * 255)
+            rows.append(np.concatenate([picture, *(np.broadcast_to(p, picture.shape) for p in planes)], 1))
+        return np.asarray(np.concatenate(rows).clip(0, 255), np.uint8)
+
+    def _masks(self, model: SaliencyNetwork, cases: Sequence[_Case], autocast: Autocast) -> NDArray[np.float32]:
         device = next(model.parameters()).device
         images = torch.from_numpy(np.stack([c.prepared_CHW for c in cases])).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast == "bf16"):
-            masks = model.mask(images).cpu().numpy()
-        for mask, case in zip(masks, cases, strict=True):
+        dtype = torch.float16 if autocast == "fp16" else torch.bfloat16
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=autocast != "fp32"):
+            return np.asarray(model.mask(images).cpu().numpy(), np.float32)
+
+    def _add(self, meter: AccuracyMeter, model: SaliencyNetwork, cases: Sequence[_Case], autocast: Autocast) -> None:
+        for mask, case in zip(self._masks(model, cases, autocast), cases, strict=True):
             height, width = case.truth_HW.shape
             if not np.isfinite(mask).all():
                 raise TrainingError(

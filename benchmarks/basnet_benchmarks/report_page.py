@@ -32,6 +32,7 @@ _TITLES = {
     "noise": "Noise floor",
     "video": "Video",
     "soak": "Soak",
+    "edges": "Edges",
     "flicker": "Flicker",
     "verdict": "Verdict on a picture",
     "gate": "Gate",

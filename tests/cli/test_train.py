@@ -8,11 +8,13 @@ import time
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from basnet_torch.checkpoint import load_checkpoint
 from basnet_torch.cli import _autocast, app
 from basnet_torch.errors import BackendUnavailable
+from basnet_torch.trainer import StepResult, Trainer
 from tests.torch.conftest import pair_folder  # noqa: F401 - a fixture
 
 SMALL = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
@@ -107,3 +109,121 @@ def test_bf16_is_taken_only_where_the_processor_has_it(monkeypatch, capsys):
         _autocast("bf16", "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert [_autocast(asked, "cpu") for asked in ("auto", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+
+
+EACH = {
+    "--arch": ("unet", lambda c: c["arch"] == "unet"),
+    "--no-refine": (None, lambda c: c["arch"] == "basnet-coarse"),
+    "--loss": ("bce+iou", lambda c: c["loss"] == "bce+iou"),
+    "--scale": ("image_max", lambda c: c["scale"] == "image_max"),
+    "--augment": ("authors", lambda c: c["augment"] == "authors"),
+    "--crop-stretch": (1.5, lambda c: c["crop_stretch"] == 1.5),
+    "--flip": (0.25, lambda c: c["flip"] == 0.25),
+    "--accumulate": (2, lambda c: c["accumulate"] == 2),
+    "--optimizer": ("sgd", lambda c: c["optimizer"] == "sgd"),
+    "--momentum": (0.5, lambda c: c["momentum"] == 0.5),
+    "--lr": (0.01, lambda c: c["lr"] == 0.01),
+    "--encoder-lr": (0.1, lambda c: c["encoder_lr"] == 0.1),
+    "--layer-decay": (0.9, lambda c: c["layer_decay"] == 0.9),
+    "--weight-decay": (0.1, lambda c: c["weight_decay"] == 0.1),
+    "--distill": (0.3, lambda c: c["distill"] == 0.3),
+    "--schedule": ("constant", lambda c: c["schedule"] == "constant"),
+    "--warmup": (5, lambda c: c["warmup"] == 5),
+    "--clip": (1.0, lambda c: c["clip"] == 1.0),
+    "--ema": (0.5, lambda c: c["ema"] == 0.5),
+    "--compile": ("eager", lambda c: c["compiler"] == "eager"),
+    "--no-channels-last": (None, lambda c: c["channels_last"] is False),
+    "--seed": (7, lambda c: c["seed"] == 7),
+    "--eval-every": (9, lambda c: c["eval_every"] == 9),
+    "--save-every": (9, lambda c: c["save_every"] == 9),
+    "--preset": ("authors", lambda c: (c["optimizer"], c["scale"], c["width"]) == ("adam", "image_max", 2)),
+}
+
+
+@pytest.mark.parametrize("option", EACH)
+def test_each_option_reaches_the_run(option, pair_folder, tmp_path, monkeypatch):  # noqa: F811
+    """All but the steps themselves, which the trainer's own tests cover for each option."""
+    monkeypatch.setattr(Trainer, "_train_step", first_step_only)
+    value, holds = EACH[option]
+    given = (option,) if value is None else (option, value)
+    result = call("--data", pair_folder, "--run", tmp_path / "run", "--steps", 1, *given)
+    assert result.exit_code == 0, result.output
+    assert holds(json.loads((tmp_path / "run/config.json").read_text())["config"])
+
+
+def first_step_only(trainer, images, masks):
+    batch, target = trainer._to_device(images, masks)
+    assert batch.shape == (2, 3, 32, 32)
+    assert 0 <= target.min() <= target.max() <= 1
+    trainer.step += 1
+    return StepResult(step=trainer.step, loss=1.0, terms={}, gradient_norm=1.0, lr=0.1, seconds=0.1)
+
+
+def test_bad_pairs_are_refused_or_skipped_and_counted_before_training(pair_folder, tmp_path):  # noqa: F811
+    (pair_folder / "DUTS-TR-Image/disc1.png").write_bytes(b"half a picture")
+    (pair_folder / "DUTS-TR-Mask/disc2.png").unlink()
+    common = ("--data", pair_folder, "--steps", 1, "--run")
+    refused = call(*common, tmp_path / "a")
+    assert (refused.exit_code, "1 pairs have no mask (disc2)" in refused.stderr) == (1, True)
+    skipped = call(*common, tmp_path / "b", "--on-bad-pair", "skip")
+    assert skipped.exit_code == 0, skipped.output
+    for said in ("data: 4 pairs", "1 pairs that cannot be read, skipped (disc1)", "1 pictures without a mask, skipped"):
+        assert said in skipped.stderr
+    report = json.loads((tmp_path / "b/config.json").read_text())["report"]
+    assert (report["pairs"], report["unreadable"], report["without_mask"]) == (4, 1, 1)
+
+
+def test_teacher_strong_augmentation_and_tensorboard(pair_folder, tmp_path):  # noqa: F811
+    common = ("--data", pair_folder, "--val", pair_folder, "--steps", 1, "--run")
+    assert call(*common, tmp_path / "teacher").exit_code == 0
+    options = (
+        "--teacher",
+        tmp_path / "teacher/best.pth",
+        "--augment",
+        "strong",
+        "--crop-scale",
+        0.4,
+        1.3,
+        "--tensorboard",
+    )
+    result = call(*common, tmp_path / "student", *options)
+    assert result.exit_code == 0, result.output
+    assert {"log.txt", "log.jsonl", "curves.html", "panel.png", "tensorboard"} <= {
+        path.name for path in (tmp_path / "student").iterdir()
+    }
+    assert "teacher" in json.loads((tmp_path / "student/log.jsonl").read_text().splitlines()[0])
+
+
+def test_more_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
+    cases = [
+        (("--arch", "unet", "--no-refine"), 2, "unet has no refinement module"),
+        (("--autocast", "fp16"), 3, "autocast fp16: processors train in bf16 or fp32"),
+        (("--accumulate", 4), 2, "a divisor of the batch, 2"),
+        (("--teacher", tmp_path / "none.pth"), 1, "no such file"),
+        (("--resnet34", tmp_path / "none.pth", "--arch", "unet"), 2, "unet has no ResNet-34 encoder"),
+    ]
+    for arguments, code, message in cases:
+        result = call("--data", pair_folder, "--run", tmp_path / "r", "--steps", 1, *arguments)
+        assert (result.exit_code, message in result.stderr) == (code, True), result.output
+        assert "Traceback" not in result.output
+
+
+def test_every_option_has_a_test():
+    """New options are named here or in `EACH`."""
+    elsewhere = {
+        "--run-dir",
+        "--data",
+        "--val",
+        "--run",
+        "--resume",
+        "--init",
+        "--widen-noise",
+        "--resnet34",
+        "--device",
+        "--threads",
+    }
+    elsewhere |= {"--refine", "--width", "--size", "--eval-size", "--store-size", "--crop-scale", "--batch", "--steps"}
+    elsewhere |= {"--teacher", "--autocast", "--channels-last", "--on-bad-pair", "--tensorboard", "--help"}
+    command = typer.main.get_command(app)
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert known == {*EACH, *elsewhere} - {"--help"}

@@ -26,12 +26,13 @@ LAST = {
 
 @torch.no_grad()
 def centre(model, inputs):
-    """Adapt the last layer so that a tenth of the pixels is object, as networks this young are shy."""
+    """Adapt the last layer so that its zero lies between ground and object, as networks this young are shy."""
     logits = torch.cat([model(batch)[0].flatten() for batch in inputs.split(8)])
     last = model.get_submodule(LAST[model.arch])
-    last.bias -= logits.quantile(0.9)
+    low, high = logits.quantile(0.5), logits.quantile(0.98)
+    last.bias -= (low + high) / 2
     if model.arch in ("segnet", "unet"):  # whose last layer alone makes the map
-        factor = 6 / (logits.quantile(0.98) - logits.quantile(0.5))
+        factor = 6 / (high - low)
         last.weight *= factor
         last.bias *= factor
 

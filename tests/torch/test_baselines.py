@@ -114,13 +114,18 @@ def test_a_file_without_a_name_is_basnet_and_an_unknown_name_is_refused(tmp_path
     list(run("basnet", store, tmp_path, width=2, steps=1).fit())
     content = torch.load(tmp_path / "last.pth", weights_only=True)
     content.pop("arch")  # as files were before there was a choice
-    for name in ("arch", "loss"):
-        content["resume"]["config"].pop(name)
+    old = content["resume"]
+    for name in ("arch", "loss", "augment", "accumulate", "momentum", "teacher", "compiler", "scale"):
+        old["config"].pop(name)
+    old.pop("scaler")
+    old["data"].pop("content")
+    old["optimizer"]["param_groups"][0].pop("factor")
     torch.save(content, tmp_path / "old.pth")
     assert load_checkpoint(tmp_path / "old.pth").arch == "basnet"
     resumed = run("basnet", store, tmp_path, width=2, steps=1)
     resumed.resume(tmp_path / "old.pth")
     assert resumed.step == 1
+    assert resumed.optimizer.param_groups[0].get("factor", 1.0) == 1.0
     torch.save({**content, "arch": "vit"}, tmp_path / "new.pth")
     with pytest.raises(CheckpointError, match="arch 'vit', this version knows basnet"):
         load_checkpoint(tmp_path / "new.pth")

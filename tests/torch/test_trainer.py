@@ -2,15 +2,16 @@
 
 import json
 
+import cv2
 import pytest
 import torch
 
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
-from basnet_torch.config import TrainConfig, learning_rate
+from basnet_torch.config import PRESETS, TrainConfig, learning_rate
 from basnet_torch.datasets import PairStore, find_pairs
 from basnet_torch.errors import CheckpointError, TrainingError, UsageError
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.trainer import Trainer
+from basnet_torch.trainer import Trainer, finishing
 from basnet_torch.validate import Validator
 
 SMALL = {
@@ -39,8 +40,16 @@ def state_of(trainer):
     return {**trainer.model.state_dict(), **{f"average.{k}": v for k, v in trainer.average.state_dict().items()}}
 
 
-@pytest.mark.parametrize("changes", [{}, {"autocast": "bf16", "optimizer": "adam"}, {"ema": 0.0}])
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize(
+    ("changes", "stop"),
+    [
+        ({}, 1),
+        ({"ema": 0.0, "optimizer": "rmsprop"}, 2),
+        ({"autocast": "bf16", "optimizer": "adam"}, 3),
+        ({"augment": "strong", "crop_scale": (0.5, 1.3), "optimizer": "sgd", "lr": 1e-2}, 4),
+        ({"augment": "authors", "scale": "image_max", "batch": 4, "accumulate": 2, "encoder_lr": 0.1}, 5),
+    ],
+)
 def test_resume_is_bit_equal_to_an_uninterrupted_run(store, tmp_path, changes, stop):
     whole = Trainer(config(**changes), store, tmp_path / "whole")
     losses = [r.loss for r in whole.fit()]
@@ -160,7 +169,16 @@ def test_learning_rate_ends_at_zero_or_stays():
         ({"crop_scale": (0.0, 2.0)}, "crop_scale"),
         ({"crop_stretch": 0.5}, "crop_stretch"),
         ({"weight_decay": -1.0}, "weight_decay"),
-        ({"optimizer": "lion"}, "adamw, adam"),
+        ({"optimizer": "lion"}, "adamw, adam, sgd, rmsprop"),
+        ({"accumulate": 3}, "accumulate is 3; it must be a divisor of the batch, 2"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"encoder_lr": 0.0}, "encoder_lr is 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"arch": "unet", "encoder_lr": 0.1}, "of a ResNet encoder, which unet has not"),
+        ({"distill": 0.0}, "distill is 0.0"),
+        ({"crop_scale": (0.5, 1.2)}, r"two shares in 0..1"),
+        ({"augment": "strong", "crop_scale": (0.5, 2.2)}, r"two shares in 0..2"),
+        ({"augment": "authors", "size": 96}, "the authors' crops are at most store_size, 64"),
     ],
 )
 def test_config_refuses_nonsense(fields, message):
@@ -170,5 +188,107 @@ def test_config_refuses_nonsense(fields, message):
 
 def test_config_survives_json_and_refuses_unknown_fields():
     assert TrainConfig.from_dict(json.loads(json.dumps(config().to_dict()))) == config()
-    with pytest.raises(UsageError, match="unknown fields momentum"):
-        TrainConfig.from_dict({**config().to_dict(), "momentum": 1})
+    with pytest.raises(UsageError, match="unknown fields nonsense"):
+        TrainConfig.from_dict({**config().to_dict(), "nonsense": 1})
+
+
+def test_a_step_in_parts_is_the_step_as_a_whole(store, tmp_path, monkeypatch):
+    """Up to batch norm, which sees each part alone: with its statistics fixed the two are equal."""
+    losses, weights = [], []
+    for parts in (1, 2):
+        trainer = Trainer(
+            config(batch=4, accumulate=parts, steps=1, ema=0.0, optimizer="sgd"), store, tmp_path / f"{parts}"
+        )
+        stays = trainer.model.eval()
+        monkeypatch.setattr(stays, "train", lambda *_, model=stays: model)
+        losses += [r.loss for r in trainer.fit()]
+        weights.append(trainer.model.predict.bridge[0].conv.weight.detach().clone())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
+def test_optimizers_are_pytorch_s_own(store, tmp_path, optimizer):
+    trainer = Trainer(config(optimizer=optimizer, momentum=0.8, weight_decay=0.01), store, tmp_path)
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    kinds |= {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+    assert type(trainer.optimizer) is kinds[optimizer]
+    (group,) = trainer.optimizer.param_groups
+    assert group["weight_decay"] == 0.01
+    assert group.get("momentum", 0.8) == 0.8
+
+
+def test_earlier_encoder_stages_learn_more_slowly(store, tmp_path):
+    trainer = Trainer(config(encoder_lr=0.1, layer_decay=0.5, warmup=0, schedule="constant", steps=1), store, tmp_path)
+    list(trainer.fit())
+    rates = {id(p): g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    encoder = trainer.model.predict.encoder
+    found = [rates[id(part)] for part in (encoder.stem.conv.weight, encoder.stage1[0].conv1.weight)]
+    found += [rates[id(part)] for part in (encoder.stage6[0].conv1.weight, trainer.model.refine.input.weight)]
+    assert found == pytest.approx([1e-3 * 0.1 / 64, 1e-3 * 0.1 / 32, 1e-4, 1e-3])
+    assert len(rates) == len(list(trainer.model.parameters()))
+
+
+def test_a_teacher_s_masks_are_learned(store, tmp_path):
+    Trainer(config(width=4, steps=1), store, tmp_path / "teacher").save_last()
+    teacher = tmp_path / "teacher/last.pth"
+    with torch.no_grad():
+        content = torch.load(teacher, weights_only=True)
+        content["state_dict"]["refine.output.bias"].fill_(30.0)  # it sees an object everywhere
+    torch.save(content, teacher)
+    options = {"steps": 12, "lr": 1e-2, "teacher": str(teacher), "ema": 0.0}
+    masks = []
+    for share in (1.0, 0.01):
+        trainer = Trainer(config(distill=share, **options), store, tmp_path / f"student{share}")
+        results = list(trainer.fit())
+        assert set(results[0].terms) == {"bce", "ssim", "iou", "teacher"}
+        masks.append(trainer.model.train().mask(torch.zeros(2, 3, 32, 32)).mean().item())
+    assert masks[0] > masks[1] + 0.1
+    with pytest.raises(UsageError, match="scaled by 255, this run by image_max"):
+        Trainer(config(teacher=str(teacher), scale="image_max"), store, tmp_path / "other")
+
+
+def test_compiled_it_is_the_same_network(store, tmp_path):
+    plain = [r.loss for r in Trainer(config(steps=2), store, tmp_path / "plain").fit()]
+    compiled = [r.loss for r in Trainer(config(steps=2, compiler="eager"), store, tmp_path / "compiled").fit()]
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_run_explains_itself(store, pair_folder, tmp_path):
+    run = tmp_path / "run"
+    trainer = Trainer(
+        config(steps=3), store, run, validator=validator(pair_folder), tensorboard=True, facts={"sources": ["x"]}
+    )
+    list(trainer.fit())
+    said = json.loads((run / "config.json").read_text())
+    assert {"command", "commit", "versions", "machine", "device", "data", "sources"} <= set(said)
+    assert said["data"]["pairs"] == 12
+    assert "torch" in said["versions"]
+    lines = (run / "log.txt").read_text().splitlines()
+    assert lines[0].startswith("step 1: loss ")
+    assert lines[-1].startswith("validation 3: max_f ")
+    page = (run / "curves.html").read_text()
+    assert page.count("<svg") == 8  # loss, three terms, gradient, rate; maxF, MAE
+    assert cv2.imread(str(run / "panel.png")).shape == (4 * 64, 3 * 64, 3)
+    (events,) = (run / "tensorboard").iterdir()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(events)).Reload()
+    assert {"step/loss", "step/lr", "validation/max_f"} <= set(board.Tags()["scalars"])
+    assert board.Tags()["images"] == ["panel"]
+
+
+def test_other_bytes_under_the_same_names_are_other_data(store, tmp_path):
+    list(Trainer(config(), store, tmp_path).fit(until=1))
+    other = PairStore(store.names, 255 - store.images, store.masks)
+    with pytest.raises(CheckpointError, match="trained on 12 other pairs"):
+        Trainer(config(), other, tmp_path).resume(tmp_path / "last.pth")
+
+
+def test_the_authors_preset_is_their_recipe():
+    found = TrainConfig(**PRESETS["authors"])
+    assert (found.optimizer, found.lr, found.weight_decay, found.schedule) == ("adam", 1e-3, 0.0, "constant")
+    assert (found.batch, found.store_size, found.size, found.augment) == (8, 256, 224, "authors")
+    assert (found.clip, found.ema, found.warmup, found.loss, found.arch) == (0, 0, 0, "bce+ssim+iou", "basnet")
+    preprocess, postprocess = finishing(found)
+    assert (preprocess.scale, preprocess.height, postprocess.stretch) == ("image_max", 256, True)

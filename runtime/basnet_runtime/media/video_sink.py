@@ -170,7 +170,7 @@ class VideoSink:
 
     def interrupt(self) -> None:
         """Keep what was written so far as a file that plays, under the name of `kept`."""
-        if self._writer is None or self._file is None:
+        if self._writer is None or self._file is None or not self._writer.frames:
             return
         try:
             with av_errors(self._plan.target):
@@ -204,6 +204,7 @@ class _Writer:
     def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
         self._muxer = Muxer(path, plan, encoder)
         self._frames = FrameEncoder(self._muxer.context, encoder, plan.traits)
+        self.frames = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -212,6 +213,7 @@ class _Writer:
     def write(self, item: Composed) -> None:
         for packet in self._frames.encode(item):
             self._muxer.mux(packet)
+        self.frames += 1
 
     def flush(self, *, to_the_end: bool) -> None:
         for packet in self._frames.flush():

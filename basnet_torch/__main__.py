@@ -1,0 +1,8 @@
+"""`python -m basnet_torch` is `basnet-train`, which torchrun can start."""
+
+from basnet_torch.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

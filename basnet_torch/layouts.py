@@ -1,0 +1,126 @@
+"""Which file is the mask of which picture, told by names alone: the layouts of the field's data sets and their mirrors.
+
+Known, with the names that they are published under:
+
+- DUTS (`DUTS-TR-Image/*.jpg`, `DUTS-TR-Mask/*.png`, and TE), DUT-OMRON (`DUT-OMRON-image`, `pixelwiseGT-new-PNG`),
+  ECSSD (`images`, `ground_truth_mask`), HKU-IS (`imgs`, `gt`), SOC (`Imgs`, `GT`), PASCAL-S, SOD, Judd and SED2 in
+  folders of their own for pictures and masks;
+- MSRA10K (`Imgs/*.jpg` with `*.png` beside) and THUR15K (five folders `Src` of that kind; some pictures lack one).
+
+A folder of masks is one whose name says so (mask, gt, ground truth ...); its pictures stand in a folder beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from basnet_torch.errors import DataError
+
+__all__ = ["KNOWN", "Matched", "matched"]
+
+KNOWN = "images+masks, imgs+gt, DUTS-TR-Image+DUTS-TR-Mask, ... or *.jpg with *.png of the same name beside"
+_MASKS = re.compile(
+    r"mask|(^|[^a-z])gts?($|[^a-z])|ground.?truth|pixelwisegt|annotation|label|binary|human.?seg", re.IGNORECASE
+)
+_ENDING = re.compile(r"[-_ ](mask|gt|groundtruth|ground_truth|seg|label)$", re.IGNORECASE)
+_LOSSY = {".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matched:
+    """What one source holds.
+
+    Attributes:
+        pairs: Name, picture file and mask file, sorted within each folder.
+        without_mask: Pictures that lack a mask.
+        without_picture: Masks that lack a picture.
+    """
+
+    pairs: tuple[tuple[str, str, str], ...]
+    without_mask: tuple[str, ...] = ()
+    without_picture: tuple[str, ...] = ()
+
+
+def matched(source: Path, names: Sequence[str]) -> Matched:
+    """Pair the files `names` (paths inside `source`, with `/`) of a folder or zip file.
+
+    Raises:
+        DataError: When nothing pairs, or two files of a folder share a stem so that it is unclear which belongs.
+    """
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folders.setdefault(PurePosixPath(name).parent.as_posix(), []).append(name)
+    found = [_beside(source, files) for files in folders.values()]
+    apart = {folder: files for (folder, files), here in zip(folders.items(), found, strict=True) if here is None}
+    parts = [here for here in found if here is not None] + _across(source, apart)
+    if not any(part.pairs for part in parts):
+        seen = ", ".join(sorted({PurePosixPath(f).name or "files" for f in folders})) or "no pictures"
+        raise DataError(f"{source}: found {seen}; pictures and masks must stand in folders named as one of {KNOWN}")
+    return Matched(
+        pairs=tuple(p for part in parts for p in part.pairs),
+        without_mask=tuple(n for part in parts for n in part.without_mask),
+        without_picture=tuple(n for part in parts for n in part.without_picture),
+    )
+
+
+def _beside(source: Path, files: Sequence[str]) -> Matched | None:
+    """Pictures `a.jpg` and masks `a.png` of one folder, or None where it is not of that kind."""
+    pictures = _by_stem(source, [f for f in files if PurePosixPath(f).suffix.lower() in _LOSSY], strict=False)
+    masks = _by_stem(source, [f for f in files if PurePosixPath(f).suffix.lower() == ".png"], strict=False)
+    shared = pictures.keys() & masks.keys()
+    if len(shared) < max(1, len(masks) / 2) or _MASKS.search(PurePosixPath(files[0]).parent.name):
+        return None
+    if len(shared) < len(pictures) and len(shared) < 2:
+        return None  # one doubled name in a folder of pictures is an accident
+    return _joined(pictures, masks)
+
+
+def _across(source: Path, folders: Mapping[str, Sequence[str]]) -> list[Matched]:
+    """Every folder of masks with the folder of pictures beside it that shares most names."""
+    parts = []
+    for folder, files in folders.items():
+        rivals = [_by_stem(source, folders[other]) for other in _picture_folders(folder, folders)]
+        if rivals:
+            masks = _by_stem(source, files)
+            parts.append(_joined(max(rivals, key=lambda pictures: len(pictures.keys() & masks.keys())), masks))
+    return parts
+
+
+def _picture_folders(masks: str, folders: Mapping[str, Sequence[str]]) -> list[str]:
+    """Folders whose path differs from `masks` where that says so, and of DUTS each part its own."""
+    parts = PurePosixPath(masks).parts
+    place = max((i for i, part in enumerate(parts) if _MASKS.search(part)), default=None)
+    if place is None:
+        return []
+    split = {folder: PurePosixPath(folder).parts for folder in folders}
+    beside = {
+        folder: other[place]
+        for folder, other in split.items()
+        if (other[:place], other[place + 1 :]) == (parts[:place], parts[place + 1 :])
+        and len(other) == len(parts)
+        and not _MASKS.search(other[place])
+    }
+    stem = _MASKS.split(parts[place])[0].strip("-_ ").lower()
+    own = [folder for folder, part in beside.items() if stem and part.lower().startswith(stem)]
+    return own or list(beside)
+
+
+def _by_stem(source: Path, files: Sequence[str], *, strict: bool = True) -> dict[str, str]:
+    stems: dict[str, str] = {}
+    for name in files:
+        stem = _ENDING.sub("", PurePosixPath(name).stem)
+        other = stems.setdefault(stem, name)
+        if other != name and strict:
+            raise DataError(f"{source}: {other} and {name} share a name; keep the one that belongs to the pair")
+    return stems
+
+
+def _joined(pictures: Mapping[str, str], masks: Mapping[str, str]) -> Matched:
+    return Matched(
+        pairs=tuple((stem, pictures[stem], masks[stem]) for stem in sorted(pictures.keys() & masks.keys())),
+        without_mask=tuple(pictures[stem] for stem in sorted(pictures.keys() - masks.keys())),
+        without_picture=tuple(masks[stem] for stem in sorted(masks.keys() - pictures.keys())),
+    )

@@ -1,0 +1,108 @@
+"""The twelve data sets as they are published, and as mirrors name their folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from basnet_torch.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.errors import DataError
+from basnet_torch.layouts import matched
+from tests.torch.conftest import write_png
+
+PUBLISHED = {
+    "SOD": ("Images/{}.jpg", "GT/{}.png"),
+    "DUT-OMRON": ("DUT-OMRON-image/{}.jpg", "pixelwiseGT-new-PNG/{}.png"),
+    "MSRA10K": ("MSRA10K_Imgs_GT/Imgs/{}.jpg", "MSRA10K_Imgs_GT/Imgs/{}.png"),
+    "PASCAL-S": ("datasets/imgs/pascal/{}.jpg", "datasets/masks/pascal/{}.png"),
+    "HKU-IS": ("imgs/{}.png", "gt/{}.png"),
+    "DUTS-TR": ("DUTS-TR/DUTS-TR-Image/{}.jpg", "DUTS-TR/DUTS-TR-Mask/{}.png"),
+    "DUTS-TE": ("DUTS-TE-Image/{}.jpg", "DUTS-TE-Mask/{}.png"),
+    "THUR15K": ("Butterfly/Src/{}.jpg", "Butterfly/Src/{}.png"),
+    "ECSSD": ("images/{}.jpg", "ground_truth_mask/{}.png"),
+    "Judd": ("Judd/Images/{}.jpg", "Judd/Masks/{}.png"),
+    "SOC": ("TrainSet/Imgs/{}.jpg", "TrainSet/GT/{}.png"),
+    "SED2": ("SED2/img/{}.png", "SED2/gt/{}.png"),
+}
+MIRRORS = [
+    ("images/{}.jpg", "masks/{}.png"),
+    ("Image/{}.jpg", "Mask/{}.png"),
+    ("im/{}.jpg", "gt/{}.png"),
+    ("Original/{}.bmp", "GroundTruth/{}.bmp"),
+    ("DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}_mask.png"),
+    ("photos/{}.jpg", "photos GT/{}.png"),
+    ("{}.jpg", "{}.png"),
+]
+
+
+def names(layout, count=4):
+    return [pattern.format(f"{i:04}") for pattern in layout for i in range(count)]
+
+
+@pytest.mark.parametrize("layout", [*PUBLISHED.values(), *MIRRORS], ids=[*PUBLISHED, *(m[0] + m[1] for m in MIRRORS)])
+def test_every_data_set_pairs(layout):
+    found = matched(Path("set"), names(layout))
+    assert found.pairs == tuple((f"{i:04}", layout[0].format(f"{i:04}"), layout[1].format(f"{i:04}")) for i in range(4))
+    assert not found.without_mask
+    assert not found.without_picture
+
+
+def test_the_five_classes_of_thur15k_and_both_parts_of_duts():
+    classes = [n for c in ("Butterfly", "Coffee") for n in names((f"{c}/Src/{{}}.jpg", f"{c}/Src/{{}}.png"))]
+    found = matched(Path("set"), [*classes, "Coffee/Src/9.jpg"])
+    assert len(found.pairs) == 8
+    assert found.without_mask == ("Coffee/Src/9.jpg",)
+    parts = names(("DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}.png")) + names(
+        ("DUTS-TE-Image/{}.jpg", "DUTS-TE-Mask/{}.png")
+    )
+    for _, picture, mask in matched(Path("set"), parts).pairs:
+        assert picture[:7] == mask[:7]
+
+
+def test_missing_halves_are_refused_with_their_number_or_skipped(pair_folder):
+    (pair_folder / "DUTS-TR-Mask/disc2.png").unlink()
+    (pair_folder / "DUTS-TR-Image/disc4.png").unlink()
+    with pytest.raises(DataError, match=r"1 pairs have no mask .* --on-bad-pair skip"):
+        find_pairs([pair_folder])
+    report = DataReport()
+    assert [p.name for p in find_pairs([pair_folder], on_bad="skip", report=report)] == [
+        "disc0",
+        "disc1",
+        "disc3",
+        "disc5",
+    ]
+    assert (len(report.without_mask), len(report.without_picture)) == (1, 1)
+
+
+def test_what_is_odd_is_counted_and_what_is_bad_is_skipped(pair_folder):
+    masks = pair_folder / "DUTS-TR-Mask"
+    (pair_folder / "DUTS-TR-Image/disc0.png").write_bytes(b"broken")
+    write_png(masks / "disc1.png", np.zeros((9, 9), np.uint8))
+    write_png(masks / "disc2.png", np.eye(72, dtype=np.uint8))
+    write_png(masks / "disc3.png", np.full((72, 72, 3), 255, np.uint8))
+    write_png(masks / "disc4.png", np.zeros((72, 72), np.uint8))
+    report = DataReport()
+    store = load_pairs(find_pairs([pair_folder]), 72, on_bad="skip", report=report)
+    assert store.names == ("disc2", "disc3", "disc4", "disc5")
+    assert (report.unreadable, report.unequal, report.zero_one) == (["disc0"], ["disc1"], ["disc2"])
+    assert (report.in_colour, report.empty) == (["disc3"], ["disc4"])
+    assert store.masks[0].max() == 255
+    assert report.counts()["unreadable"] == 1
+    assert any(line.startswith("1 pairs that cannot be read, skipped (disc0)") for line in report.lines())
+    with pytest.raises(DataError, match="disc0: 6 bytes"):
+        load_pairs(find_pairs([pair_folder]), 72)
+
+
+def test_all_bad_leaves_nothing_to_train_on(pair_folder):
+    for path in (pair_folder / "DUTS-TR-Image").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none were found"):
+        load_pairs(find_pairs([pair_folder]), 32, on_bad="skip")
+
+
+def test_sixteen_bit_masks_keep_their_object(pair_folder):
+    truth = np.zeros((72, 72), np.uint16)
+    truth[:36] = 65535
+    write_png(pair_folder / "DUTS-TR-Mask/disc0.png", truth)
+    store = load_pairs(find_pairs([pair_folder]), 72)
+    assert (store.masks[0][:36].min(), store.masks[0][36:].max()) == (255, 0)
