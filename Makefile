@@ -8,7 +8,7 @@ RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test check format test-gpu gpu-report report dist clean
+.PHONY: help demo test check format models test-gpu gpu-report report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,9 @@ check: $(VENV)/ready  ## Format, lint, types, import layers
 format: $(VENV)/ready  ## Rewrite files to the house format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+models: $(VENV)/ready  ## Write the built-in model's files: make models CKPT=best.pth CALIBRATION=DUTS-TR
+	PYTHON=$(VENV)/bin/python bash export/builtin_model.sh "$(CKPT)" "$(CALIBRATION)" "$(PICTURES)"
 
 test-gpu: $(GPU_VENV)/ready  ## Run the tests that need a CUDA device; fails where there is none
 	BASNET_REQUIRE_GPU=1 $(GPU_VENV)/bin/python -m pytest -m gpu

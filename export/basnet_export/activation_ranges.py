@@ -50,12 +50,6 @@ class Observed:
     high: float
     sample_SC: Float32
 
-    def rectified(self) -> Observed:
-        """The same tensor after ReLU."""
-        return Observed(
-            low=max(self.low, 0.0), high=max(self.high, 0.0), sample_SC=np.maximum(self.sample_SC, np.float32(0))
-        )
-
 
 def observe(
     path: Path, inputs: Iterable[Mapping[str, NDArray[Any]]], tensors: Iterable[str], seed: int = 0

@@ -149,12 +149,26 @@ def _built_on(engine: EngineFacts) -> str:
 def _source(manifest: Manifest) -> dict[str, Any]:
     """What every deployed file comes from, and what it was proven to be."""
     return {
+        **_quantization(manifest),
         "width": manifest.width,
         "origin": manifest.origin,
         "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
         **_recipe(manifest.preprocess, manifest.postprocess),
         "parity": _verdict(manifest),
         "created": f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.exporter.items())}",
+    }
+
+
+def _quantization(manifest: Manifest) -> dict[str, str]:
+    """How an INT8 file was made, and what in it is FP32."""
+    facts = manifest.quantization
+    if facts is None:
+        return {}
+    kept = (*facts["always_fp32"], *manifest.keep_fp32)
+    return {
+        "INT8": f"{facts['int8_share']:.1%} of the arithmetic, for {facts['target']}; ranges by {facts['method']} "
+        f"on {facts['pictures']} pictures",
+        "stay FP32": ", ".join(kept),
     }
 
 

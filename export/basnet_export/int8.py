@@ -44,7 +44,7 @@ __all__ = ["Int8Plan", "int8_plan", "parts_of"]
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
 _JUDGED = 16  # pictures of calibration that a candidate is judged on, beside those of the check
-_RANKED = 8  # and on how many its mean difference is taken
+_RANKED = 6  # and on how many its mean difference is taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,11 @@ def int8_plan(
             found = search_islands(parts_of(model.graph), bench, seconds=60 * config.search_minutes, progress=progress)
             kept = found.kept
         ranges = bench.ranges[method]
-    return Int8Plan(ranges=ranges, kept=kept, facts=_facts(model.graph, config, pictures, method, kept))
+    facts = _facts(model.graph, config, pictures, method, kept)
+    progress(
+        f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
+    )
+    return Int8Plan(ranges=ranges, kept=kept, facts=facts)
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, float]:

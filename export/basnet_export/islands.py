@@ -1,7 +1,7 @@
 """Which layers must stay FP32 for a reduced precision to hold the contract: measured, greedy, bounded in time.
 
-Each part of the network is kept FP32 alone and the gain is measured; parts are then added, the most gain for the least
-arithmetic first, until the contract holds, and as few of them are taken as hold it.
+Each stage of the network is kept FP32 alone and the gain is measured; their parts are then added, those of the stage
+with the most gain for the least arithmetic first, until the contract holds, and as few of them are taken as hold it.
 
     found = search_islands(parts, judge, seconds=300)
 """
@@ -40,7 +40,7 @@ class Found:
     Attributes:
         kept: Parts that stay FP32, most useful first; empty when none need to.
         report: The contract with them.
-        gains: For each part that was measured, how much of the mean difference it removes when it alone stays FP32.
+        gains: For each stage that was measured, how much of the mean difference it removes when it alone stays FP32.
     """
 
     kept: tuple[str, ...]
@@ -56,31 +56,47 @@ def search_islands(
     Args:
         parts: Name of each part and its share of the arithmetic.
         judge: Measures candidates.
-        seconds: When to stop measuring; at least one candidate is judged.
+        seconds: When to stop measuring stages and narrowing down; the few candidates in between are judged anyhow.
         progress: Called with what is found.
 
     Raises:
-        ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the best found.
+        ParityError: When parts worth half of the arithmetic do not suffice, with what is missing.
     """
     end = time.monotonic() + seconds
     report = judge.report(())
     if report:
         return Found(kept=(), report=report)
     progress(f"the contract does not hold yet ({'; '.join(report.failures)}): looking for layers to keep in FP32")
-    gains = _measured(parts, judge, end)
-    order = _affordable(sorted(gains, key=lambda part: -gains[part] / max(parts[part], _LEAST_COST)), parts)
+    stages: dict[str, list[str]] = {}
+    for part in parts:
+        stages.setdefault(_stage(part), []).append(part)
+    gains = _measured(stages, judge, end)
+    costs = {stage: max(_LEAST_COST, sum(parts[part] for part in members)) for stage, members in stages.items()}
+    # Stages the time did not reach come last, as they stand in the network: noise made early is carried furthest.
+    ranked = sorted(stages, key=lambda stage: -gains[stage] / costs[stage] if stage in gains else 0.0)
+    order = _affordable([part for stage in ranked for part in stages[stage]], parts)
     return _fewest(order, judge, end, gains, progress)
 
 
-def _measured(parts: Mapping[str, float], judge: Judge, end: float) -> dict[str, float]:
-    """The gain of each part, cheapest parts first; those the time does not reach are left out."""
-    whole = judge.distance(())
+def _stage(part: str) -> str:
+    """What a part is measured with.
+
+    >>> _stage("predict.encoder.stage1.0"), _stage("refine.up4")
+    ('predict.encoder.stage1', 'refine')
+    """
+    names = part.split(".")
+    return ".".join(names[: 3 if names[0] == "predict" and len(names) > 3 else 2 if names[0] == "predict" else 1])
+
+
+def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> dict[str, float]:
+    """The gain of each stage, in half of the time; those it does not reach are left out."""
     half = time.monotonic() + (end - time.monotonic()) / 2
+    whole = judge.distance(())
     gains = {}
-    for part in sorted(parts, key=lambda name: parts[name]):
+    for stage, members in stages.items():
         if time.monotonic() > half:
             break
-        gains[part] = whole - judge.distance((part,))
+        gains[stage] = whole - judge.distance(members)
     return gains
 
 
@@ -102,10 +118,10 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, gains: Mapping[str, 
         progress(f"{count} of {len(order)} parts in FP32: {report}")
         if report:
             best = count, report
-        elif count == len(order) or time.monotonic() > end:
+        elif count == len(order):
             raise ParityError(
                 f"no layers found that keep the contract when they stay FP32; with {', '.join(order[:count])}: "
-                f"{report}; calibrate on more pictures, allow --search-minutes, or use --precision fp16"
+                f"{report}; calibrate on more pictures, or use --precision fp16"
             )
         else:
             failing, count = count, 2 * count

@@ -67,11 +67,20 @@ def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
 
 
 def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
-    """Every tensor that may be quantised: what the quantisable nodes take and give."""
+    """Every tensor that may be quantised over a range of its own.
+
+    What only a ReLU reads is rectified first, and what is enlarged keeps the range of the smaller map.
+    """
     nodes = set(quantizable_nodes(graph))
     constant = {tensor.name for tensor in graph.initializer}
     touched = [t for node in graph.node if node.name in nodes for t in (*node.input, *node.output)]
-    return [t for t in dict.fromkeys(touched) if t and t not in constant]
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    passing = {t for t, kinds in readers.items() if kinds == {"Relu"}}
+    passing |= {node.output[0] for node in graph.node if node.op_type == "Resize"}
+    return [t for t in dict.fromkeys(touched) if t and t not in constant and t not in passing]
 
 
 def convolution_shares(graph: onnx.GraphProto) -> dict[str, float]:
@@ -118,7 +127,7 @@ def int8_from_onnx(
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8 if target == "cpu" else QuantType.QInt8,
-            tensors_range=_tensors_data(ranges),
+            tensors_range=_tensors_data(_completed(graph, ranges)),
             nodes_to_quantize=[name for name in inside if name not in kept],
             nodes_to_exclude=[],
             op_types_to_quantize=list(kinds),
@@ -140,6 +149,12 @@ def _options(target: Target) -> dict[str, object]:
         "QuantizeBias": False,  # TensorRT adds the bias in the sum's own type
         "OpTypesToExcludeOutputQuantization": ["Conv"],  # what follows is fused with the convolution first
     }
+
+
+def _completed(graph: onnx.GraphProto, ranges: Ranges) -> Ranges:
+    """With ranges for what only a ReLU reads: the quantiser asks for them and then takes those after the ReLU."""
+    rectified = [node for node in graph.node if node.op_type == "Relu" and node.output[0] in ranges]
+    return {**{node.input[0]: ranges[node.output[0]] for node in rectified}, **ranges}
 
 
 def _tensors_data(ranges: Ranges) -> object:

@@ -13,11 +13,13 @@ from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
+from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import ModelFileError, UsageError
 
-__all__ = ["BUILTIN", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "open_model"]
+__all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "open_model"]
 
 BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
+BUILTIN_INT8 = BUILTIN.with_name("basnet-lite-int8.onnx")
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 PLAN_SUFFIXES = (".plan", ".engine")
 
@@ -35,7 +37,7 @@ def open_model(
 
     Args:
         path: A checkpoint (`.pth`, `.pt`, `.safetensors`), an exported `.onnx` or a TensorRT engine (`.plan`); None
-            opens the built-in model.
+            opens the built-in model, on a processor with VNNI in INT8.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
         device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `rtx`, alone or with `:N`. An engine
@@ -50,7 +52,7 @@ def open_model(
         CheckpointError: The checkpoint is unreadable or of another network.
         UsageError: The arguments do not go together.
     """
-    path = BUILTIN if path is None else Path(path)
+    path = _builtin(backend, device, precision) if path is None else Path(path)
     if path.suffix in CHECKPOINT_SUFFIXES:
         return _open_checkpoint(path, backend, device, threads, precision)
     if path.suffix == ".onnx":
@@ -58,6 +60,14 @@ def open_model(
     if path.suffix in PLAN_SUFFIXES:
         return _open_plan(path, backend, device, precision, cuda)
     raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
+
+
+def _builtin(backend: BackendName | None, device: str, precision: Precision | None) -> Path:
+    """The built-in model: INT8 where it runs on a processor that adds it exactly, unless another type is asked."""
+    if precision == "int8":
+        return BUILTIN_INT8
+    here = device == "cpu" and precision is None and backend in (None, "onnxruntime", "openvino")
+    return BUILTIN_INT8 if here and BUILTIN_INT8.exists() and why_no_int8() is None else BUILTIN
 
 
 def _open_plan(

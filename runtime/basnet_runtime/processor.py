@@ -1,14 +1,16 @@
-"""What the processor can compute: whether bfloat16 arithmetic is built in, and if not, why it is refused."""
+"""What the processor can compute: whether bfloat16 and exact INT8 sums are built in, and if not, why not."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
 
-__all__ = ["processor_flags", "why_no_bf16"]
+__all__ = ["processor_flags", "why_no_bf16", "why_no_int8"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+_X86 = ("x86_64", "amd64", "i686")
 
 
 def processor_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
@@ -31,4 +33,19 @@ def why_no_bf16(cpuinfo: Path = _CPUINFO) -> str | None:
         return f"{platform.system()} does not list this processor's instruction sets, so bfloat16 cannot be confirmed"
     if flags.isdisjoint(_BF16_FLAGS):
         return "this processor has neither avx512_bf16 nor amx_bf16, so bfloat16 would be emulated and slower than FP32"
+    return None
+
+
+def why_no_int8(cpuinfo: Path = _CPUINFO, machine: str | None = None) -> str | None:
+    """None when sums of byte products are exact here; otherwise the reason INT8 files are refused, for people.
+
+    x86 without VNNI adds pairs of u8 * s8 in 16 bits, which saturate: masks would be wrong without a word.
+    """
+    if (machine or platform.machine()).lower() not in _X86:
+        return None  # other processors' instructions for this do not saturate
+    flags = processor_flags(cpuinfo)
+    if flags is None:
+        return f"{platform.system()} does not list this processor's instruction sets, so VNNI cannot be confirmed"
+    if flags.isdisjoint(_INT8_FLAGS):
+        return "this processor has no VNNI, and without it sums of u8 * s8 products saturate"
     return None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from basnet_runtime.backends.workers import WORKER_NAME
+
 __all__ = ["STAGES", "Stage", "StageClock", "StageTime", "thread_seconds"]
 
 Stage = Literal["decode", "prepare", "network", "finish", "compose", "encode"]
@@ -48,7 +50,7 @@ class StageClock:
 
     def start(self) -> None:
         """Begin: library threads that exist now, other than those of a codec, are the backend's."""
-        python = {thread.native_id for thread in threading.enumerate()}
+        python = {t.native_id for t in threading.enumerate() if not t.name.startswith(WORKER_NAME)}
         mine = {thread: used for thread, used in thread_seconds().items() if thread not in python}
         coding = {thread for threads in self.owned.values() for thread in threads}
         self._pictures = thread_seconds(_PICTURE_THREADS)

@@ -18,6 +18,28 @@ from tests.models import checkpoint_file, discs, exported
 IMAGE = discs()[0].image_HWC
 
 
+@pytest.mark.parametrize(
+    ("options", "reason", "int8"),
+    [
+        ({}, None, True),
+        ({"backend": "openvino"}, None, True),
+        ({"precision": "int8"}, None, True),
+        ({"precision": "int8"}, "no VNNI", True),  # asked for, so the backend says why not
+        ({}, "no VNNI", False),
+        ({"precision": "fp32"}, None, False),
+        ({"precision": "bf16"}, None, False),
+        ({"device": "cuda"}, None, False),
+        ({"backend": "pytorch"}, None, False),
+    ],
+)
+def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "BUILTIN_INT8", tmp_path / "int8.onnx")
+    monkeypatch.setattr(opening, "why_no_int8", lambda: reason)
+    (tmp_path / "int8.onnx").touch()
+    asked = {"backend": None, "device": "cpu", "precision": None, **options}
+    assert (opening._builtin(**asked) == tmp_path / "int8.onnx") == int8
+
+
 @pytest.fixture(scope="module")
 def fp32():
     return exported(precision="fp32", graph="tensor")

@@ -6,14 +6,18 @@ with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Self, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision
-from basnet_runtime.processor import why_no_bf16
+from basnet_runtime.backends.base import Precision, Ticket
+from basnet_runtime.backends.workers import Landed, Workers
+from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -24,16 +28,31 @@ _DTYPES = {"f32": "float32", "u8": "uint8"}
 
 
 class OpenVinoBackend:
-    """Runs either graph; what it takes is read from the graph itself."""
+    """Runs either graph; what it takes is read from the graph itself.
+
+    `infer` runs one batch on all threads, `submit` as many batches beside each other as there are threads.
+    """
 
     name: Literal["openvino"] = "openvino"
 
-    def __init__(self, compiled: Any, description: str) -> None:
-        """`compiled`: an `openvino.CompiledModel` with one input and one output."""
+    def __init__(
+        self, compiled: Any, description: str, *, threads: int = 1, lone: Callable[[], Any] | None = None
+    ) -> None:
+        """Wrap a compiled model.
+
+        Args:
+            compiled: An `openvino.CompiledModel` with one input and one output.
+            description: What runs.
+            threads: Batches that run beside each other.
+            lone: Compiles the model once more, with a stream of one thread for each of these; None does without.
+        """
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
         self.description = description
+        self.depth = threads + 1 if lone and threads > 1 else 1
         self._request = compiled.create_infer_request()
+        self._lone = lone
+        self._workers: Workers | None = None
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
@@ -41,9 +60,20 @@ class OpenVinoBackend:
             raise ValueError("backend: it is closed; open the model again")
         return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
 
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+        """Start a batch; see `OverlappedBackend`."""
+        batch: NDArray[Any] = np.stack(list(pictures))
+        if self._lone is None or self.depth == 1:
+            return Landed(self.infer(batch))
+        if self._workers is None:
+            self._workers = Workers(self.depth - 1, alone=self.infer, beside=_on_a_stream(self._lone()))
+        return self._workers.submit(batch)
+
     def close(self) -> None:
-        """Give the compiled model and its memory back."""
-        self._request = None
+        """Give the compiled models and their memory back."""
+        if self._workers is not None:
+            self._workers.close()
+        self._request = self._workers = self._lone = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,15 +110,38 @@ def open_openvino(
         raise UsageError(f"device {device}: OpenVINO runs on cpu here; for cuda use --backend onnxruntime")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
+    reason = why_no_int8() if stored == "int8" else None
+    if reason:
+        raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ov = _import_openvino()
     threads = threads or allowed_threads()
     compiled = _compiled(ov, path, threads, precision)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if active != _hint(precision):
         raise BackendUnavailable(f"precision {precision}: OpenVINO would compute in {active}; use --precision fp32")
-    computes = "fp16 file computed in fp32" if (stored, precision) == ("fp16", "fp32") else precision
+    computes = _computed(stored, precision)
     description = f"OpenVINO {ov.__version__.partition('-')[0]}, CPU, {computes}, {threads} threads"
-    return OpenVinoBackend(compiled, description)
+    return OpenVinoBackend(
+        compiled, description, threads=threads, lone=lambda: _compiled(ov, path, threads, precision, streams=threads)
+    )
+
+
+def _on_a_stream(compiled: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Inference that any thread may call: each has a request of its own."""
+    own = threading.local()
+
+    def infer(batch: NDArray[Any]) -> NDArray[Any]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        return cast(NDArray[Any], own.request.infer([batch], share_inputs=True)[0])
+
+    return infer
+
+
+def _computed(stored: Precision | None, precision: Precision) -> str:
+    if (stored, precision) == ("fp16", "fp32"):
+        return "fp16 file computed in fp32"
+    return "int8" if stored == "int8" else precision
 
 
 def _import_openvino() -> ModuleType:
@@ -103,7 +156,7 @@ def _hint(precision: Precision) -> str:
     return "bf16" if precision == "bf16" else "f32"
 
 
-def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision) -> Any:
+def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int = 1) -> Any:
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
@@ -111,8 +164,8 @@ def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision) ->
     config = {
         "INFERENCE_PRECISION_HINT": _hint(precision),  # left to itself OpenVINO takes bf16 where it can
         "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": streams,
     }
     try:
         model = core.read_model(path)

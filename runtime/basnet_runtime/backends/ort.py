@@ -7,14 +7,18 @@ with open_onnxruntime(Path("basnet.onnx")) as backend:
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Self, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.backends.base import Precision, Ticket
+from basnet_runtime.backends.workers import Landed, Workers
+from basnet_runtime.processor import why_no_int8
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -37,16 +41,32 @@ _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeBackend:
-    """Runs either graph; what it takes is read from the graph itself."""
+    """Runs either graph; what it takes is read from the graph itself.
+
+    `infer` runs one batch on all threads. `submit` runs as many batches beside each other as there are threads, each on
+    one: threads that share a layer wait for each other at its end, and those that share nothing do not.
+    """
 
     name: Literal["onnxruntime"] = "onnxruntime"
 
-    def __init__(self, session: Any, description: str) -> None:
-        """`session`: an `onnxruntime.InferenceSession` with one input and one output."""
+    def __init__(
+        self, session: Any, description: str, *, threads: int = 1, lone: Callable[[], Any] | None = None
+    ) -> None:
+        """Wrap a session.
+
+        Args:
+            session: An `onnxruntime.InferenceSession` with one input and one output.
+            description: What runs.
+            threads: Batches that run beside each other.
+            lone: Makes the session for these, which uses one thread; None lets them share `session`.
+        """
         self.input = _spec(session.get_inputs()[0])
         self.output = _spec(session.get_outputs()[0])
         self.description = description
+        self.depth = threads + 1 if lone and threads > 1 else 1  # one waits, so that no thread does
         self._session = session
+        self._lone = lone
+        self._workers: Workers | None = None
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own."""
@@ -54,9 +74,25 @@ class OnnxRuntimeBackend:
             raise ValueError("backend: it is closed; open the model again")
         return cast(NDArray[Any], self._session.run((self.output.name,), {self.input.name: batch})[0])
 
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+        """Start a batch; see `OverlappedBackend`."""
+        batch: NDArray[Any] = np.stack(list(pictures))
+        if self._lone is None or self.depth == 1:
+            return Landed(self.infer(batch))
+        if self._workers is None:
+            session = self._lone()
+            self._workers = Workers(
+                self.depth - 1,
+                alone=self.infer,
+                beside=lambda batch: session.run((self.output.name,), {self.input.name: batch})[0],
+            )
+        return self._workers.submit(batch)
+
     def close(self) -> None:
-        """Give the session and its memory back."""
-        self._session = None
+        """Give the sessions and their memory back."""
+        if self._workers is not None:
+            self._workers.close()
+        self._session = self._workers = self._lone = None
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +121,9 @@ def open_onnxruntime(
         UsageError: The device is of another kind.
     """
     kind, index = _parsed(device)
+    reason = why_no_int8() if stored == "int8" and kind == "cpu" else None
+    if reason:
+        raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ort = _import_onnxruntime(kind)
     threads = threads or allowed_threads()
     options = _options(ort, threads)
@@ -104,7 +143,10 @@ def open_onnxruntime(
     # On x86-64 it has no FP16 convolution: it casts weights and activations to FP32. On Arm it may have one.
     widened = stored == "fp16" and kind == "cpu" and platform.machine() in ("x86_64", "AMD64")
     computes = f"{stored} file computed in fp32, " if widened or stored == "fp8" else ""
-    return OnnxRuntimeBackend(session, f"ONNX Runtime {ort.__version__}, {active[0]}, {computes}{where}")
+    computes = "int8, " if stored == "int8" else computes
+    description = f"ONNX Runtime {ort.__version__}, {active[0]}, {computes}{where}"
+    lone = (lambda: session_of(path, threads=1)) if kind == "cpu" else None
+    return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
 
 
 def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:

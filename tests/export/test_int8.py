@@ -1,0 +1,235 @@
+"""INT8 files: what is in them, what they are calibrated on, and which layers the search keeps in FP32."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from basnet_export.activation_ranges import METHODS, Observed, ranges_by
+from basnet_export.calibration import calibration_pictures, warning_for
+from basnet_export.config import ExportConfig
+from basnet_export.islands import search_islands
+from basnet_export.onnx_graph import export_onnx
+from basnet_export.quantization import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
+from basnet_runtime.manifest import read_manifest
+from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.open import open_model
+from basnet_runtime.parity import ParityReport, compare, tolerance_for
+from basnet_runtime.processor import why_no_int8
+from basnet_torch.errors import BackendUnavailable, ParityError, UsageError
+from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported
+
+LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide
+needs_vnni = pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    for index, image in enumerate(draw_discs(20, size=64, seed=3)[0]):
+        write_picture(folder / f"{index:02}.png", image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    return onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="tensor")))
+
+
+@pytest.fixture(scope="module")
+def int8_file(calibration, tmp_path_factory):
+    if why_no_int8():
+        pytest.skip(why_no_int8())
+    folder = tmp_path_factory.mktemp("int8")
+    for picture in LARGE:
+        write_picture(folder / "pictures" / f"{picture.name}.png", picture.image_HWC)
+    kept = ("predict.encoder.stage1", "predict.encoder.stage2")
+    options = {"graph": "frame", "keep_fp32": kept, "pictures": folder / "pictures"}
+    return export_onnx(config(calibration, folder / "discs.onnx", **options))
+
+
+def config(calibration, output, **options):
+    return ExportConfig(
+        checkpoint=checkpoint_file(),
+        output=output,
+        precision="int8",
+        calibration=calibration,
+        **{"calibration_method": "mse", **options},
+    )
+
+
+def flat_ranges(graph):
+    return dict.fromkeys(quantized_tensors(graph), (-1.0, 2.0))
+
+
+def test_file_keeps_the_contract_and_says_how_it_was_made(int8_file):
+    manifest = read_manifest(int8_file)
+    assert manifest.precision == "int8"
+    assert manifest.parity["passed"]
+    facts = manifest.quantization
+    assert (facts["target"], facts["method"], facts["pictures"], facts["seed"]) == ("cpu", "mse", 20, 0)
+    assert 0.5 <= facts["int8_share"] < 1
+    assert manifest.keep_fp32 == ("predict.encoder.stage1", "predict.encoder.stage2")
+    assert len(facts["pictures_sha256"]) == 64
+    with open_model(checkpoint_file(), threads=1) as reference, open_model(int8_file, threads=1) as candidate:
+        report = compare(reference, candidate, LARGE, tolerance_for("int8"))
+        assert ", int8, " in candidate.backend.description
+    assert report, str(report)
+    assert report.max_abs > 1e-4  # a file that is FP32 in truth would pass as well
+
+
+@needs_vnni
+def test_openvino_runs_it_alike(int8_file):
+    with (
+        open_model(int8_file, threads=1) as first,
+        open_model(int8_file, threads=1, backend="openvino") as second,
+    ):
+        difference = np.abs(first(discs()[0].image_HWC) - second(discs()[0].image_HWC))
+        assert "int8" in second.backend.description
+    assert difference.mean() < 1e-2
+
+
+def test_unsigned_for_processors_signed_for_tensorrt(fp32):
+    types = {}
+    for target in ("cpu", "tensorrt"):
+        graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target=target, keep_fp32=()).graph
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+        types[target] = {onnx.TensorProto.DataType.Name(zero.data_type) for zero in zeros}
+        symmetric = all(not np.any(onnx.numpy_helper.to_array(zero)) for zero in zeros)
+        assert symmetric == (target == "tensorrt")
+    assert types == {"cpu": {"UINT8"}, "tensorrt": {"INT8"}}
+
+
+def test_weights_have_a_scale_per_channel(fp32):
+    graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target="cpu", keep_fp32=()).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights = [
+        (constants[node.input[0]], constants[node.input[1]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(constants[node.input[0]].dims) == 4
+    ]
+    assert len(weights) == 81 - len(always_fp32(fp32.graph))
+    assert all(list(scale.dims) == [weight.dims[0]] for weight, scale in weights)
+
+
+def test_processors_get_no_float_between_layers(fp32, tmp_path):
+    """ONNX Runtime fuses every quantised layer; what is left in float are the ends and the enlarging."""
+    import onnxruntime as ort
+
+    graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target="cpu", keep_fp32=())
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["QLinearConv"] == 81 - len(always_fp32(fp32.graph))
+    assert kinds["QLinearConcat"] == 10
+    assert kinds["QLinearAdd"] == 22  # not the sum of the logits
+    assert kinds["Relu"] == 0
+
+
+def test_parts_stay_fp32_by_name(fp32):
+    nodes = nodes_of(fp32.graph, ["predict.encoder.stage1"])
+    assert "predict.encoder.stage1.0.conv1" in nodes
+    assert all(node.startswith("predict.encoder.stage1.") for node in nodes)
+    graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target="cpu", keep_fp32=["predict.encoder.stage1"]).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    kept = {node.name for node in graph.node if node.op_type == "Conv" and node.input[1] in constants}
+    assert kept == {*always_fp32(fp32.graph), *(node for node in nodes if node in parts_nodes(fp32.graph))}
+    with pytest.raises(UsageError, match=r"keep-fp32 stage9: .* predict"):
+        nodes_of(fp32.graph, ["stage9"])
+
+
+def parts_nodes(graph):
+    return {node.name for node in graph.node if node.op_type == "Conv"}
+
+
+def test_calibration_wants_real_pictures_and_enough(calibration, tmp_path):
+    with pytest.raises(UsageError, match="--calibration"):
+        ExportConfig(checkpoint=checkpoint_file(), precision="int8")
+    with pytest.raises(UsageError, match="not fp32"):
+        ExportConfig(checkpoint=checkpoint_file(), calibration=calibration)
+    with pytest.raises(UsageError, match="4 pictures, and INT8 needs at least 16"):
+        calibration_pictures(disc_folder())
+    with pytest.raises(UsageError, match="no such"):
+        calibration_pictures(tmp_path / "none")
+    assert "20 pictures" in warning_for(20)
+    assert warning_for(100) is None
+
+
+def test_calibration_draws_the_same_pictures_every_time(calibration):
+    names = [[picture.name for picture in calibration_pictures(calibration, count=16, seed=s)] for s in (1, 1, 2)]
+    assert names[0] == names[1] != names[2]
+    assert names[0] == sorted(names[0])
+
+
+def test_ranges_cut_outliers_but_for_minmax():
+    values = np.random.default_rng(0).normal(0, 1, (200_000, 1)).astype(np.float32)
+    values[0] = 20
+    observed = {"x": Observed(low=float(values.min()), high=20.0, sample_SC=values)}
+    highest = {method: ranges_by(method, observed, symmetric=False)["x"][1] for method in METHODS}
+    assert highest["minmax"] == 20
+    assert 5 < highest["mse"] < 18
+    assert highest["percentile"] < 20
+
+
+class Bench:
+    """Holds the contract once `needed` parts are FP32; each part's gain is its place in the list."""
+
+    def __init__(self, parts, needed):
+        self.parts, self.needed, self.judged = list(parts), set(needed), []
+
+    def distance(self, kept):
+        return 1.0 - sum(self.parts.index(part) for part in kept) / 100
+
+    def report(self, kept):
+        self.judged.append(tuple(kept))
+        flips = 0.0 if self.needed <= set(kept) else 0.5
+        return ParityReport(
+            tolerance=tolerance_for("int8"), pictures=1, informative=1, max_abs=0, mean_abs=0, p999_abs=0,
+            flips=flips, boundary_iou=1.0, worst={"flips": "a.png"},
+        )  # fmt: skip
+
+
+def test_search_keeps_the_fewest_that_hold():
+    parts = {f"part{i}.conv": 0.05 for i in range(8)}
+    found = search_islands(parts, Bench(parts, {"part7.conv", "part5.conv"}), seconds=60)
+    assert found.kept == ("part7.conv", "part6.conv", "part5.conv")  # by gain, without gaps
+    assert found.gains["part7"] > found.gains["part1"]
+    assert search_islands(parts, Bench(parts, ()), seconds=60).kept == ()
+
+
+def test_search_ends_where_a_file_would_not_be_int8():
+    parts = {f"part{i}.conv": 0.3 for i in range(4)}
+    with pytest.raises(ParityError, match=r"no layers found .* part3.conv: int8 parity"):
+        search_islands(parts, Bench(parts, {"part0.conv"}), seconds=60)
+
+
+def test_without_time_the_earliest_layers_are_kept():
+    parts = {f"predict.encoder.stage{i}.0": 0.1 for i in range(1, 5)}
+    assert search_islands(parts, Bench(parts, {"predict.encoder.stage1.0"}), seconds=0).kept == tuple(parts)[:1]
+
+
+def test_without_vnni_it_is_refused(int8_file, monkeypatch):
+    for name in ("ort", "openvino"):
+        monkeypatch.setattr(f"basnet_runtime.backends.{name}.why_no_int8", lambda: "no VNNI here")
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(BackendUnavailable, match="int8 on the CPU: no VNNI here"):
+            open_model(int8_file, backend=backend)
+
+
+def test_processors_without_exact_sums(tmp_path):
+    (tmp_path / "old").write_text("flags : avx2 fma\n")
+    (tmp_path / "new").write_text("flags : avx2 avx512_vnni\n")
+    assert "no VNNI" in why_no_int8(tmp_path / "old", "x86_64")
+    assert why_no_int8(tmp_path / "new", "x86_64") is None
+    assert why_no_int8(tmp_path / "old", "aarch64") is None
+    assert "cannot be confirmed" in why_no_int8(tmp_path / "none", "AMD64")
+
+
+def test_file_is_named_after_its_target():
+    made = ExportConfig(checkpoint=checkpoint_file(), precision="int8", calibration=disc_folder())
+    assert made.target.name == "discs-int8.onnx"
+    assert replace(made, int8_target="tensorrt").target.name == "discs-int8-tensorrt.onnx"

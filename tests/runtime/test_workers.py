@@ -1,0 +1,79 @@
+"""Batches beside each other on the processor: the same masks in order, errors passed on, nothing left running."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from basnet_runtime.backends.base import OverlappedBackend
+from basnet_runtime.backends.openvino import open_openvino
+from basnet_runtime.backends.ort import open_onnxruntime
+from basnet_runtime.backends.workers import Workers
+from tests.models import disc_checkpoint, discs, exported
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [disc_checkpoint().preprocess.apply(picture.image_HWC) for picture in discs()]
+
+
+@pytest.mark.parametrize("opener", [open_onnxruntime, open_openvino])
+def test_masks_are_those_of_infer(opener, pictures):
+    with opener(exported(precision="fp32", graph="tensor"), threads=2) as backend:
+        assert isinstance(backend, OverlappedBackend)
+        assert backend.depth == 3
+        tickets = [backend.submit([picture]) for picture in pictures]
+        found = [ticket.result() for ticket in tickets]
+        for picture, masks in zip(pictures, found, strict=True):
+            np.testing.assert_allclose(masks, backend.infer(picture[None]), rtol=0, atol=1e-5)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("network")]
+
+
+def test_one_thread_runs_one_after_the_other(pictures):
+    with open_onnxruntime(exported(precision="fp32", graph="tensor"), threads=1) as backend:
+        assert backend.depth == 1
+        ticket = backend.submit(pictures[:2])
+        assert ticket.done()
+        assert len(ticket.result()) == 2
+
+
+def test_a_lone_batch_has_all_threads_and_company_one_each():
+    calls, gate = [], threading.Event()
+
+    def beside(batch):
+        calls.append("beside")
+        return batch
+
+    def alone(batch):
+        calls.append("alone")
+        return batch
+
+    def held(batch):
+        calls.append("held")
+        gate.wait(10)
+        return batch
+
+    workers = Workers(2, alone=alone, beside=beside)
+    workers.submit(np.zeros(1)).result()
+    workers.close()
+    workers = Workers(2, alone=held, beside=beside)
+    first = workers.submit(np.zeros(1))
+    while "held" not in calls:
+        pass
+    workers.submit(np.zeros(1)).result()
+    assert not first.done()
+    gate.set()
+    first.result()
+    workers.close()
+    assert calls == ["alone", "held", "beside"]
+
+
+def test_errors_come_with_the_result():
+    def broken(_batch):
+        raise ValueError("no such shape")
+
+    workers = Workers(2, alone=broken, beside=broken)
+    ticket = workers.submit(np.zeros(1))
+    with pytest.raises(ValueError, match="no such shape"):
+        ticket.result()
+    workers.close()
