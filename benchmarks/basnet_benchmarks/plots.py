@@ -61,7 +61,7 @@ def curves(
     x_limits: tuple[float, float] | None = None,
     y_limits: tuple[float, float] | None = None,
     marks: Mapping[str, tuple[float, float]] | None = None,
-    width: float = 11.5,
+    width: float = 10.4,
     height: float = 8.6,
 ) -> str:
     """Lines, one per name.

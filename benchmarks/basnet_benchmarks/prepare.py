@@ -2,10 +2,10 @@
 
 report = measure_prepare(PrepareConfig(pictures=Path("dev")))
 
-The reference is the authors' way: scikit-image, bilinear, half-pixel centres, no anti-aliasing, in float64. Where it
-enlarges a picture it fades the outermost pixels towards black, which no other way here does. Beside the
-ways that this project takes stand two that other tools take, to show what a wrong choice costs. All inputs of a picture
-run through one network, PyTorch in FP32, so that what differs in the masks comes from preparing alone.
+The reference is the authors' resampling: scikit-image, bilinear, half-pixel centres, no anti-aliasing, in float64.
+Their own call (mode constant) also fades the outermost pixels of a picture that it enlarges towards black: it has a row
+of its own. Beside the ways that this project takes stand others that tools take, to show what a wrong choice costs. All
+inputs of a picture run through one network, PyTorch in FP32, so that what differs in the masks comes from preparing.
 
 Legend: C channels, H W of the picture, h w of the network's input.
 """
@@ -47,7 +47,8 @@ __all__ = [
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
-AUTHORS = "scikit-image, bilinear, no anti-aliasing, float64 (the authors' way)"
+AUTHORS = "scikit-image, bilinear, no anti-aliasing, float64 (the authors' resampling)"
+LETTER = "scikit-image, mode constant (the authors' call to the letter)"
 CHOSEN = "OpenCV, bilinear, float32"
 _Progress = Callable[[str], None]
 _Prepare = Callable[[UInt8], Float32]
@@ -225,17 +226,18 @@ def ways_without_graph(preprocess: Preprocess) -> list[Way]:
     resize = _skimage_resize()
     size = (preprocess.height, preprocess.width)
 
-    def skimage(image_HWC: UInt8, *, smooth: bool) -> Float32:
-        resized = resize(image_HWC, size, order=1, mode="constant", preserve_range=True, anti_aliasing=smooth)
+    def skimage(image_HWC: UInt8, *, mode: str = "edge", smooth: bool = False) -> Float32:
+        resized = resize(image_HWC, size, order=1, mode=mode, preserve_range=True, anti_aliasing=smooth)
         return _normalised(preprocess, np.asarray(resized, np.float64))
 
     return [
-        Way(name=AUTHORS, used="reference", prepare=lambda image: skimage(image, smooth=False)),
+        Way(name=AUTHORS, used="reference", prepare=skimage),
         Way(name=CHOSEN, used="runtime, validation", prepare=preprocess.apply),
         _torch_way(preprocess),
         Way(
             name="scikit-image, anti-aliased (its default)", used="", prepare=lambda image: skimage(image, smooth=True)
         ),
+        Way(name=LETTER, used="", prepare=lambda image: skimage(image, mode="constant")),
         Way(name="OpenCV, bilinear, on bytes", used="", prepare=lambda image: _on_bytes(preprocess, image)),
     ]
 

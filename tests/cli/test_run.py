@@ -340,3 +340,24 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["results"] == []
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_huge_pictures_go_their_own_way(folder, monkeypatch):
+    from basnet_runtime.media import huge
+    from basnet_torch import spec
+
+    monkeypatch.setattr(huge, "HUGE_PIXELS", 2000)
+    monkeypatch.setattr(spec, "_LARGE_PIXELS", 2000)
+    small = np.zeros((30, 40, 3), np.uint8)
+    write_picture(folder / "small.png", small + 200)
+    (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:-60])
+    answer = call("photo.jpg", "small.png", "cut.jpg", "-o", "out", "--json", "--kind", "cutout")
+    assert answer.exit_code == 1
+    found = json.loads(answer.stdout)
+    assert {item["source"]: item["salient"] for item in found["results"]} == {"photo.jpg": True, "small.png": True}
+    assert found["frames"] == 2
+    assert [failure["error"] for failure in found["failures"]] == [
+        "cut.jpg: cannot be read: the file is cut short or damaged"
+    ]
+    assert read_picture(folder / "out" / "photo.cutout.png").alpha_HW is not None
+    assert names(folder / "out") == [".basnet-run.jsonl", "photo.cutout.png", "small.cutout.png"]

@@ -183,3 +183,13 @@ def test_frames_that_repeat_keep_their_time(tmp_path, suffix):
     assert len(shown) == len(expected)
     for seen, drawn in zip(shown, expected, strict=True):
         assert np.abs(seen.astype(int) - drawn).mean() < 4
+
+
+def test_a_chunk_that_promises_gigabytes(tmp_path):
+    path = draw(tmp_path / "a.png")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = (0x80001773).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="cut short or damaged"):
+        AnimationSource(path)

@@ -387,3 +387,17 @@ def test_heic_without_its_library(heic, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(MediaError, match=r"HEIC needs pillow-heif; pip install 'basnet-deploy\[heic\]'"):
         read_picture(heic / "a.heic")
+
+
+def test_messages_that_quote_a_files_bytes(tmp_path, coffee):
+    """The binding fails on them and leaves them to spoil the next error."""
+    tagged(coffee, "orientation", 6).write_to_file(str(tmp_path / "a.avif"))
+    data = (tmp_path / "a.avif").read_bytes()
+    assert b"irot" in data
+    (tmp_path / "bad.avif").write_bytes(data.replace(b"irot", b"ir`\xea"))
+    (tmp_path / "none.png").write_text("no picture")
+    for name in ("bad.avif", "none.png"):
+        with pytest.raises(MediaError, match=rf"{name}: cannot be read: \w"):
+            read_picture(tmp_path / name)
+    write_picture(tmp_path / "good.png", coffee)
+    assert (read_picture(tmp_path / "good.png").image_HWC == coffee).all()

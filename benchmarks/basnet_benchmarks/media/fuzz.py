@@ -28,6 +28,7 @@ __all__ = ["FuzzConfig", "FuzzReport", "fuzz_pictures", "seeds"]
 
 _READER = "from basnet_benchmarks.media.fuzz import read_forever; read_forever()"
 _HUNG_SECONDS = 30.0
+_MEMORY_MAX_MB = 400.0
 _MAX_PIXELS = 20_000_000
 _BIG = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 20_000, 60_000, 1_000_000)
 
@@ -87,6 +88,8 @@ def fuzz_pictures(config: FuzzConfig) -> FuzzReport:
             path.write_bytes(damaged(valid[name], generator))
             answer = reader.ask(path)
             peak, slowest = max(peak, answer.peak_mb), max(slowest, answer.seconds)
+            if answer.peak_mb > _MEMORY_MAX_MB:
+                problems.append(f"input {number} of seed {config.seed}, {name}: took {answer.peak_mb:.0f} MB")
             if answer.said.startswith("read"):
                 read[name] += 1
             elif answer.said.startswith("refused"):

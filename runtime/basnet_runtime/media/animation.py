@@ -28,6 +28,7 @@ from basnet_runtime.media.pictures import (
     PictureFormat,
     cv2_module,
     library_detail,
+    vips_errors,
     vips_module,
 )
 from basnet_runtime.media.spool import Spool
@@ -121,6 +122,17 @@ def _png_frames(head: bytes) -> int:
     return 0
 
 
+def _png_is_whole(data: bytes) -> bool:
+    """Whether every chunk lies within the file: OpenCV makes room for what a chunk promises before it reads it."""
+    at = 8
+    while at + 12 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        at += 12 + size
+        if name == b"IEND":
+            break
+    return at <= len(data)
+
+
 def _is_whole(head: bytes) -> bool:
     """Whether libvips does not read it as an animation."""
     return _kind(head) in (".png", ".avif")
@@ -207,10 +219,14 @@ class AnimationSource:
         self._refuse_whole(max(1, _png_frames(head)) * height * width)
         most = _WHOLE_MAX // (height * width) + 1
         try:
-            encoded = np.frombuffer(self.path.read_bytes(), np.uint8)
-            read, animation = cv2.imdecodeanimation(encoded.reshape(1, -1), 0, most)
+            data = self.path.read_bytes()
+            if _kind(head) == ".png" and not _png_is_whole(data):
+                raise MediaError(f"{self.path}: cannot be read: the file is cut short or damaged")
+            read, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8).reshape(1, -1), 0, most)
+        except MediaError:
+            raise
         except (cv2.error, OSError) as error:
-            raise MediaError(f"{self.path}: cannot be read: {library_detail(str(error))}") from error
+            raise MediaError(f"{self.path}: cannot be read: {library_detail(error)}") from error
         if not read or not animation.frames:
             raise MediaError(f"{self.path}: cannot be read: the animation is damaged or of an unknown variant")
         height, width = animation.frames[0].shape[:2]
@@ -321,8 +337,8 @@ class AnimationSink:
             with path.open("wb") as file:
                 target = vips.Target.new_to_descriptor(file.fileno())
                 image.write_to_target(target, self._suffix, **_WRITE_OPTIONS[self._suffix])
-        except vips.Error as error:
-            raise MediaError(f"{self._target}: cannot be written: {library_detail(str(error))}") from error
+        except vips_errors() as error:
+            raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
 
     def _encode_whole(self, path: Path) -> None:
         cv2 = cv2_module()
@@ -334,7 +350,7 @@ class AnimationSink:
         try:
             made, encoded = cv2.imencodeanimation(suffix, animation)
         except cv2.error as error:
-            raise MediaError(f"{self._target}: cannot be written: {library_detail(str(error))}") from error
+            raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
         if not made:
             raise MediaError(f"{self._target}: cannot be written as {suffix}")
         try:

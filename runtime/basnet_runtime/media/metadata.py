@@ -92,7 +92,8 @@ def stored_orientation(image: Any) -> int:
         return int(image.get("orientation"))
     for name in fields:
         if _RAW_PROFILE.match(name):
-            return _orientation_of(_raw_profile(str(image.get(name)))) or 1
+            with suppress(UnicodeDecodeError):  # no text after all
+                return _orientation_of(_raw_profile(str(image.get(name)))) or 1
     if "xmp-data" in fields and (found := _XMP_ORIENTATION.search(bytes(image.get("xmp-data")))):
         return int(found[2])
     return 1

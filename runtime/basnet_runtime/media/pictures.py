@@ -42,6 +42,7 @@ __all__ = [
     "library_detail",
     "read_picture",
     "save_image",
+    "vips_errors",
     "vips_module",
     "write_picture",
 ]
@@ -79,6 +80,11 @@ def vips_module() -> Any:
     pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
     pyvips.concurrency_set(allowed_threads())
     return pyvips
+
+
+def vips_errors() -> tuple[type[Exception], ...]:
+    """What a failing libvips call raises; the binding stumbles over messages that quote a damaged file's bytes."""
+    return vips_module().Error, UnicodeDecodeError
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +200,7 @@ class PictureFile:
                 pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, image.bands)
                 image_HWC, alpha_HW = _planes(pixels)
                 yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
-        except vips.Error as error:
+        except vips_errors() as error:
             raise self._broken(error) from error
 
     @property
@@ -230,7 +236,7 @@ class PictureFile:
                 pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
                 image_HWC, alpha_HW = _planes(pixels)
                 yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
-        except vips.Error as error:
+        except vips_errors() as error:
             raise self._broken(error) from error
 
     def read(self, index: int = 0) -> Frame:
@@ -244,7 +250,7 @@ class PictureFile:
                 return Frame(image_HWC=self._read_opencv(), index=index)
             metadata = metadata_of(self._image, self.notes)
             image_HWC, alpha_HW = self._read_vips()
-        except vips_module().Error as error:
+        except vips_errors() as error:
             raise self._broken(error) from error
         except MemoryError as error:
             raise MediaError(f"{self.path}: there is not enough memory for {self.width}x{self.height}") from error
@@ -280,11 +286,11 @@ class PictureFile:
             return vips.Image.new_from_source(
                 source, self._pages and f"[{self._pages}]", access=access, fail_on="truncated"
             )
-        except vips.Error as error:
+        except vips_errors() as error:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> MediaError:
-        return MediaError(f"{self.path}: cannot be read: {library_detail(str(error))}")
+        return MediaError(f"{self.path}: cannot be read: {library_detail(error)}")
 
     def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
         image = self._upright()
@@ -312,12 +318,12 @@ class PictureFile:
 
     def _in_srgb(self, image: Any) -> Any:
         """Colour bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
-        vips = vips_module()
         if "icc-profile-data" in image.get_fields():
             try:
                 converted = image.icc_transform(_OUR_PROFILE, embedded=True, intent="relative", depth=8)
                 return converted.colourspace("srgb")
-            except vips.Error:
+            except vips_errors() as error:
+                _message(error)
                 self.notes.append("its colour profile is unusable and was left out")
         return image.colourspace("srgb").cast("uchar")
 
@@ -328,7 +334,7 @@ class PictureFile:
             try:
                 image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
             except cv2.error as error:
-                raise MediaError(f"{self.path}: cannot be read: {library_detail(str(error))}") from error
+                raise MediaError(f"{self.path}: cannot be read: {library_detail(error)}") from error
             finally:
                 del encoded  # the map cannot close while an array looks at it
         if image is None:
@@ -406,8 +412,8 @@ def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, ov
     with whole_file(target, overwrite=overwrite) as path, path.open("wb") as file:
         try:
             image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **options)
-        except vips.Error as error:
-            raise MediaError(f"{target}: cannot be written: {library_detail(str(error))}") from error
+        except vips_errors() as error:
+            raise MediaError(f"{target}: cannot be written: {library_detail(error)}") from error
 
 
 def _check_side(target: Path, suffix: str, height: int, width: int) -> None:
@@ -506,14 +512,23 @@ _MEANING = {
 }
 
 
-def library_detail(text: str) -> str:
+def library_detail(error: Exception | str) -> str:
     r"""The telling line of a library's message.
 
     >>> library_detail("unable to call VipsForeignLoadPngSource\n  pngload: bad CRC\n")
     'pngload: bad CRC'
     """
+    text = _message(error)
     for sign, meaning in _MEANING.items():
         if sign in text.lower():
             return meaning
     lines = [line.strip() for line in text.splitlines()]
     return next((line for line in lines if not _NOISE.match(line)), "the file is damaged or of an unknown variant")
+
+
+def _message(error: Exception | str) -> str:
+    """What an error says; one that the binding could not read is taken off libvips, or it would spoil the next."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    vips_module().vips_lib.vips_error_clear()
+    return error.object.decode(errors="replace")
