@@ -2,7 +2,7 @@
 
 report = measure_accuracy(AccuracyConfig(model=Path("basnet.onnx"), datasets=(Path("DUTS-TE"),)))
 
-A checkpoint, an exported file and an engine are scored alike: what is scored is the finished mask that users get.
+A checkpoint, an exported file and an engine are scored alike: what is scored is the mask, whatever the verdict.
 """
 
 from __future__ import annotations

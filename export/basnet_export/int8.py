@@ -43,8 +43,7 @@ __all__ = ["Int8Plan", "int8_plan", "parts_of"]
 
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
-_JUDGED = 16  # pictures of calibration that a candidate is judged on, beside those of the check
-_RANKED = 6  # and on how many its mean difference is taken
+_RANKED = 8  # pictures of calibration that ranges and stages are compared on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +74,7 @@ def int8_plan(
         model: The checkpoint's FP32 `tensor` graph, shapes inferred.
         checkpoint: What the result must agree with.
         config: Target, calibration pictures, and the layers to keep, if they are given.
-        check_pictures: What the contract will be checked on; candidates are judged on these and on some others.
+        check_pictures: What the contract will be checked on, and candidates are judged by.
         progress: Called with what is being done.
 
     Raises:
@@ -90,7 +89,7 @@ def int8_plan(
         progress(warning)
     progress(f"calibrating on {len(pictures)} pictures")
     with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
-        bench = _Bench(model, checkpoint, config, Path(folder), [*check_pictures, *pictures[:_JUDGED]])
+        bench = _Bench(model, checkpoint, config, Path(folder), check_pictures, _spread(pictures))
         bench.observe(pictures)
         method = bench.choose_method(progress)
         kept = config.keep_fp32
@@ -116,18 +115,31 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, float]:
     return parts
 
 
+def _spread(pictures: Sequence[Picture]) -> Sequence[Picture]:
+    """A few of the calibration pictures, from all over."""
+    return pictures[:: max(1, len(pictures) // _RANKED)][:_RANKED]
+
+
 class _Bench:
     """Makes candidates and measures them against PyTorch FP32."""
 
     def __init__(
-        self, model: onnx.ModelProto, checkpoint: Checkpoint, config: ExportConfig, folder: Path, judged: list[Picture]
+        self,
+        model: onnx.ModelProto,
+        checkpoint: Checkpoint,
+        config: ExportConfig,
+        folder: Path,
+        judged: Sequence[Picture],
+        ranked: Sequence[Picture],
     ) -> None:
+        """`judged`: the contract's pictures; `ranked`: those that ranges and stages are compared on."""
         self._model = model
         self._checkpoint = checkpoint
         self._config = config
         self._folder = folder
         self._reference = _Remembered(checkpoint)
         self._judged = judged
+        self._ranked = ranked
         self._observed: dict[str, Observed] = {}
         self.ranges: dict[Method, Ranges] = {}
         self._method: Method = METHODS[0]
@@ -158,9 +170,10 @@ class _Bench:
 
     def distance(self, kept: Collection[str]) -> float:
         """See `islands.Judge`."""
-        few = self._judged[:: max(1, len(self._judged) // _RANKED)]
         with self._candidate(kept) as model:
-            return float(np.mean([np.abs(model(p.image_HWC) - self._reference(p.image_HWC)).mean() for p in few]))
+            return float(
+                np.mean([np.abs(model(p.image_HWC) - self._reference(p.image_HWC)).mean() for p in self._ranked])
+            )
 
     def report(self, kept: Collection[str]) -> ParityReport:
         """See `islands.Judge`."""

@@ -1,7 +1,8 @@
 """Which layers must stay FP32 for a reduced precision to hold the contract: measured, greedy, bounded in time.
 
-Each stage of the network is kept FP32 alone and the gain is measured; their parts are then added, those of the stage
-with the most gain for the least arithmetic first, until the contract holds, and as few of them are taken as hold it.
+Each stage of the network is reduced alone and what that does to the masks is measured: alone, because beside all others
+the noise of one cannot be told. Their parts then stay FP32, those of the noisiest stage for its arithmetic first, until
+the contract holds, and as few of them as hold it.
 
     found = search_islands(parts, judge, seconds=300)
 """
@@ -40,18 +41,18 @@ class Found:
     Attributes:
         kept: Parts that stay FP32, most useful first; empty when none need to.
         report: The contract with them.
-        gains: For each stage that was measured, how much of the mean difference it removes when it alone stays FP32.
+        noise: For each stage that was measured, the mean difference when it alone is reduced.
     """
 
     kept: tuple[str, ...]
     report: ParityReport
-    gains: Mapping[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 def search_islands(
     parts: Mapping[str, float], judge: Judge, *, seconds: float, progress: Progress = lambda _: None
 ) -> Found:
-    """The fewest parts, in order of measured gain by cost, with which the contract holds.
+    """The fewest parts, in order of measured noise by cost, with which the contract holds.
 
     Args:
         parts: Name of each part and its share of the arithmetic.
@@ -70,12 +71,12 @@ def search_islands(
     stages: dict[str, list[str]] = {}
     for part in parts:
         stages.setdefault(_stage(part), []).append(part)
-    gains = _measured(stages, judge, end)
+    noise = _measured(stages, judge, end)
     costs = {stage: max(_LEAST_COST, sum(parts[part] for part in members)) for stage, members in stages.items()}
-    # Stages the time did not reach come last, as they stand in the network: noise made early is carried furthest.
-    ranked = sorted(stages, key=lambda stage: -gains[stage] / costs[stage] if stage in gains else 0.0)
+    # Variances add up, hence the square. Stages the time did not reach come last, in the network's order.
+    ranked = sorted(stages, key=lambda stage: -(noise.get(stage, 0.0) ** 2) / costs[stage])
     order = _affordable([part for stage in ranked for part in stages[stage]], parts)
-    return _fewest(order, judge, end, gains, progress)
+    return _fewest(order, judge, end, noise, progress)
 
 
 def _stage(part: str) -> str:
@@ -89,15 +90,14 @@ def _stage(part: str) -> str:
 
 
 def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> dict[str, float]:
-    """The gain of each stage, in half of the time; those it does not reach are left out."""
+    """The noise of each stage, in half of the time; those it does not reach are left out."""
     half = time.monotonic() + (end - time.monotonic()) / 2
-    whole = judge.distance(())
-    gains = {}
-    for stage, members in stages.items():
+    noise = {}
+    for stage in stages:
         if time.monotonic() > half:
             break
-        gains[stage] = whole - judge.distance(members)
-    return gains
+        noise[stage] = judge.distance([part for other in stages if other != stage for part in stages[other]])
+    return noise
 
 
 def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
@@ -109,7 +109,7 @@ def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
     return chosen
 
 
-def _fewest(order: Sequence[str], judge: Judge, end: float, gains: Mapping[str, float], progress: Progress) -> Found:
+def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, float], progress: Progress) -> Found:
     """Double the number of parts until the contract holds, then halve the step between what fails and what holds."""
     failing, count, best = 0, 1, None
     while best is None:
@@ -133,4 +133,4 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, gains: Mapping[str, 
             best = middle, report
         else:
             failing = middle
-    return Found(kept=tuple(order[: best[0]]), report=best[1], gains=gains)
+    return Found(kept=tuple(order[: best[0]]), report=best[1], noise=noise)

@@ -176,13 +176,13 @@ def test_ranges_cut_outliers_but_for_minmax():
 
 
 class Bench:
-    """Holds the contract once `needed` parts are FP32; each part's gain is its place in the list."""
+    """Holds the contract once `needed` parts are FP32; each other part's noise is its place in the list."""
 
     def __init__(self, parts, needed):
         self.parts, self.needed, self.judged = list(parts), set(needed), []
 
     def distance(self, kept):
-        return 1.0 - sum(self.parts.index(part) for part in kept) / 100
+        return sum(index for index, part in enumerate(self.parts) if part not in kept) / 100
 
     def report(self, kept):
         self.judged.append(tuple(kept))
@@ -196,8 +196,8 @@ class Bench:
 def test_search_keeps_the_fewest_that_hold():
     parts = {f"part{i}.conv": 0.05 for i in range(8)}
     found = search_islands(parts, Bench(parts, {"part7.conv", "part5.conv"}), seconds=60)
-    assert found.kept == ("part7.conv", "part6.conv", "part5.conv")  # by gain, without gaps
-    assert found.gains["part7"] > found.gains["part1"]
+    assert found.kept == ("part7.conv", "part6.conv", "part5.conv")  # by noise, without gaps
+    assert found.noise["part7"] > found.noise["part1"]
     assert search_islands(parts, Bench(parts, ()), seconds=60).kept == ()
 
 
