@@ -1,4 +1,4 @@
-"""What README.md tells people to type exists, and its numbers are those of the committed reports."""
+"""What README.md and the guides tell people to type exists, and its numbers are those of the committed reports."""
 
 import json
 import re
@@ -21,9 +21,16 @@ CARD = ROOT / "runtime" / "basnet_runtime" / "models" / "README.md"
 REPORTS = ROOT / "benchmarks" / "reports"
 
 
+def texts():
+    """README.md and the guides that it leads to."""
+    return [README, *(ROOT / folder / "README.md" for folder in ("basnet_torch", "runtime", "export", "benchmarks"))]
+
+
 def command_lines():
     """Each line of the shell blocks that calls one of the project's commands."""
-    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = [
+        b for text in texts() for b in re.findall(r"```sh\n(.*?)```", text.read_text(encoding="utf-8"), re.DOTALL)
+    ]
     return [line for block in blocks for line in block.splitlines() if line.startswith("basnet-")]
 
 
@@ -37,12 +44,18 @@ def test_command_lines_of_the_readme(line):
             command = command.commands[word]
             words.remove(word)
     known = {option for parameter in command.params for option in parameter.opts}
-    assert not [word for word in words if word.startswith("-") and word not in known]
+    assert not [word for word in words if word.startswith("-") and word not in known | {"-"}]
     assert not getattr(command, "commands", {}), "a subcommand is missing"
 
 
 def test_there_are_command_lines():
-    assert len(command_lines()) > 15
+    assert len(command_lines()) > 60
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(path):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("document", [README, CARD], ids=["README", "model card"])
@@ -74,7 +87,10 @@ def test_every_committed_table_has_its_report():
 
 
 def python_blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    runnable = [README, ROOT / "runtime" / "README.md"]
+    return [
+        b for text in runnable for b in re.findall(r"```python\n(.*?)```", text.read_text(encoding="utf-8"), re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("block", python_blocks())
