@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from basnet_torch.errors import ExportError
 
-__all__ = ["METHODS", "Method", "Observed", "Ranges", "observe", "ranges_by"]
+__all__ = ["AUTO", "METHODS", "Method", "Observed", "Ranges", "observe", "ranges_by"]
 
 Float32 = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "minmax", "entropy")
+AUTO: tuple[Method, ...] = ("mse", "minmax", "percentile")  # what is tried unasked; entropy takes minutes
 Ranges: TypeAlias = dict[str, tuple[float, float]]
 
 _POSITIONS = 4096  # of a channel, over all pictures

@@ -42,7 +42,7 @@ def onnx(
     ] = None,
     calibration_count: Annotated[int, typer.Option(min=16, help="Most pictures to take from there.")] = 256,
     calibration_method: Annotated[
-        CalibrationMethod, typer.Option(help="How ranges follow from values; auto measures all.")
+        CalibrationMethod, typer.Option(help="How ranges follow from values; auto measures all but entropy.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Which calibration pictures are drawn.")] = 0,
     keep_fp32: Annotated[

@@ -33,7 +33,7 @@ class ExportConfig:
         int8_target: What an int8 graph is for: `cpu` (unsigned activations) or `tensorrt` (symmetric signed ones).
         calibration: Folder or zip of real pictures that int8 ranges are taken from.
         calibration_count: The most pictures to take from there.
-        calibration_method: How a range follows from the values seen; `auto` measures all and takes the best.
+        calibration_method: How a range follows from the values seen; `auto` measures all but `entropy`.
         seed: Which calibration pictures are drawn and which of their positions are looked at.
         keep_fp32: Parts of an int8 network that stay FP32; None searches for what the contract needs.
         search_minutes: How long that search may take.

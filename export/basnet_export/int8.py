@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_export.activation_ranges import METHODS, Method, Observed, Ranges, observe, ranges_by
+from basnet_export.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.islands import search_islands
 from basnet_export.quantization import (
@@ -31,7 +31,7 @@ from basnet_export.quantization import (
 )
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
-from basnet_torch.errors import UsageError
+from basnet_torch.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -91,17 +91,35 @@ def int8_plan(
     with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
         bench = _Bench(model, checkpoint, config, Path(folder), check_pictures, _spread(pictures))
         bench.observe(pictures)
-        method = bench.choose_method(progress)
-        kept = config.keep_fp32
+        methods = bench.rank_methods(progress)
+        method, kept = methods[0], config.keep_fp32
         if kept is None:
-            found = search_islands(parts_of(model.graph), bench, seconds=60 * config.search_minutes, progress=progress)
-            kept = found.kept
+            method, kept = _searched(bench, methods, parts_of(model.graph), config, progress)
         ranges = bench.ranges[method]
     facts = _facts(model.graph, config, pictures, method, kept)
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
     )
     return Int8Plan(ranges=ranges, kept=kept, facts=facts)
+
+
+def _searched(
+    bench: _Bench, methods: Sequence[Method], parts: Mapping[str, float], config: ExportConfig, progress: Progress
+) -> tuple[Method, tuple[str, ...]]:
+    """The first method, nearest to the contract first, for which a small enough set of layers is found, and that set.
+
+    Raises:
+        ParityError: That of the first method, when there is none.
+    """
+    failure: ParityError | None = None
+    for method in methods:
+        bench.method = method
+        try:
+            return method, search_islands(parts, bench, seconds=60 * config.search_minutes, progress=progress).kept
+        except ParityError as error:
+            progress(f"ranges by {method}: no set of layers keeps the contract")
+            failure = failure or error
+    raise failure or ParityError("no method of calibration was tried")
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, float]:
@@ -142,7 +160,7 @@ class _Bench:
         self._ranked = ranked
         self._observed: dict[str, Observed] = {}
         self.ranges: dict[Method, Ranges] = {}
-        self._method: Method = METHODS[0]
+        self.method: Method = AUTO[0]
 
     def observe(self, pictures: Sequence[Picture]) -> None:
         """Run the FP32 graph on every calibration picture."""
@@ -154,19 +172,20 @@ class _Bench:
         inputs = ({"image": prepare(picture.image_HWC)[None]} for picture in pictures)
         self._observed = observe(path, inputs, quantized_tensors(self._model.graph), self._config.seed)
 
-    def choose_method(self, progress: Progress) -> Method:
-        """The one that was asked for, or the one with the least mean difference."""
-        asked = METHODS if self._config.calibration_method == "auto" else (self._config.calibration_method,)
+    def rank_methods(self, progress: Progress) -> list[Method]:
+        """The one that was asked for, or those of `auto`, nearest to the contract first."""
+        asked = AUTO if self._config.calibration_method == "auto" else (self._config.calibration_method,)
         symmetric = self._config.int8_target == "tensorrt"
         self.ranges = {method: ranges_by(method, self._observed, symmetric=symmetric) for method in asked}
-        distances = {}
+        excess = {}
         for method in asked:
-            self._method = method
-            distances[method] = self.distance(())
-        self._method = min(distances, key=lambda method: distances[method])
-        told = ", ".join(f"{method} {distance:.2g}" for method, distance in distances.items())
-        progress(f"ranges by {self._method} (mean difference: {told})")
-        return self._method
+            self.method = method
+            excess[method] = _excess(self.report(()))
+        ranked = sorted(asked, key=lambda method: excess[method])
+        self.method = ranked[0]
+        told = ", ".join(f"{method} {excess[method]:.2f}" for method in ranked)
+        progress(f"ranges by {self.method} (worst of the contract's values by its limit: {told})")
+        return ranked
 
     def distance(self, kept: Collection[str]) -> float:
         """See `islands.Judge`."""
@@ -186,10 +205,20 @@ class _Bench:
         from basnet_runtime.backends.ort import open_onnxruntime
 
         path = self._folder / "candidate.onnx"
-        ranges = self.ranges[self._method]
+        ranges = self.ranges[self.method]
         onnx.save(int8_from_onnx(self._model, ranges, target=self._config.int8_target, keep_fp32=kept), path)
         preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
         return SaliencyModel(open_onnxruntime(path), preprocess, postprocess, "candidate")
+
+
+def _excess(report: ParityReport) -> float:
+    """How far the worst value is beyond its limit, as a ratio; up to 1 it holds."""
+    limits = report.tolerance
+    return max(
+        report.mean_abs / (limits.mean_abs or 1.0),
+        report.flips / (limits.flips or 1.0),
+        (1 - report.boundary_iou) / (1 - (limits.boundary_iou or 0.0)),
+    )
 
 
 class _Remembered:

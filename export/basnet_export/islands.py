@@ -57,11 +57,11 @@ def search_islands(
     Args:
         parts: Name of each part and its share of the arithmetic.
         judge: Measures candidates.
-        seconds: When to stop measuring stages and narrowing down; the few candidates in between are judged anyhow.
+        seconds: When to stop; at least one candidate is judged.
         progress: Called with what is found.
 
     Raises:
-        ParityError: When parts worth half of the arithmetic do not suffice, with what is missing.
+        ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the nearest.
     """
     end = time.monotonic() + seconds
     report = judge.report(())
@@ -110,27 +110,18 @@ def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
 
 
 def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, float], progress: Progress) -> Found:
-    """Double the number of parts until the contract holds, then halve the step between what fails and what holds."""
-    failing, count, best = 0, 1, None
-    while best is None:
-        count = min(count, len(order))
+    """One part more at a time. Steps are not doubled: on a picture at its limit one more part may also do harm."""
+    closest: ParityReport | None = None
+    for count in range(1, len(order) + 1):
         report = judge.report(order[:count])
         progress(f"{count} of {len(order)} parts in FP32: {report}")
         if report:
-            best = count, report
-        elif count == len(order):
-            raise ParityError(
-                f"no layers found that keep the contract when they stay FP32; with {', '.join(order[:count])}: "
-                f"{report}; calibrate on more pictures, or use --precision fp16"
-            )
-        else:
-            failing, count = count, 2 * count
-    while best[0] - failing > 1 and time.monotonic() < end:
-        middle = (best[0] + failing) // 2
-        report = judge.report(order[:middle])
-        progress(f"{middle} of {len(order)} parts in FP32: {report}")
-        if report:
-            best = middle, report
-        else:
-            failing = middle
-    return Found(kept=tuple(order[: best[0]]), report=best[1], noise=noise)
+            return Found(kept=tuple(order[:count]), report=report, noise=noise)
+        if closest is None or report.boundary_iou > closest.boundary_iou:
+            closest = report
+        if time.monotonic() > end:
+            break
+    raise ParityError(
+        f"no layers found that keep the contract when they stay FP32, of {', '.join(order)}: nearest was {closest}; "
+        "calibrate on more pictures, allow more --search-minutes, or use --precision fp16"
+    )

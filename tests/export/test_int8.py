@@ -203,7 +203,7 @@ def test_search_keeps_the_fewest_that_hold():
 
 def test_search_ends_where_a_file_would_not_be_int8():
     parts = {f"part{i}.conv": 0.3 for i in range(4)}
-    with pytest.raises(ParityError, match=r"no layers found .* part3.conv: int8 parity"):
+    with pytest.raises(ParityError, match=r"no layers found .* part3.conv: nearest was int8 parity"):
         search_islands(parts, Bench(parts, {"part0.conv"}), seconds=60)
 
 
