@@ -19,7 +19,7 @@ demo: $(DEMO_VENV)/ready  ## Run the built-in model on pictures and a video, wit
 	@echo "Results: $(RESULTS)/pictures (cut-outs as PNG) and $(RESULTS)/pan.overlay.mp4"
 
 test: $(VENV)/ready  ## Run all tests that this machine can run
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/ready  ## Format, lint, types, import layers
 	$(VENV)/bin/ruff format --check .

@@ -20,6 +20,7 @@ from basnet_runtime.cli import app
 from basnet_runtime.media.journal import JOURNAL_NAME
 from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_torch.errors import BackendUnavailable
+from tests.processes import HEARS_CTRL_C
 
 RUNNER = CliRunner()
 HEAVY = ("torch", "onnxruntime", "openvino", "tensorrt", "av", "pyvips", "cv2")
@@ -235,7 +236,7 @@ main()
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
-    command = [sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
+    command = [*HEARS_CTRL_C, sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:

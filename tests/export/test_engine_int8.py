@@ -45,7 +45,14 @@ def saved(graphs, kind, path, **changes):
     """The graph with its manifest, as an export would leave it."""
     model = onnx.ModelProto()
     model.CopyFrom(graphs[kind])
-    quantization = {"always_fp32": always_fp32(graphs["fp32"].graph), "target": "tensorrt", **changes}
+    quantization = {
+        "always_fp32": always_fp32(graphs["fp32"].graph),
+        "target": "tensorrt",
+        "method": "minmax",
+        "pictures": 16,
+        "int8_share": 0.99,
+        **changes,
+    }
     opset = next(each.version for each in model.opset_import if not each.domain)
     manifest = replace(
         read_manifest(exported(**FP32)),
@@ -108,7 +115,7 @@ def test_a_graph_for_processors_is_refused_with_the_command(graphs, tmp_path):
 
 def test_a_checkpoint_becomes_an_int8_engine_in_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
-    monkeypatch.setattr(int8, "METHODS", ("minmax",))  # the others take longer, and are shown where ranges are
+    monkeypatch.setattr(int8, "AUTO", ("minmax",))  # the others take longer, and are shown where ranges are
     plan = build_engine(
         BuildConfig(
             model=checkpoint_file(),

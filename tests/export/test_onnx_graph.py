@@ -144,9 +144,15 @@ def test_size_is_taken_and_kept(tmp_path):
     assert (manifest.preprocess.height, manifest.preprocess.width) == (32, 96)
 
 
-def test_fp16_storage_is_half_the_file_and_the_same_model(reference):
+def large_kernel_bytes(path):
+    """Of the kernels that are worth a cast; names, nodes and what batch norm leaves take the same room in both files."""
+    tensors = [t for t in onnx.load(path).graph.initializer if len(t.dims) == 4 and np.prod(t.dims) >= 4096]
+    return sum(len(tensor.raw_data) for tensor in tensors)
+
+
+def test_fp16_storage_halves_the_kernels_and_is_the_same_model(reference):
     whole, half = exported(precision="fp32", graph="tensor"), exported(store="fp16")
-    assert half.stat().st_size < 0.62 * whole.stat().st_size
+    assert 0 < large_kernel_bytes(half) == large_kernel_bytes(whole) / 2
     assert read_manifest(half).store == "fp16"
     for backend in ("onnxruntime", "openvino"):
         with open_model(half, backend=backend, threads=1) as candidate:

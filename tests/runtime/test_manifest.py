@@ -74,7 +74,7 @@ def test_json_round_trip_of_any_value(**changes):
     [
         ({"format": 2}, "format is 2; this version reads 1"),
         ({"colour": "blue"}, "fields missing or unknown: colour"),
-        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"precision": "fp4"}, "precision is 'fp4'"),
         ({"preprocess": {"height": 32}}, "Preprocess has fields"),
         ({"preprocess": Preprocess(height=64, width=64).to_dict()}, "preprocess_digest is .* changed by hand"),
         ({"preprocess_digest": None}, "preprocess_digest is None"),

@@ -15,6 +15,7 @@ from basnet_runtime.media.jobs import Failure, Job, Plan
 from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_runtime.watch import Settling, check_watched, one_by_one
 from basnet_torch.errors import UsageError
+from tests.processes import HEARS_CTRL_C
 
 
 def looks(settling, path, count):
@@ -92,7 +93,7 @@ def test_watching_until_ctrl_c(tmp_path):
     image[10:30, 20:40] = 240
     (tmp_path / "in" / "sub").mkdir(parents=True)
     write_picture(tmp_path / "in" / "first.png", image)
-    command = [sys.executable, "-c", _FAKE, "in", "-o", "out", "--recursive", "--watch"]
+    command = [*HEARS_CTRL_C, sys.executable, "-c", _FAKE, "in", "-o", "out", "--recursive", "--watch"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "out" / "first.mask.png")
     write_picture(tmp_path / "whole.png", image)

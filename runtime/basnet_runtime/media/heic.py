@@ -21,7 +21,7 @@ _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 def is_heic(head: bytes) -> bool:
     r"""Whether a file's first bytes announce HEVC pictures.
 
-    >>> is_heic(b"\\0\\0\\0\\x1cftypheic\\0\\0\\0\\0mif1heic"), is_heic(b"\\0\\0\\0\\x1cftypavif\\0\\0\\0\\0mif1avif")
+    >>> is_heic(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"), is_heic(b"\0\0\0\x1cftypavif\0\0\0\0mif1avif")
     (True, False)
     """
     if head[4:8] != b"ftyp":

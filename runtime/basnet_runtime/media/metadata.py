@@ -109,8 +109,8 @@ def _raw_profile(text: str) -> bytes:
 def clean_exif(exif: bytes) -> bytes | None:
     r"""The block with orientation 1 and without its thumbnail; None when it cannot be understood.
 
-    >>> tiff = b"II*\\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
-    >>> _orientation_of(clean_exif(b"Exif\\0\\0" + tiff))
+    >>> tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
+    >>> _orientation_of(clean_exif(b"Exif\0\0" + tiff))
     1
     """
     try:
