@@ -178,7 +178,7 @@ def _opened(candidate: Candidate, pictures: Sequence[Picture]) -> _Masks:
 
 
 def _masks(model: SaliencyModel, pictures: Sequence[Picture]) -> _Masks:
-    return {picture.name: model(picture.image_HWC) for picture in pictures}
+    return {picture.name: model.mask(picture.image_HWC) for picture in pictures}
 
 
 def _in_a_batch(model: SaliencyModel, pictures: Sequence[Picture]) -> _Masks:

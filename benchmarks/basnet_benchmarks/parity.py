@@ -270,8 +270,8 @@ class RememberingModel:
         """As the model itself."""
         return self._model.takes_frames
 
-    def __call__(self, image_HWC: UInt8, /) -> Float32:
-        """The model's mask H,W of one picture."""
+    def mask(self, image_HWC: UInt8, /) -> Float32:
+        """See `MaskModel`."""
         shape = repr(image_HWC.shape).encode()
         key = hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=16, key=shape).digest()
         raw = self._maps.get(key)
@@ -389,7 +389,7 @@ def _panels(
                 caption=f"worst in {', '.join(measures)}: {_said(own[picture.name])}",
                 image_HWC=picture.image_HWC,
                 truth_HW=picture.truth_HW,
-                reference_HW=reference(picture.image_HWC),
+                reference_HW=reference.mask(picture.image_HWC),
                 candidate_HW=model.mask(picture.image_HWC),
             )
 

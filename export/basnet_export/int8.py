@@ -191,7 +191,9 @@ class _Bench:
         """See `islands.Judge`."""
         with self._candidate(kept) as model:
             return float(
-                np.mean([np.abs(model(p.image_HWC) - self._reference(p.image_HWC)).mean() for p in self._ranked])
+                np.mean(
+                    [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._ranked]
+                )
             )
 
     def report(self, kept: Collection[str]) -> ParityReport:
@@ -233,10 +235,11 @@ class _Remembered:
         self._model = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
         self._masks: dict[int, Float32] = {}
 
-    def __call__(self, image_HWC: NDArray[np.uint8], /) -> Float32:
+    def mask(self, image_HWC: NDArray[np.uint8], /) -> Float32:
+        """See `MaskModel`."""
         key = id(image_HWC)  # the pictures outlive this
         if key not in self._masks:
-            self._masks[key] = self._model(image_HWC)
+            self._masks[key] = self._model.mask(image_HWC)
         return self._masks[key]
 
 

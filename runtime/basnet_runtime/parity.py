@@ -53,14 +53,14 @@ _SIDE_SHARE = 0.001  # and so is one with less than this share of its pixels on 
 
 
 class MaskModel(Protocol):
-    """What is compared: `SaliencyModel`, or anything that is called alike."""
+    """What is compared: `SaliencyModel`, or anything with the same `mask`."""
 
     @property
     def takes_frames(self) -> bool:
         """Whether its masks are rounded to 1/255, as the `frame` graph gives them."""
 
-    def __call__(self, image_HWC: UInt8, /) -> Float32:
-        """The mask H,W of one picture."""
+    def mask(self, image_HWC: UInt8, /) -> Float32:
+        """The network's own mask H,W, whatever the verdict: an emptied one would hide a difference, or feign one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,7 +256,7 @@ def compare(
     rows, scores = [], _ScorePair()
     rounded = candidate.takes_frames and not reference.takes_frames
     for picture in pictures:
-        want, got = reference(picture.image_HWC), candidate(picture.image_HWC)
+        want, got = reference.mask(picture.image_HWC), candidate.mask(picture.image_HWC)
         change = None
         if picture.truth_HW is not None:
             change = scores.add(picture.truth_HW, _rounded(want) if rounded else want, got)

@@ -145,7 +145,7 @@ def test_size_is_taken_and_kept(tmp_path):
 
 
 def large_kernel_bytes(path):
-    """Of the kernels that are worth a cast; names, nodes and what batch norm leaves take the same room in both files."""
+    """Of the kernels that are worth a cast: names, nodes and small tensors take the same room in both files."""
     tensors = [t for t in onnx.load(path).graph.initializer if len(t.dims) == 4 and np.prod(t.dims) >= 4096]
     return sum(len(tensor.raw_data) for tensor in tensors)
 

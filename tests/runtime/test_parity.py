@@ -16,7 +16,7 @@ class Masks:
         self.change = change
         self.takes_frames = takes_frames
 
-    def __call__(self, image_HWC):
+    def mask(self, image_HWC):
         mask = self.change(image_HWC[..., 0].astype(np.float32) / 255)
         return np.rint(mask * 255).astype(np.float32) / np.float32(255) if self.takes_frames else mask
 
@@ -221,3 +221,14 @@ def test_usage_is_checked():
 def test_report_is_a_value():
     assert isinstance(measured(lambda mask: mask), ParityReport)
     assert repr(disc()) == "Picture('disc', (100, 100, 3))"
+
+
+def test_the_networks_own_masks_are_compared_whatever_the_verdict(make_model):
+    """A threshold above every score empties all masks that users get, and must hide nothing from the contract."""
+    reference, candidate = make_model(), make_model()
+    for model in (reference, candidate):
+        model.postprocess = replace(model.postprocess, empty_below=1.0)
+    assert not reference(disc().image_HWC).any()
+    candidate.backend.infer = lambda batch, infer=candidate.backend.infer: infer(batch) * np.float32(0.9)
+    report = compare(reference, candidate, [disc()], tolerance_for("fp32"))
+    assert report.max_abs > 0.01
