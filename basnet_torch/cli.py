@@ -199,6 +199,7 @@ def _run(
         if resume:
             trainer.resume(place.run / "last.pth")
         _follow(trainer)
+    world.leave()
 
 
 def _coarse(arch: Arch) -> Arch:

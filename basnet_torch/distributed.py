@@ -11,6 +11,7 @@ and batch norm takes its statistics over all processes, on the CPU too, where Py
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -54,15 +55,27 @@ class World:
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:
-        """Meet the other processes, over NCCL for CUDA and gloo for the CPU, and part at the end."""
+        """Meet the other processes, over NCCL for CUDA and gloo for the CPU, and part together at the end."""
         if self.size == 1:
             yield
             return
         distributed.init_process_group("gloo" if device == "cpu" else "nccl")
         try:
             yield
+            self.wait()
         finally:
             distributed.destroy_process_group()
+
+    def leave(self) -> None:
+        """End this process with exit code 0 if it is one of several, without tearing the interpreter down.
+
+        Gloo's threads outlive `destroy_process_group` (torch 2.13), and now and then the interpreter's end aborts on
+        them, which torchrun takes for a failed training.
+        """
+        if self.size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def wait(self) -> None:
         """Until all processes are here."""
