@@ -47,7 +47,7 @@ def onnx(
     seed: Annotated[int, typer.Option(help="Which calibration pictures are drawn.")] = 0,
     keep_fp32: Annotated[
         list[str] | None,
-        typer.Option(metavar="PART", help="Part of an int8 network to keep FP32; repeatable; none: no search."),
+        typer.Option(metavar="PART", help="Part of a reduced network to keep FP32; repeatable; none: no search."),
     ] = None,
     search_minutes: Annotated[float, typer.Option(min=0, help="How long to search for such parts.")] = 10.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; else beside CKPT.")] = None,

@@ -35,7 +35,7 @@ class ExportConfig:
         calibration_count: The most pictures to take from there.
         calibration_method: How a range follows from the values seen; `auto` measures all but `entropy`.
         seed: Which calibration pictures are drawn and which of their positions are looked at.
-        keep_fp32: Parts of an int8 network that stay FP32; None searches for what the contract needs.
+        keep_fp32: Parts of a network of less precision that stay FP32; None searches for what the contract needs.
         search_minutes: How long that search may take.
         check: Whether to prove parity before the file is kept.
         overwrite: Whether an existing file may be replaced.
@@ -65,6 +65,8 @@ class ExportConfig:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
         if self.store == "fp16" and self.precision != "fp32":
             raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
+        if self.keep_fp32 and self.precision == "fp32":
+            raise UsageError(f"keep_fp32 {', '.join(self.keep_fp32)}: all of an fp32 network stays FP32")
         self._check_quantization()
         if self.output is not None and self.output.suffix != ".onnx":
             raise UsageError(f"output {self.output}: its name must end in .onnx")

@@ -26,9 +26,10 @@ from basnet_export.quantization import (
     convolution_shares,
     int8_from_onnx,
     nodes_of,
-    quantizable_nodes,
+    parts_of,
     quantized_tensors,
 )
+from basnet_export.reference import Remembered
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
 from basnet_torch.errors import ParityError, UsageError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from basnet_export.config import ExportConfig
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["Int8Plan", "int8_plan", "parts_of"]
+__all__ = ["Int8Plan", "int8_plan"]
 
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
@@ -94,7 +95,8 @@ def int8_plan(
         methods = bench.rank_methods(progress)
         method, kept = methods[0], config.keep_fp32
         if kept is None:
-            method, kept = _searched(bench, methods, parts_of(model.graph), config, progress)
+            parts = parts_of(model.graph, fixed=always_fp32(model.graph))
+            method, kept = _searched(bench, methods, parts, config, progress)
         ranges = bench.ranges[method]
     facts = _facts(model.graph, config, pictures, method, kept)
     progress(
@@ -122,17 +124,6 @@ def _searched(
     raise failure or ParityError("no method of calibration was tried")
 
 
-def parts_of(graph: onnx.GraphProto) -> dict[str, float]:
-    """What the search keeps or not, residual blocks and single convolutions, with their share of the arithmetic."""
-    shares, fixed = convolution_shares(graph), set(always_fp32(graph))
-    parts: dict[str, float] = {}
-    for node in quantizable_nodes(graph):
-        if node in shares and node not in fixed:
-            part = node.partition(".conv")[0].partition(".shortcut")[0]
-            parts[part] = parts.get(part, 0.0) + shares[node]
-    return parts
-
-
 def _spread(pictures: Sequence[Picture]) -> Sequence[Picture]:
     """A few of the calibration pictures, from all over."""
     return pictures[:: max(1, len(pictures) // _RANKED)][:_RANKED]
@@ -155,7 +146,7 @@ class _Bench:
         self._checkpoint = checkpoint
         self._config = config
         self._folder = folder
-        self._reference = _Remembered(checkpoint)
+        self._reference = Remembered(checkpoint)
         self._judged = judged
         self._ranked = ranked
         self._observed: dict[str, Observed] = {}
@@ -221,26 +212,6 @@ def _excess(report: ParityReport) -> float:
         report.flips / (limits.flips or 1.0),
         (1 - report.boundary_iou) / (1 - (limits.boundary_iou or 0.0)),
     )
-
-
-class _Remembered:
-    """PyTorch FP32, each picture run once."""
-
-    takes_frames = False
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        from basnet_runtime.backends.pytorch import open_pytorch
-
-        engine = open_pytorch(checkpoint)
-        self._model = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
-        self._masks: dict[int, Float32] = {}
-
-    def mask(self, image_HWC: NDArray[np.uint8], /) -> Float32:
-        """See `MaskModel`."""
-        key = id(image_HWC)  # the pictures outlive this
-        if key not in self._masks:
-            self._masks[key] = self._model.mask(image_HWC)
-        return self._masks[key]
 
 
 def _facts(

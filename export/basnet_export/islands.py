@@ -9,6 +9,7 @@ the contract holds, and as few of them as hold it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,8 @@ def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> 
     for stage in stages:
         if time.monotonic() > half:
             break
-        noise[stage] = judge.distance([part for other in stages if other != stage for part in stages[other]])
+        distance = judge.distance([part for other in stages if other != stage for part in stages[other]])
+        noise[stage] = distance if math.isfinite(distance) else math.inf  # it overflowed
     return noise
 
 
@@ -123,5 +125,5 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, 
             break
     raise ParityError(
         f"no layers found that keep the contract when they stay FP32, of {', '.join(order)}: nearest was {closest}; "
-        "calibrate on more pictures, allow more --search-minutes, or use --precision fp16"
+        "allow more --search-minutes, or use more precision; INT8 may also gain from more pictures to calibrate on"
     )

@@ -20,7 +20,7 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha25
 from basnet_runtime.media.files import whole_file
 from basnet_torch import __version__
 from basnet_torch.config import named
-from basnet_torch.errors import BackendUnavailable, ExportError, UsageError
+from basnet_torch.errors import BackendUnavailable, ExportError, ParityError, UsageError
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -57,23 +57,57 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     progress(
         f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
     )
+    with whole_file(config.target, overwrite=config.overwrite) as beside:
+        try:
+            manifest = _written(config, checkpoint, beside, progress)
+        except ParityError as error:
+            if config.precision not in ("fp16", "bf16") or config.keep_fp32 is not None:
+                raise
+            progress(f"{error}")
+            kept = _float_islands(config, checkpoint, progress)
+            manifest = _written(replace(config, keep_fp32=kept), checkpoint, beside, progress)
+    with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
+        beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
+    return config.target
+
+
+def _written(config: ExportConfig, checkpoint: Checkpoint, path: Path, progress: Progress) -> Manifest:
+    """Make the file, check it, and say what it is.
+
+    Raises:
+        ParityError: It does not compute what the checkpoint computes.
+    """
     if config.precision in ("int8", "fp8"):
         graph, plan = _int8(config, checkpoint, progress)
         manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=plan.kept, quantization=plan.facts)
     else:
         graph = onnx_from_checkpoint(checkpoint, config)
-        manifest = _manifest(config, checkpoint, graph)
+        manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=config.keep_fp32 or ())
     check_graph(graph, manifest)
-    with whole_file(config.target, overwrite=config.overwrite) as beside:
-        _save(graph, manifest, beside)
-        if config.check:
-            progress("checking batches and parity with PyTorch FP32")
-            manifest = replace(manifest, parity=_proven(config, checkpoint, manifest, beside))
-            _save(graph, manifest, beside)
-        manifest = replace(manifest, onnx_sha256=sha256_of(beside))
-    with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
-        beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
-    return config.target
+    _save(graph, manifest, path)
+    if config.check:
+        progress("checking batches and parity with PyTorch FP32")
+        manifest = replace(manifest, parity=_proven(config, checkpoint, manifest, path))
+        _save(graph, manifest, path)
+    return replace(manifest, onnx_sha256=sha256_of(path))
+
+
+def _float_islands(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[str, ...]:
+    """What must stay FP32 in a 16-bit network; found on the `tensor` graph, whichever was asked for."""
+    import onnx
+
+    from basnet_export.float_islands import float_islands
+    from basnet_export.samples import load_pictures
+
+    tensor = onnx_from_checkpoint(checkpoint, replace(config, graph="tensor"))
+    return float_islands(
+        onnx.shape_inference.infer_shapes(tensor),
+        checkpoint,
+        config.precision,
+        load_pictures(config.pictures),
+        seconds=60 * config.search_minutes,
+        progress=progress,
+    )
 
 
 def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[onnx.ModelProto, Int8Plan]:
@@ -85,7 +119,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     from basnet_export.samples import load_pictures
 
     pictures = load_pictures(config.pictures)
-    fp32 = replace(config, precision="fp32", graph="tensor", calibration=None)
+    fp32 = replace(config, precision="fp32", graph="tensor", calibration=None, keep_fp32=None)
     tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
     plan = int8_plan(tensor, checkpoint, config, pictures, progress)
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
@@ -109,7 +143,10 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
     if config.store == "fp16":
         refuse_inexact(checkpoint.state)
     model = model_from_checkpoint(checkpoint)
-    network = scaled_network(model) if config.store == "fp16" else deployed_network(model, config.precision)
+    if config.store == "fp16":
+        network = scaled_network(model)
+    else:
+        network = deployed_network(model, config.precision, config.keep_fp32 or ())
     tensor = TensorGraph(network, torch_dtype(config.precision)).eval()
     height, width = checkpoint.preprocess.height, checkpoint.preprocess.width
     # A batch of 2, because the exporter takes a batch of 1 for a constant.

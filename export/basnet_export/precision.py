@@ -8,14 +8,15 @@ the graph states them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Collection
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from basnet_runtime.backends.base import Precision
+from basnet_torch.errors import UsageError
 from basnet_torch.model import BasicBlock, ConvBNReLU, SaliencyNetwork
 
 __all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
@@ -31,15 +32,57 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def deployed_network(model: SaliencyNetwork, precision: Precision) -> SaliencyNetwork:
-    """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`."""
+def deployed_network(
+    model: SaliencyNetwork, precision: Precision, keep_fp32: Collection[str] = (), *, casts: bool = True
+) -> SaliencyNetwork:
+    """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`.
+
+    Args:
+        model: The network as trained.
+        precision: What it is to compute in.
+        keep_fp32: Modules, by name, that stay FP32.
+        casts: Whether those cast what they take and give; without, the caller sees to it.
+
+    Raises:
+        UsageError: When `keep_fp32` names what is no module, or one without a convolution.
+    """
     network = copy.deepcopy(model).double().eval()
     _replace_norms(network, _folded)
+    islands = [_island(network, name) for name in keep_fp32]
+    kept = {module for island in islands for module in island.modules()}
     dtype = torch_dtype(precision)
-    if dtype.itemsize == 2:
-        for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
-            conv.weight.data = rounded_kernels(conv.weight.data, dtype)
-    return network.to(dtype)
+    for module in network.modules():
+        if module in kept:
+            _cast_own(module, torch.float32)
+            continue
+        if isinstance(module, nn.Conv2d) and dtype.itemsize == 2:
+            module.weight.data = rounded_kernels(module.weight.data, dtype)
+        _cast_own(module, dtype)
+    for island in islands if casts and dtype != torch.float32 else ():
+        island.register_forward_pre_hook(lambda _, taken: _cast(taken, torch.float32))
+        island.register_forward_hook(lambda _, __, given: _cast(given, dtype))
+    return network
+
+
+def _island(network: SaliencyNetwork, name: str) -> nn.Module:
+    found: nn.Module | None = dict(network.named_modules()).get(name) if name else None
+    if found is None or not any(isinstance(module, nn.Conv2d) for module in found.modules()):
+        parts = ", ".join(part for part, _ in network.named_modules() if part.count(".") == 1)
+        raise UsageError(f"keep-fp32 {name}: the network has no such part; its parts are {parts}, and those in them")
+    return found
+
+
+def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:
+    """The module's own parameters, not those of modules in it."""
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor, or all that a list or tuple holds."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(one, dtype) for one in value)
+    return value.to(dtype)
 
 
 def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:

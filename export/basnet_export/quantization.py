@@ -29,6 +29,7 @@ __all__ = [
     "convolution_shares",
     "int8_from_onnx",
     "nodes_of",
+    "parts_of",
     "quantizable_nodes",
     "quantized_tensors",
 ]
@@ -93,6 +94,22 @@ def convolution_shares(graph: onnx.GraphProto) -> dict[str, float]:
     }
     total = sum(work.values())
     return {name: value / total for name, value in work.items()}
+
+
+def parts_of(graph: onnx.GraphProto, fixed: Collection[str] = ()) -> dict[str, float]:
+    """What a search keeps in FP32 or not, residual blocks and single convolutions, with their share of the arithmetic.
+
+    Args:
+        graph: A `tensor` graph with shapes inferred.
+        fixed: Convolutions that are not to be asked about.
+    """
+    shares = convolution_shares(graph)
+    parts: dict[str, float] = {}
+    for node in quantizable_nodes(graph):
+        if node in shares and node not in fixed:
+            part = node.partition(".conv")[0].partition(".shortcut")[0]
+            parts[part] = parts.get(part, 0.0) + shares[node]
+    return parts
 
 
 def int8_from_onnx(
