@@ -3,7 +3,10 @@
 # ruff: noqa: E402 - the number of threads is read when the libraries load
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import Any
 # The tests' networks are tiny: one thread runs them faster than many, and tests in parallel do not stall one another.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# What the program keeps for its next start must not outlive the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="basnet-tests-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -5,6 +5,9 @@ raise SystemExit(report.exit_code)
 
 One video of as many frames runs through `basnet-run`'s own code. Resident memory is read while it runs; from the frame
 on at which caches and codecs have filled, no reading may lie above that frame's by more than the limit.
+
+The masks are written as Matroska: an MP4 file's index stands at its end and is kept in memory until then, 75 to 100
+bytes a frame, which is the format's own and no leak.
 """
 
 from __future__ import annotations
@@ -249,7 +252,7 @@ def _run(config: SoakConfig, video: Path, out: Path, watcher: SoakWatcher) -> Su
     summary = run(
         RunConfig(
             inputs=(str(video),),
-            output=str(out),
+            output=str(out / "masks.mkv"),
             kind=OutputKind.parse(config.kind),
             model=config.model,
             backend=config.backend,

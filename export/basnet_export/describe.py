@@ -163,7 +163,7 @@ def _quantization(manifest: Manifest) -> dict[str, str]:
     """How an INT8 file was made, and what in it is FP32."""
     facts = manifest.quantization
     if facts is None:
-        return {}
+        return {"stay FP32": ", ".join(manifest.keep_fp32)} if manifest.keep_fp32 else {}
     kept = (*facts["always_fp32"], *manifest.keep_fp32)
     return {
         "INT8": f"{facts['int8_share']:.1%} of the arithmetic, for {facts['target']}; ranges by {facts['method']} "

@@ -1,0 +1,44 @@
+"""Graphs that a library has optimised once, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
+
+    kept = graph_path(path, by="onnxruntime-1.32.0")
+
+What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+from basnet_runtime.manifest import sha256_of
+from basnet_runtime.processor import processor_flags
+
+__all__ = ["forget_old_graphs", "graph_path"]
+
+_MOST = 12  # graphs that are kept
+
+
+def graph_path(path: Path, *, by: str) -> Path:
+    """Where the graph that the library `by` makes of the file `path` is kept; whether it is there or not.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
+    key = hashlib.sha256(f"{sha256_of(path)} {by} {processor}".encode()).hexdigest()
+    return _folder() / f"{key[:32]}.onnx"
+
+
+def forget_old_graphs() -> None:
+    """Remove all but those that were used last."""
+    with suppress(OSError):  # another process may be at it too
+        used = sorted(_folder().glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in used[_MOST:]:
+            path.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basnet-deploy" / "graphs"

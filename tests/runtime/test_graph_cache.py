@@ -1,0 +1,81 @@
+"""ONNX Runtime optimises a graph once; what it keeps gives the same masks and is never needed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from basnet_runtime.backends import graph_cache
+from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path
+from basnet_runtime.backends.ort import open_onnxruntime
+from basnet_torch.errors import ModelFileError
+from tests.models import SIZE, exported
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return exported(precision="fp32", graph="tensor")  # whose own checks keep theirs elsewhere
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "basnet-deploy" / "graphs"
+
+
+def masks(path):
+    batch = np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
+    with open_onnxruntime(path, threads=2) as backend:
+        tickets = [backend.submit(batch) for _ in range(3)]
+        return [backend.infer(batch), *(ticket.result() for ticket in tickets)]
+
+
+def test_the_second_start_reads_what_the_first_kept_and_gives_the_same_masks(graph, cache, monkeypatch):
+    first = masks(graph)
+    (kept,) = cache.iterdir()
+    written = kept.stat().st_ino
+    second = masks(graph)
+    assert kept.stat().st_ino == written
+    assert list(cache.iterdir()) == [kept]
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one, other)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)  # no folder can be made there
+    for one, other in zip(first, masks(graph), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_other_bytes_another_library_and_another_processor_are_other_graphs(tmp_path, monkeypatch):
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    first.write_bytes(b"a")
+    second.write_bytes(b"b")
+    found = {graph_path(first, by="x-1"), graph_path(second, by="x-1"), graph_path(first, by="x-2")}
+    monkeypatch.setattr(graph_cache, "processor_flags", lambda: frozenset({"none"}))
+    assert len(found | {graph_path(first, by="x-1")}) == 4
+
+
+def test_a_damaged_one_is_made_again(graph, cache):
+    expected = masks(graph)
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert np.array_equal(masks(graph)[0], expected[0])
+    assert np.array_equal(masks(graph)[0], expected[0])
+    assert kept.stat().st_size > 1000
+
+
+def test_a_file_that_is_no_graph_is_still_named_and_leaves_nothing(cache, tmp_path):
+    path = tmp_path / "no.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(ModelFileError, match=r"no\.onnx: ONNX Runtime cannot read it"):
+        open_onnxruntime(path)
+    assert not list(cache.iterdir())
+
+
+def test_those_used_last_stay(cache):
+    cache.mkdir(parents=True)
+    for age in range(20):
+        path = cache / f"{age}.onnx"
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    forget_old_graphs()
+    assert {int(Path(path).stem) for path in cache.iterdir()} == set(range(12))
