@@ -38,11 +38,13 @@ def graphs():
     ranges = ranges_by("minmax", observed, symmetric=True)
     eight = int8_from_onnx(fp32, ranges, target="tensorrt", keep_fp32=())
     cpu = int8_from_onnx(fp32, ranges_by("minmax", observed, symmetric=False), target="cpu", keep_fp32=())
-    return {"fp32": fp32, "int8": eight, "cpu": cpu, "fp8": fp8_from_int8(eight, fp32)}
+    frame = onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="frame")))
+    frames = int8_from_onnx(frame, ranges, target="tensorrt", keep_fp32=())
+    return {"fp32": fp32, "int8": eight, "cpu": cpu, "fp8": fp8_from_int8(eight, fp32), "frame": frames}
 
 
 def saved(graphs, kind, path, **changes):
-    """The graph with its manifest, as an export would leave it."""
+    """The graph with its manifest, as an export would leave it; `frame` is INT8."""
     model = onnx.ModelProto()
     model.CopyFrom(graphs[kind])
     quantization = {
@@ -55,8 +57,8 @@ def saved(graphs, kind, path, **changes):
     }
     opset = next(each.version for each in model.opset_import if not each.domain)
     manifest = replace(
-        read_manifest(exported(**FP32)),
-        precision="int8" if kind == "cpu" else kind,
+        read_manifest(exported(precision="fp32", graph="frame" if kind == "frame" else "tensor")),
+        precision="int8" if kind in ("cpu", "frame") else kind,
         opset=opset,
         quantization=quantization,
         onnx_sha256="",
@@ -104,6 +106,19 @@ def test_plans_are_built_and_their_share_is_proven(graphs, kind, width, tmp_path
     assert 0.9 < facts.typed_flops < 1  # the layers at the picture and at the logits are FP32
     assert manifest.quantization["always_fp32"]
     assert f"{kind}: {facts.typed_flops:.1%} of the convolutions' arithmetic" in str(describe(plan))
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_int8_plans_take_frames_of_any_size(graphs, width, tmp_path):
+    source = widened(saved(graphs, "frame", tmp_path / "frame.onnx"), width)
+    sizes = {"height": (32, 720, 2160), "width": (32, 1280, 3840)}
+    plan = build_engine(BuildConfig(model=source, output=tmp_path / "a.plan", flavor="rtx", batch=(1, 4, 8), **sizes))
+    manifest, facts = read_plan_manifest(plan)
+    assert (manifest.precision, manifest.graph, manifest.width) == ("int8", "frame", width)
+    assert facts.profiles[0].best == (4, 720, 1280, 3)
+    assert facts.profiles[0].largest == (8, 2160, 3840, 3)
+    assert 0.9 < facts.typed_flops < 1
+    assert manifest.quantization["always_fp32"]
 
 
 def test_a_graph_for_processors_is_refused_with_the_command(graphs, tmp_path):
