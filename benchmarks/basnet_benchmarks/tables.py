@@ -375,13 +375,15 @@ def _ratio(estimate: Values | None) -> str:
 
 
 def _video_table(values: Values) -> Table:
-    numbers = ("run", "frames", "seconds", "frames/s")
+    numbers = ("run", "frames", "seconds", "frames/s", "of the ceiling")
     stages = tuple(values["runs"][0]["cpu_seconds_by_stage"])
-    rows = tuple(_video_cells(index, run, stages) for index, run in enumerate(values["runs"], start=1))
+    processors = values["environment"]["processors"]
+    rows = tuple(_video_cells(index, run, stages, processors) for index, run in enumerate(values["runs"], start=1))
     covers = "decoding, the network and encoding are in it, opening the model is not"
     notes = (
         f"{values['model']} on {values['runs_on']}",
         f"median {estimate_text(values['frames_per_second'], 1, 2)} frames per second; {covers}.",
+        f"Of the ceiling: of the frames per second that the stages' processor time allows on {processors} processors.",
         f"Shares of all processor time: {', '.join(stages)}.",
     )
     return Table(
@@ -394,11 +396,12 @@ def _video_table(values: Values) -> Table:
     )
 
 
-def _video_cells(index: int, run: Values, stages: Iterable[str]) -> tuple[str, ...]:
+def _video_cells(index: int, run: Values, stages: Iterable[str], processors: int) -> tuple[str, ...]:
     seconds = run["cpu_seconds_by_stage"]
     total = sum(seconds.values())
+    ceiling = f"{total / (processors * run['seconds']):.0%}"
     shares = (f"{seconds[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
-    return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", *shares)
+    return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", ceiling, *shares)
 
 
 def _runs_table(values: Values) -> Table:

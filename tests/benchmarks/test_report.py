@@ -115,6 +115,13 @@ def test_video_shows_median_and_shares():
         assert part in text
 
 
+def test_video_shows_how_near_it_is_to_what_its_processor_time_allows():
+    """4 s of processor time in 2 s on two processors is all of it."""
+    report = replace(video_report(), environment=replace(environment(2), processors=2))
+    column = table_of(values_of(report)).columns.index("of the ceiling")
+    assert [row[column] for row in table_of(values_of(report)).rows] == ["100%", "50%", "40%"]
+
+
 def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):
     with pytest.raises(UsageError, match=r"\.json, \.md or \.html"):
         check_output(tmp_path / "x.txt", overwrite=False)
