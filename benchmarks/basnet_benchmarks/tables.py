@@ -401,7 +401,8 @@ def _video_cells(index: int, run: Values, stages: Iterable[str], processors: int
     total = sum(seconds.values())
     ceiling = f"{total / (processors * run['seconds']):.0%}"
     shares = (f"{seconds[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
-    return (str(index), str(run["frames"]), f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}", ceiling, *shares)
+    speed = f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}"
+    return (str(index), str(run["frames"]), *speed, ceiling, *shares)
 
 
 def _runs_table(values: Values) -> Table:
