@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_export.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
+from basnet_export.activation_ranges import AUTO, Observed, Ranges, observe, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
-from basnet_export.islands import search_islands
+from basnet_export.islands import search_islands, stage_of, stages_of
 from basnet_export.quantization import (
     always_fp32,
     convolution_shares,
@@ -44,6 +45,7 @@ __all__ = ["Int8Plan", "int8_plan"]
 
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
+_MIXED = "mixed"
 _RANKED = 8  # pictures of calibration that ranges and stages are compared on
 
 
@@ -95,10 +97,13 @@ def int8_plan(
         methods = bench.rank_methods(progress)
         method, kept = methods[0], config.keep_fp32
         if kept is None:
+            end = time.monotonic() + 60 * config.search_minutes
             parts = parts_of(model.graph, fixed=always_fp32(model.graph))
-            method, kept = _searched(bench, methods, parts, config, progress)
+            if len(methods) > 1 and not bench.report(()):
+                methods = [_MIXED, *methods] if bench.mix(parts, end, progress) else methods
+            method, kept = _searched(bench, methods, parts, end, progress)
         ranges = bench.ranges[method]
-    facts = _facts(model.graph, config, pictures, method, kept)
+    facts = {**_facts(model.graph, config, pictures, method, kept), **bench.facts_of(method)}
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
     )
@@ -106,8 +111,8 @@ def int8_plan(
 
 
 def _searched(
-    bench: _Bench, methods: Sequence[Method], parts: Mapping[str, float], config: ExportConfig, progress: Progress
-) -> tuple[Method, tuple[str, ...]]:
+    bench: _Bench, methods: Sequence[str], parts: Mapping[str, float], end: float, progress: Progress
+) -> tuple[str, tuple[str, ...]]:
     """The first method, nearest to the contract first, for which a small enough set of layers is found, and that set.
 
     Raises:
@@ -117,7 +122,8 @@ def _searched(
     for method in methods:
         bench.method = method
         try:
-            return method, search_islands(parts, bench, seconds=60 * config.search_minutes, progress=progress).kept
+            seconds = max(0.0, end - time.monotonic())
+            return method, search_islands(parts, bench, seconds=seconds, progress=progress).kept
         except ParityError as error:
             progress(f"ranges by {method}: no set of layers keeps the contract")
             failure = failure or error
@@ -150,8 +156,9 @@ class _Bench:
         self._judged = judged
         self._ranked = ranked
         self._observed: dict[str, Observed] = {}
-        self.ranges: dict[Method, Ranges] = {}
-        self.method: Method = AUTO[0]
+        self.ranges: dict[str, Ranges] = {}
+        self.method: str = AUTO[0]
+        self._mixture: dict[str, str] = {}
 
     def observe(self, pictures: Sequence[Picture]) -> None:
         """Run the FP32 graph on every calibration picture."""
@@ -163,7 +170,7 @@ class _Bench:
         inputs = ({"image": prepare(picture.image_HWC)[None]} for picture in pictures)
         self._observed = observe(path, inputs, quantized_tensors(self._model.graph), self._config.seed)
 
-    def rank_methods(self, progress: Progress) -> list[Method]:
+    def rank_methods(self, progress: Progress) -> list[str]:
         """The one that was asked for, or those of `auto`, nearest to the contract first."""
         asked = AUTO if self._config.calibration_method == "auto" else (self._config.calibration_method,)
         symmetric = self._config.int8_target == "tensorrt"
@@ -172,11 +179,38 @@ class _Bench:
         for method in asked:
             self.method = method
             excess[method] = _excess(self.report(()))
-        ranked = sorted(asked, key=lambda method: excess[method])
+        ranked: list[str] = sorted(asked, key=lambda method: excess[method])
         self.method = ranked[0]
         told = ", ".join(f"{method} {excess[method]:.2f}" for method in ranked)
         progress(f"ranges by {self.method} (worst of the contract's values by its limit: {told})")
         return ranked
+
+    def mix(self, parts: Collection[str], end: float, progress: Progress) -> bool:
+        """Ranges of each stage by the method that moves the masks least when that stage alone is INT8.
+
+        Returns:
+            Whether there was time for all stages.
+        """
+        methods = list(self.ranges)
+        for stage, members in stages_of(parts).items():
+            others = [part for part in parts if part not in members]
+            moved = {}
+            for self.method in methods:
+                if time.monotonic() > end:
+                    return False
+                moved[self.method] = self.distance(others)
+            self._mixture[stage] = min(methods, key=moved.__getitem__)
+        told = ", ".join(f"{stage} {method}" for stage, method in self._mixture.items())
+        progress(f"ranges by stage: {told}")
+        first = methods[0]
+        self.ranges[_MIXED] = {
+            name: self.ranges[self._mixture.get(stage_of(name), first)][name] for name in self.ranges[first]
+        }
+        return True
+
+    def facts_of(self, method: str) -> dict[str, Any]:
+        """Which method each stage's ranges are by, where they differ."""
+        return {"method_by_stage": self._mixture} if method == _MIXED else {}
 
     def distance(self, kept: Collection[str]) -> float:
         """See `islands.Judge`."""
@@ -201,7 +235,7 @@ class _Bench:
         ranges = self.ranges[self.method]
         onnx.save(int8_from_onnx(self._model, ranges, target=self._config.int8_target, keep_fp32=kept), path)
         preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
-        return SaliencyModel(open_onnxruntime(path), preprocess, postprocess, "candidate")
+        return SaliencyModel(open_onnxruntime(path, keep=False), preprocess, postprocess, "candidate")
 
 
 def _excess(report: ParityReport) -> float:
@@ -215,7 +249,7 @@ def _excess(report: ParityReport) -> float:
 
 
 def _facts(
-    graph: onnx.GraphProto, config: ExportConfig, pictures: Sequence[Picture], method: Method, kept: Collection[str]
+    graph: onnx.GraphProto, config: ExportConfig, pictures: Sequence[Picture], method: str, kept: Collection[str]
 ) -> dict[str, Any]:
     """For the manifest: enough to do it again, and what came of it."""
     shares = convolution_shares(graph)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from basnet_runtime.parity import ParityReport
 from basnet_torch.errors import ParityError
 
-__all__ = ["Found", "Judge", "search_islands"]
+__all__ = ["Found", "Judge", "search_islands", "stage_of", "stages_of"]
 
 _MOST_COST = 0.5  # of the arithmetic: beyond that the file is not what its name says
 _LEAST_COST = 0.002
@@ -69,9 +69,7 @@ def search_islands(
     if report:
         return Found(kept=(), report=report)
     progress(f"the contract does not hold yet ({'; '.join(report.failures)}): looking for layers to keep in FP32")
-    stages: dict[str, list[str]] = {}
-    for part in parts:
-        stages.setdefault(_stage(part), []).append(part)
+    stages = stages_of(parts)
     noise = _measured(stages, judge, end)
     costs = {stage: max(_LEAST_COST, sum(parts[part] for part in members)) for stage, members in stages.items()}
     # Variances add up, hence the square. Stages the time did not reach come last, in the network's order.
@@ -80,10 +78,18 @@ def search_islands(
     return _fewest(order, judge, end, noise, progress)
 
 
-def _stage(part: str) -> str:
-    """What a part is measured with.
+def stages_of(parts: Iterable[str]) -> dict[str, list[str]]:
+    """The parts of each stage, in their order."""
+    stages: dict[str, list[str]] = {}
+    for part in parts:
+        stages.setdefault(stage_of(part), []).append(part)
+    return stages
 
-    >>> _stage("predict.encoder.stage1.0"), _stage("refine.up4")
+
+def stage_of(part: str) -> str:
+    """What a part, or a value that it makes, is measured with.
+
+    >>> stage_of("predict.encoder.stage1.0"), stage_of("refine.up4")
     ('predict.encoder.stage1', 'refine')
     """
     names = part.split(".")

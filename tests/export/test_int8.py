@@ -1,5 +1,6 @@
 """INT8 files: what is in them, what they are calibrated on, and which layers the search keeps in FP32."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from basnet_export import int8
 from basnet_export.activation_ranges import METHODS, Observed, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.config import ExportConfig
@@ -233,3 +235,27 @@ def test_file_is_named_after_its_target():
     made = ExportConfig(checkpoint=checkpoint_file(), precision="int8", calibration=disc_folder())
     assert made.target.name == "discs-int8.onnx"
     assert replace(made, int8_target="tensorrt").target.name == "discs-int8-tensorrt.onnx"
+
+
+def test_each_stage_takes_the_method_that_moves_masks_least_when_it_alone_is_int8():
+    bench = object.__new__(int8._Bench)
+    names = ("predict.encoder.stage1.0.conv1", "predict.encoder.stage2.0.conv1", "refine.up1.conv.relu", "image")
+    bench.ranges = {method: dict.fromkeys(names, (0.0, top)) for method, top in (("mse", 1.0), ("minmax", 2.0))}
+    bench._mixture, asked = {}, []
+
+    def distance(kept):
+        asked.append((bench.method, tuple(kept)))
+        return float(("refine.up1" in kept) == (bench.method == "mse"))  # minmax suits the encoder, mse the refinement
+
+    bench.distance = distance
+    parts = ("predict.encoder.stage1.0", "predict.encoder.stage2.0", "refine.up1")
+    said = []
+    assert bench.mix(parts, time.monotonic() + 60, said.append)
+    tops = [bench.ranges["mixed"][name][1] for name in names]
+    assert tops == [2.0, 2.0, 1.0, 1.0]  # what no stage makes keeps the first method's
+    assert ("mse", ("predict.encoder.stage2.0", "refine.up1")) in asked
+    assert bench.facts_of("mixed") == {
+        "method_by_stage": {"predict.encoder.stage1": "minmax", "predict.encoder.stage2": "minmax", "refine": "mse"}
+    }
+    assert bench.facts_of("mse") == {}
+    assert not bench.mix(parts, time.monotonic() - 1, said.append)

@@ -18,7 +18,7 @@ from basnet_runtime.processor import processor_flags
 
 __all__ = ["forget_old_graphs", "graph_path"]
 
-_MOST = 12  # graphs that are kept
+_MOST_BYTES = 1 << 30  # of all graphs that are kept
 
 
 def graph_path(path: Path, *, by: str) -> Path:
@@ -33,11 +33,14 @@ def graph_path(path: Path, *, by: str) -> Path:
 
 
 def forget_old_graphs() -> None:
-    """Remove all but those that were used last."""
+    """Remove those that were not used for longest, until the others take a gibibyte at most."""
     with suppress(OSError):  # another process may be at it too
         used = sorted(_folder().glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in used[_MOST:]:
-            path.unlink(missing_ok=True)
+        total = 0
+        for path in used:
+            total += path.stat().st_size
+            if total > _MOST_BYTES:
+                path.unlink(missing_ok=True)
 
 
 def _folder() -> Path:

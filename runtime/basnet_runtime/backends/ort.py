@@ -107,7 +107,12 @@ class OnnxRuntimeBackend:
 
 
 def open_onnxruntime(
-    path: Path, *, device: str = "cpu", threads: int | None = None, stored: Precision | None = None
+    path: Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    stored: Precision | None = None,
+    keep: bool = True,
 ) -> OnnxRuntimeBackend:
     """A session on exactly the provider that was asked.
 
@@ -117,6 +122,7 @@ def open_onnxruntime(
             the device of that number.
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
+        keep: Whether the optimised graph is kept for the next start, on the CPU.
 
     Raises:
         BackendUnavailable: ONNX Runtime, the provider or an operation of the graph is not there.
@@ -130,7 +136,7 @@ def open_onnxruntime(
     ort = _import_onnxruntime(kind)
     threads = threads or allowed_threads()
     options = _options(ort, threads)
-    keeps = kind == "cpu" and stored != "fp8"
+    keeps = keep and kind == "cpu" and stored != "fp8"
     if stored == "fp8":
         # Further optimisation of ONNX Runtime 1.32 gives wrong masks on quantised FP8: of `basnet-lite`, they are 0.41
         # from FP32 in the mean, and 0.003 without it.
