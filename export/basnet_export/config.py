@@ -14,7 +14,7 @@ from basnet_torch.spec import check_size
 __all__ = ["CalibrationMethod", "ExportConfig", "Store", "Target", "parse_size"]
 
 Store = Literal["fp32", "fp16"]
-Target = Literal["cpu", "tensorrt"]
+Target = Literal["cpu", "openvino", "tensorrt"]
 CalibrationMethod = Literal["auto", "mse", "percentile", "minmax", "entropy"]
 
 
@@ -30,7 +30,8 @@ class ExportConfig:
         store: What the weights of an fp32 graph are kept as; `fp16` halves the file, for weights exact in FP16.
         size: Network input height and width; None takes the checkpoint's own.
         pictures: Folder of pictures for the parity check; None takes those of this package.
-        int8_target: What an int8 graph is for: `cpu` (unsigned activations) or `tensorrt` (symmetric signed ones).
+        int8_target: What an int8 graph is for: `cpu` (unsigned activations, bytes from layer to layer), `openvino`
+            (the same at the inputs of convolutions alone) or `tensorrt` (symmetric signed ones there).
         calibration: Folder or zip of real pictures that int8 ranges are taken from.
         calibration_count: The most pictures to take from there.
         calibration_method: How a range follows from the values seen; `auto` measures all but `entropy`.

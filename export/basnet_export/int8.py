@@ -38,7 +38,8 @@ from basnet_torch.errors import ParityError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-    from basnet_export.config import ExportConfig
+    from basnet_export.config import ExportConfig, Target
+    from basnet_runtime.backends.base import Backend
     from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["Int8Plan", "int8_plan"]
@@ -175,7 +176,7 @@ class _Bench:
         asked = AUTO if self._config.calibration_method == "auto" else (self._config.calibration_method,)
         symmetric = self._config.int8_target == "tensorrt"
         self.ranges = {method: ranges_by(method, self._observed, symmetric=symmetric) for method in asked}
-        excess = {}
+        excess: dict[str, float] = {}
         for method in asked:
             self.method = method
             excess[method] = _excess(self.report(()))
@@ -229,13 +230,22 @@ class _Bench:
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
         import onnx
 
-        from basnet_runtime.backends.ort import open_onnxruntime
-
         path = self._folder / "candidate.onnx"
         ranges = self.ranges[self.method]
         onnx.save(int8_from_onnx(self._model, ranges, target=self._config.int8_target, keep_fp32=kept), path)
         preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
-        return SaliencyModel(open_onnxruntime(path, keep=False), preprocess, postprocess, "candidate")
+        return SaliencyModel(_opened(path, self._config.int8_target), preprocess, postprocess, "candidate")
+
+
+def _opened(path: Path, target: Target) -> Backend:
+    """In the library that the graph is for; of TensorRT's values ONNX Runtime tells as much without a GPU."""
+    if target == "openvino":
+        from basnet_runtime.backends.openvino import open_openvino
+
+        return open_openvino(path, stored="int8")
+    from basnet_runtime.backends.ort import open_onnxruntime
+
+    return open_onnxruntime(path, keep=False)
 
 
 def _excess(report: ParityReport) -> float:

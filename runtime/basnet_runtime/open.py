@@ -37,7 +37,7 @@ def open_model(
 
     Args:
         path: A checkpoint (`.pth`, `.pt`, `.safetensors`), an exported `.onnx` or a TensorRT engine (`.plan`); None
-            opens the built-in model, on a processor with VNNI in INT8.
+            opens the built-in model, in INT8 where processor and library have it.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
         device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `rtx`, alone or with `:N`. An engine
@@ -66,8 +66,19 @@ def _builtin(backend: BackendName | None, device: str, precision: Precision | No
     """The built-in model: INT8 where it runs on a processor that adds it exactly, unless another type is asked."""
     if precision == "int8":
         return BUILTIN_INT8
-    here = device == "cpu" and precision is None and backend in (None, "onnxruntime", "openvino")
-    return BUILTIN_INT8 if here and BUILTIN_INT8.exists() and why_no_int8() is None else BUILTIN
+    here = device == "cpu" and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None
+    return BUILTIN_INT8 if here and _runs_int8(BUILTIN_INT8, backend) else BUILTIN
+
+
+def _runs_int8(path: Path, backend: BackendName | None) -> bool:
+    """Whether the library that an INT8 file is for is there, and no other is asked."""
+    if _is_for_openvino(read_manifest(path)):
+        return backend in (None, "openvino") and find_spec("openvino") is not None
+    return backend in (None, "onnxruntime", "openvino")
+
+
+def _is_for_openvino(manifest: Manifest) -> bool:
+    return (manifest.quantization or {}).get("target") == "openvino"
 
 
 def _open_plan(
@@ -115,8 +126,8 @@ def _default_backend(manifest: Manifest, device: str, precision: Precision | Non
     if device != "cpu":
         return "onnxruntime"
     candidates: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-    if (precision or manifest.precision) == "bf16":
-        return "openvino"  # ONNX Runtime has no bfloat16 convolution on the CPU
+    if (precision or manifest.precision) == "bf16" or _is_for_openvino(manifest):
+        return "openvino"  # ONNX Runtime has no bfloat16 convolution on the CPU, nor one from bytes to floats
     installed = [name for name in candidates if find_spec(name)]
     return installed[0] if installed else "onnxruntime"
 
@@ -134,6 +145,11 @@ def _engine(
         from basnet_runtime.backends.ort import open_onnxruntime
 
         _refuse_other_precision(path, manifest, precision, allowed=())
+        if _is_for_openvino(manifest):
+            raise UsageError(
+                f"{path.name} with backend onnxruntime: it is quantised for OpenVINO, and ONNX Runtime would compute "
+                "it in FP32; leave --backend out, or export with --precision int8 --target cpu"
+            )
         return open_onnxruntime(path, device=device, threads=threads, stored=manifest.precision)
     if backend == "pytorch":
         raise UsageError(

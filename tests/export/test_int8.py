@@ -93,6 +93,32 @@ def test_openvino_runs_it_alike(int8_file):
     assert difference.mean() < 1e-2
 
 
+@needs_vnni
+def test_for_openvino_only_what_convolutions_read_is_quantised(calibration, tmp_path):
+    for picture in LARGE:
+        write_picture(tmp_path / "pictures" / f"{picture.name}.png", picture.image_HWC)
+    options = {"int8_target": "openvino", "keep_fp32": ("predict.encoder.stage1",), "pictures": tmp_path / "pictures"}
+    path = export_onnx(config(calibration, tmp_path / "a.onnx", **options))
+    model = onnx.load(path)
+    readers = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    made = [node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(made) > 100
+    assert all(readers[name] == {"Conv"} for name in made)
+    zero_points = {n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    types = {t.data_type for t in model.graph.initializer if t.name in zero_points}
+    assert types == {onnx.TensorProto.UINT8}
+    assert read_manifest(path).parity["passed"]
+    with open_model(path, threads=1) as candidate, open_model(checkpoint_file(), threads=1) as reference:
+        assert "OpenVINO" in candidate.backend.description
+        assert "int8" in candidate.backend.description
+        assert compare(reference, candidate, LARGE, tolerance_for("int8")).max_abs > 1e-4
+    with pytest.raises(UsageError, match="quantised for OpenVINO, and ONNX Runtime would compute it in FP32"):
+        open_model(path, backend="onnxruntime")
+
+
 def test_unsigned_for_processors_signed_for_tensorrt(fp32):
     types = {}
     for target in ("cpu", "tensorrt"):

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ import pytest
 
 import basnet_runtime as bn
 from basnet_runtime import open as opening
-from basnet_runtime.manifest import manifest_path, sha256_of
+from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_runtime.processor import why_no_bf16
 from basnet_torch.errors import BackendUnavailable, BasnetError, CheckpointError, ModelFileError, UsageError
@@ -35,9 +36,24 @@ IMAGE = discs()[0].image_HWC
 def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "BUILTIN_INT8", tmp_path / "int8.onnx")
     monkeypatch.setattr(opening, "why_no_int8", lambda: reason)
+    made = replace(read_manifest(opening.BUILTIN), quantization={"target": "cpu"})
+    monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     (tmp_path / "int8.onnx").touch()
     asked = {"backend": None, "device": "cpu", "precision": None, **options}
     assert (opening._builtin(**asked) == tmp_path / "int8.onnx") == int8
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "int8"), [(None, True, True), (None, False, False), ("onnxruntime", True, False)]
+)
+def test_the_builtin_model_is_int8_where_its_library_is(backend, installed, int8, tmp_path, monkeypatch):
+    made = replace(read_manifest(opening.BUILTIN), quantization={"target": "openvino"})
+    monkeypatch.setattr(opening, "BUILTIN_INT8", tmp_path / "int8.onnx")
+    monkeypatch.setattr(opening, "why_no_int8", lambda: None)
+    monkeypatch.setattr(opening, "read_manifest", lambda _: made)
+    monkeypatch.setattr(opening, "find_spec", lambda _: object() if installed else None)
+    (tmp_path / "int8.onnx").touch()
+    assert (opening._builtin(backend, "cpu", None) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.fixture(scope="module")
