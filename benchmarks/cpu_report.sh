@@ -62,13 +62,14 @@ exported() {
   models+=("$file")
 }
 
-if any_wanted latency-cpu parity-dev accuracy-dev-fp16 accuracy-dev-frame-fp16 accuracy-dev-int8 video-cpu-int8; then
+if any_wanted latency-cpu parity-dev accuracy-dev-fp16 accuracy-dev-frame-fp16 accuracy-dev-int8; then
   exported basnet-lite-fp16 --precision fp16
   exported basnet-lite-frame-fp16 --precision fp16 --graph frame
-  if [ -n "${CALIBRATION:-}" ]; then
-    exported basnet-lite-int8 --precision int8 --calibration "$CALIBRATION"
+  if [ -n "${CALIBRATION:-}" ] && [ ! -f "$lite-int8.onnx" ]; then
+    exported basnet-lite-int8 --precision int8 --target openvino --calibration "$CALIBRATION"
   fi
 fi
+if [ -f "$lite-int8.onnx" ]; then models+=("$lite-int8.onnx"); fi
 
 measure latency-cpu latency "$wide" "${wide_models[@]}" "$lite.safetensors" "${models[@]}" --rounds "${ROUNDS:-12}"
 measure throughput-cpu latency "$lite.safetensors" --rounds 6 --batch 1,2,4,8
@@ -87,9 +88,7 @@ if [ ${#datasets[@]} -gt 0 ]; then
   done
 fi
 measure video-cpu video "${VIDEO:-tests/data/pan.mp4}"
-if [ -f "$work/models/basnet-lite-int8.onnx" ]; then
-  measure video-cpu-int8 video "${VIDEO:-tests/data/pan.mp4}" --engine "$work/models/basnet-lite-int8.onnx"
-fi
+measure video-cpu-fp32 video "${VIDEO:-tests/data/pan.mp4}" --precision fp32
 if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
 if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
 if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi

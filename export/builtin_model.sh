@@ -5,8 +5,9 @@
 #   PYTHON=.venv/bin/python bash export/builtin_model.sh runs/lite/best.pth DUTS-TR [FOLDER]
 #
 # CALIBRATION is training data as basnet-train takes it, or a folder of pictures; 256 of them are drawn, the same ones
-# every time. INT8=no leaves the INT8 file out, for a checkpoint that does not keep its contract. The files are made in a
-# folder of their own and moved together, so that none is left of another checkpoint.
+# every time. INT8=no leaves the INT8 file out, for a checkpoint that does not keep its contract; INT8_TARGET=cpu makes it
+# for ONNX Runtime. The files are made in a folder of their own and moved together, so that none is left of another
+# checkpoint.
 set -euo pipefail
 checkpoint=${1:?give the checkpoint, as in: make models CKPT=best.pth CALIBRATION=DUTS-TR}
 calibration=${2:?give the calibration pictures, as in: make models CKPT=best.pth CALIBRATION=DUTS-TR}
@@ -25,7 +26,7 @@ export_ checkpoint "$checkpoint" -o "$lite" --store fp16 --size "$size"
 export_ onnx "$lite" --store fp16 $pictures
 if [ "${INT8:-yes}" = yes ]; then
   # shellcheck disable=SC2086
-  export_ onnx "$lite" --precision int8 --calibration "$calibration" --calibration-count 256 \
+  export_ onnx "$lite" -o "$work/basnet-lite-int8.onnx" --precision int8 --target "${INT8_TARGET:-openvino}" --calibration "$calibration" --calibration-count 256 \
     --seed 0 --search-minutes "${SEARCH_MINUTES:-2.5}" ${INT8_OPTIONS:-} $pictures
 else
   rm -f "$models"/basnet-lite-int8.onnx*  # of another checkpoint
