@@ -2,7 +2,8 @@
 
     kept = graph_path(path, by="onnxruntime-1.32.0")
 
-What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else.
+What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. OpenVINO names
+and writes its own files, in the same folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from basnet_runtime.manifest import sha256_of
 from basnet_runtime.processor import processor_flags
 
-__all__ = ["forget_old_graphs", "graph_path"]
+__all__ = ["forget_old_graphs", "graph_folder", "graph_path"]
 
 _MOST_BYTES = 1 << 30  # of all graphs that are kept
 
@@ -29,13 +30,13 @@ def graph_path(path: Path, *, by: str) -> Path:
     """
     processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
     key = hashlib.sha256(f"{sha256_of(path)} {by} {processor}".encode()).hexdigest()
-    return _folder() / f"{key[:32]}.onnx"
+    return graph_folder() / f"{key[:32]}.onnx"
 
 
 def forget_old_graphs() -> None:
     """Remove those that were not used for longest, until the others take a gibibyte at most."""
     with suppress(OSError):  # another process may be at it too
-        used = sorted(_folder().glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
+        used = sorted(graph_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
         total = 0
         for path in used:
             total += path.stat().st_size
@@ -43,5 +44,6 @@ def forget_old_graphs() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _folder() -> Path:
+def graph_folder() -> Path:
+    """Where all of them lie."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basnet-deploy" / "graphs"

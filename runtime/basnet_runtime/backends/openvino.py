@@ -6,6 +6,7 @@ with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
+from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_folder
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
@@ -91,6 +93,7 @@ def open_openvino(
     threads: int | None = None,
     precision: Precision = "fp32",
     stored: Precision | None = None,
+    keep: bool = True,
 ) -> OpenVinoBackend:
     """A graph compiled for exactly the arithmetic that was asked.
 
@@ -100,6 +103,7 @@ def open_openvino(
         threads: Processor threads; None takes what the container allows.
         precision: `fp32` or `bf16`, what convolutions compute in.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
+        keep: Whether the compiled model is kept for the next start.
 
     Raises:
         BackendUnavailable: OpenVINO, or bfloat16 on this processor, is not there.
@@ -115,14 +119,18 @@ def open_openvino(
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ov = _import_openvino()
     threads = threads or allowed_threads()
-    compiled = _compiled(ov, path, threads, precision)
+    keep = keep and _can_keep()
+    compiled = _compiled(ov, path, threads, precision, keep=keep)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if active != _hint(precision):
         raise BackendUnavailable(f"precision {precision}: OpenVINO would compute in {active}; use --precision fp32")
     computes = _computed(stored, precision)
     description = f"OpenVINO {ov.__version__.partition('-')[0]}, CPU, {computes}, {threads} threads"
     return OpenVinoBackend(
-        compiled, description, threads=threads, lone=lambda: _compiled(ov, path, threads, precision, streams=threads)
+        compiled,
+        description,
+        threads=threads,
+        lone=lambda: _compiled(ov, path, threads, precision, streams=threads, keep=keep),
     )
 
 
@@ -156,8 +164,10 @@ def _hint(precision: Precision) -> str:
     return "bf16" if precision == "bf16" else "f32"
 
 
-def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int = 1) -> Any:
+def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, *, streams: int = 1, keep: bool) -> Any:
     core = ov.Core()
+    if keep:
+        core.set_property({"CACHE_DIR": str(graph_folder())})
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
         raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
@@ -171,10 +181,22 @@ def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, st
         model = core.read_model(path)
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
-        return core.compile_model(model, "CPU", config)
+        compiled = core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         line = next((t.strip() for t in reversed(str(error).splitlines()) if t.strip()), "no reason given")[:160]
         raise ModelFileError(f"{path}: OpenVINO cannot read it ({line}); export it again") from error
+    if keep:
+        forget_old_graphs()
+    return compiled
+
+
+def _can_keep() -> bool:
+    """Whether there is a folder to write compiled models to; OpenVINO would fail where there is none."""
+    try:
+        graph_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(graph_folder(), os.W_OK)
 
 
 def _spec(port: Any) -> TensorSpec:
