@@ -88,7 +88,11 @@ if [ ${#datasets[@]} -gt 0 ]; then
   done
 fi
 measure video-cpu video "${VIDEO:-tests/data/pan.mp4}"
-measure video-cpu-fp32 video "${VIDEO:-tests/data/pan.mp4}" --precision fp32
+for file in "${models[@]}"; do
+  if [[ $file == *lite-int8.onnx ]]; then
+    measure video-cpu-int8 video "${VIDEO:-tests/data/pan.mp4}" --engine "$file"
+  fi
+done
 if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
 if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
 if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi

@@ -26,8 +26,9 @@ export_ checkpoint "$checkpoint" -o "$lite" --store fp16 --size "$size"
 export_ onnx "$lite" --store fp16 $pictures
 if [ "${INT8:-yes}" = yes ]; then
   # shellcheck disable=SC2086
-  export_ onnx "$lite" -o "$work/basnet-lite-int8.onnx" --precision int8 --target "${INT8_TARGET:-openvino}" --calibration "$calibration" --calibration-count 256 \
-    --seed 0 --search-minutes "${SEARCH_MINUTES:-2.5}" ${INT8_OPTIONS:-} $pictures
+  export_ onnx "$lite" -o "$work/basnet-lite-int8.onnx" --precision int8 --target "${INT8_TARGET:-openvino}" \
+    --calibration "$calibration" --calibration-count 256 --seed 0 --search-minutes "${SEARCH_MINUTES:-5}" \
+    ${INT8_OPTIONS:-} $pictures
 else
   rm -f "$models"/basnet-lite-int8.onnx*  # of another checkpoint
 fi

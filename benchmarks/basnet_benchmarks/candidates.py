@@ -122,7 +122,7 @@ class ModelSource:
         checkpoint: Its checkpoint, None for an `.onnx` and a plan.
         plan: The engine's file, None for anything else.
         precision: What the file computes in; `fp32` for a checkpoint.
-        for_openvino: Whether no other library runs it as it is meant.
+        quantized_for: What a quantised file is for; None for others.
         width: Channels at full resolution.
         size: Network input height and width.
     """
@@ -139,7 +139,7 @@ class ModelSource:
         self._folder = folder
         self._progress = progress
         self.precision: Precision = "fp32"
-        self.for_openvino = False
+        self.quantized_for: str | None = None
         self.checkpoint: Path | None = None
         self.plan: Path | None = None
         path = Path(text)
@@ -170,7 +170,7 @@ class ModelSource:
         if not self.plan:
             self.__dict__["onnx"] = path  # what `onnx` would otherwise export
         self.precision = manifest.precision
-        self.for_openvino = (manifest.quantization or {}).get("target") == "openvino"
+        self.quantized_for = manifest.quantized_for
         return manifest.width, (manifest.preprocess.height, manifest.preprocess.width)
 
     @cached_property
@@ -194,7 +194,7 @@ class ModelSource:
         """Everything that could run it on the device."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
-        if self.for_openvino and device == "cpu":
+        if self.quantized_for == "openvino" and device == "cpu":
             return (Variant(backend="openvino", precision=self.precision),)
         found = [Variant(backend="onnxruntime", precision=self.precision)]
         if device == "cpu":

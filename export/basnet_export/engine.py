@@ -241,10 +241,9 @@ def _built(
 
 def _refuse_processors_graph(manifest: Manifest) -> None:
     """Activations with a zero point, as processors take them, are none of TensorRT's."""
-    target = (manifest.quantization or {}).get("target", "tensorrt")
-    if target != "tensorrt":
+    if manifest.quantized_for not in (None, "tensorrt"):
         raise EngineBuildError(
-            f"the graph is quantised for {target}; "
+            f"the graph is quantised for {manifest.quantized_for}; "
             f"export it again with --precision {manifest.precision} --target tensorrt"
         )
 

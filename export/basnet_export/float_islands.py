@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,11 +18,11 @@ from torch.overrides import TorchFunctionMode
 from basnet_export.islands import search_islands
 from basnet_export.precision import deployed_network, torch_dtype
 from basnet_export.quantization import parts_of
-from basnet_export.reference import Remembered
+from basnet_export.reference import CandidateBench
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.pytorch import PyTorchBackend
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
+from basnet_runtime.parity import Picture
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.model import SaliencyNetwork
 
@@ -57,31 +56,12 @@ def float_islands(
     Raises:
         ParityError: When parts worth half of the arithmetic do not suffice, or the time is over.
     """
-    bench = _Bench(checkpoint, precision, pictures)
+    bench = _Bench(checkpoint, precision, judged=pictures, ranked=pictures)
     return search_islands(parts_of(graph.graph), bench, seconds=seconds, progress=progress).kept
 
 
-class _Bench:
-    """See `islands.Judge`."""
-
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, pictures: Sequence[Picture]) -> None:
-        self._checkpoint = checkpoint
-        self._precision = precision
-        self._pictures = pictures
-        self._reference = Remembered(checkpoint)
-
-    def distance(self, kept: Collection[str]) -> float:
-        """See `islands.Judge`."""
-        model = self._candidate(kept)
-        return float(
-            np.mean(
-                [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._pictures]
-            )
-        )
-
-    def report(self, kept: Collection[str]) -> ParityReport:
-        """See `islands.Judge`."""
-        return compare(self._reference, self._candidate(kept), self._pictures, tolerance_for(self._precision))
+class _Bench(CandidateBench):
+    """Candidates are networks in PyTorch."""
 
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
         network = RoundedNetwork(model_from_checkpoint(self._checkpoint), self._precision, kept)

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from basnet_export.activation_ranges import AUTO, Observed, Ranges, observe, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.islands import search_islands, stage_of, stages_of
@@ -30,9 +27,9 @@ from basnet_export.quantization import (
     parts_of,
     quantized_tensors,
 )
-from basnet_export.reference import Remembered
+from basnet_export.reference import CandidateBench
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
+from basnet_runtime.parity import ParityReport, Picture
 from basnet_torch.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Int8Plan", "int8_plan"]
 
 Progress = Callable[[str], None]
-Float32 = NDArray[np.float32]
 _MIXED = "mixed"
 _RANKED = 8  # pictures of calibration that ranges and stages are compared on
 
@@ -136,8 +132,8 @@ def _spread(pictures: Sequence[Picture]) -> Sequence[Picture]:
     return pictures[:: max(1, len(pictures) // _RANKED)][:_RANKED]
 
 
-class _Bench:
-    """Makes candidates and measures them against PyTorch FP32."""
+class _Bench(CandidateBench):
+    """Candidates are files in a folder, quantised over the ranges of `method`."""
 
     def __init__(
         self,
@@ -149,13 +145,10 @@ class _Bench:
         ranked: Sequence[Picture],
     ) -> None:
         """`judged`: the contract's pictures; `ranked`: those that ranges and stages are compared on."""
+        super().__init__(checkpoint, "int8", judged=judged, ranked=ranked)
         self._model = model
-        self._checkpoint = checkpoint
         self._config = config
         self._folder = folder
-        self._reference = Remembered(checkpoint)
-        self._judged = judged
-        self._ranked = ranked
         self._observed: dict[str, Observed] = {}
         self.ranges: dict[str, Ranges] = {}
         self.method: str = AUTO[0]
@@ -212,20 +205,6 @@ class _Bench:
     def facts_of(self, method: str) -> dict[str, Any]:
         """Which method each stage's ranges are by, where they differ."""
         return {"method_by_stage": self._mixture} if method == _MIXED else {}
-
-    def distance(self, kept: Collection[str]) -> float:
-        """See `islands.Judge`."""
-        with self._candidate(kept) as model:
-            return float(
-                np.mean(
-                    [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._ranked]
-                )
-            )
-
-    def report(self, kept: Collection[str]) -> ParityReport:
-        """See `islands.Judge`."""
-        with self._candidate(kept) as model:
-            return compare(self._reference, model, self._judged, tolerance_for("int8"))
 
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
         import onnx

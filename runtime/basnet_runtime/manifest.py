@@ -121,6 +121,11 @@ class Manifest:
             if not isinstance((self.parity or {}).get(name), int | float):
                 raise ValueError(f"parity's {name} is no number")
 
+    @property
+    def quantized_for(self) -> str | None:
+        """What an int8 or fp8 file was quantised for, as `--target` names it; None for others."""
+        return None if self.quantization is None else str(self.quantization.get("target", "")) or None
+
     def to_json(self) -> str:
         """The record as text, the same for equal manifests."""
         return json.dumps({**asdict(self), _DIGEST: self.preprocess.digest()}, indent=1, sort_keys=True)

@@ -72,13 +72,9 @@ def _builtin(backend: BackendName | None, device: str, precision: Precision | No
 
 def _runs_int8(path: Path, backend: BackendName | None) -> bool:
     """Whether the library that an INT8 file is for is there, and no other is asked."""
-    if _is_for_openvino(read_manifest(path)):
+    if read_manifest(path).quantized_for == "openvino":
         return backend in (None, "openvino") and find_spec("openvino") is not None
     return backend in (None, "onnxruntime", "openvino")
-
-
-def _is_for_openvino(manifest: Manifest) -> bool:
-    return (manifest.quantization or {}).get("target") == "openvino"
 
 
 def _open_plan(
@@ -126,7 +122,7 @@ def _default_backend(manifest: Manifest, device: str, precision: Precision | Non
     if device != "cpu":
         return "onnxruntime"
     candidates: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-    if (precision or manifest.precision) == "bf16" or _is_for_openvino(manifest):
+    if (precision or manifest.precision) == "bf16" or manifest.quantized_for == "openvino":
         return "openvino"  # ONNX Runtime has no bfloat16 convolution on the CPU, nor one from bytes to floats
     installed = [name for name in candidates if find_spec(name)]
     return installed[0] if installed else "onnxruntime"
@@ -145,7 +141,7 @@ def _engine(
         from basnet_runtime.backends.ort import open_onnxruntime
 
         _refuse_other_precision(path, manifest, precision, allowed=())
-        if _is_for_openvino(manifest):
+        if manifest.quantized_for == "openvino":
             raise UsageError(
                 f"{path.name} with backend onnxruntime: it is quantised for OpenVINO, and ONNX Runtime would compute "
                 "it in FP32; leave --backend out, or export with --precision int8 --target cpu"
