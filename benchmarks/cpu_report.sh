@@ -79,6 +79,7 @@ measure parity-dev parity "$lite.safetensors" "$lite.onnx" "${models[@]}" ${pict
 if [ -f "$wide" ] && [ ${#wide_models[@]} -gt 0 ]; then
   measure parity-wide parity "$wide" "${wide_models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
 fi
+measure noise-cpu noise "$lite.safetensors"
 measure prepare-dev prepare "${pictures[@]}"
 if [ ${#datasets[@]} -gt 0 ]; then
   measure accuracy-dev accuracy lite "${datasets[@]}" --panels

@@ -4,7 +4,7 @@
 
 For ONNX Runtime on processors (`cpu`) activations are unsigned with a zero point, and every value between two layers is
 quantised, residual sums and joined maps included, so that layers pass bytes on, as its kernels want. For OpenVINO,
-whose convolutions take bytes and give floats, the inputs of convolutions alone are: sums lose nothing, at the same
+whose convolutions take bytes and give floats, the inputs of convolutions alone are: sums lose nothing, for some of the
 speed. For TensorRT they are too, signed and symmetric, as it asks. Weights are signed, with a scale per output channel.
 
 What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or whose map
