@@ -31,4 +31,4 @@ for arch in fcn segnet unet hed; do train "$arch" --arch "$arch"; done
 for width in 24 32; do train "width-$width" --width "$width"; done
 train lr-2e-3 --lr 2e-3
 "$python" -c 'from basnet_benchmarks.cli import main; main()' runs "$runs"/*/ -o "$runs/short-runs.json" --overwrite
-"$python" -c 'from basnet_benchmarks.cli import main; main()' runs "$runs"/*/ -o "$runs/short-runs.md" --overwrite
+"$python" -c 'from basnet_benchmarks.cli import main; main()' report "$runs/short-runs.json" -o "$runs/short-runs.md" --overwrite
