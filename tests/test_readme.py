@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from basnet_benchmarks.documents import rewrite
-from basnet_benchmarks.report import SavedReport, markdown
+from basnet_benchmarks.report import SavedReport, markdown, save_all
 from basnet_benchmarks.tables import COMMANDS
 from basnet_runtime.media.pictures import write_picture
 
@@ -73,13 +73,15 @@ def test_every_table_of_measured_numbers_stands_between_markers():
 
 
 @pytest.mark.parametrize("path", sorted(REPORTS.glob("*.json")), ids=lambda path: path.stem)
-def test_committed_reports(path):
+def test_committed_reports(path, tmp_path):
     """Each is small, names no folder of the machine it was measured on, and its Markdown is made from it."""
     text = path.read_text(encoding="utf-8")
     assert len(text) < 400_000
     assert not re.search(r'"/(?!proc/|sys/)\w', text)
     if json.loads(text).get("command") in COMMANDS:  # the others' scripts write both files
         assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(SavedReport.read(path))
+        save_all([path], tmp_path / "brief.json", overwrite=False, brief=True)
+        assert json.loads((tmp_path / "brief.json").read_text()) == json.loads(text)
 
 
 def test_every_committed_table_has_its_report():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -220,12 +220,15 @@ def _brief(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the lists of single pictures, which grow with the data set, and without this machine's folders."""
     dropped = ("pictures", "file")
     short = {key: item for key, item in values.items() if key != "reference_file"}
-    for name in ("candidates", "ways"):
-        if name in short:
-            short[name] = [{key: item for key, item in row.items() if key not in dropped} for row in short[name]]
+    for name in {"candidates", "ways"} & short.keys():
+        short[name] = [_without(dropped, row) if isinstance(row, Mapping) else row for row in short[name]]
     if isinstance(short.get("pictures"), str):
         short["pictures"] = PurePath(short["pictures"]).name
     return short
+
+
+def _without(dropped: Collection[str], row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in row.items() if key not in dropped}
 
 
 def _dumped(values: Any) -> str:
