@@ -74,7 +74,7 @@ def test_every_table_of_measured_numbers_stands_between_markers():
 
 @pytest.mark.parametrize("path", sorted(REPORTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_reports(path, tmp_path):
-    """Each is small, names no folder of the machine it was measured on, and its Markdown is made from it."""
+    """Each is brief, names no folder of the machine it was measured on, and its Markdown is made from it."""
     text = path.read_text(encoding="utf-8")
     assert len(text) < 400_000
     assert not re.search(r'"/(?!proc/|sys/)\w', text)
