@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_benchmarks.environment import Environment, environment
+from basnet_benchmarks.fingerprint import fingerprint_of
 from basnet_benchmarks.panels import Panel, truth_panel
 from basnet_benchmarks.parity import Pictures
 from basnet_benchmarks.saliency_scores import SaliencyCurves, SaliencyMeter, SaliencyScores
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import open_model
+from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import ModelFileError, UsageError
@@ -107,6 +108,7 @@ class AccuracyReport:
     """A whole run."""
 
     model: str
+    fingerprint: str
     runs_on: str
     finishing: str
     environment: Environment
@@ -122,6 +124,7 @@ class AccuracyReport:
         return {
             "command": "accuracy",
             "model": self.model,
+            "fingerprint": self.fingerprint,
             "runs_on": self.runs_on,
             "finishing": self.finishing,
             "environment": self.environment.to_dict(),
@@ -140,12 +143,14 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
     """
     threads = config.threads or allowed_threads()
     sets = list(zip(_names(config.datasets), map(_with_truth, config.datasets), strict=True))
+    path = config.model or builtin_model(config.backend, config.device, config.precision)
     with open_model(
-        config.model, backend=config.backend, precision=config.precision, threads=threads, device=config.device
+        path, backend=config.backend, precision=config.precision, threads=threads, device=config.device
     ) as model:
         rows = tuple(_row(name, pictures, model, config.panels, progress) for name, pictures in sets)
         return AccuracyReport(
             model=model.name,
+            fingerprint=fingerprint_of(path),
             runs_on=model.backend.description,
             finishing="stretched to its own range" if model.postprocess.stretch else "as it is",
             environment=environment(threads),

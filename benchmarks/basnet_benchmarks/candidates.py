@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_benchmarks.fingerprint import fingerprint_of
 from basnet_benchmarks.torch_variants import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
@@ -172,6 +173,11 @@ class ModelSource:
         self.precision = manifest.precision
         self.quantized_for = manifest.quantized_for
         return manifest.width, (manifest.preprocess.height, manifest.preprocess.width)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which network it is, see `fingerprint_of`."""
+        return fingerprint_of(self.checkpoint or Path(self.file))
 
     @cached_property
     def onnx(self) -> Path:

@@ -97,6 +97,7 @@ class LatencyRow:
 
     Attributes:
         model: Name of the model.
+        fingerprint: Which network, see `fingerprint_of`.
         backend: Library.
         precision: Arithmetic.
         runs_on: What the backend says of itself.
@@ -110,6 +111,7 @@ class LatencyRow:
     """
 
     model: str
+    fingerprint: str
     backend: str
     precision: str
     runs_on: str
@@ -130,6 +132,7 @@ class LatencyRow:
         """Plain values for JSON."""
         return {
             "model": self.model,
+            "fingerprint": self.fingerprint,
             "backend": self.backend,
             "precision": self.precision,
             "runs_on": self.runs_on,
@@ -388,6 +391,7 @@ def _row(
 ) -> LatencyRow:
     return LatencyRow(
         model=candidate.source.name,
+        fingerprint=candidate.source.fingerprint,
         backend=candidate.variant.backend,
         precision=candidate.variant.arithmetic,
         runs_on=model.backend.description,

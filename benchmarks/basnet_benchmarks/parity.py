@@ -101,6 +101,7 @@ class ParityRow:
         report: What was measured; None when it did not run.
         reason: Why it did not run.
         file: Where the file is; empty for one that was exported for this run alone.
+        fingerprint: Which network, see `fingerprint_of`.
         panels: The worst pictures, when they were asked for.
     """
 
@@ -111,6 +112,7 @@ class ParityRow:
     report: ParityReport | None = None
     reason: str = ""
     file: str = ""
+    fingerprint: str = ""
     panels: tuple[Panel, ...] = ()
 
     @property
@@ -135,6 +137,7 @@ class ParityRow:
         return {
             "model": self.model,
             "file": self.file,
+            "fingerprint": self.fingerprint,
             "backend": self.backend,
             "precision": self.precision,
             "runs_on": self.runs_on,
@@ -360,7 +363,11 @@ def _row(
     progress(f"comparing {candidate.name}")
     variant = candidate.variant
     row = ParityRow(
-        model=candidate.source.name, backend=variant.backend, precision=variant.arithmetic, file=candidate.source.file
+        model=candidate.source.name,
+        backend=variant.backend,
+        precision=variant.arithmetic,
+        file=candidate.source.file,
+        fingerprint=candidate.source.fingerprint,
     )
     try:
         model = candidate.open()

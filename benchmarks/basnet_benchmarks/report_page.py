@@ -2,14 +2,14 @@
 
 html = report_page([SavedReport.read(path).values ...], panels={0: read_panels(...)})
 
-Reports of one kind share a section; models that were both timed and scored are shown as speed against accuracy.
+Reports of one kind share a section; networks that were both timed and scored are shown as speed against accuracy,
+joined by their fingerprint and never by name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from basnet_benchmarks import page, plots
@@ -81,8 +81,8 @@ def _order(command: str) -> int:
 
 
 def _ran(row: Values) -> tuple[str, str]:
-    """What a row has in common with those of another command: the model's name and what ran it."""
-    return PurePath(row["model"]).stem, re.sub(r", \d+ threads?$", "", row["runs_on"])
+    """What a row has in common with those of another command: the network and what ran it."""
+    return row.get("fingerprint", ""), re.sub(r", \d+ threads?$", "", row["runs_on"])
 
 
 def _candidate(row: Values) -> str:
@@ -92,7 +92,7 @@ def _candidate(row: Values) -> str:
 def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
     """Candidates that were timed, and whose masks were scored or compared in a report of the same page."""
     rows = [row for report in reports if report.get("command") == "latency" for row in report["results"]]
-    timed = {f"{row['model']} on {row['runs_on']}": row for row in reversed(rows) if row["pictures"] == 1}
+    timed = {(row["model"], *_ran(row)): row for row in reversed(rows) if row["pictures"] == 1}
     drawn = (
         ("maxF", "maxF, 0..1, higher is better", _max_f(reports), False),
         (
@@ -105,9 +105,9 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
     parts = []
     for what, axis, values, logarithmic in drawn:
         points = [
-            plots.Point(label=name, group=row["backend"], x=row["pictures_per_second"], y=found)
-            for name, row in reversed(timed.items())
-            if (found := values.get(_ran(row))) is not None
+            plots.Point(label=_labelled(row), group=row["backend"], x=row["pictures_per_second"], y=found)
+            for row in reversed(timed.values())
+            if row.get("fingerprint") and (found := values.get(_ran(row))) is not None
         ]
         if len(points) > 1:
             svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic)
@@ -116,14 +116,18 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
         yield Section(title="Speed against accuracy", parts=tuple(parts))
 
 
+def _labelled(row: Values) -> str:
+    return f"{row['model']} on {row['runs_on']}"
+
+
 def _max_f(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
-    """Score on the first data set, by model and by what ran it."""
+    """Score on the first data set, by network and by what ran it."""
     found = [report for report in reports if report.get("command") == "accuracy"]
     return {_ran(report): report["datasets"][0]["max_f"] for report in found}
 
 
 def _apart(reports: Sequence[Values]) -> dict[tuple[str, str], float]:
-    """Mean difference on the worst picture, by model and by what ran it; what is exactly equal has none to show."""
+    """Mean difference on the worst picture, by network and by what ran it; what is exactly equal has none to show."""
     rows = [row for report in reports if report.get("command") == "parity" for row in report["candidates"]]
     return {_ran(row): row["report"]["mean_abs"] for row in rows if row["report"] and row["report"]["mean_abs"]}
 

@@ -3,8 +3,9 @@
     observed = observe(path, inputs, tensors)
     ranges = ranges_by("mse", observed, symmetric=False)
 
-One pass over the pictures serves every method. Smallest and largest values are exact; the distribution is that of a few
-thousand seeded positions per channel, because all of it, a billion values at width 64, would say the same.
+One pass over the pictures serves every method. Smallest and largest values are exact, channel by channel; the
+distribution is that of a few thousand seeded positions per channel, because all of it, a billion values at width 64,
+would say the same.
 
 Legend: N pictures, C channels, S sampled positions.
 """
@@ -42,14 +43,24 @@ class Observed:
     """One tensor on all calibration pictures.
 
     Attributes:
-        low: Its smallest value.
-        high: Its largest value.
+        low_C: Each channel's smallest value.
+        high_C: Each channel's largest value.
         sample_SC: Values at the sampled positions.
     """
 
-    low: float
-    high: float
+    low_C: Float32
+    high_C: Float32
     sample_SC: Float32
+
+    @property
+    def low(self) -> float:
+        """The smallest value of all."""
+        return float(self.low_C.min())
+
+    @property
+    def high(self) -> float:
+        """The largest value of all."""
+        return float(self.high_C.max())
 
 
 def observe(
@@ -77,10 +88,10 @@ def observe(
 
 
 def _observed(name: str, lows: list[Any], highs: list[Any], samples: list[Any]) -> Observed:
-    low, high = float(np.min(lows)), float(np.max(highs))
-    if not np.isfinite((low, high)).all():
+    low_C, high_C = np.min(lows, axis=0), np.max(highs, axis=0)
+    if not np.isfinite((low_C, high_C)).all():
         raise ExportError(f"{name} is not finite on a calibration picture; the checkpoint cannot be quantised")
-    return Observed(low=low, high=high, sample_SC=np.concatenate([sample[0].T for sample in samples]))
+    return Observed(low_C=low_C, high_C=high_C, sample_SC=np.concatenate([sample[0].T for sample in samples]))
 
 
 def _probes(name: str) -> tuple[str, str, str]:
@@ -88,7 +99,7 @@ def _probes(name: str) -> tuple[str, str, str]:
 
 
 def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[Any, list[str]]:
-    """A session whose outputs are each tensor's smallest and largest value and its values at some positions."""
+    """A session whose outputs are each channel's smallest and largest value, and all values at some positions."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -98,7 +109,8 @@ def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[An
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.graph.value_info, *graph.graph.input)}
     rng, places = np.random.default_rng(seed), {}
     flat = numpy_helper.from_array(np.array([0, 0, -1], np.int64), "probe/flat")
-    graph.graph.initializer.append(flat)
+    rest = numpy_helper.from_array(np.array([0, 2, 3], np.int64), "probe/all-but-channels")
+    graph.graph.initializer.extend([flat, rest])
     for name in names:
         area = int(np.prod([axis.dim_value for axis in shapes[name]][2:]))
         if area not in places:
@@ -108,8 +120,8 @@ def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[An
         low, high, sample = _probes(name)
         graph.graph.node.extend(
             [
-                helper.make_node("ReduceMin", [name], [low], keepdims=0),
-                helper.make_node("ReduceMax", [name], [high], keepdims=0),
+                helper.make_node("ReduceMin", [name, rest.name], [low], keepdims=0),
+                helper.make_node("ReduceMax", [name, rest.name], [high], keepdims=0),
                 helper.make_node("Reshape", [name, flat.name], [f"{name}/flat"]),
                 helper.make_node("Gather", [f"{name}/flat", places[area]], [sample], axis=2),
             ]

@@ -1,9 +1,9 @@
 """INT8 from a checkpoint: calibrate, choose ranges, and find which layers must stay FP32 for the contract.
 
     plan = int8_plan(fp32_tensor_graph, checkpoint, config, check_pictures, progress)
-    graph = int8_from_onnx(any_fp32_graph, plan.ranges, target=config.int8_target, keep_fp32=plan.kept)
+    graph = plan.graph_of(any_fp32_graph, config.int8_target)
 
-Ranges and islands are found on the `tensor` graph; parts and values have the same names in the `frame` graph.
+All of it is found on the `tensor` graph; parts and values have the same names in the `frame` graph.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_export.activation_ranges import AUTO, Observed, Ranges, observe, ranges_by
+from basnet_export.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
+from basnet_export.channel_shares import Shares, channel_shares
 from basnet_export.islands import search_islands, stage_of, stages_of
+from basnet_export.kernel_rounding import Kernels, rounded_kernel, second_moments
 from basnet_export.quantization import (
     always_fp32,
     convolution_shares,
@@ -43,7 +45,9 @@ __all__ = ["Int8Plan", "int8_plan"]
 
 Progress = Callable[[str], None]
 _MIXED = "mixed"
+_BY_CHANNEL: tuple[Method, ...] = ("minmax",)  # tried unasked where channels have ranges of their own
 _RANKED = 8  # pictures of calibration that ranges and stages are compared on
+_ROUNDED = 24  # pictures of calibration that kernels are rounded by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +58,21 @@ class Int8Plan:
         ranges: Of every tensor.
         kept: Parts that stay FP32 beside the picture's and the logits' layers.
         facts: What was done, for the manifest.
+        kernels: Rounded weights of every convolution that may be INT8.
+        shares: What each channel of a tensor is quantised over, where channels have ranges of their own.
     """
 
     ranges: Ranges
     kept: tuple[str, ...]
     facts: Mapping[str, Any]
+    kernels: Kernels = field(default_factory=dict)
+    shares: Shares = field(default_factory=dict)
+
+    def graph_of(self, model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
+        """The FP32 `tensor` or `frame` graph quantised by this plan; see `int8_from_onnx`."""
+        return int8_from_onnx(
+            model, self.ranges, target=target, keep_fp32=self.kept, kernels=self.kernels, shares=self.shares
+        )
 
 
 def int8_plan(
@@ -91,6 +105,7 @@ def int8_plan(
     with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
         bench = _Bench(model, checkpoint, config, Path(folder), check_pictures, _spread(pictures))
         bench.observe(pictures)
+        bench.round_kernels(pictures, progress)
         methods = bench.rank_methods(progress)
         method, kept = methods[0], config.keep_fp32
         if kept is None:
@@ -104,7 +119,7 @@ def int8_plan(
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
     )
-    return Int8Plan(ranges=ranges, kept=kept, facts=facts)
+    return Int8Plan(ranges=ranges, kept=kept, facts=facts, kernels=bench.kernels, shares=bench.shares)
 
 
 def _searched(
@@ -127,9 +142,9 @@ def _searched(
     raise failure or ParityError("no method of calibration was tried")
 
 
-def _spread(pictures: Sequence[Picture]) -> Sequence[Picture]:
+def _spread(pictures: Sequence[Picture], count: int = _RANKED) -> Sequence[Picture]:
     """A few of the calibration pictures, from all over."""
-    return pictures[:: max(1, len(pictures) // _RANKED)][:_RANKED]
+    return pictures[:: max(1, len(pictures) // count)][:count]
 
 
 class _Bench(CandidateBench):
@@ -151,6 +166,8 @@ class _Bench(CandidateBench):
         self._folder = folder
         self._observed: dict[str, Observed] = {}
         self.ranges: dict[str, Ranges] = {}
+        self.kernels: Kernels = {}
+        self.shares: Shares = {}
         self.method: str = AUTO[0]
         self._mixture: dict[str, str] = {}
 
@@ -164,9 +181,31 @@ class _Bench(CandidateBench):
         inputs = ({"image": prepare(picture.image_HWC)[None]} for picture in pictures)
         self._observed = observe(path, inputs, quantized_tensors(self._model.graph), self._config.seed)
 
+    def round_kernels(self, pictures: Sequence[Picture], progress: Progress) -> None:
+        """Eight bits for every weight, and ranges by channel where the target has them."""
+        from onnx import numpy_helper
+
+        graph = self._model.graph
+        fixed = always_fp32(graph)
+        layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in fixed]
+        weights = {tensor.name: tensor for tensor in graph.initializer}
+        kernels = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in layers}
+        if self._config.int8_target == "openvino":
+            read = {name: [kernels[node.name] for node in layers if node.input[0] == name] for name in self._observed}
+            self.shares = channel_shares(self._observed, {name: own for name, own in read.items() if own})
+        few = _spread(pictures, _ROUNDED)
+        progress(f"rounding the kernels of {len(layers)} layers by what they see on {len(few)} pictures")
+        moments = second_moments(self._checkpoint, few, [node.name for node in layers], self._config.seed)
+        self.kernels = {
+            node.name: rounded_kernel(kernels[node.name], moments.pop(node.name), self.shares.get(node.input[0]))
+            for node in layers
+        }
+
     def rank_methods(self, progress: Progress) -> list[str]:
         """The one that was asked for, or those of `auto`, nearest to the contract first."""
-        asked = AUTO if self._config.calibration_method == "auto" else (self._config.calibration_method,)
+        # By channel a step is fine already, and what is cut off moves the worst pictures more than it moves the mean.
+        auto = _BY_CHANNEL if self.shares else AUTO
+        asked = auto if self._config.calibration_method == "auto" else (self._config.calibration_method,)
         symmetric = self._config.int8_target == "tensorrt"
         self.ranges = {method: ranges_by(method, self._observed, symmetric=symmetric) for method in asked}
         excess: dict[str, float] = {}
@@ -210,8 +249,10 @@ class _Bench(CandidateBench):
         import onnx
 
         path = self._folder / "candidate.onnx"
-        ranges = self.ranges[self.method]
-        onnx.save(int8_from_onnx(self._model, ranges, target=self._config.int8_target, keep_fp32=kept), path)
+        plan = Int8Plan(
+            ranges=self.ranges[self.method], kept=tuple(kept), facts={}, kernels=self.kernels, shares=self.shares
+        )
+        onnx.save(plan.graph_of(self._model, self._config.int8_target), path)
         preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
         return SaliencyModel(_opened(path, self._config.int8_target), preprocess, postprocess, "candidate")
 

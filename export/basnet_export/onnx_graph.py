@@ -115,7 +115,6 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     import onnx
 
     from basnet_export.int8 import int8_plan
-    from basnet_export.quantization import int8_from_onnx
     from basnet_export.samples import load_pictures
 
     pictures = load_pictures(config.pictures)
@@ -123,7 +122,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
     plan = int8_plan(tensor, checkpoint, config, pictures, progress)
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
-    graph = int8_from_onnx(model, plan.ranges, target=config.int8_target, keep_fp32=plan.kept)
+    graph = plan.graph_of(model, config.int8_target)
     if config.precision == "fp8":
         from basnet_export.fp8 import fp8_from_int8
 

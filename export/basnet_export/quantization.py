@@ -5,7 +5,9 @@
 For ONNX Runtime on processors (`cpu`) activations are unsigned with a zero point, and every value between two layers is
 quantised, residual sums and joined maps included, so that layers pass bytes on, as its kernels want. For OpenVINO,
 whose convolutions take bytes and give floats, the inputs of convolutions alone are: sums lose nothing, for some of the
-speed. For TensorRT they are too, signed and symmetric, as it asks. Weights are signed, with a scale per output channel.
+speed, and each channel may have a range of its own, because its scale goes into the weights that read it. For TensorRT
+convolutions' inputs alone are too, signed and symmetric, as it asks. Weights are signed, with a scale for each channel
+that they make.
 
 What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or whose map
 has a single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows.
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from basnet_export.activation_ranges import Ranges
+from basnet_export.channel_shares import Shares
 from basnet_export.config import Target
+from basnet_export.kernel_rounding import Kernels
 from basnet_torch.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +118,13 @@ def parts_of(graph: onnx.GraphProto, fixed: Collection[str] = ()) -> dict[str, f
 
 
 def int8_from_onnx(
-    model: onnx.ModelProto, ranges: Ranges, *, target: Target, keep_fp32: Collection[str]
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    target: Target,
+    keep_fp32: Collection[str],
+    kernels: Kernels | None = None,
+    shares: Shares | None = None,
 ) -> onnx.ModelProto:
     """A quantised copy of an FP32 `tensor` or `frame` graph.
 
@@ -123,6 +133,8 @@ def int8_from_onnx(
         ranges: Lowest and highest value of every tensor of `quantized_tensors`.
         target: What will run it.
         keep_fp32: Nodes or parts that stay FP32 beside those of `always_fp32`.
+        kernels: Weights to round instead of the graph's own, by node name; for `shares` they hold those already.
+        shares: Of a tensor's range, what each channel is quantised over; only for OpenVINO, and only with `kernels`.
 
     Raises:
         UsageError: When `keep_fp32` names a part that is not there.
@@ -138,6 +150,7 @@ def int8_from_onnx(
     kinds = _KINDS if target == "cpu" else ("Conv",)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _put_kernels(copy.graph, {name: kernel for name, kernel in (kernels or {}).items() if name not in kept})
     try:
         quantizer = QDQQuantizer(
             copy,
@@ -154,6 +167,7 @@ def int8_from_onnx(
         quantizer.quantize_model()
         if target == "openvino":
             _quantise_for_convolutions_alone(quantizer.model.model.graph)
+            _quantise_by_channel(quantizer.model.model.graph, shares or {})
         quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as error:
         raise ExportError(f"the graph cannot be quantised: {str(error).splitlines()[0]}") from error
@@ -171,6 +185,32 @@ def _quantise_for_convolutions_alone(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type != "Conv":
             node.input[:] = [before.get(name, name) for name in node.input]
+
+
+def _put_kernels(graph: onnx.GraphProto, kernels: Kernels) -> None:
+    from onnx import numpy_helper
+
+    weights = {node.input[1]: kernels[node.name] for node in _convolutions(graph) if node.name in kernels}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+
+
+def _quantise_by_channel(graph: onnx.GraphProto, shares: Shares) -> None:
+    """Divide each channel by its share on the way to bytes; the weights that read it were multiplied with it."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in shares:
+            name, (value, scale, zero) = node.output[0], node.input
+            if constants[zero].any():
+                raise ExportError(f"{value}: has negative values, so its channels have no range of their own")
+            steps = constants[scale] * shares[value]
+            added = {f"{name}_scales": steps, f"{name}_zeros": np.zeros(len(steps), constants[zero].dtype)}
+            graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in added.items())
+            node.input[1:] = list(added)
+            node.attribute.append(helper.make_attribute("axis", 1))
 
 
 def _options(target: Target) -> dict[str, object]:

@@ -16,7 +16,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import ModelFileError, UsageError
 
-__all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "open_model"]
+__all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "builtin_model", "open_model"]
 
 BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
 BUILTIN_INT8 = BUILTIN.with_name("basnet-lite-int8.onnx")
@@ -52,7 +52,7 @@ def open_model(
         CheckpointError: The checkpoint is unreadable or of another network.
         UsageError: The arguments do not go together.
     """
-    path = _builtin(backend, device, precision) if path is None else Path(path)
+    path = builtin_model(backend, device, precision) if path is None else Path(path)
     if path.suffix in CHECKPOINT_SUFFIXES:
         return _open_checkpoint(path, backend, device, threads, precision)
     if path.suffix == ".onnx":
@@ -62,8 +62,8 @@ def open_model(
     raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
 
 
-def _builtin(backend: BackendName | None, device: str, precision: Precision | None) -> Path:
-    """The built-in model: INT8 where it runs on a processor that adds it exactly, unless another type is asked."""
+def builtin_model(backend: BackendName | None = None, device: str = "cpu", precision: Precision | None = None) -> Path:
+    """The built-in model's file: INT8 where a processor that adds it exactly runs it, unless another type is asked."""
     if precision == "int8":
         return BUILTIN_INT8
     here = device == "cpu" and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None

@@ -20,6 +20,7 @@ def latency_report():
     slow, fast = (Measurement(turns=((second,),) * 6) for second in (0.3, 0.1))
     row = LatencyRow(
         model="a|b.onnx",
+        fingerprint="0123456789ab",
         backend="openvino",
         precision="bf16",
         runs_on="OpenVINO",

@@ -196,7 +196,7 @@ def test_calibration_draws_the_same_pictures_every_time(calibration):
 def test_ranges_cut_outliers_but_for_minmax():
     values = np.random.default_rng(0).normal(0, 1, (200_000, 1)).astype(np.float32)
     values[0] = 20
-    observed = {"x": Observed(low=float(values.min()), high=20.0, sample_SC=values)}
+    observed = {"x": Observed(low_C=values.min(0), high_C=values.max(0), sample_SC=values)}
     highest = {method: ranges_by(method, observed, symmetric=False)["x"][1] for method in METHODS}
     assert highest["minmax"] == 20
     assert 5 < highest["mse"] < 18

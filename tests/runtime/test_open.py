@@ -40,7 +40,7 @@ def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     (tmp_path / "int8.onnx").touch()
     asked = {"backend": None, "device": "cpu", "precision": None, **options}
-    assert (opening._builtin(**asked) == tmp_path / "int8.onnx") == int8
+    assert (opening.builtin_model(**asked) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_builtin_model_is_int8_where_its_library_is(backend, installed, int8
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     monkeypatch.setattr(opening, "find_spec", lambda _: object() if installed else None)
     (tmp_path / "int8.onnx").touch()
-    assert (opening._builtin(backend, "cpu", None) == tmp_path / "int8.onnx") == int8
+    assert (opening.builtin_model(backend, "cpu", None) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,154 @@
+"""Eight bits for kernels and channels: what a layer gives changes less than by rounding each value for itself."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from basnet_export.activation_ranges import Observed
+from basnet_export.calibration import calibration_pictures
+from basnet_export.channel_shares import channel_shares
+from basnet_export.kernel_rounding import LARGEST, rounded_kernel, second_moments
+from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
+from basnet_torch.errors import ExportError
+from tests.models import checkpoint_file, draw_discs, exported
+
+
+def layer(seed=0, channels=8, outputs=5, patches=4000, loud=1.0):
+    """A kernel, and inputs K,P whose neighbours are much alike; the first channel is `loud` times as large."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=(outputs, channels, 3, 3)).astype(np.float32)
+    common = rng.normal(size=(channels, 1, patches))
+    inputs = np.maximum(common + 0.3 * rng.normal(size=(channels, 9, patches)), 0)
+    inputs[0] *= loud
+    return kernel, inputs.reshape(channels * 9, patches).astype(np.float32)
+
+
+def nearest(kernel):
+    step = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / LARGEST
+    return np.rint(kernel / step) * step
+
+
+def moved(kernel, other, inputs):
+    difference = (kernel - other).reshape(len(kernel), -1) @ inputs
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+def test_rounding_by_what_a_layer_sees_moves_it_less_and_keeps_the_grid():
+    kernel, inputs = layer()
+    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T))
+    assert moved(kernel, rounded, inputs) < 0.5 * moved(kernel, nearest(kernel), inputs)
+    step = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / LARGEST
+    whole = rounded / step
+    np.testing.assert_allclose(whole, np.rint(whole), atol=1e-4)
+    assert np.rint(np.abs(whole)).max(axis=(1, 2, 3)).tolist() == [LARGEST] * len(kernel)
+
+
+def test_inputs_never_seen_and_channels_of_zeros_are_no_trouble():
+    kernel, inputs = layer()
+    kernel[2] = 0
+    inputs[9:18] = 0
+    for seen in (inputs, np.zeros_like(inputs)):
+        rounded = rounded_kernel(kernel, torch.from_numpy(seen @ seen.T))
+        assert np.isfinite(rounded).all()
+        assert not rounded[2].any()
+
+
+def test_shares_go_into_the_kernel():
+    kernel, inputs = layer(loud=10)
+    share = np.linspace(0.2, 1, kernel.shape[1]).astype(np.float32)
+    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T), share)
+    wanted = kernel * share[:, None, None]
+    assert np.abs(rounded - wanted).max() < 0.1 * np.abs(wanted).max()
+    by_channel = inputs / np.repeat(share, 9)[:, None]
+    assert moved(wanted, rounded, by_channel) < 0.5 * moved(wanted, nearest(wanted), by_channel)
+
+
+def observed(*tops, low=0.0):
+    sample = np.random.default_rng(0).uniform(low, 1, (500, len(tops))).astype(np.float32) * np.float32(tops)
+    return Observed(low_C=np.float32([low] * len(tops)), high_C=np.float32(tops), sample_SC=sample)
+
+
+def test_quiet_channels_get_a_smaller_share():
+    kernels = {"x": [np.ones((4, 3, 3, 3), np.float32)]}
+    share = channel_shares({"x": observed(8.0, 1.0, 0.001)}, kernels)["x"]
+    assert share[0] == 1
+    assert 1 / 8 <= share[1] < 1  # never less than it needs
+    assert 1 / 32 <= share[2] <= share[1]
+    assert np.all(channel_shares({"x": observed(2.0, 2.0)}, {"x": [np.ones((4, 2, 3, 3), np.float32)]})["x"] == 1)
+    assert channel_shares({"x": observed(8.0, 1.0, 1.0, low=-1.0)}, kernels) == {}
+
+
+def test_a_share_is_not_taken_where_it_makes_the_weights_coarse():
+    """The quiet channel is read by weights so small that its own error does not count."""
+    kernel = np.ones((4, 2, 3, 3), np.float32)
+    kernel[:, 1] = 1e-3
+    uneven = channel_shares({"x": observed(8.0, 0.5)}, {"x": [kernel]})["x"]
+    even = channel_shares({"x": observed(8.0, 0.5)}, {"x": [np.ones_like(kernel)]})["x"]
+    assert uneven[1] > even[1]
+
+
+@pytest.fixture(scope="module")
+def fp32():
+    return onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="tensor")))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    from basnet_runtime.media.pictures import write_picture
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, image in enumerate(draw_discs(16, size=64, seed=3)[0]):
+        write_picture(folder / f"{index:02}.png", image)
+    return calibration_pictures(folder)
+
+
+def test_moments_are_those_of_a_convolutions_input(pictures):
+    checkpoint = load_checkpoint(checkpoint_file())
+    name = "predict.bridge.0.conv"  # its input is so small that every patch of it is taken
+    found = second_moments(checkpoint, pictures[:2], [name])[name].numpy()
+    network, seen = model_from_checkpoint(checkpoint).eval(), []
+    conv = network.get_submodule(name)
+    conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for picture in pictures[:2]:
+            network.mask(torch.from_numpy(checkpoint.preprocess.apply(picture.image_HWC))[None])
+    unfolded = [torch.nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding)[0].numpy() for x in seen]
+    np.testing.assert_allclose(found, sum(x @ x.T for x in unfolded), rtol=1e-3, atol=1e-4)
+
+
+def test_channels_divided_on_the_way_to_bytes_give_the_same_network(fp32):
+    """With ranges wide enough for all values, shares that are powers of two and exact weights nothing else changes."""
+    from onnx import numpy_helper
+
+    graph = fp32.graph
+    layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in always_fp32(graph)]
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    ranges = dict.fromkeys(quantized_tensors(graph), (0.0, 4.0))
+    shares, kernels = {}, {}
+    for node in layers:
+        kernel = weights[node.input[1]]
+        shares[node.input[0]] = np.float32([0.5, 1.0] * kernel.shape[1])[: kernel.shape[1]]
+        kernels[node.name] = kernel * shares[node.input[0]][:, None, None]
+    model = int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=(), kernels=kernels, shares=shares)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.name in kernels:
+            dequantize = makers[node.input[0]]
+            quantize = makers[dequantize.input[0]]
+            steps = constants[quantize.input[1]]
+            np.testing.assert_allclose(steps, constants[dequantize.input[1]] * shares[quantize.input[0]], rtol=1e-6)
+            assert quantize.attribute[0].i == 1
+            whole = makers[node.input[1]]
+            stored = constants[whole.input[0]] * constants[whole.input[1]][:, None, None, None]
+            np.testing.assert_allclose(stored, kernels[node.name], atol=float(constants[whole.input[1]].max()) * 0.51)
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_negative_values_have_no_range_by_channel(fp32):
+    name = next(n.input[0] for n in fp32.graph.node if n.op_type == "Conv" and n.name not in always_fp32(fp32.graph))
+    ranges = dict.fromkeys(quantized_tensors(fp32.graph), (-1.0, 1.0))
+    with pytest.raises(ExportError, match="has negative values"):
+        int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=(), shares={name: np.ones(16, np.float32)})
