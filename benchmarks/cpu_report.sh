@@ -90,8 +90,9 @@ if [ ${#datasets[@]} -gt 0 ]; then
 fi
 measure video-cpu video "${VIDEO:-tests/data/pan.mp4}"
 for file in "${models[@]}"; do
-  if [[ $file == *lite-int8.onnx ]]; then
-    measure video-cpu-int8 video "${VIDEO:-tests/data/pan.mp4}" --engine "$file"
+  name=$(basename "$file" .onnx)
+  if [[ $name == basnet-lite-int8* ]]; then
+    measure "video-cpu-${name#basnet-lite-}" video "${VIDEO:-tests/data/pan.mp4}" --engine "$file"
   fi
 done
 if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
