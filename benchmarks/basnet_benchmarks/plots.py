@@ -176,7 +176,7 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, x: str) -> str:
     return _svg(draw, width=22, height=3.6 + 0.95 * len(rows))
 
 
-def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False) -> str:
+def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False, y_span: float = 0.0) -> str:
     """Points with their labels; the horizontal axis begins at zero.
 
     Args:
@@ -184,6 +184,7 @@ def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False) -> 
         x: What the horizontal axis is, with its unit.
         y: What the vertical axis is, with its unit.
         y_log: Whether the vertical axis is logarithmic.
+        y_span: What it shows at least, so that a difference of no importance does not fill it.
     """
     groups = list(dict.fromkeys(point.group for point in points))
 
@@ -196,6 +197,11 @@ def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False) -> 
         if y_log:
             axes.set_yscale("log")
         axes.margins(y=0.15)
+        if not y_log:
+            low, high = axes.get_ylim()
+            missing = max(0.0, y_span - (high - low)) / 2
+            axes.set_ylim(low - missing, high + missing)
+            axes.ticklabel_format(axis="y", useOffset=False)
         _label_points(axes, points)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
 

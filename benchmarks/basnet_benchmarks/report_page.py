@@ -22,6 +22,7 @@ __all__ = ["report_page", "validation_plot"]
 
 _MILLI = 1000.0
 _MEGA = 1e6
+_LEAST_SPAN = 0.02  # of maxF
 _Panels = Sequence[Panel]
 _Drawn = Iterator[str]
 _TITLES = {
@@ -110,7 +111,7 @@ def _speed_against_accuracy(reports: Sequence[Values]) -> Iterator[Section]:
             if row.get("fingerprint") and (found := values.get(_ran(row))) is not None
         ]
         if len(points) > 1:
-            svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic)
+            svg = plots.scatter(points, x="pictures per second, batch 1", y=axis, y_log=logarithmic, y_span=_LEAST_SPAN)
             parts.append(page.drawing(f"{what} against speed", svg))
     if parts:
         yield Section(title="Speed against accuracy", parts=tuple(parts))

@@ -125,6 +125,15 @@ def axis_starts_at_zero(svg):
     return float(re.findall(r">(-?[\d.]+)</text>", axis.replace("\u2212", "-"))[0]) == 0
 
 
+def test_a_difference_of_no_importance_does_not_fill_the_axis():
+    points = [plots.Point(label=name, group=name, x=1, y=y) for name, y in (("a", 0.75161), ("b", 0.75168))]
+    svg = plots.scatter(points, x="speed", y="maxF", y_span=0.02)
+    axis = svg[svg.index("matplotlib.axis_2") :]
+    ticks = [float(text) for text in re.findall(r">(0\.\d+)</text>", axis)]
+    assert len(ticks) > 2  # whole numbers, and not an offset with what lies beyond it
+    assert max(ticks) - min(ticks) > 0.01
+
+
 def test_bars_begin_at_zero_and_say_their_units():
     drawn = (
         plots.bars(
