@@ -194,10 +194,10 @@ def scatter(points: Sequence[Point], *, x: str, y: str, y_log: bool = False, y_s
             colour = COLOURS[groups.index(group) % len(COLOURS)]
             axes.plot([p.x for p in own], [p.y for p in own], "o", color=colour, markersize=8, label=group)
         axes.set(xlabel=x, ylabel=y, xlim=(0, 1.1 * max(point.x for point in points)))
+        axes.margins(y=0.15)
         if y_log:
             axes.set_yscale("log")
-        axes.margins(y=0.15)
-        if not y_log:
+        else:
             low, high = axes.get_ylim()
             missing = max(0.0, y_span - (high - low)) / 2
             axes.set_ylim(low - missing, high + missing)

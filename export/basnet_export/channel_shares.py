@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_export.activation_ranges import Observed
+from basnet_export.kernel_rounding import LARGEST
 
 __all__ = ["Shares", "channel_shares"]
 
@@ -29,7 +30,6 @@ Shares: TypeAlias = Mapping[str, Float32]
 _POWERS = np.linspace(0, 1, 9)
 _LEAST = 1 / 32  # a channel that was quiet on all calibration pictures may be louder on others
 _STEPS = 255
-_WEIGHT_STEPS = 127
 _COMPENSATED = 1 / 16  # of the error of weights is left after `rounded_kernel`, as a variance: measured on basnet-lite
 
 
@@ -58,7 +58,7 @@ def _error(tensor: Observed, share_C: Float32, kernel_OIHW: Float32) -> float:
     step_C = share_C * np.float32(tensor.high / _STEPS)
     filled_C = (tensor.sample_SC > 0).mean(axis=0)  # zero is exact
     inputs = float(np.sum(step_C**2 * filled_C * np.square(kernel_OIHW).sum(axis=(0, 2, 3))))
-    step_O = (np.abs(kernel_OIHW).max(axis=(2, 3)) * share_C).max(axis=1) / np.float32(_WEIGHT_STEPS)
+    step_O = (np.abs(kernel_OIHW).max(axis=(2, 3)) * share_C).max(axis=1) / np.float32(LARGEST)
     squares_C = np.square(tensor.sample_SC).mean(axis=0) / share_C**2
     weights = np.sum(step_O**2) * np.sum(squares_C) * kernel_OIHW[0, 0].size
     return inputs + _COMPENSATED * float(weights)

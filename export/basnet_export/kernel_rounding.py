@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from basnet_runtime.parity import Picture
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["Kernels", "Moments", "rounded_kernel", "second_moments"]
+__all__ = ["LARGEST", "Kernels", "Moments", "rounded_kernel", "second_moments"]
 
 Float32 = NDArray[np.float32]
 Moments: TypeAlias = "Mapping[str, torch.Tensor]"
 Kernels: TypeAlias = Mapping[str, Float32]
 
-LARGEST = 127
+LARGEST = 127  # whole number that a weight becomes
 _PATCHES = 3  # of each weight's input, so that the moments have full rank
 _DAMPING = 0.01  # of the mean second moment: patches are few, and a matrix must be inverted
 _BLOCK = 64  # weights between two updates of all that are to come

@@ -118,8 +118,8 @@ def test_moments_are_those_of_a_convolutions_input(pictures):
     np.testing.assert_allclose(found, sum(x @ x.T for x in unfolded), rtol=1e-3, atol=1e-4)
 
 
-def test_channels_divided_on_the_way_to_bytes_give_the_same_network(fp32):
-    """With ranges wide enough for all values, shares that are powers of two and exact weights nothing else changes."""
+def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(fp32):
+    """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the shares."""
     from onnx import numpy_helper
 
     graph = fp32.graph
