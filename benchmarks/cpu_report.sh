@@ -82,13 +82,13 @@ fi
 measure noise-cpu noise "$lite.safetensors"
 measure prepare-dev prepare "${pictures[@]}"
 if [ ${#datasets[@]} -gt 0 ]; then
-  measure accuracy-dev accuracy lite "${datasets[@]}" --panels
+  measure accuracy-dev accuracy "$lite.onnx" "${datasets[@]}" --panels
   for file in "${models[@]}"; do
     name=$(basename "$file" .onnx)
     measure "accuracy-dev-${name#basnet-lite-}" accuracy "$file" "${datasets[@]}"
   done
 fi
-measure video-cpu video "${VIDEO:-tests/data/pan.mp4}"
+measure video-cpu video "${VIDEO:-tests/data/pan.mp4}" --engine "$lite.onnx"
 for file in "${models[@]}"; do
   name=$(basename "$file" .onnx)
   if [[ $name == basnet-lite-int8* ]]; then

@@ -36,6 +36,8 @@ def test_types_are_marked(names, package):
         "basnet_runtime/parity.toml",
         "basnet_runtime/models/basnet-lite.onnx",
         "basnet_runtime/models/basnet-lite.onnx.json",
+        "basnet_runtime/models/basnet-lite-int8.onnx",
+        "basnet_runtime/models/basnet-lite-int8.onnx.json",
         "basnet_runtime/models/basnet-lite.safetensors",
         "basnet_runtime/models/README.md",
         "basnet_export/pictures/coffee.jpg",

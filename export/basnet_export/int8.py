@@ -110,12 +110,13 @@ def int8_plan(
         method, kept = methods[0], config.keep_fp32
         if kept is None:
             end = time.monotonic() + 60 * config.search_minutes
-            parts = parts_of(model.graph, fixed=always_fp32(model.graph))
+            parts = parts_of(model.graph, fixed=always_fp32(model.graph, config.int8_target))
             if len(methods) > 1 and not bench.report(()):
                 methods = [_MIXED, *methods] if bench.mix(parts, end, progress) else methods
             method, kept = _searched(bench, methods, parts, end, progress)
         ranges = bench.ranges[method]
     facts = {**_facts(model.graph, config, pictures, method, kept), **bench.facts_of(method)}
+    facts["ranges_by"] = "channel" if bench.shares else "tensor"
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
     )
@@ -186,7 +187,7 @@ class _Bench(CandidateBench):
         from onnx import numpy_helper
 
         graph = self._model.graph
-        fixed = always_fp32(graph)
+        fixed = always_fp32(graph, self._config.int8_target)
         layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in fixed]
         weights = {tensor.name: tensor for tensor in graph.initializer}
         kernels = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in layers}
@@ -283,7 +284,8 @@ def _facts(
 ) -> dict[str, Any]:
     """For the manifest: enough to do it again, and what came of it."""
     shares = convolution_shares(graph)
-    float_nodes = {*always_fp32(graph), *nodes_of(graph, kept)}
+    fixed = always_fp32(graph, config.int8_target)
+    float_nodes = {*fixed, *nodes_of(graph, kept)}
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(picture.image_HWC.tobytes())
@@ -293,6 +295,8 @@ def _facts(
         "pictures": len(pictures),
         "pictures_sha256": digest.hexdigest(),
         "seed": config.seed,
-        "always_fp32": always_fp32(graph),
+        "kernel_rounding": "gptq",
+        "kernel_pictures": len(_spread(pictures, _ROUNDED)),
+        "always_fp32": fixed,
         "int8_share": round(sum(share for name, share in shares.items() if name not in float_nodes), 4),
     }

@@ -9,8 +9,9 @@ speed, and each channel may have a range of its own, because its scale goes into
 convolutions' inputs alone are too, signed and symmetric, as it asks. Weights are signed, with a scale for each channel
 that they make.
 
-What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or whose map
-has a single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows.
+What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or a map with a
+single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows. Layers that
+make such a map stay FP32 too, but for OpenVINO, where they give floats.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ def quantizable_nodes(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type in _KINDS and node.name in inside]
 
 
-def always_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Convolutions that take the picture, or whose input or output has a single channel."""
+def always_fp32(graph: onnx.GraphProto, target: Target) -> list[str]:
+    """Convolutions that take the picture or a single channel and, where sums become bytes again, that make one."""
     shapes = _weight_shapes(graph)
-    return [node.name for node in _convolutions(graph) if min(shapes[node.input[1]][:2]) <= _FEW_CHANNELS]
+    axes = slice(1, 2) if target == "openvino" else slice(0, 2)
+    return [node.name for node in _convolutions(graph) if min(shapes[node.input[1]][axes]) <= _FEW_CHANNELS]
 
 
 def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
@@ -145,7 +147,7 @@ def int8_from_onnx(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     graph = model.graph
-    kept = {*always_fp32(graph), *nodes_of(graph, keep_fp32)}
+    kept = {*always_fp32(graph, target), *nodes_of(graph, keep_fp32)}
     inside = quantizable_nodes(graph)
     kinds = _KINDS if target == "cpu" else ("Conv",)
     copy = onnx.ModelProto()
@@ -175,15 +177,12 @@ def int8_from_onnx(
 
 
 def _quantise_for_convolutions_alone(graph: onnx.GraphProto) -> None:
-    """Let whatever else reads a quantised value, such as a residual sum, read what it was before."""
+    """Let whatever else reads a quantised value, a residual sum or an FP32 convolution, read what it was before."""
     quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    before = {
-        node.output[0]: quantized[node.input[0]]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in quantized
-    }
+    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    before = {name: quantized[source] for name, source in dequantized.items() if source in quantized}
     for node in graph.node:
-        if node.op_type != "Conv":
+        if node.op_type != "Conv" or node.input[1] not in dequantized:
             node.input[:] = [before.get(name, name) for name in node.input]
 
 

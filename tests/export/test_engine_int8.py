@@ -48,7 +48,7 @@ def saved(graphs, kind, path, **changes):
     model = onnx.ModelProto()
     model.CopyFrom(graphs[kind])
     quantization = {
-        "always_fp32": always_fp32(graphs["fp32"].graph),
+        "always_fp32": always_fp32(graphs["fp32"].graph, "tensorrt"),
         "target": "tensorrt",
         "method": "minmax",
         "pictures": 16,

@@ -139,7 +139,7 @@ def test_weights_have_a_scale_per_channel(fp32):
         for node in graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(constants[node.input[0]].dims) == 4
     ]
-    assert len(weights) == 81 - len(always_fp32(fp32.graph))
+    assert len(weights) == 81 - len(always_fp32(fp32.graph, "cpu"))
     assert all(list(scale.dims) == [weight.dims[0]] for weight, scale in weights)
 
 
@@ -152,7 +152,7 @@ def test_processors_get_no_float_between_layers(fp32, tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert kinds["QLinearConv"] == 81 - len(always_fp32(fp32.graph))
+    assert kinds["QLinearConv"] == 81 - len(always_fp32(fp32.graph, "cpu"))
     assert kinds["QLinearConcat"] == 10
     assert kinds["QLinearAdd"] == 22  # not the sum of the logits
     assert kinds["Relu"] == 0
@@ -165,7 +165,7 @@ def test_parts_stay_fp32_by_name(fp32):
     graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target="cpu", keep_fp32=["predict.encoder.stage1"]).graph
     constants = {tensor.name for tensor in graph.initializer}
     kept = {node.name for node in graph.node if node.op_type == "Conv" and node.input[1] in constants}
-    assert kept == {*always_fp32(fp32.graph), *(node for node in nodes if node in parts_nodes(fp32.graph))}
+    assert kept == {*always_fp32(fp32.graph, "cpu"), *(node for node in nodes if node in parts_nodes(fp32.graph))}
     with pytest.raises(UsageError, match=r"keep-fp32 stage9: .* predict"):
         nodes_of(fp32.graph, ["stage9"])
 

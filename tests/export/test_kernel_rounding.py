@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from basnet_export.activation_ranges import Observed
 from basnet_export.calibration import calibration_pictures
@@ -118,12 +119,10 @@ def test_moments_are_those_of_a_convolutions_input(pictures):
     np.testing.assert_allclose(found, sum(x @ x.T for x in unfolded), rtol=1e-3, atol=1e-4)
 
 
-def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(fp32):
-    """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the shares."""
-    from onnx import numpy_helper
-
+def by_channel(fp32, keep_fp32=()):
+    """Every second channel has half of its tensor's range."""
     graph = fp32.graph
-    layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in always_fp32(graph)]
+    layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in always_fp32(graph, "openvino")]
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     ranges = dict.fromkeys(quantized_tensors(graph), (0.0, 4.0))
     shares, kernels = {}, {}
@@ -131,7 +130,13 @@ def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(
         kernel = weights[node.input[1]]
         shares[node.input[0]] = np.float32([0.5, 1.0] * kernel.shape[1])[: kernel.shape[1]]
         kernels[node.name] = kernel * shares[node.input[0]][:, None, None]
-    model = int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=(), kernels=kernels, shares=shares)
+    model = int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=keep_fp32, kernels=kernels, shares=shares)
+    return model, kernels, shares
+
+
+def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(fp32):
+    """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the shares."""
+    model, kernels, shares = by_channel(fp32)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}
     for node in model.graph.node:
@@ -147,8 +152,22 @@ def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(
     onnx.checker.check_model(model, full_check=True)
 
 
+def test_a_convolution_kept_in_fp32_reads_what_was_not_quantised_for_its_neighbour(fp32):
+    """A block's first convolution and its shortcut read one tensor, and one of the two may stay FP32."""
+    model, kernels, _ = by_channel(fp32, keep_fp32=["predict.encoder.stage2.0.conv1"])
+    before, after = ({node.name: node for node in graph.node} for graph in (fp32.graph, model.graph))
+    kept, neighbour = "predict.encoder.stage2.0.conv1", "predict.encoder.stage2.0.shortcut.0"
+    assert before[kept].input[0] == before[neighbour].input[0]
+    assert list(after[kept].input) == list(before[kept].input)
+    assert after[neighbour].input[0] != before[neighbour].input[0]
+    assert neighbour in kernels
+    onnx.checker.check_model(model, full_check=True)
+
+
 def test_negative_values_have_no_range_by_channel(fp32):
-    name = next(n.input[0] for n in fp32.graph.node if n.op_type == "Conv" and n.name not in always_fp32(fp32.graph))
+    name = next(
+        n.input[0] for n in fp32.graph.node if n.op_type == "Conv" and n.name not in always_fp32(fp32.graph, "openvino")
+    )
     ranges = dict.fromkeys(quantized_tensors(fp32.graph), (-1.0, 1.0))
     with pytest.raises(ExportError, match="has negative values"):
         int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=(), shares={name: np.ones(16, np.float32)})

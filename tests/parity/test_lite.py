@@ -6,8 +6,9 @@ from skimage import data
 
 from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import read_manifest, sha256_of
-from basnet_runtime.open import open_model
+from basnet_runtime.open import BUILTIN_INT8, open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
+from basnet_runtime.processor import why_no_int8
 from basnet_torch.checkpoint import load_checkpoint
 from basnet_torch.datasets import decode_image, decode_mask, find_pairs
 
@@ -33,6 +34,14 @@ def test_it_finds_the_cup():
 def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend):
     with open_model(lite_checkpoint) as reference, open_model(lite_onnx, backend=backend) as candidate:
         report = compare(reference, candidate, load_pictures(None), tolerance_for("fp32"))
+    assert report, str(report)
+
+
+@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+def test_the_int8_file_is_of_these_weights_and_keeps_its_contract(lite_checkpoint):
+    assert read_manifest(BUILTIN_INT8).checkpoint_sha256 == sha256_of(lite_checkpoint)
+    with open_model(lite_checkpoint) as reference, open_model(BUILTIN_INT8) as candidate:
+        report = compare(reference, candidate, load_pictures(None), tolerance_for("int8"))
     assert report, str(report)
 
 
