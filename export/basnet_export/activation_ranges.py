@@ -62,6 +62,12 @@ class Observed:
         """The largest value of all."""
         return float(self.high_C.max())
 
+    def over(self, share_C: Float32 | None) -> Observed:
+        """What it is with each channel divided by its share."""
+        if share_C is None:
+            return self
+        return Observed(low_C=self.low_C / share_C, high_C=self.high_C / share_C, sample_SC=self.sample_SC / share_C)
+
 
 def observe(
     path: Path, inputs: Iterable[Mapping[str, NDArray[Any]]], tensors: Iterable[str], seed: int = 0

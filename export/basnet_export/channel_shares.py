@@ -1,6 +1,6 @@
 """What part of a tensor's range each of its channels is quantised over, where the weights can take the rest.
 
-    shares = channel_shares(observed, {"predict.encoder.stage1.0.conv1.relu": [kernel_OIHW]})
+    shares = channel_shares(graph, observed, {"predict.encoder.stage1.0.conv1": kernel_OIHW})
 
 Channels differ by factors of ten, and over one range the quiet ones have a handful of steps. Dividing a channel by its
 share before it becomes bytes, and multiplying the weights that read it, gives it more; but then the loudest channel's
@@ -14,7 +14,7 @@ Legend: O, I channels of output and input, S sampled positions, C channels of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from basnet_export.activation_ranges import Observed
 from basnet_export.kernel_rounding import LARGEST
 
-__all__ = ["Shares", "channel_shares"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Shares", "channel_shares", "least_error"]
 
 Float32 = NDArray[np.float32]
 Shares: TypeAlias = Mapping[str, Float32]
@@ -33,24 +36,73 @@ _STEPS = 255
 _COMPENSATED = 1 / 16  # of the error of weights is left after `rounded_kernel`, as a variance: measured on basnet-lite
 
 
-def channel_shares(observed: Mapping[str, Observed], kernels: Mapping[str, Sequence[Float32]]) -> dict[str, Float32]:
-    """By tensor a share for each channel, in 1/32..1; tensors with negative values have none.
+def channel_shares(
+    graph: onnx.GraphProto, observed: Mapping[str, Observed], kernels: Mapping[str, Float32]
+) -> dict[str, Float32]:
+    """By tensor that an INT8 convolution reads a share for each channel; tensors with negative values have none.
+
+    What is joined or pooled on its way has one step for each channel everywhere, so that it becomes bytes once.
 
     Args:
-        observed: What the tensors were on calibration pictures.
-        kernels: By tensor the weights that read it, each O,I,H,W.
+        graph: A `tensor` graph.
+        observed: What its tensors were on calibration pictures.
+        kernels: Weights O,I,H,W of the INT8 convolutions by the node's name.
     """
+    read = [(node.input[0], kernels[node.name]) for node in graph.node if node.name in kernels]
+    origins = {name: _origins(graph, observed, name) for name, _ in read}
+    origins = {name: found for name, found in origins.items() if all(one.low >= 0 < one.high for one in found.values())}
+    seen: dict[str, Observed] = {}
+    readers: dict[str, list[tuple[Observed, Float32]]] = {}
+    for name, kernel_OIHW in read:
+        start = 0
+        for origin, tensor in origins.get(name, {}).items():
+            seen[origin] = tensor
+            stop = start + len(tensor.high_C)
+            readers.setdefault(origin, []).append((tensor, kernel_OIHW[:, start:stop]))
+            start = stop
+    top_C = {
+        origin: least_error([tensor], readers[origin]) * np.float32(tensor.high) for origin, tensor in seen.items()
+    }
     return {
-        name: _best(observed[name], kernels_OIHW)
-        for name, kernels_OIHW in kernels.items()
-        if observed[name].low >= 0 < observed[name].high
+        name: np.minimum(np.concatenate([top_C[origin] for origin in found]) / np.float32(observed[name].high), 1)
+        for name, found in origins.items()
     }
 
 
-def _best(tensor: Observed, kernels_OIHW: Sequence[Float32]) -> Float32:
-    part_C = np.maximum(tensor.high_C / tensor.high, _LEAST).astype(np.float32)
+def _origins(graph: onnx.GraphProto, observed: Mapping[str, Observed], name: str) -> dict[str, Observed]:
+    """The tensors that `name` is joined or pooled of, in the order of its channels; itself where it is neither."""
+    maker = {output: node for node in graph.node for output in node.output}.get(name)
+    if maker is not None and maker.op_type == "MaxPool":
+        return _origins(graph, observed, maker.input[0])
+    if maker is None or maker.op_type != "Concat":
+        return {name: observed[name]}
+    found: dict[str, Observed] = {}
+    start = 0
+    for index, part in enumerate(maker.input):
+        if part in observed:
+            found |= _origins(graph, observed, part)
+            start += len(observed[part].high_C)
+            continue
+        # An enlarged map is not observed by itself: what it is stands in the joined one.
+        others = sum(len(observed[other].high_C) for other in maker.input[index + 1 :])
+        whole = observed[name]
+        own = slice(start, len(whole.high_C) - others)
+        found[part] = Observed(low_C=whole.low_C[own], high_C=whole.high_C[own], sample_SC=whole.sample_SC[:, own])
+        start = own.stop
+    return found
+
+
+def least_error(tensors: Sequence[Observed], readers: Sequence[tuple[Observed, Float32]]) -> Float32:
+    """The one share for each channel of all `tensors` by which what reads them is expected to err least.
+
+    Args:
+        tensors: With equal numbers of channels; those that are read are not negative.
+        readers: A tensor and the weights O,I,H,W that read it, for every convolution that reads one.
+    """
+    parts = [np.maximum(-tensor.low_C, tensor.high_C) / max(-tensor.low, tensor.high) for tensor in tensors]
+    part_C = np.maximum(np.max(parts, axis=0), _LEAST).astype(np.float32)
     choices = [(part_C**power).astype(np.float32) for power in _POWERS]
-    return min(choices, key=lambda share_C: sum(_error(tensor, share_C, kernel) for kernel in kernels_OIHW))
+    return min(choices, key=lambda share_C: sum(_error(tensor, share_C, kernel) for tensor, kernel in readers))
 
 
 def _error(tensor: Observed, share_C: Float32, kernel_OIHW: Float32) -> float:

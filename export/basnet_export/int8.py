@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from basnet_export.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.channel_shares import Shares, channel_shares
+from basnet_export.equalisation import equalised, equalising_shares, scaled
 from basnet_export.islands import search_islands, stage_of, stages_of
 from basnet_export.kernel_rounding import Kernels, rounded_kernel, second_moments
 from basnet_export.quantization import (
@@ -60,6 +61,7 @@ class Int8Plan:
         facts: What was done, for the manifest.
         kernels: Rounded weights of every convolution that may be INT8.
         shares: What each channel of a tensor is quantised over, where channels have ranges of their own.
+        moved: What each channel of a tensor is divided by in the layer before, where they have not.
     """
 
     ranges: Ranges
@@ -67,11 +69,21 @@ class Int8Plan:
     facts: Mapping[str, Any]
     kernels: Kernels = field(default_factory=dict)
     shares: Shares = field(default_factory=dict)
+    moved: Shares = field(default_factory=dict)
+
+    def float_graph_of(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """What is quantised: the FP32 `tensor` or `frame` graph, with the scales of its channels moved."""
+        return equalised(model, self.moved) if self.moved else model
 
     def graph_of(self, model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
         """The FP32 `tensor` or `frame` graph quantised by this plan; see `int8_from_onnx`."""
         return int8_from_onnx(
-            model, self.ranges, target=target, keep_fp32=self.kept, kernels=self.kernels, shares=self.shares
+            self.float_graph_of(model),
+            self.ranges,
+            target=target,
+            keep_fp32=self.kept,
+            kernels=self.kernels,
+            shares=self.shares,
         )
 
 
@@ -113,18 +125,31 @@ def int8_plan(
             parts = parts_of(model.graph, fixed=always_fp32(model.graph, config.int8_target))
             if len(methods) > 1 and not bench.report(()):
                 methods = [_MIXED, *methods] if bench.mix(parts, end, progress) else methods
-            method, kept = _searched(bench, methods, parts, end, progress)
+            method, kept = _searched(bench, methods, parts, end, progress, _layers(model.graph, config.int8_target))
         ranges = bench.ranges[method]
     facts = {**_facts(model.graph, config, pictures, method, kept), **bench.facts_of(method)}
-    facts["ranges_by"] = "channel" if bench.shares else "tensor"
+    facts["ranges_by"] = "channel" if bench.shares else "tensor, its channels made alike in the layer before"
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
     )
-    return Int8Plan(ranges=ranges, kept=kept, facts=facts, kernels=bench.kernels, shares=bench.shares)
+    return bench.plan(ranges, kept, facts)
+
+
+def _layers(graph: onnx.GraphProto, target: Target) -> dict[str, float] | None:
+    """Convolutions that may be INT8 with their share, where each may be by itself: sums between them are floats."""
+    if target == "cpu":
+        return None
+    fixed = always_fp32(graph, target)
+    return {name: share for name, share in convolution_shares(graph).items() if name not in fixed}
 
 
 def _searched(
-    bench: _Bench, methods: Sequence[str], parts: Mapping[str, float], end: float, progress: Progress
+    bench: _Bench,
+    methods: Sequence[str],
+    parts: Mapping[str, float],
+    end: float,
+    progress: Progress,
+    pieces: Mapping[str, float] | None,
 ) -> tuple[str, tuple[str, ...]]:
     """The first method, nearest to the contract first, for which a small enough set of layers is found, and that set.
 
@@ -136,7 +161,7 @@ def _searched(
         bench.method = method
         try:
             seconds = max(0.0, end - time.monotonic())
-            return method, search_islands(parts, bench, seconds=seconds, progress=progress).kept
+            return method, search_islands(parts, bench, seconds=seconds, progress=progress, pieces=pieces).kept
         except ParityError as error:
             progress(f"ranges by {method}: no set of layers keeps the contract")
             failure = failure or error
@@ -169,6 +194,7 @@ class _Bench(CandidateBench):
         self.ranges: dict[str, Ranges] = {}
         self.kernels: Kernels = {}
         self.shares: Shares = {}
+        self.moved: Shares = {}
         self.method: str = AUTO[0]
         self._mixture: dict[str, str] = {}
 
@@ -183,7 +209,7 @@ class _Bench(CandidateBench):
         self._observed = observe(path, inputs, quantized_tensors(self._model.graph), self._config.seed)
 
     def round_kernels(self, pictures: Sequence[Picture], progress: Progress) -> None:
-        """Eight bits for every weight, and ranges by channel where the target has them."""
+        """Eight bits for every weight, and the channels of a tensor fitted to one range, or each to its own."""
         from onnx import numpy_helper
 
         graph = self._model.graph
@@ -192,13 +218,19 @@ class _Bench(CandidateBench):
         weights = {tensor.name: tensor for tensor in graph.initializer}
         kernels = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in layers}
         if self._config.int8_target == "openvino":
-            read = {name: [kernels[node.name] for node in layers if node.input[0] == name] for name in self._observed}
-            self.shares = channel_shares(self._observed, {name: own for name, own in read.items() if own})
+            self.shares = channel_shares(graph, self._observed, kernels)
+        else:
+            self.moved = equalising_shares(graph, self._observed, kernels)
+            self._observed = {name: tensor.over(self.moved.get(name)) for name, tensor in self._observed.items()}
+        read = self.shares or self.moved
         few = _spread(pictures, _ROUNDED)
         progress(f"rounding the kernels of {len(layers)} layers by what they see on {len(few)} pictures")
         moments = second_moments(self._checkpoint, few, [node.name for node in layers], self._config.seed)
         self.kernels = {
-            node.name: rounded_kernel(kernels[node.name], moments.pop(node.name), self.shares.get(node.input[0]))
+            node.name: scaled(
+                rounded_kernel(kernels[node.name], moments.pop(node.name), read.get(node.input[0])),
+                made_O=self.moved.get(node.output[0]),
+            )
             for node in layers
         }
 
@@ -246,13 +278,22 @@ class _Bench(CandidateBench):
         """Which method each stage's ranges are by, where they differ."""
         return {"method_by_stage": self._mixture} if method == _MIXED else {}
 
+    def plan(self, ranges: Ranges, kept: Collection[str], facts: Mapping[str, Any] | None = None) -> Int8Plan:
+        """What was found, with these parts in FP32."""
+        return Int8Plan(
+            ranges=ranges,
+            kept=tuple(kept),
+            facts=facts or {},
+            kernels=self.kernels,
+            shares=self.shares,
+            moved=self.moved,
+        )
+
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
         import onnx
 
         path = self._folder / "candidate.onnx"
-        plan = Int8Plan(
-            ranges=self.ranges[self.method], kept=tuple(kept), facts={}, kernels=self.kernels, shares=self.shares
-        )
+        plan = self.plan(self.ranges[self.method], kept)
         onnx.save(plan.graph_of(self._model, self._config.int8_target), path)
         preprocess, postprocess = self._checkpoint.preprocess, self._checkpoint.postprocess
         return SaliencyModel(_opened(path, self._config.int8_target), preprocess, postprocess, "candidate")

@@ -2,7 +2,8 @@
 
 Each stage of the network is reduced alone and what that does to the masks is measured: alone, because beside all others
 the noise of one cannot be told. Their parts then stay FP32, those of the noisiest stage for its arithmetic first, until
-the contract holds, and as few of them as hold it.
+the contract holds, and as few of them as hold it. In the time that is left, one convolution of these parts after the
+other is reduced after all, the largest first, where the contract holds without it.
 
     found = search_islands(parts, judge, seconds=300)
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from basnet_runtime.parity import ParityReport
@@ -51,7 +52,12 @@ class Found:
 
 
 def search_islands(
-    parts: Mapping[str, float], judge: Judge, *, seconds: float, progress: Progress = lambda _: None
+    parts: Mapping[str, float],
+    judge: Judge,
+    *,
+    seconds: float,
+    progress: Progress = lambda _: None,
+    pieces: Mapping[str, float] | None = None,
 ) -> Found:
     """The fewest parts, in order of measured noise by cost, with which the contract holds.
 
@@ -60,6 +66,7 @@ def search_islands(
         judge: Measures candidates.
         seconds: When to stop; at least one candidate is judged.
         progress: Called with what is found.
+        pieces: Single layers of the parts, each with its share, where they can be told apart; None leaves parts whole.
 
     Raises:
         ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the nearest.
@@ -75,7 +82,8 @@ def search_islands(
     # Variances add up, hence the square. Stages the time did not reach come last, in the network's order.
     ranked = sorted(stages, key=lambda stage: -(noise.get(stage, 0.0) ** 2) / costs[stage])
     order = _affordable([part for stage in ranked for part in stages[stage]], parts)
-    return _fewest(order, judge, end, noise, progress)
+    found = _fewest(order, judge, end, noise, progress)
+    return _thinned(found, pieces, judge, end, progress) if pieces else found
 
 
 def stages_of(parts: Iterable[str]) -> dict[str, list[str]]:
@@ -133,3 +141,18 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, 
         f"no layers found that keep the contract when they stay FP32, of {', '.join(order)}: nearest was {closest}; "
         "allow more --search-minutes, or use more precision; INT8 may also gain from more pictures to calibrate on"
     )
+
+
+def _thinned(found: Found, pieces: Mapping[str, float], judge: Judge, end: float, progress: Progress) -> Found:
+    """Without the layers that the contract holds without, those that cost most asked first."""
+    kept = [piece for part in found.kept for piece in pieces if piece == part or piece.startswith(f"{part}.")]
+    report = found.report
+    for piece in sorted(kept, key=lambda piece: -pieces[piece]):
+        if time.monotonic() > end:
+            break
+        fewer = [other for other in kept if other != piece]
+        thinner = judge.report(fewer)
+        if thinner:
+            kept, report = fewer, thinner
+    progress(f"of their layers {len(kept)} must stay, {sum(pieces[piece] for piece in kept):.1%} of the arithmetic")
+    return replace(found, kept=tuple(kept), report=report)

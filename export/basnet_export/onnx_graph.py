@@ -126,7 +126,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     if config.precision == "fp8":
         from basnet_export.fp8 import fp8_from_int8
 
-        graph = fp8_from_int8(graph, model)
+        graph = fp8_from_int8(graph, plan.float_graph_of(model))
     return graph, plan
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from basnet_export.activation_ranges import Ranges
+from basnet_export.byte_maps import join_as_bytes
 from basnet_export.channel_shares import Shares
 from basnet_export.config import Target
 from basnet_export.kernel_rounding import Kernels
@@ -170,6 +171,7 @@ def int8_from_onnx(
         if target == "openvino":
             _quantise_for_convolutions_alone(quantizer.model.model.graph)
             _quantise_by_channel(quantizer.model.model.graph, shares or {})
+            join_as_bytes(quantizer.model.model.graph)
         quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as error:
         raise ExportError(f"the graph cannot be quantised: {str(error).splitlines()[0]}") from error

@@ -103,10 +103,16 @@ def test_for_openvino_only_what_convolutions_read_is_quantised(calibration, tmp_
     readers = {}
     for node in model.graph.node:
         for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
+            readers.setdefault(name, []).append(node)
+
+    def kinds(name):
+        """Of the layers that read it, through what joins and pools it."""
+        through = [kinds(n.output[0]) if n.op_type in ("Concat", "MaxPool") else {n.op_type} for n in readers[name]]
+        return set().union(*through)
+
     made = [node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert len(made) > 100
-    assert all(readers[name] == {"Conv"} for name in made)
+    assert all(kinds(name) == {"Conv"} for name in made)
     zero_points = {n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     types = {t.data_type for t in model.graph.initializer if t.name in zero_points}
     assert types == {onnx.TensorProto.UINT8}
@@ -227,6 +233,18 @@ def test_search_keeps_the_fewest_that_hold():
     assert found.kept == ("part7.conv", "part6.conv", "part5.conv")  # by noise, without gaps
     assert found.noise["part7"] > found.noise["part1"]
     assert search_islands(parts, Bench(parts, ()), seconds=60).kept == ()
+
+
+def test_single_layers_of_what_stays_are_reduced_where_the_contract_holds_without_them():
+    parts = {f"stage.{i}": 0.1 for i in range(4)}
+    pieces = {f"{part}.{layer}": share for part in parts for layer, share in (("conv1", 0.06), ("conv2", 0.04))}
+
+    class ByLayer(Bench):
+        def report(self, kept):
+            return super().report([p for p in pieces if any(p == k or p.startswith(f"{k}.") for k in kept)])
+
+    bench = ByLayer(parts, {"stage.2.conv1", "stage.3.conv2"})
+    assert set(search_islands(parts, bench, seconds=60, pieces=pieces).kept) == {"stage.2.conv1", "stage.3.conv2"}
 
 
 def test_search_ends_where_a_file_would_not_be_int8():

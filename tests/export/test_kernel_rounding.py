@@ -71,23 +71,31 @@ def observed(*tops, low=0.0):
     return Observed(low_C=np.float32([low] * len(tops)), high_C=np.float32(tops), sample_SC=sample)
 
 
+def share_of(tensor, kernel):
+    """Of the input of the one convolution of a graph."""
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    graph = helper.make_graph([node], "graph", ends[:1], ends[1:])
+    return channel_shares(graph, {"x": tensor}, {"conv": kernel}).get("x")
+
+
 def test_quiet_channels_get_a_smaller_share():
-    kernels = {"x": [np.ones((4, 3, 3, 3), np.float32)]}
-    share = channel_shares({"x": observed(8.0, 1.0, 0.001)}, kernels)["x"]
+    kernel = np.ones((4, 3, 3, 3), np.float32)
+    share = share_of(observed(8.0, 1.0, 0.001), kernel)
     assert share[0] == 1
     assert 1 / 8 <= share[1] < 1  # never less than it needs
     assert 1 / 32 <= share[2] <= share[1]
-    assert np.all(channel_shares({"x": observed(2.0, 2.0)}, {"x": [np.ones((4, 2, 3, 3), np.float32)]})["x"] == 1)
-    assert channel_shares({"x": observed(8.0, 1.0, 1.0, low=-1.0)}, kernels) == {}
+    assert np.all(share_of(observed(2.0, 2.0), kernel[:, :2]) == 1)
+    assert share_of(observed(8.0, 1.0, 1.0, low=-1.0), kernel) is None
 
 
 def test_a_share_is_not_taken_where_it_makes_the_weights_coarse():
     """The quiet channel is read by weights so small that its own error does not count."""
     kernel = np.ones((4, 2, 3, 3), np.float32)
     kernel[:, 1] = 1e-3
-    uneven = channel_shares({"x": observed(8.0, 0.5)}, {"x": [kernel]})["x"]
-    even = channel_shares({"x": observed(8.0, 0.5)}, {"x": [np.ones_like(kernel)]})["x"]
-    assert uneven[1] > even[1]
+    assert share_of(observed(8.0, 0.5), kernel)[1] > share_of(observed(8.0, 0.5), np.ones_like(kernel))[1]
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +142,65 @@ def by_channel(fp32, keep_fp32=()):
     return model, kernels, shares
 
 
+def dequantizers(node, makers):
+    """What a value is led back from bytes by, through what joins and pools it, in the order of its channels."""
+    if node.op_type == "DequantizeLinear":
+        return [node]
+    assert node.op_type in ("Concat", "MaxPool")
+    return [found for name in node.input for found in dequantizers(makers[name], makers)]
+
+
 def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(fp32):
     """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the shares."""
     model, kernels, shares = by_channel(fp32)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}
+    read = {node.name: node.input[0] for node in fp32.graph.node if node.op_type == "Conv"}
     for node in model.graph.node:
         if node.op_type == "Conv" and node.name in kernels:
-            dequantize = makers[node.input[0]]
-            quantize = makers[dequantize.input[0]]
-            steps = constants[quantize.input[1]]
-            np.testing.assert_allclose(steps, constants[dequantize.input[1]] * shares[quantize.input[0]], rtol=1e-6)
-            assert quantize.attribute[0].i == 1
+            found = dequantizers(makers[node.input[0]], makers)
+            quantizers = [makers[one.input[0]] for one in found]
+            steps = np.concatenate([constants[one.input[1]] for one in quantizers])
+            (back,) = {constants[one.input[1]].item() for one in found}
+            np.testing.assert_allclose(steps, back * shares[read[node.name]], rtol=1e-6)
+            assert {one.attribute[0].i for one in quantizers} == {1}
             whole = makers[node.input[1]]
             stored = constants[whole.input[0]] * constants[whole.input[1]][:, None, None, None]
             np.testing.assert_allclose(stored, kernels[node.name], atol=float(constants[whole.input[1]].max()) * 0.51)
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, monkeypatch):
+    import onnxruntime
+
+    from basnet_export import quantization
+
+    def run(model):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        image = np.random.default_rng(1).normal(size=[axis.dim_value or 1 for axis in shape]).astype(np.float32)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"image": image})[0]
+
+    shape = fp32.graph.input[0].type.tensor_type.shape.dim
+    joined, _, _ = by_channel(fp32)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantization, "join_as_bytes", lambda graph: None)
+        apart, _, _ = by_channel(fp32)
+    assert np.ptp(run(apart)) > 0
+    assert np.array_equal(run(joined), run(apart))
+    makers = {node.output[0]: node.op_type for node in fp32.graph.node}
+    sources = [node.input[0] for node in joined.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(sources) == len(set(sources))
+    assert {makers[name] for name in sources}.isdisjoint({"Concat", "MaxPool"})
+
+
+def test_a_layer_in_fp32_reads_a_map_joined_in_floats(fp32):
+    kept = "predict.decoder.stage3.0.conv"
+    model, _, _ = by_channel(fp32, keep_fp32=[kept])
+    before, after = ({node.name: node for node in graph.node} for graph in (fp32.graph, model.graph))
+    makers = {node.output[0]: node for node in model.graph.node}
+    assert list(after[kept].input) == list(before[kept].input)
+    assert not {makers[name].op_type for name in makers[after[kept].input[0]].input} & {"DequantizeLinear"}
     onnx.checker.check_model(model, full_check=True)
 
 
