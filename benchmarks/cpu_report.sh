@@ -5,10 +5,12 @@
 #
 #   DATASETS    data sets with masks, the first also for parity and preparing; none: bundled photographs, no accuracy
 #   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
+#   VIDEO_RUNS  runs of each engine on it (6)
 #   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
 #   WIDE        checkpoint of width 64 (random:64)              WIDE_MODELS  .onnx files exported from it, as INT8
 #   FILMS       videos or folders of frames whose flicker is measured (none)
-#   ROUNDS      turns of each candidate (12)                    SOAK_FRAMES  frames of the soak (20000), 0: none
+#   ROUNDS      turns of each candidate (12), and WIDE_ROUNDS of width 64 in INT8 beside PyTorch FP32 alone (24)
+#   SOAK_FRAMES frames of the soak (20000), 0: none
 #   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -72,6 +74,10 @@ fi
 if [ -f "$lite-int8.onnx" ]; then models+=("$lite-int8.onnx"); fi
 
 measure latency-cpu latency "$wide" "${wide_models[@]}" "$lite.safetensors" "${models[@]}" --rounds "${ROUNDS:-12}"
+if [ ${#wide_models[@]} -gt 0 ]; then
+  measure latency-wide latency "$wide" "${wide_models[@]}" --backend pytorch:fp32 --backend onnxruntime \
+    --backend openvino:int8 --rounds "${WIDE_ROUNDS:-24}" --no-stages --no-memory
+fi
 measure throughput-cpu latency "$lite.safetensors" --rounds 6 --batch 1,2,4,8
 pictures=()
 if [ ${#datasets[@]} -gt 0 ]; then pictures=("${datasets[0]}"); fi
@@ -88,13 +94,11 @@ if [ ${#datasets[@]} -gt 0 ]; then
     measure "accuracy-dev-${name#basnet-lite-}" accuracy "$file" "${datasets[@]}"
   done
 fi
-measure video-cpu video "${VIDEO:-tests/data/pan.mp4}" --engine "$lite.onnx"
+engines=(--engine "$lite.onnx")
 for file in "${models[@]}"; do
-  name=$(basename "$file" .onnx)
-  if [[ $name == basnet-lite-int8* ]]; then
-    measure "video-cpu-${name#basnet-lite-}" video "${VIDEO:-tests/data/pan.mp4}" --engine "$file"
-  fi
+  if [[ $(basename "$file") == basnet-lite-int8*.onnx ]]; then engines+=(--engine "$file"); fi
 done
+measure video-cpu video "${VIDEO:-tests/data/pan.mp4}" "${engines[@]}" --runs "${VIDEO_RUNS:-6}"
 if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
 if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
 if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi

@@ -6,17 +6,21 @@ import atexit
 import shutil
 import tempfile
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch.nn import functional as F
 
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
+from basnet_runtime.backends.openvino import open_openvino
+from basnet_runtime.backends.ort import open_onnxruntime
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.parity import Picture
@@ -25,6 +29,8 @@ from basnet_torch.model import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = [
+    "OPENERS",
+    "OPENVINO_PLUGIN",
     "SIZE",
     "calibration_folder",
     "checkpoint_file",
@@ -34,12 +40,22 @@ __all__ = [
     "draw_discs",
     "exported",
     "graph_made_before",
+    "needs_openvino_plugin",
     "settle_statistics",
     "widened",
     "with_weights",
 ]
 
 SIZE = 64
+OPENVINO_PLUGIN = "onnxruntime_ep_openvino"
+needs_openvino_plugin = pytest.mark.skipif(
+    find_spec(OPENVINO_PLUGIN) is None, reason="OpenVINO's plug-in for ONNX Runtime is not installed"
+)
+OPENERS = [  # of `.onnx` files on the processor
+    open_onnxruntime,
+    open_openvino,
+    pytest.param(partial(open_onnxruntime, device="openvino"), marks=needs_openvino_plugin, id="openvino_provider"),
+]
 
 
 def draw_discs(count, size=SIZE, seed=0):

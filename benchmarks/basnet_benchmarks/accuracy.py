@@ -45,7 +45,7 @@ class AccuracyConfig:
         backend: Library to run with; None chooses.
         precision: What to compute in; None takes the model's own.
         threads: Processor threads; None takes what the container allows.
-        device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
+        device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
         panels: Whether thumbnails of the best and worst pictures are kept for a page.
     """
 

@@ -7,11 +7,12 @@ For ONNX Runtime and OpenVINO a checkpoint is exported to a temporary folder fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,20 +39,34 @@ __all__ = [
 
 _RANDOM = "random:"
 _Progress = Callable[[str], None]
+Provider = Literal["", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One library with one arithmetic; `mode` tells PyTorch's other ways of running on a CUDA device apart."""
+    """One library with one arithmetic.
+
+    Attributes:
+        backend: The library.
+        precision: What it computes in.
+        mode: Tells PyTorch's other ways of running on a CUDA device apart.
+        provider: The device to open it with, where a library has more than one for the same processor.
+    """
 
     backend: BackendName
     precision: Precision
     mode: Mode = ""
+    provider: Provider = ""
 
     @property
     def arithmetic(self) -> str:
-        """Precision and mode, for people."""
-        return f"{self.precision} {self.mode}".strip()
+        """Precision, and mode or provider, for people."""
+        return " ".join(part for part in (self.precision, self.mode, self.provider) if part)
+
+    @property
+    def choice(self) -> Choice:
+        """What asks for it by name, in all its modes."""
+        return Choice(backend=self.backend, precision=self.precision, provider=self.provider)
 
     def __str__(self) -> str:
         return f"{self.backend} {self.arithmetic}"
@@ -62,21 +77,22 @@ REFERENCE = Variant(backend="pytorch", precision="fp32")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A backend that was asked by name; `precision` None takes all of them."""
+    """A backend that was asked by name; `precision` None takes all of them, and all providers."""
 
     backend: BackendName
     precision: Precision | None = None
+    provider: Provider = ""
 
     def holds(self, variant: Variant) -> bool:
         """Whether the variant is meant."""
-        return self.backend == variant.backend and self.precision in (None, variant.precision)
+        return self in (variant.choice, Choice(backend=variant.backend))
 
     def __str__(self) -> str:
-        return self.backend if self.precision is None else f"{self.backend}:{self.precision}"
+        return ":".join(part for part in (self.backend, self.precision, self.provider) if part)
 
 
 def parse_choices(texts: Sequence[str]) -> tuple[Choice, ...]:
-    """Choices from `BACKEND` or `BACKEND:PRECISION`.
+    """Choices from `BACKEND`, `BACKEND:PRECISION` or `onnxruntime:PRECISION:openvino`, OpenVINO being its provider.
 
     Raises:
         UsageError: For names that are not known.
@@ -88,14 +104,16 @@ def parse_choices(texts: Sequence[str]) -> tuple[Choice, ...]:
 
 
 def _choice(text: str) -> Choice:
-    name, colon, number = text.partition(":")
-    backends = {known: known for known in _backends()}
-    precisions = {known: known for known in get_args(Precision)}
-    if name not in backends or (colon and number not in precisions):
+    known = [Choice(backend=backend) for backend in _backends()]
+    known += [Choice(backend=backend, precision=number) for backend in _backends() for number in get_args(Precision)]
+    known += [Choice(backend="onnxruntime", precision=number, provider="openvino") for number in get_args(Precision)]
+    try:
+        return next(choice for choice in known if str(choice) == text)
+    except StopIteration:
         raise UsageError(
-            f"backend {text!r}: give {', '.join(backends)}, alone or as BACKEND:PRECISION ({', '.join(precisions)})"
-        )
-    return Choice(backend=backends[name], precision=precisions[number] if colon else None)
+            f"backend {text!r}: give {', '.join(_backends())}, alone, as BACKEND:PRECISION "
+            f"({', '.join(get_args(Precision))}) or as onnxruntime:PRECISION:openvino"
+        ) from None
 
 
 def _backends() -> tuple[BackendName, ...]:
@@ -110,7 +128,8 @@ def parse_device(text: str) -> str:
     """
     kind, colon, index = text.partition(":")
     if kind not in ("cpu", "cuda", "tensorrt", "rtx") or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device {text!r}: give cpu, or cuda, tensorrt or rtx, alone or as cuda:N")
+        also = "; INT8 files are measured in OpenVINO's provider with cpu" if kind == "openvino" else ""
+        raise UsageError(f"device {text!r}: give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}")
     return text
 
 
@@ -197,21 +216,26 @@ class ModelSource:
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
     def variants(self, device: str) -> tuple[Variant, ...]:
-        """Everything that could run it on the device."""
+        """Everything that could run it on the device, whether it is installed or not."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
-        if self.quantized_for == "openvino" and device == "cpu":
-            return (Variant(backend="openvino", precision=self.precision),)
-        found = [Variant(backend="onnxruntime", precision=self.precision)]
+        found: list[Variant] = []
+        if self.quantized_for != "openvino":  # ONNX Runtime's own kernels would compute it in FP32
+            found.append(Variant(backend="onnxruntime", precision=self.precision))
         if device == "cpu":
-            # OpenVINO has no FP16 arithmetic on the CPU: such a file is computed, and so named, in FP32.
-            computed: Precision = "fp32" if self.precision == "fp16" else self.precision
-            found.append(Variant(backend="openvino", precision=computed))
-            if self.precision == "fp32":
-                found.append(Variant(backend="openvino", precision="bf16"))
+            found += self._in_openvino()
         if self.checkpoint:
             found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *_torch_variants(device), *found]
         return tuple(found)
+
+    def _in_openvino(self) -> Iterator[Variant]:
+        """What OpenVINO runs, by itself and, where ONNX Runtime's own kernels are much slower, as its provider."""
+        if self.precision == "int8" and (self.quantized_for == "openvino" or find_spec("onnxruntime_ep_openvino")):
+            yield Variant(backend="onnxruntime", precision="int8", provider="openvino")
+        # OpenVINO has no FP16 arithmetic on the CPU: such a file is computed, and so named, in FP32.
+        yield Variant(backend="openvino", precision="fp32" if self.precision == "fp16" else self.precision)
+        if self.precision == "fp32":
+            yield Variant(backend="openvino", precision="bf16")
 
 
 def _torch_variants(device: str) -> tuple[Variant, ...]:
@@ -286,12 +310,13 @@ class Candidate:
     def described(self) -> dict[str, Any]:
         """What `open_described` takes, as plain values that another process can be given."""
         is_torch = self.variant.backend == "pytorch"
+        device = self.variant.provider or self.device
         widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
         return {
             "path": str(self.path),
             "backend": self.variant.backend,
             "mode": self.variant.mode,
-            "device": self.device.replace("tensorrt", "cuda").replace("rtx", "cuda") if is_torch else self.device,
+            "device": device.replace("tensorrt", "cuda").replace("rtx", "cuda") if is_torch else device,
             "threads": self.threads,
             "precision": None if widened else self.variant.precision,  # what nobody asked for is not refused
         }
@@ -328,13 +353,16 @@ def candidates_of(
     """All variants of all sources that were chosen; no choice takes all.
 
     Raises:
-        UsageError: When a choice fits no variant of any source.
+        UsageError: When a choice fits no variant of any source, or without choices nothing runs a source on the device.
     """
+    for source in sources:
+        if not choices and not source.variants(device):
+            raise UsageError(f"{source.name}: is quantised for {source.quantized_for}, which runs on --device cpu")
     variants = [(source, variant) for source in sources for variant in source.variants(device)]
     for choice in choices:
         if not any(choice.holds(variant) for _, variant in variants):
-            there = ", ".join(dict.fromkeys(f"{v.backend}:{v.precision}" for _, v in variants))
-            raise UsageError(f"backend {choice} runs none of the given models on {device}; there are {there}")
+            there = ", ".join(dict.fromkeys(str(v.choice) for _, v in variants))
+            raise UsageError(f"backend {choice} runs none of the given models on {device}; there is {there or 'none'}")
     return [
         Candidate(source=source, variant=variant, device=device, threads=threads)
         for source, variant in variants

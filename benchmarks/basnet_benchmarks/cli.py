@@ -36,6 +36,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")]
+RunDevice = Annotated[str, typer.Option(help="cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
 Panels = Annotated[
@@ -44,7 +45,11 @@ Panels = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Backends = Annotated[
     list[str] | None,
-    typer.Option("--backend", metavar="BACKEND[:PRECISION]", help="Run only this; repeatable. Default: all."),
+    typer.Option(
+        "--backend",
+        metavar="BACKEND[:PRECISION]",
+        help="Run only this; repeatable. onnxruntime:int8:openvino is its provider of OpenVINO. Default: all.",
+    ),
 ]
 
 
@@ -134,26 +139,33 @@ def parity(
 @app.command()
 def video(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Video file.")],
-    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--engine", "--model", help="Repeatable; ratios are to the first. Default: the built-in model."),
+    ] = None,
     kind: Annotated[str, typer.Option(help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")] = "mask",
-    runs: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each engine; several engines take turns.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Frames per network run.")] = 1,
     backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
-    device: Device = "cpu",
+    device: RunDevice = "cpu",
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run basnet-run's whole pipeline on a video: frames per second, and each stage's share of processor time."""
+    """Run basnet-run's whole pipeline on a video: frames per second, each stage's share of processor time.
+
+    Several engines run in interleaved rounds, each once per round. Their ratios to the first engine are medians over
+    the rounds, so that a machine that drifts slows both sides of each; six runs or more give confidence intervals.
+    """
     from basnet_benchmarks.report import check_output
     from basnet_benchmarks.video import VideoConfig, measure_video
 
     with exit_on_error():
         config = VideoConfig(
             source=source,
-            model=model,
+            models=tuple(models or ()),
             kind=kind,
             runs=runs,
             batch=batch,
@@ -173,7 +185,7 @@ def accuracy(
     backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
-    device: Device = "cpu",
+    device: RunDevice = "cpu",
     panels: Panels = False,
     as_json: AsJson = False,
     output: Output = None,
@@ -306,7 +318,7 @@ def soak(
     backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
-    device: Device = "cpu",
+    device: RunDevice = "cpu",
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,

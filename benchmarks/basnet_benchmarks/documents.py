@@ -4,7 +4,7 @@
     ... a table, and the machine in a line below it ...
     <!-- end -->
 
-    a median of <!-- value: benchmarks/reports/video-cpu.json frames_per_second.value .2f -->7.65<!-- end --> frames
+    <!-- value: benchmarks/reports/video-cpu.json results.0.frames_per_second.value .2f -->7.65<!-- end --> frames
 
 `columns` names the columns to show, `rows` keeps rows whose text holds one of the words; without them all is shown. A
 value is found by its keys and list places, joined by points; a list's entry may also be named as `[key=text]`.

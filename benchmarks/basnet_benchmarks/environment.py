@@ -43,6 +43,7 @@ _LIBRARIES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-openvino",
     "openvino",
     "tensorrt",
     "av",

@@ -25,7 +25,7 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
-from basnet_runtime.manifest import read_manifest, sha256_of
+from basnet_runtime.manifest import Manifest, read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
@@ -140,8 +140,7 @@ class Baseline:
         if not paths:
             return self
         names = [os.path.relpath(path, self.folder) for path in paths]
-        precisions = dict.fromkeys(read_manifest(path).precision for path in paths)
-        more = (f"{library}:{precision}" for precision in precisions for library in ("onnxruntime", "openvino"))
+        more = (choice for path in paths for choice in _choices_of(read_manifest(path)))
         cpu = tuple(dict.fromkeys((*self.devices.get("cpu", ()), *more)))
         return replace(
             self, candidates=tuple(dict.fromkeys((*self.candidates, *names))), devices={**self.devices, "cpu": cpu}
@@ -356,12 +355,25 @@ def _rows_on(
         ),
         progress,
     )
-    ran = tuple(f"{row.backend}:{row.precision.split()[0]}" for row in result.rows if row.report is not None)
+    ran = tuple(_choice_of(row) for row in result.rows if row.report is not None)
     timed = _timed(ran, device, baseline, threads, progress) if ran and config.speed and baseline.rounds else {}
     return tuple(
         _gate_row(row, device, baseline, timed.get((row.model, row.backend, row.precision)), config)
         for row in result.rows
     )
+
+
+def _choices_of(manifest: Manifest) -> tuple[str, ...]:
+    """What runs a file on the processor."""
+    if manifest.quantized_for == "openvino":
+        return "onnxruntime:int8:openvino", "openvino:int8"
+    return f"onnxruntime:{manifest.precision}", f"openvino:{manifest.precision}"
+
+
+def _choice_of(row: ParityRow) -> str:
+    """What asks for a row's variant; a row's precision may also name a mode or a provider."""
+    precision, *more = row.precision.split()
+    return ":".join((row.backend, precision, *(name for name in more if name == "openvino")))
 
 
 def _timed(

@@ -83,7 +83,8 @@ def _allowed(report: Values) -> float | None:
     """The time of the slowest stage, as a share of the time of the whole run: 1 where all others hide behind it."""
     shares = [
         max(run["wall_seconds_by_stage"].values()) / run["seconds"]
-        for run in report["runs"]
+        for result in report["results"]
+        for run in result["runs"]
         if run.get("wall_seconds_by_stage") and run["seconds"]
     ]
     return statistics.median(shares) if shares else None

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from basnet_runtime.processor import is_processor
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _measured(order: dict[str, Any]) -> Memory:
 
 def _free_on(device: str) -> int | None:
     """Free bytes of a CUDA device, where PyTorch is there to ask for them."""
-    if device == "cpu":
+    if is_processor(device):
         return None
     try:
         import torch

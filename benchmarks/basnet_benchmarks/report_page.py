@@ -9,6 +9,7 @@ joined by their fingerprint and never by name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -257,22 +258,32 @@ def _shares(row: Values) -> Iterator[plots.Bar]:
 
 def _video(reports: Sequence[Values]) -> _Drawn:
     """Processor time of each stage per frame, of the median run, and frames per second."""
+    named = [(_video_name(report, result), result) for report in reports for result in report["results"]]
+    results = dict(_numbered(named))
     rows = {}
-    for report in reports:
-        run = sorted(report["runs"], key=lambda own: own["frames_per_second"])[len(report["runs"]) // 2]
+    for label, result in results.items():
+        run = sorted(result["runs"], key=lambda own: own["frames_per_second"])[len(result["runs"]) // 2]
         seconds = run["cpu_seconds_by_stage"]
-        rows[_video_name(report)] = {name: _MILLI * value / run["frames"] for name, value in seconds.items()}
+        rows[label] = {name: _MILLI * value / run["frames"] for name, value in seconds.items()}
     yield page.drawing(
         "Processor time of each stage, all threads together, of the median run",
         plots.stacked_bars(rows, x="milliseconds of processor time per frame"),
     )
-    if len(reports) > 1:
-        bars = [_bar(_video_name(report), report["frames_per_second"]) for report in reports]
+    if len(results) > 1:
+        bars = [_bar(label, result["frames_per_second"]) for label, result in results.items()]
         yield page.drawing("Frames per second, file to file", plots.bars(bars, x="frames per second"))
 
 
-def _video_name(report: Values) -> str:
-    return f"{report['source']}: {report['model']} on {report['runs_on']}"
+def _numbered(named: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, Values]]:
+    """The same, with a number behind labels that come again, as of a film before and after a change."""
+    count = Counter[str]()
+    for label, values in named:
+        count[label] += 1
+        yield (f"{label} ({count[label]})" if count[label] > 1 else label), values
+
+
+def _video_name(report: Values, result: Values) -> str:
+    return f"{report['source']}: {result['model']} on {result['runs_on']}"
 
 
 def _prepare(reports: Sequence[Values]) -> _Drawn:

@@ -57,7 +57,7 @@ class SoakConfig:
         backend: Library to run with; None chooses.
         precision: What to compute in; None takes the model's own.
         threads: Processor threads for the network; None takes what the container allows.
-        device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
+        device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
     """
 
     frames: int = 20_000

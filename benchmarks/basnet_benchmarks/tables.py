@@ -7,7 +7,7 @@ Legend of a table's cells: `1.92 [1.88, 1.97]` is a median with its 95 % confide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import median
@@ -47,6 +47,7 @@ _CONVENTIONS = (
     "the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
 )
 _BUSY = 0.5  # processes running before, from which on times are not to be trusted; as `Environment.warnings` has it
+_RATIO_TO_FIRST = "x first model"
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
 
 
@@ -375,34 +376,53 @@ def _ratio(estimate: Values | None) -> str:
 
 
 def _video_table(values: Values) -> Table:
-    numbers = ("run", "frames", "seconds", "frames/s", "of the ceiling")
-    stages = tuple(values["runs"][0]["cpu_seconds_by_stage"])
-    processors = values["environment"]["processors"]
-    rows = tuple(_video_cells(index, run, stages, processors) for index, run in enumerate(values["runs"], start=1))
-    covers = "decoding, the network and encoding are in it, opening the model is not"
-    notes = (
-        f"{values['model']} on {values['runs_on']}",
-        f"median {estimate_text(values['frames_per_second'], 1, 2)} frames per second; {covers}.",
-        f"Of the ceiling: of the frames per second that the stages' processor time allows on {processors} processors.",
-        f"Shares of all processor time: {', '.join(stages)}.",
-    )
+    results = values["results"]
+    stages = tuple(results[0]["runs"][0]["cpu_seconds_by_stage"])
+    ratio = (_RATIO_TO_FIRST,) if len(results) > 1 else ()
+    numbers = ("run", "frames", "seconds", "frames/s", *ratio, "of the ceiling", *stages)
     return Table(
         title=f"Frames per second of basnet-run on {values['source']}",
-        columns=(*numbers, *stages),
-        numbers=frozenset((*numbers, *stages)),
-        rows=rows,
-        notes=notes,
+        columns=("model", *numbers),
+        numbers=frozenset(numbers),
+        rows=tuple(row for result in results for row in _video_rows(result, stages, compared=bool(ratio))),
+        notes=tuple(_video_notes(values, stages)),
         environment=environment_lines(values["environment"]),
     )
 
 
-def _video_cells(index: int, run: Values, stages: Iterable[str], processors: int) -> tuple[str, ...]:
-    seconds = run["cpu_seconds_by_stage"]
-    total = sum(seconds.values())
-    ceiling = f"{total / (processors * run['seconds']):.0%}"
-    shares = (f"{seconds[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
-    speed = f"{run['seconds']:.2f}", f"{run['frames_per_second']:.2f}"
-    return (str(index), str(run["frames"]), *speed, ceiling, *shares)
+def _video_notes(values: Values, stages: Iterable[str]) -> Iterator[str]:
+    results, processors = values["results"], values["environment"]["processors"]
+    yield from (f"{result['model']} on {result['runs_on']}" for result in results)
+    yield "Decoding, the network and encoding are in the frames per second, opening the model is not."
+    if len(results) > 1:
+        taken = f"{len(results[0]['runs'])} interleaved rounds, each model once per round"
+        yield f"{taken}; {_RATIO_TO_FIRST}: median of the ratios of each round to {results[0]['model']}."
+    yield f"Of the ceiling: of the frames per second that the stages' processor time allows on {processors} processors."
+    yield f"Shares of all processor time: {', '.join(stages)}."
+
+
+def _video_rows(result: Values, stages: Iterable[str], *, compared: bool) -> Iterator[tuple[str, ...]]:
+    """Each run, then the medians over the runs."""
+    runs, dash = result["runs"], ("-",) if compared else ()
+    for index, run in enumerate(runs, start=1):
+        speed = (f"{run['frames_per_second']:.2f}", *dash, f"{run['of_ceiling']:.0%}")
+        yield (result["model"], str(index), *_video_size([run]), *speed, *_video_shares([run], stages))
+    ratio = (_ratio(result["ratio_to_first"]),) if compared else ()
+    speed = (estimate_text(result["frames_per_second"], 1, 2), *ratio, f"{result['of_ceiling']:.0%}")
+    yield (result["model"], "median", *_video_size(runs), *speed, *_video_shares(runs, stages))
+
+
+def _video_size(runs: Sequence[Values]) -> tuple[str, str]:
+    return f"{median(run['frames'] for run in runs):.0f}", f"{median(run['seconds'] for run in runs):.2f}"
+
+
+def _video_shares(runs: Sequence[Values], stages: Iterable[str]) -> Iterator[str]:
+    """Each stage's part of the processor time, the median over the runs."""
+    spent = [run["cpu_seconds_by_stage"] for run in runs]
+    totals = [sum(seconds.values()) for seconds in spent]
+    for stage in stages:
+        shares = [seconds[stage] / total for seconds, total in zip(spent, totals, strict=True) if total > 0]
+        yield f"{median(shares):.0%}" if shares else "-"
 
 
 def _runs_table(values: Values) -> Table:

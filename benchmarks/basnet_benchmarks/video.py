@@ -1,6 +1,9 @@
 """Frames per second of `basnet-run` on a video, from file to file, and where the processor's time went.
 
-report = measure_video(VideoConfig(source=Path("clip.mp4"), model=Path("basnet.onnx")))
+report = measure_video(VideoConfig(source=Path("clip.mp4"), models=(Path("basnet.onnx"), Path("basnet-int8.onnx"))))
+
+Several engines run in interleaved rounds, each once per round, so that a machine that drifts slows all of them; their
+ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -8,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.measurement import Estimate, median_estimate
+from basnet_benchmarks.rounds import round_order
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.run import RunConfig, Summary, run
 from basnet_torch.errors import MediaError, UsageError
 
-__all__ = ["VideoConfig", "VideoReport", "VideoRun", "measure_video"]
+__all__ = ["VideoConfig", "VideoReport", "VideoResult", "VideoRun", "measure_video"]
 
 _Progress = Callable[[str], None]
 
@@ -29,18 +34,18 @@ class VideoConfig:
 
     Attributes:
         source: A video file, or anything else that `basnet-run` takes as one input.
-        model: Model file; None runs the built-in model.
+        models: Model files, each of another name; empty runs the built-in model.
         kind: What is made of each mask, as `basnet-run --kind` says it.
-        runs: How often; the first is not left out, because a user's first run is one too.
+        runs: Of each model; the first is not left out, because a user's first run is one too.
         batch: Frames per network run.
         backend: Library to run with; None chooses.
         precision: What to compute in; None takes the model's own.
         threads: Processor threads for the network; None takes what the container allows.
-        device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
+        device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
     """
 
     source: Path
-    model: Path | None = None
+    models: Sequence[Path] = ()
     kind: str = "mask"
     runs: int = 3
     batch: int = 1
@@ -52,6 +57,9 @@ class VideoConfig:
     def __post_init__(self) -> None:
         if self.runs < 1:
             raise UsageError(f"runs is {self.runs}; it must be at least 1")
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise UsageError(f"engines {', '.join(names)}: give each once, under its own file name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,30 +83,28 @@ class VideoRun:
         """Frames by seconds on the clock."""
         return self.frames / self.seconds
 
-    def shares(self, stages: Sequence[str]) -> tuple[str, ...]:
-        """Each stage's part of the processor time, for people."""
-        total = sum(self.cpu_by_stage.values())
-        return tuple(f"{self.cpu_by_stage[stage] / total:.0%}" if total > 0 else "-" for stage in stages)
+    def of_ceiling(self, processors: int) -> float:
+        """Frames per second as a share of what the stages' processor time alone allows on so many processors."""
+        return sum(self.cpu_by_stage.values()) / (processors * self.seconds)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, processors: int) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "frames": self.frames,
             "seconds": self.seconds,
             "frames_per_second": self.frames_per_second,
+            "of_ceiling": self.of_ceiling(processors),
             "cpu_seconds_by_stage": dict(self.cpu_by_stage),
             "wall_seconds_by_stage": dict(self.wall_by_stage),
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoReport:
-    """All runs of one video."""
+class VideoResult:
+    """All runs of one model; runs of one place in `runs` are of one round."""
 
-    source: str
     model: str
     runs_on: str
-    environment: Environment
     runs: tuple[VideoRun, ...]
 
     @property
@@ -106,44 +112,57 @@ class VideoReport:
         """Median over the runs."""
         return median_estimate([run.frames_per_second for run in self.runs])
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """In the order a frame goes through them."""
-        return tuple(self.runs[0].cpu_by_stage)
+    def ratio_to(self, reference: VideoResult) -> Estimate:
+        """Frames per second as a ratio to another model's: the median of the ratios of each round."""
+        pairs = zip(self.runs, reference.runs, strict=True)
+        return median_estimate([own.frames_per_second / other.frames_per_second for own, other in pairs])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoReport:
+    """All runs of one video; ratios are to the first result."""
+
+    source: str
+    environment: Environment
+    results: tuple[VideoResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "command": "video",
             "source": self.source,
-            "model": self.model,
-            "runs_on": self.runs_on,
             "environment": self.environment.to_dict(),
-            "frames_per_second": self.frames_per_second.to_dict(),
-            "runs": [run.to_dict() for run in self.runs],
+            "results": [self._result_to_dict(result) for result in self.results],
+        }
+
+    def _result_to_dict(self, result: VideoResult) -> dict[str, Any]:
+        processors = self.environment.processors
+        return {
+            "model": result.model,
+            "runs_on": result.runs_on,
+            "frames_per_second": result.frames_per_second.to_dict(),
+            "ratio_to_first": result.ratio_to(self.results[0]).to_dict(),
+            "of_ceiling": median(run.of_ceiling(processors) for run in result.runs),
+            "runs": [run.to_dict(processors) for run in result.runs],
         }
 
 
 def measure_video(config: VideoConfig, progress: _Progress = lambda _: None) -> VideoReport:
-    """Run the video several times into a temporary folder, which is removed.
+    """Run the video with each model in every round into a temporary folder, which is removed.
 
     Raises:
         MediaError: The video cannot be read.
         BasnetError: The model cannot be opened or run.
     """
     before = environment(config.threads)
-    summaries = []
+    models: dict[str, Path | None] = {model.name: model for model in config.models} or {"the built-in model": None}
+    summaries: dict[str, list[Summary]] = {name: [] for name in models}
     for index in range(config.runs):
-        progress(f"run {index + 1} of {config.runs}")
-        with TemporaryDirectory(prefix="basnet-bench-") as folder:
-            summaries.append(_run(config, folder))
-    return VideoReport(
-        source=config.source.name,
-        model=summaries[0].model,
-        runs_on=summaries[0].runs_on,
-        environment=before,
-        runs=tuple(map(_measured, summaries)),
-    )
+        for name in round_order(list(models), index):
+            progress(f"run {index + 1} of {config.runs}: {name}")
+            with TemporaryDirectory(prefix="basnet-bench-") as folder:
+                summaries[name].append(_run(config, models[name], folder))
+    return VideoReport(source=config.source.name, environment=before, results=tuple(map(_result, summaries.values())))
 
 
 class _Unwatched:
@@ -156,13 +175,13 @@ class _Unwatched:
         """Nothing to show."""
 
 
-def _run(config: VideoConfig, folder: str) -> Summary:
+def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:
     summary = run(
         RunConfig(
             inputs=(str(config.source),),
             output=folder,
             kind=OutputKind.parse(config.kind),
-            model=config.model,
+            model=model,
             backend=config.backend,
             device=config.device,
             threads=config.threads,
@@ -176,6 +195,11 @@ def _run(config: VideoConfig, folder: str) -> Summary:
     if not summary.frames:
         raise MediaError(f"{config.source}: holds no frames, so there is nothing to time")
     return summary
+
+
+def _result(summaries: Sequence[Summary]) -> VideoResult:
+    first = summaries[0]
+    return VideoResult(model=first.model, runs_on=first.runs_on, runs=tuple(map(_measured, summaries)))
 
 
 def _measured(summary: Summary) -> VideoRun:

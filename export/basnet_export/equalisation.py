@@ -44,9 +44,10 @@ def equalising_shares(
     """
     joined = {node.output[0]: node.input for node in graph.node if node.op_type == "Concat"}
     widths = {name: len(tensor.low_C) for name, tensor in observed.items()}
-    widths |= {name: widths[seen] for names in _alike(graph) for seen in names if seen in widths for name in names}
+    groups = _alike(graph)
+    widths |= {name: widths[seen] for names in groups for seen in names if seen in widths for name in names}
     shares: dict[str, Float32] = {}
-    for names in _alike(graph):
+    for names in groups:
         seen = [observed[name] for name in names if name in observed]
         if not seen:
             continue

@@ -44,7 +44,7 @@ def run(
     backend: Annotated[
         BackendName | None, typer.Option(help="Library to run with. Default: chosen by the file.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network. Default: all allowed.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures or frames per network run.")] = 1,
     precision: Annotated[

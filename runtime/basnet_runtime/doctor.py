@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basnet_runtime.backends.openvino_provider import has_plugin_here
 from basnet_runtime.installed import installed_version
 from basnet_runtime.processor import processor_flags, why_no_bf16
 from basnet_runtime.threads import allowed_threads, cgroup_quota
@@ -123,10 +124,22 @@ _LIBRARIES = (
 )
 
 
+_OPENVINO_PROVIDER = _Library(
+    name="openvino provider",
+    packages=("onnxruntime-ep-openvino",),
+    code="import onnxruntime as o, onnxruntime_ep_openvino as p; n = p.get_ep_name(); "
+    "o.register_execution_provider_library(n, p.get_library_path()); "
+    "f = [d for d in o.get_ep_devices() if d.ep_name == n and 'ov_device' in d.ep_metadata]; "
+    "print(f[0].ep_metadata['version'].split('+')[0] + ', for onnxruntime' if f else 'finds no device')",
+    fix="pip install 'basnet-deploy[openvino-ep]'",
+)
+
+
 def examine() -> list[Finding]:
     """Look at everything; takes seconds, because each installed library is really imported."""
     with ThreadPoolExecutor(max_workers=allowed_threads()) as pool:
-        libraries = list(pool.map(_examine_library, _LIBRARIES))
+        asked = (*_LIBRARIES, _OPENVINO_PROVIDER) if has_plugin_here() else _LIBRARIES
+        libraries = list(pool.map(_examine_library, asked))
     findings = [_examine_program(), _examine_processor(), _examine_threads(), _examine_gpu(), *libraries]
     return [*findings, *_gaps(findings), *_conflicts()]
 

@@ -13,7 +13,7 @@ from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.processor import why_no_int8
+from basnet_runtime.processor import is_processor, why_no_int8
 from basnet_torch.errors import ModelFileError, UsageError
 
 __all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "builtin_model", "open_model"]
@@ -40,8 +40,8 @@ def open_model(
             opens the built-in model, in INT8 where processor and library have it.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
-        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `tensorrt` or `rtx`, alone or with `:N`. An engine
-            runs on `cuda` where `cpu` is given.
+        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `openvino`, its provider for the processor, and
+            `tensorrt` or `rtx`, alone or with `:N`. An engine runs on `cuda` where `cpu` is given.
         threads: Processor threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
         cuda: For an engine, the library that moves its data: `cuda-core` or `pycuda`.
@@ -66,13 +66,13 @@ def builtin_model(backend: BackendName | None = None, device: str = "cpu", preci
     """The built-in model's file: INT8 where a processor that adds it exactly runs it, unless another type is asked."""
     if precision == "int8":
         return BUILTIN_INT8
-    here = device == "cpu" and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None
-    return BUILTIN_INT8 if here and _runs_int8(BUILTIN_INT8, backend) else BUILTIN
+    here = is_processor(device) and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None
+    return BUILTIN_INT8 if here and _runs_int8(BUILTIN_INT8, backend, device) else BUILTIN
 
 
-def _runs_int8(path: Path, backend: BackendName | None) -> bool:
+def _runs_int8(path: Path, backend: BackendName | None, device: str) -> bool:
     """Whether the library that an INT8 file is for is there, and no other is asked."""
-    if read_manifest(path).quantized_for == "openvino":
+    if read_manifest(path).quantized_for == "openvino" and device == "cpu":
         return backend in (None, "openvino") and find_spec("openvino") is not None
     return backend in (None, "onnxruntime", "openvino")
 
@@ -108,7 +108,7 @@ def _open_onnx(
 ) -> SaliencyModel:
     manifest = read_manifest(path)
     backend = backend or _default_backend(manifest, device, precision)
-    if backend == "openvino" and precision == "fp16" == manifest.precision:
+    if "openvino" in (backend, device) and precision == "fp16" == manifest.precision:
         raise UsageError(
             f"{path.name} with precision fp16: OpenVINO computes fp16 files in fp32 on the CPU; "
             "leave --precision out to allow that, or run it with --backend onnxruntime --device cuda"
@@ -141,10 +141,10 @@ def _engine(
         from basnet_runtime.backends.ort import open_onnxruntime
 
         _refuse_other_precision(path, manifest, precision, allowed=())
-        if manifest.quantized_for == "openvino":
+        if manifest.quantized_for == "openvino" and device != "openvino":
             raise UsageError(
-                f"{path.name} with backend onnxruntime: it is quantised for OpenVINO, and ONNX Runtime would compute "
-                "it in FP32; leave --backend out, or export with --precision int8 --target cpu"
+                f"{path.name} in ONNX Runtime on {device}: it is quantised for OpenVINO, and other kernels would "
+                "compute it in FP32; leave --backend and --device out, or take --device openvino"
             )
         return open_onnxruntime(path, device=device, threads=threads, stored=manifest.precision)
     if backend == "pytorch":

@@ -24,6 +24,7 @@ from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
+from basnet_runtime.processor import is_processor
 from basnet_runtime.timing import STAGES
 from basnet_runtime.verdict import VerdictLog
 from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
@@ -48,7 +49,7 @@ class RunConfig:
         kind: What is made of each mask.
         model: Model file; None runs the built-in model.
         backend: Library to run it with; None chooses.
-        device: `cpu`, `cuda` or `cuda:N`.
+        device: `cpu`, `openvino`, `cuda` or `cuda:N`; see `open_model`.
         threads: Processor threads for the network; None uses what the container allows.
         precision: Required precision; None takes the model's own.
         cuda: For an engine, the library that moves its data on the GPU.
@@ -382,7 +383,7 @@ def opencv_out_of_the_way(device: str) -> Iterator[None]:
     import cv2
 
     before = cv2.getNumThreads()
-    if device == "cpu":
+    if is_processor(device):
         cv2.setNumThreads(1)
     try:
         yield

@@ -17,7 +17,7 @@ TEXT = """# Title
 | old |
 <!-- end -->
 
-A median of <!-- value: reports/video.json frames_per_second.value .2f -->9.99<!-- end --> frames.
+A median of <!-- value: reports/video.json results.0.frames_per_second.value .2f -->9.99<!-- end --> frames.
 """
 
 
@@ -63,7 +63,7 @@ def test_rows_are_chosen_by_a_word(document):
         (TEXT.replace("median ms", "mean ms"), "no column mean ms"),
         (TEXT.replace("columns=", "width="), "only columns="),
         (TEXT.replace(" .2f", ""), "its format"),
-        (TEXT.replace("frames_per_second.value", "frames_per_second.middle"), "has no frames_per_second.middle"),
+        (TEXT.replace("second.value", "second.middle"), "has no results.0.frames_per_second.middle"),
         (TEXT.replace("frames_per_second.value", "runs"), "no number"),
     ],
 )
@@ -73,7 +73,7 @@ def test_mistakes_in_markers_are_said(document, text, message):
 
 
 def test_values_are_found_in_lists(document):
-    text = "<!-- value: reports/video.json runs.1.seconds .1f -->?<!-- end -->"
+    text = "<!-- value: reports/video.json results.0.runs.1.seconds .1f -->?<!-- end -->"
     assert ">4.0<" in refreshed(text, document)
     text = "<!-- value: reports/latency.json results[backend=openvino].pictures d -->?<!-- end -->"
     assert ">1<" in refreshed(text, document)

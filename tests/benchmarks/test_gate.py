@@ -9,6 +9,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from basnet_benchmarks import candidates
 from basnet_benchmarks import gate as module
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.gate import Baseline, GateConfig, run_gate
@@ -18,7 +19,7 @@ from basnet_export import samples
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.manifest import METADATA_KEY, read_manifest
-from basnet_runtime.open import BUILTIN
+from basnet_runtime.open import BUILTIN, BUILTIN_INT8
 from basnet_runtime.parity import MEASURES, ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
 
@@ -304,12 +305,13 @@ def test_another_machine_or_checkpoint_is_said_and_not_judged(intact, monkeypatc
     assert run_gate(GateConfig(threads=1, baseline=path)).rows[0].remarks == ()
 
 
-def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(intact):
+def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(intact, monkeypatch):
     """Its manifest alone is changed: what is shown is whose rows and whose limits an INT8 file gets."""
     model = onnx.load(LITE)
     manifest = replace(read_manifest(LITE), precision="int8", onnx_sha256="", parity=None)
     onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
     onnx.save(model, intact / "small.onnx")
+    monkeypatch.setattr(candidates, "find_spec", lambda _: None)  # OpenVINO's provider for ONNX Runtime
     path = write_baseline(intact, "model.onnx")
     config = GateConfig(threads=1, baseline=path, update=True, candidates=(intact / "small.onnx",))
     report = run_gate(config)
@@ -320,6 +322,15 @@ def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(in
     assert kept.candidates == ("model.onnx", "small.onnx")
     assert kept.devices["cpu"] == ("onnxruntime:fp32", "onnxruntime:int8", "openvino:int8")
     assert [row.name for row in kept.rows] == names
+
+
+def test_a_file_for_openvino_is_asked_of_what_runs_it(intact):
+    path = write_baseline(intact, "model.onnx")
+    kept = Baseline.read(path).with_candidates([BUILTIN_INT8])
+    assert kept.devices["cpu"] == ("onnxruntime:fp32", "onnxruntime:int8:openvino", "openvino:int8")
+    row = ParityRow(model="m.onnx", backend="onnxruntime", precision="int8 openvino")
+    assert module._choice_of(row) == "onnxruntime:int8:openvino"
+    assert module._choice_of(replace(row, backend="pytorch", precision="fp16 compiled")) == "pytorch:fp16"
 
 
 def test_command_prints_what_moved(intact):

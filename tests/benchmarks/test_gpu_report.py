@@ -137,7 +137,7 @@ def reports(engine=0.012):
             ]
         },
         "video-lite-frame-fp16-720p": {
-            "runs": [{"seconds": 10.0, "wall_seconds_by_stage": {"decode": 9.5, "network": 2.0}}] * 3
+            "results": [{"runs": [{"seconds": 10.0, "wall_seconds_by_stage": {"decode": 9.5, "network": 2.0}}] * 3}]
         },
         "parity-lite": {"candidates": [{"model": "a.plan", "verdict": "passed", "report": {}}]},
         "soak-lite-frame-fp16": {"growth": 0.001, "frames": 20000, "passed": True},

@@ -11,7 +11,7 @@ from basnet_benchmarks.measurement import Measurement, ratio_estimate
 from basnet_benchmarks.parity import ParityResult, ParityRow
 from basnet_benchmarks.report import SavedReport, check_output, json_text, markdown, save, terminal, values_of
 from basnet_benchmarks.tables import table_of
-from basnet_benchmarks.video import VideoReport, VideoRun
+from basnet_benchmarks.video import VideoReport, VideoResult, VideoRun
 from basnet_runtime.parity import ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
 
@@ -66,12 +66,24 @@ def parity_result():
     )
 
 
+def video_result(*seconds, model="m.onnx"):
+    spent = {"decode": 1.0, "network": 3.0}
+    runs = tuple(VideoRun(frames=10, seconds=second, cpu_by_stage=spent) for second in seconds)
+    return VideoResult(model=model, runs_on="CPU", runs=runs)
+
+
 def video_report():
-    runs = tuple(VideoRun(frames=10, seconds=s, cpu_by_stage={"decode": 1.0, "network": 3.0}) for s in (2.0, 4.0, 5.0))
-    return VideoReport(source="clip.mp4", model="m.onnx", runs_on="CPU", environment=environment(2), runs=runs)
+    return VideoReport(source="clip.mp4", environment=environment(2), results=(video_result(2.0, 4.0, 5.0),))
 
 
-REPORTS = [latency_report, parity_result, video_report]
+def video_comparison():
+    """Two models in six rounds: the second one twice as fast in five of them, while the machine slows down."""
+    first = video_result(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    second = video_result(0.5, 1.0, 1.5, 2.0, 2.5, 2.0, model="m-int8.onnx")
+    return VideoReport(source="clip.mp4", environment=replace(environment(2), processors=2), results=(first, second))
+
+
+REPORTS = [latency_report, parity_result, video_report, video_comparison]
 
 
 @pytest.mark.parametrize("make", REPORTS)
@@ -112,15 +124,32 @@ def test_parity_shows_verdicts_and_reasons():
 
 def test_video_shows_median_and_shares():
     text = terminal(video_report())
-    for part in ("75%", "25%", "median 2.50", "5.00", "2.00"):
+    for part in ("75%", "25%", "2.50", "5.00", "2.00", "m.onnx on CPU"):
         assert part in text
+    table = table_of(values_of(video_report()))
+    assert table.rows[-1][:5] == ("m.onnx", "median", "10", "4.00", "2.50")
+    assert "x first model" not in table.columns
 
 
 def test_video_shows_how_near_it_is_to_what_its_processor_time_allows():
     """4 s of processor time in 2 s on two processors is all of it."""
     report = replace(video_report(), environment=replace(environment(2), processors=2))
     column = table_of(values_of(report)).columns.index("of the ceiling")
-    assert [row[column] for row in table_of(values_of(report)).rows] == ["100%", "50%", "40%"]
+    assert [row[column] for row in table_of(values_of(report)).rows] == ["100%", "50%", "40%", "50%"]
+    assert values_of(report)["results"][0]["of_ceiling"] == 0.5
+
+
+def test_video_shows_several_models_with_their_medians_and_ratios():
+    table = table_of(values_of(video_comparison()))
+    assert table.columns[:7] == ("model", "run", "frames", "seconds", "frames/s", "x first model", "of the ceiling")
+    assert [row[:2] for row in table.rows] == [
+        (model, run) for model in ("m.onnx", "m-int8.onnx") for run in ("1", "2", "3", "4", "5", "6", "median")
+    ]
+    assert table.rows[0][2:7] == ("10", "1.00", "10.00", "-", "200%")
+    assert table.rows[6][4:7] == ("2.92 [1.67, 10.00]", "1.00 [1.00, 1.00]", "58%")
+    assert table.rows[13][3:7] == ("1.75", "5.83 [4.00, 20.00]", "2.00 [2.00, 3.00]", "117%")
+    assert table.rows[13][7:] == ("25%", "75%")
+    assert "6 interleaved rounds" in markdown(video_comparison())
 
 
 def test_output_is_checked_before_and_never_replaced_unasked(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from basnet_benchmarks import plots
+from basnet_benchmarks import plots, report_page
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.environment import environment
 from basnet_benchmarks.panels import Panel, heat_panel, panels_path, read_panels, truth_panel, write_panels
@@ -17,7 +17,7 @@ from basnet_benchmarks.prepare import CHOSEN, InputDifference, PrepareReport, Wa
 from basnet_benchmarks.report import SavedReport, html, save, values_of
 from basnet_runtime.parity import Difference
 from basnet_torch.errors import BackendUnavailable, UsageError
-from tests.benchmarks.test_report import latency_report, parity_result, video_report
+from tests.benchmarks.test_report import latency_report, parity_result, video_comparison, video_report
 from tests.benchmarks.test_soak import made_report
 
 VOID = {"meta", "img", "br"}
@@ -96,6 +96,13 @@ def test_stages_and_speed_against_accuracy_are_drawn():
     for row in (*values["results"], *parity["candidates"]):
         del row["fingerprint"]  # as earlier versions wrote them
     assert "Speed against accuracy" not in html([SavedReport(values=values), SavedReport(values=parity)])
+
+
+def test_models_of_one_video_are_drawn_side_by_side():
+    one, several = html([video_report()]), checked(html([video_comparison()]))
+    for part in ("clip.mp4: m.onnx on CPU", "clip.mp4: m-int8.onnx on CPU", "Frames per second, file to file"):
+        assert part in several
+    assert "Frames per second, file to file" not in one
 
 
 def prepare_report():
@@ -212,6 +219,8 @@ def test_several_reports_as_markdown_and_brief_json(tmp_path):
     brief = SavedReport.read(tmp_path / "brief.json").values
     assert "pictures" not in brief["candidates"][0]
     assert "reference_file" not in brief
+    assert call(app, ["report", files[1], "--brief", "-o", str(tmp_path / "video.json")]).exit_code == 0
+    assert (tmp_path / "video.json").read_text() == (tmp_path / "v.json").read_text()
     assert call(app, ["report", str(tmp_path / "absent.json"), "-o", str(tmp_path / "x.html")]).exit_code == 2
 
 
@@ -221,3 +230,8 @@ def test_without_matplotlib_the_extra_is_named_before_anything_runs(tmp_path, mo
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"basnet-deploy\[report\]"):
         report.check_output(tmp_path / "x.html", overwrite=False)
+
+
+def test_films_of_one_name_stay_apart():
+    named = [("a on b", {"x": 1}), ("c on b", {"x": 2}), ("a on b", {"x": 3})]
+    assert [label for label, _ in report_page._numbered(named)] == ["a on b", "c on b", "a on b (2)"]

@@ -74,10 +74,11 @@ def test_video_counts_frames_and_shares_time(bench_models, tmp_path, write_video
     result = call("video", clip, "--model", bench_models.onnx, "--runs", 2, "--threads", 1, "--json")
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
-    assert [run["frames"] for run in values["runs"]] == [4, 4]
-    assert {"decode", "network", "encode"} <= set(values["runs"][0]["cpu_seconds_by_stage"])
-    assert values["runs"][0]["wall_seconds_by_stage"]["network"] > 0
-    assert values["frames_per_second"]["value"] > 0
+    (found,) = values["results"]
+    assert [run["frames"] for run in found["runs"]] == [4, 4]
+    assert {"decode", "network", "encode"} <= set(found["runs"][0]["cpu_seconds_by_stage"])
+    assert found["runs"][0]["wall_seconds_by_stage"]["network"] > 0
+    assert found["frames_per_second"]["value"] > 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".mp4") == ["clip.mp4"]
     missing = call("video", tmp_path / "absent.mp4", "--model", bench_models.onnx)
     assert (missing.exit_code, len(missing.stderr.strip().splitlines())) == (1, 2)  # progress, then the error

@@ -11,6 +11,7 @@ from basnet_runtime.parity import Picture, compare, tolerance_for
 from basnet_runtime.processor import why_no_int8
 from basnet_torch.checkpoint import load_checkpoint
 from basnet_torch.datasets import decode_image, decode_mask, find_pairs
+from tests.models import needs_openvino_plugin
 
 
 def test_files_are_small_and_belong_together(lite_onnx, lite_checkpoint):
@@ -38,11 +39,22 @@ def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend):
 
 
 @pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
-def test_the_int8_file_is_of_these_weights_and_keeps_its_contract(lite_checkpoint):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("openvino", marks=needs_openvino_plugin)])
+def test_the_int8_file_is_of_these_weights_and_keeps_its_contract(device, lite_checkpoint):
     assert read_manifest(BUILTIN_INT8).checkpoint_sha256 == sha256_of(lite_checkpoint)
-    with open_model(lite_checkpoint) as reference, open_model(BUILTIN_INT8) as candidate:
+    with open_model(lite_checkpoint) as reference, open_model(BUILTIN_INT8, device=device) as candidate:
+        assert candidate.backend.name == {"cpu": "openvino", "openvino": "onnxruntime"}[device]
         report = compare(reference, candidate, load_pictures(None), tolerance_for("int8"))
     assert report, str(report)
+
+
+@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+@needs_openvino_plugin
+def test_onnx_runtimes_provider_gives_openvinos_int8_masks():
+    """Two builds of OpenVINO may add floats in another order, and bytes not at all."""
+    image = data.coffee()
+    with open_model(BUILTIN_INT8) as alone, open_model(BUILTIN_INT8, device="openvino") as provided:
+        np.testing.assert_allclose(provided(image), alone(image), rtol=0, atol=1e-3)
 
 
 @pytest.mark.shared

@@ -7,25 +7,29 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from basnet_runtime.backends import openvino, ort, pytorch
 from basnet_runtime.processor import processor_flags, why_no_bf16
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
-from tests.models import SIZE, disc_checkpoint, discs, exported
+from tests.models import OPENVINO_PLUGIN, SIZE, disc_checkpoint, discs, exported, needs_openvino_plugin
 
+PROVIDER = pytest.param("provider", marks=needs_openvino_plugin)
 needs_bf16 = pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
 
 
-def opened(name, **options):
+def opened(name, path=None, **options):
     if name == "pytorch":
         return pytorch.open_pytorch(disc_checkpoint(), threads=1, **options)
-    path = exported(precision="fp32", graph="tensor")
-    opener = ort.open_onnxruntime if name == "onnxruntime" else openvino.open_openvino
-    return opener(path, threads=1, **options)
+    path = path or exported(precision="fp32", graph="tensor")
+    if name == "openvino":
+        return openvino.open_openvino(path, threads=1, **options)
+    return ort.open_onnxruntime(path, threads=1, **({"device": "openvino"} if name == "provider" else {}), **options)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,10 @@ def masks(batch):
         return model_from_checkpoint(disc_checkpoint()).mask(torch.from_numpy(batch)).numpy()
 
 
-@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino", PROVIDER])
 def test_masks_are_the_networks(name, batch, masks):
     with opened(name) as backend:
-        assert backend.name == name
+        assert backend.name == {"provider": "onnxruntime"}.get(name, name)
         assert backend.input == TensorSpec(name="image", dtype="float32", shape=(None, 3, SIZE, SIZE))
         assert backend.output == TensorSpec(name="mask", dtype="float32", shape=(None, 1, SIZE, SIZE))
         before = batch.copy()
@@ -66,15 +70,17 @@ def test_bf16_is_near_and_not_fp32_by_another_name(name, batch, masks):
     assert 1e-5 < np.abs(found - masks).mean() < 5e-3
 
 
-@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino", PROVIDER])
 def test_description_says_what_runs(name):
+    package = {"pytorch": "torch", "provider": "onnxruntime"}
     with opened(name) as backend:
-        version = importlib.metadata.version({"pytorch": "torch"}.get(name, name)).split("+")[0]
+        version = importlib.metadata.version(package.get(name, name)).split("+")[0]
+        assert (name == "provider") == ("OpenVINOExecutionProvider" in backend.description)
         assert version in backend.description
         assert "1 threads" in backend.description
 
 
-@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino", PROVIDER])
 def test_closing_twice_is_fine_and_using_after_is_an_error(name, batch):
     backend = opened(name)
     backend.close()
@@ -125,7 +131,13 @@ def test_both_onnxruntime_wheels_are_an_error(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
-    [("pytorch", "torch", "train"), ("onnxruntime", "onnxruntime", "cpu"), ("openvino", "openvino", "openvino")],
+    [
+        ("pytorch", "torch", "train"),
+        ("onnxruntime", "onnxruntime", "cpu"),
+        ("openvino", "openvino", "openvino"),
+        ("provider", OPENVINO_PLUGIN, "openvino-ep"),
+        ("provider", "onnxruntime", "cpu,openvino-ep"),
+    ],
 )
 def test_a_missing_library_names_its_extra(name, module, extra, monkeypatch):
     arguments = exported(precision="fp32", graph="tensor"), disc_checkpoint()
@@ -136,7 +148,7 @@ def test_a_missing_library_names_its_extra(name, module, extra, monkeypatch):
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", ""])
+@pytest.mark.parametrize("device", ["gpu", "cpu:1", "openvino:0", "cuda:x", ""])
 def test_unknown_devices_are_refused(device):
     for name in ("onnxruntime", "openvino"):
         with pytest.raises(UsageError, match="device"):
@@ -169,13 +181,105 @@ def test_onnxruntime_says_that_it_has_no_bf16(batch):
         ort.open_onnxruntime(exported(precision="bf16", graph="tensor", check=False), threads=1)
 
 
-@pytest.mark.parametrize("opener", [ort.open_onnxruntime, openvino.open_openvino])
-def test_garbage_is_a_one_line_error(opener, tmp_path):
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", PROVIDER])
+def test_garbage_is_a_one_line_error(name, tmp_path):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"no model at all")
     with pytest.raises(ModelFileError) as caught:
-        opener(path)
+        opened(name, path)
     assert "\n" not in str(caught.value)
+
+
+def _older(monkeypatch, onnxruntime, plugin, folder):
+    monkeypatch.delattr(onnxruntime, "register_execution_provider_library")
+
+
+def _broken(monkeypatch, onnxruntime, plugin, folder):
+    (folder / "empty.so").touch()
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    monkeypatch.setattr(plugin, "get_library_path", lambda: str(folder / "empty.so"))
+    monkeypatch.setattr(plugin, "get_ep_name", lambda: "EmptyExecutionProvider")
+
+
+def _elsewhere(monkeypatch, onnxruntime, plugin, folder):
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *_: None)
+
+
+@needs_openvino_plugin
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (_older, "needs ONNX Runtime 1.23, this is .*; pip install --upgrade onnxruntime"),
+        (_broken, r"cannot load its plug-in \(.*empty.so.*\); pip install --force-reinstall onnxruntime-ep-openvino"),
+        (_elsewhere, "OpenVINO does not run on this processor; use --device cpu"),
+    ],
+)
+def test_a_plugin_that_does_not_work_is_one_line(state, line, monkeypatch, tmp_path):
+    import onnxruntime
+    import onnxruntime_ep_openvino as plugin
+
+    path = exported(precision="fp32", graph="tensor")
+    state(monkeypatch, onnxruntime, plugin, tmp_path)
+    with pytest.raises(BackendUnavailable, match=line) as caught:
+        opened("provider", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_there_is_no_plugin_none_is_to_be_installed(monkeypatch):
+    path = exported(precision="fp32", graph="tensor")
+    monkeypatch.setitem(sys.modules, OPENVINO_PLUGIN, None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(BackendUnavailable, match="no plug-in for ONNX Runtime on this platform; use --device cpu"):
+        opened("provider", path)
+
+
+@needs_openvino_plugin
+def test_a_provider_that_does_not_start_is_one_line_and_no_other_runs_instead(monkeypatch, capfd):
+    monkeypatch.setattr(ort, "openvino_options", lambda **_: {"load_config": '{"CPU": {"NUM_STREAMS": "many"}}'})
+    with pytest.raises(BackendUnavailable, match=r"provider does not start here .*; use --device cpu") as caught:
+        opened("provider")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_batch_that_fails_is_one_line_and_no_other_provider_takes_it(batch, monkeypatch, capfd):
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    with opened("onnxruntime") as backend:
+        failing = SimpleNamespace(
+            run=lambda *_: (_ for _ in ()).throw(state.EPFail("[x] : 11 : EP_FAIL : lost\nwhere"))
+        )
+        monkeypatch.setattr(backend, "_session", failing)
+        with pytest.raises(BackendUnavailable, match=r"cannot run this batch \(lost\); try a smaller one, or cpu"):
+            backend.infer(batch)
+    assert capfd.readouterr().out == ""
+
+
+@needs_openvino_plugin
+def test_the_provider_computes_no_bf16():
+    path = exported(precision="bf16", graph="tensor", check=False)
+    with pytest.raises(BackendUnavailable, match="computes in FP32 here, not in bf16; use --backend openvino"):
+        ort.open_onnxruntime(path, device="openvino", stored="bf16", threads=1)
+
+
+@needs_openvino_plugin
+def test_what_openvino_cannot_run_is_not_run_by_other_kernels(tmp_path, capfd):
+    """A determinant, which ONNX Runtime has and OpenVINO has not."""
+    node = helper.make_node("Det", ["image"], ["mask"])
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1, 3])]
+    graph = helper.make_graph([node], "odd", inputs, outputs)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "odd.onnx"
+    )
+    with ort.open_onnxruntime(tmp_path / "odd.onnx", threads=1) as backend:
+        assert "CPUExecutionProvider" in backend.description
+    with pytest.raises(
+        BackendUnavailable, match=r"odd.onnx: OpenVINO's provider runs only a part of it; use --device cpu"
+    ):
+        opened("provider", tmp_path / "odd.onnx")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

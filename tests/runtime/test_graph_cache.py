@@ -7,10 +7,9 @@ import pytest
 
 from basnet_runtime.backends import graph_cache
 from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path
-from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.ort import open_onnxruntime
 from basnet_torch.errors import ModelFileError
-from tests.models import SIZE, exported
+from tests.models import OPENERS, SIZE, exported
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def masks(path, opened=open_onnxruntime):
         return [alone, *(ticket.result() for ticket in tickets)]
 
 
-@pytest.mark.parametrize("opened", [open_onnxruntime, open_openvino])
+@pytest.mark.parametrize("opened", OPENERS)
 def test_the_second_start_reads_what_the_first_kept_and_gives_the_same_masks(opened, graph, cache, monkeypatch):
     first = masks(graph, opened)
     kept = {path: path.stat().st_ino for path in cache.iterdir()}
@@ -56,7 +55,7 @@ def test_other_bytes_another_library_and_another_processor_are_other_graphs(tmp_
 
 
 @pytest.mark.parametrize("length", [0, 1000, 50_000])
-@pytest.mark.parametrize("opened", [open_onnxruntime, open_openvino])
+@pytest.mark.parametrize("opened", OPENERS)
 def test_a_damaged_one_is_made_again(opened, length, graph, cache):
     expected = masks(graph, opened)
     for kept in cache.iterdir():

@@ -29,6 +29,7 @@ IMAGE = discs()[0].image_HWC
         ({}, "no VNNI", False),
         ({"precision": "fp32"}, None, False),
         ({"precision": "bf16"}, None, False),
+        ({"device": "openvino"}, None, True),
         ({"device": "cuda"}, None, False),
         ({"backend": "pytorch"}, None, False),
     ],
@@ -44,16 +45,23 @@ def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_
 
 
 @pytest.mark.parametrize(
-    ("backend", "installed", "int8"), [(None, True, True), (None, False, False), ("onnxruntime", True, False)]
+    ("backend", "device", "installed", "int8"),
+    [
+        (None, "cpu", True, True),
+        (None, "cpu", False, False),
+        ("onnxruntime", "cpu", True, False),
+        (None, "openvino", False, True),  # asked for, so the backend says what is missing
+        ("onnxruntime", "openvino", True, True),
+    ],
 )
-def test_the_builtin_model_is_int8_where_its_library_is(backend, installed, int8, tmp_path, monkeypatch):
+def test_the_builtin_model_is_int8_where_its_library_is(backend, device, installed, int8, tmp_path, monkeypatch):
     made = replace(read_manifest(opening.BUILTIN), quantization={"target": "openvino"})
     monkeypatch.setattr(opening, "BUILTIN_INT8", tmp_path / "int8.onnx")
     monkeypatch.setattr(opening, "why_no_int8", lambda: None)
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     monkeypatch.setattr(opening, "find_spec", lambda _: object() if installed else None)
     (tmp_path / "int8.onnx").touch()
-    assert (opening.builtin_model(backend, "cpu", None) == tmp_path / "int8.onnx") == int8
+    assert (opening.builtin_model(backend, device, None) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.fixture(scope="module")

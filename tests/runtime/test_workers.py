@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends.base import OverlappedBackend
-from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.ort import open_onnxruntime
 from basnet_runtime.backends.workers import Workers
-from tests.models import disc_checkpoint, discs, exported
+from tests.models import OPENERS, disc_checkpoint, discs, exported
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def pictures():
     return [disc_checkpoint().preprocess.apply(picture.image_HWC) for picture in discs()]
 
 
-@pytest.mark.parametrize("opener", [open_onnxruntime, open_openvino])
+@pytest.mark.parametrize("opener", OPENERS)
 def test_masks_are_those_of_infer(opener, pictures):
     with opener(exported(precision="fp32", graph="tensor"), threads=2) as backend:
         assert isinstance(backend, OverlappedBackend)

@@ -17,7 +17,7 @@ from pathlib import Path
 from basnet_runtime.manifest import sha256_of
 from basnet_runtime.processor import processor_flags
 
-__all__ = ["forget_old_graphs", "graph_folder", "graph_path"]
+__all__ = ["can_keep_graphs", "forget_old_graphs", "graph_folder", "graph_path"]
 
 _MOST_BYTES = 1 << 30  # of all graphs that are kept
 
@@ -47,3 +47,12 @@ def forget_old_graphs() -> None:
 def graph_folder() -> Path:
     """Where all of them lie."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basnet-deploy" / "graphs"
+
+
+def can_keep_graphs() -> bool:
+    """Whether there is such a folder to write to; OpenVINO would fail where there is none."""
+    try:
+        graph_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(graph_folder(), os.W_OK)

@@ -6,7 +6,6 @@ with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
-from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_folder
+from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_graphs, graph_folder
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
@@ -111,7 +110,10 @@ def open_openvino(
         UsageError: Another device or precision was asked.
     """
     if device != "cpu":
-        raise UsageError(f"device {device}: OpenVINO runs on cpu here; for cuda use --backend onnxruntime")
+        raise UsageError(
+            f"device {device}: --backend openvino runs on cpu; other devices, and OpenVINO as the provider of ONNX "
+            "Runtime, are of --backend onnxruntime"
+        )
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
     reason = why_no_int8() if stored == "int8" else None
@@ -119,7 +121,7 @@ def open_openvino(
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ov = _import_openvino()
     threads = threads or allowed_threads()
-    keep = keep and _can_keep()
+    keep = keep and can_keep_graphs()
     compiled = _compiled(ov, path, threads, precision, keep=keep)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if active != _hint(precision):
@@ -188,15 +190,6 @@ def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, *,
     if keep:
         forget_old_graphs()
     return compiled
-
-
-def _can_keep() -> bool:
-    """Whether there is a folder to write compiled models to; OpenVINO would fail where there is none."""
-    try:
-        graph_folder().mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(graph_folder(), os.W_OK)
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, on CUDA or through its TensorRT provider. The only module that imports onnxruntime.
+"""ONNX Runtime: on the CPU, on CUDA or through a provider such as TensorRT. The only module that imports onnxruntime.
 
 with open_onnxruntime(Path("basnet.onnx")) as backend:
     masks_N1HW = backend.infer(batch_N3HW)
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
 from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path
+from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.processor import why_no_int8
+from basnet_runtime.processor import is_processor, why_no_int8
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -31,6 +32,7 @@ __all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
 # What is asked by device, most specific first; each falls to the next for single operations it does not have.
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
+    "openvino": ("OpenVINOExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
     "rtx": ("NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -40,6 +42,7 @@ _MISSING = {
     "tensorrt": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
     "rtx": "take a build of ONNX Runtime with it, or build an engine with 'basnet-export engine --flavor rtx'",
 }
+_NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
@@ -75,7 +78,7 @@ class OnnxRuntimeBackend:
         """Masks of `batch`; the batch is read in place and the result is the caller's own."""
         if self._session is None:
             raise ValueError("backend: it is closed; open the model again")
-        return cast(NDArray[Any], self._session.run((self.output.name,), {self.input.name: batch})[0])
+        return self._run(self._session, batch)
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
         """Start a batch; see `OverlappedBackend`."""
@@ -87,9 +90,19 @@ class OnnxRuntimeBackend:
             self._workers = Workers(
                 self.depth - 1,
                 alone=self.infer,
-                beside=lambda batch: session.run((self.output.name,), {self.input.name: batch})[0],
+                beside=lambda batch: self._run(session, batch),
             )
         return self._workers.submit(batch)
+
+    def _run(self, session: Any, batch: NDArray[Any]) -> NDArray[Any]:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        try:
+            return cast(NDArray[Any], session.run((self.output.name,), {self.input.name: batch})[0])
+        except (state.EPFail, state.Fail, state.RuntimeException) as error:
+            raise BackendUnavailable(
+                f"{self.description}: cannot run this batch ({_first_line(error)}); try a smaller one, or cpu"
+            ) from error
 
     def close(self) -> None:
         """Give the sessions and their memory back."""
@@ -118,11 +131,11 @@ def open_onnxruntime(
 
     Args:
         path: An `.onnx` file with one input and one output.
-        device: `cpu`, `cuda`, or `tensorrt` and `rtx` for the providers of TensorRT and TensorRT for RTX; with `:N`,
-            the device of that number.
+        device: `cpu`, `openvino` for the processor by OpenVINO's provider, `cuda`, or `tensorrt` and `rtx` for the
+            providers of TensorRT and TensorRT for RTX; the last three with `:N` are the device of that number.
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
-        keep: Whether the optimised graph is kept for the next start, on the CPU.
+        keep: Whether the optimised graph is kept for the next start, on the processor.
 
     Raises:
         BackendUnavailable: ONNX Runtime, the provider or an operation of the graph is not there.
@@ -130,34 +143,49 @@ def open_onnxruntime(
         UsageError: The device is of another kind.
     """
     kind, index = _parsed(device)
-    reason = why_no_int8() if stored == "int8" and kind == "cpu" else None
+    if stored == "bf16" and kind == "openvino":
+        raise BackendUnavailable(
+            f"{path}: OpenVINO's provider computes in FP32 here, not in bf16; use --backend openvino"
+        )
+    reason = why_no_int8() if stored == "int8" and is_processor(kind) else None
     if reason:
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ort = _import_onnxruntime(kind)
     threads = threads or allowed_threads()
-    options = _options(ort, threads)
+    providers = [] if kind == "openvino" else _provider_options(ort, kind, index)
     keeps = keep and kind == "cpu" and stored != "fp8"
-    if stored == "fp8":
-        # Further optimisation of ONNX Runtime 1.32 gives wrong masks on quantised FP8: of `basnet-lite`, they are 0.41
-        # from FP32 in the mean, and 0.003 without it.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    providers = _provider_options(ort, kind, index)
-    session = _session(ort, path, providers, options, keeps=keeps)
-    active = session.get_providers()
+
+    def opened(streams: int) -> Any:
+        if kind == "openvino":
+            return _session_in_openvino(ort, path, threads, streams, keep=keep)
+        return _session(ort, path, providers, _options(ort, threads if streams == 1 else 1, stored), keeps=keeps)
+
+    session = opened(1)
+    _check_active(session.get_providers(), kind, device)
+    where = f"{threads} threads" if is_processor(kind) else f"device {index}"
+    provider = _PROVIDERS[kind][0] + (f" {openvino_version()}" if kind == "openvino" else "")
+    description = f"ONNX Runtime {ort.__version__}, {provider}, {_computed(stored, kind)}{where}"
+    lone = (lambda: opened(threads)) if is_processor(kind) else None
+    return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
+
+
+def _check_active(active: Sequence[str], kind: str, device: str) -> None:
     if active[0] != _PROVIDERS[kind][0]:
         raise BackendUnavailable(
             f"device {device}: ONNX Runtime runs {', '.join(active)} instead of {_PROVIDERS[kind][0]}, "
             "whose CUDA libraries did not load; install the CUDA and cuDNN that this onnxruntime-gpu was built for, "
             "or ask --device cpu"
         )
-    where = f"{threads} threads" if kind == "cpu" else f"device {index}"
-    # On x86-64 it has no FP16 convolution: it casts weights and activations to FP32. On Arm it may have one.
-    widened = stored == "fp16" and kind == "cpu" and platform.machine() in ("x86_64", "AMD64")
-    computes = f"{stored} file computed in fp32, " if widened or stored == "fp8" else ""
-    computes = "int8, " if stored == "int8" else computes
-    description = f"ONNX Runtime {ort.__version__}, {active[0]}, {computes}{where}"
-    lone = (lambda: _session(ort, path, providers, _options(ort, 1), keeps=keeps)) if kind == "cpu" else None
-    return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
+
+
+def _computed(stored: Precision | None, kind: str) -> str:
+    """What a file that was written in less than FP32 is computed in, for the description."""
+    # On x86-64 it has no FP16 convolution: it casts weights and activations to FP32. On Arm it may have one. OpenVINO
+    # has been told to compute in FP32.
+    widens = kind == "openvino" or (kind == "cpu" and platform.machine() in ("x86_64", "AMD64"))
+    if stored == "fp8" or (stored == "fp16" and widens):
+        return f"{stored} file computed in fp32, "
+    return "int8, " if stored == "int8" else ""
 
 
 def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
@@ -173,15 +201,15 @@ def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
 
 def _parsed(device: str) -> tuple[str, int]:
     kind, _, index = device.partition(":")
-    if kind not in _PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
+    if kind not in _PROVIDERS or (index and not index.isdecimal()) or (is_processor(kind) and index):
         raise UsageError(
-            f"device {device}: ONNX Runtime runs on cpu, or on cuda, tensorrt or rtx, each alone or as cuda:N"
+            f"device {device}: ONNX Runtime runs on cpu, openvino, or on cuda, tensorrt, rtx, each alone or as cuda:N"
         )
     return kind, int(index or 0)
 
 
 def _import_onnxruntime(kind: str) -> ModuleType:
-    extra = "cpu" if kind == "cpu" else "gpu"
+    extra = {"cpu": "cpu", "openvino": "cpu,openvino-ep"}.get(kind, "gpu")
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         raise BackendUnavailable(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
@@ -218,9 +246,12 @@ def _provider_options(ort: ModuleType, kind: str, index: int) -> list[Any]:
     return [(name, options[name]) if name in options else name for name in wanted]
 
 
-def _options(ort: ModuleType, threads: int) -> Any:
+def _options(ort: ModuleType, threads: int, stored: Precision | None = None) -> Any:
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    # Further optimisation of ONNX Runtime 1.32 gives wrong masks on quantised FP8: of `basnet-lite`, they are 0.41
+    # from FP32 in the mean, and 0.003 without it.
+    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if stored == "fp8" else levels.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Waiting threads sleep: spinning ones take the processors from the threads that decode and encode video.
@@ -233,6 +264,27 @@ def _options(ort: ModuleType, threads: int) -> Any:
 def _session(ort: ModuleType, path: Path, providers: list[Any], options: Any, *, keeps: bool) -> Any:
     """A session of a graph with one input and one output; `keeps` optimises it once and keeps that for later."""
     session = _from_kept_graph(ort, path, providers, options) if keeps else _opened(ort, path, providers, options)
+    return _with_one_in_and_out(session, path)
+
+
+def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
+    """A session that OpenVINO compiles as a whole."""
+    options = _options(ort, threads)
+    # OpenVINO optimises by itself, and reads quantised layers better as they were written.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # What OpenVINO cannot run is an error; else ONNX Runtime would run it on its own kernels without a word.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.log_severity_level = 4  # it would also print the line that the error below makes of it
+    options.add_provider_for_devices(
+        openvino_devices(ort), openvino_options(threads=threads, streams=streams, keep=keep)
+    )
+    session = _opened(ort, path, None, options)
+    if keep:
+        forget_old_graphs()
+    return _with_one_in_and_out(session, path)
+
+
+def _with_one_in_and_out(session: Any, path: Path) -> Any:
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
     return session
@@ -263,18 +315,25 @@ def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options:
     return session
 
 
-def _opened(ort: ModuleType, graph: Path | bytes, providers: list[Any], options: Any) -> Any:
+def _opened(ort: ModuleType, graph: Path | bytes, providers: list[Any] | None, options: Any) -> Any:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     path = graph if isinstance(graph, Path) else "graph in memory"
     try:
-        return ort.InferenceSession(graph, options, providers=providers)
+        # Its own fallback prints on standard output and goes on with other kernels, even in the middle of a run.
+        return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except state.NotImplemented as error:
         raise BackendUnavailable(
             f"{path}: {_first_line(error)}; ONNX Runtime cannot run this graph here: try --backend openvino"
         ) from error
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail, state.NoSuchFile) as error:
+        if _NO_FALLBACK in str(error):
+            raise BackendUnavailable(f"{path}: OpenVINO's provider runs only a part of it; use --device cpu") from error
         raise ModelFileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}); export it again") from error
+    except (state.EPFail, state.RuntimeException, RuntimeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"{path}: ONNX Runtime's provider does not start here ({_first_line(error)}); use --device cpu"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
