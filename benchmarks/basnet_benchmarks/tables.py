@@ -171,13 +171,19 @@ def _latency_table(values: Values) -> Table:
         *(f"warning: {warning}" for warning in values["warnings"]),
     )
     return Table(
-        title="Latency of BASNet",
+        title=f"Latency of {_some([*dict.fromkeys(row['model'] for row in values['results'])])}",
         columns=("model", "backend", *numbers),
         numbers=frozenset(numbers),
         rows=tuple(map(_latency_cells, values["results"])),
         notes=notes,
         environment=environment_lines(values["environment"]),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a heading, which has room for three."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def _latency_notes(values: Values) -> list[str]:

@@ -122,6 +122,13 @@ def test_parity_shows_verdicts_and_reasons():
     assert json.loads(json_text(parity_result()))["candidates"][0]["report"]["max_abs"] is None
 
 
+def test_the_heading_of_latency_names_the_models():
+    values = values_of(latency_report())
+    assert table_of(values).title == "Latency of a|b.onnx"
+    rows = [{**values["results"][0], "model": name} for name in ("a", "b", "c", "d", "a", "e")]
+    assert table_of({**values, "results": rows}).title == "Latency of a, b, c and 2 more"
+
+
 def test_video_shows_median_and_shares():
     text = terminal(video_report())
     for part in ("75%", "25%", "2.50", "5.00", "2.00", "m.onnx on CPU"):
