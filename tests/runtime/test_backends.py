@@ -148,6 +148,15 @@ def test_a_missing_library_names_its_extra(name, module, extra, monkeypatch):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_who_has_the_provider_alone_is_told_of_it(installed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino, "find_spec", lambda _: object() if installed else None)
+    with pytest.raises(BackendUnavailable) as caught:
+        opened("openvino")
+    assert str(caught.value).endswith(", or take --device openvino") == installed
+
+
 @pytest.mark.parametrize("device", ["gpu", "cpu:1", "openvino:0", "cuda:x", ""])
 def test_unknown_devices_are_refused(device):
     for name in ("onnxruntime", "openvino"):

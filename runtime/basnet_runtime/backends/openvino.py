@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Self, cast
@@ -158,7 +159,8 @@ def _import_openvino() -> ModuleType:
     try:
         import openvino
     except ImportError as error:
-        raise BackendUnavailable("OpenVINO is not installed; pip install 'basnet-deploy[openvino]'") from error
+        here = ", or take --device openvino" if find_spec("onnxruntime_ep_openvino") else ""
+        raise BackendUnavailable(f"OpenVINO is not installed; pip install 'basnet-deploy[openvino]'{here}") from error
     return cast(ModuleType, openvino)
 
 
