@@ -9,7 +9,7 @@
 #   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
 #   WIDE        checkpoint of width 64 (random:64)              WIDE_MODELS  .onnx files exported from it, as INT8
 #   FILMS       videos or folders of frames whose flicker is measured (none)
-#   ROUNDS      turns of each candidate (12), and WIDE_ROUNDS of width 64 in INT8 beside PyTorch FP32 alone (24)
+#   ROUNDS      turns of each candidate (12), and WIDE_ROUNDS of width 64 alone (24)
 #   SOAK_FRAMES frames of the soak (20000), 0: none
 #   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
 set -euo pipefail
