@@ -17,6 +17,7 @@ BasnetError                  1
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,13 +97,24 @@ class ParityError(BasnetError, AssertionError):
 def exit_on_error() -> Iterator[None]:
     """Around a command: a `BasnetError` becomes one line and its exit code, Ctrl-C becomes 130.
 
-    Anything else is a defect of this program and keeps its traceback.
+    So does what the system says of a file that may not be touched or has no room. Anything else is a defect of this
+    program and keeps its traceback.
     """
     try:
         yield
     except BasnetError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that speaks for all commands
+        _tell(f"error: {error}")
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _tell(f"error: {error.filename or 'a file'}: {error.strerror}")
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        _tell("interrupted")
         raise SystemExit(130) from None
+
+
+def _tell(line: str) -> None:
+    if sys.stderr is not None:  # closed by the caller; print would take stdout, where a result may be
+        print(line, file=sys.stderr)  # noqa: T201 - the one place that speaks for all commands

@@ -48,6 +48,8 @@ def rewrite(path: Path, *, check: bool = False) -> bool:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is no text in UTF-8; save it as that") from error
     new = refreshed(text, path)
     if new != text and not check:
         with whole_file(path, overwrite=True) as beside:
@@ -78,7 +80,11 @@ def _body(found: re.Match[str], path: Path) -> str:
     if found["kind"] == "value":
         if len(words) != 2:
             raise UsageError(f"{path}: marker {found['head']}: give the value's keys and its format, as 'seconds .2f'")
-        return format(_value(values, words[0], file), words[1])
+        value = _value(values, words[0], file)
+        try:
+            return format(value, words[1])
+        except ValueError as error:
+            raise UsageError(f"{path}: marker {found['head']}: {value!r} has no format {words[1]} ({error})") from error
     options = dict(word.partition("=")[::2] for word in words)
     if set(options) - {"columns", "rows"}:
         raise UsageError(f"{path}: marker {found['head']}: only columns= and rows= are known")

@@ -209,7 +209,7 @@ def write_text(text: str, output: Path, *, overwrite: bool) -> None:
     from basnet_runtime.media.files import whole_file
 
     with whole_file(output, overwrite=overwrite) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
 
 
 def _text_of(report: Report, output: Path) -> str:

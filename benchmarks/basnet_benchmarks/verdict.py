@@ -169,7 +169,7 @@ def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None)
 
     Raises:
         BackendUnavailable: The library or device is not there.
-        UsageError: A data set has no masks.
+        UsageError: A data set has no masks, or no object to choose by.
         DataError: A data set's layout is not known, or a picture cannot be read.
     """
     threads = config.threads or allowed_threads()
@@ -178,6 +178,10 @@ def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None)
         chooses, others = _halves(_scored(model, config.choose, config.limit, progress), config.choose)
         rest = [_whole(_scored(model, path, config.limit, progress), path) for path in config.report]
         rest += [_without_object(model, config.nothing)] if config.nothing else []
+        if not chooses.objects and not config.keep:
+            raise UsageError(
+                f"{config.choose}: none of the pictures that choose, every second, has an object; give more"
+            )
         own = model.postprocess.empty_below
         threshold = own if config.keep else chosen_threshold(chooses.objects, config.lost)
         name, runs_on = model.name, model.backend.description
@@ -265,8 +269,8 @@ def _whole(scores: Iterable[tuple[float | None, float | None]], source: Path) ->
 
 
 def _collected(name: str, pairs: Sequence[tuple[float | None, float | None]]) -> _Scores:
-    objects, empty = ([score for score in column if score is not None] for column in zip(*pairs, strict=True))
-    return _Scores(name=name, objects=tuple(objects), empty=tuple(empty))
+    objects = tuple(whole for whole, _ in pairs if whole is not None)
+    return _Scores(name=name, objects=objects, empty=tuple(piece for _, piece in pairs if piece is not None))
 
 
 def _without_object(model: SaliencyModel, folder: Path) -> _Scores:

@@ -233,6 +233,8 @@ def _report_speed(summary: Summary) -> None:
 
 
 def main() -> None:
-    """Run the command; usage errors end with 2, Ctrl-C and the end asked by a system (SIGTERM) with 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else half a file would stay behind
+    """Run the command; usage errors end with 2, Ctrl-C and the end asked by a system (SIGTERM, SIGHUP) with 130."""
+    for name in (signal.SIGTERM, signal.SIGHUP):  # else half a file would stay behind
+        if signal.getsignal(name) != signal.SIG_IGN:  # nohup asks for this
+            signal.signal(name, signal.default_int_handler)
     app()

@@ -14,6 +14,8 @@ __all__ = ["say", "stderr_console"]
 
 def say(line: str) -> None:
     """Print one line on stderr as it is, whatever it contains."""
+    if sys.stderr is None:  # closed by the caller; print would take stdout, where a result may be
+        return
     print(" ".join(line.splitlines()), file=sys.stderr, flush=True)  # noqa: T201 - this is where commands speak
 
 

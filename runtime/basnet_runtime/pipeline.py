@@ -120,9 +120,9 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def has_items(self) -> bool:
-        """Whether the next item is there already."""
+        """Whether an item is there already; None, which asks for what is held back, is not one."""
         with self._changed:
-            return bool(self._items)
+            return any(item is not None for item in self._items)
 
     def __iter__(self) -> Iterator[T]:
         """Items until the end.

@@ -308,7 +308,9 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     journal = _journal(config, plan)
     finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
     if config.video.resume and not config.overwrite:
-        finished |= clear_finished(plan.jobs)
+        finished |= clear_finished(
+            plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
+        )
     plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     for job in plan.jobs:
         _check_output(config, job)
@@ -358,9 +360,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """What results depend on beside their source; a model's file counts by its size and time."""
     plain = asdict(replace(config, video=replace(config.video, resume=False)))
     settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
-    if config.model is not None and config.model.is_file():
-        stat = config.model.stat()
-        settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    for name, path in (("model", config.model), ("kind", config.kind.image)):
+        if path is not None and path.is_file():
+            stat = path.stat()
+            settings[name] = f"{settings[name]} {path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     return settings
 
 

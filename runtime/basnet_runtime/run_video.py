@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,15 +65,36 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan | None:
     return Plan(jobs=(job,))
 
 
-def clear_finished(jobs: Sequence[Job]) -> frozenset[Path]:
-    """Targets that a run was killed just after completing: its segments still lie beside them, and are removed."""
-    from basnet_runtime.media.video_segments import segments_folder
+def clear_finished(
+    jobs: Sequence[Job], *, kind: OutputKind, options: VideoOptions, identity: Mapping[str, Any], batch: int
+) -> frozenset[Path]:
+    """Targets that a run of the same command was killed just after completing.
 
-    videos = [job.target for job in jobs if job.media == "video"]
-    done = frozenset(target for target in videos if target.exists() and segments_folder(target).is_dir())
-    for target in done:
-        shutil.rmtree(segments_folder(target), ignore_errors=True)
-    return done
+    Its segments, which still lie beside them, are removed; those of any other run are left as they are.
+    """
+    from basnet_runtime.media.video_segments import remove_joined
+
+    return frozenset(
+        job.target
+        for job in jobs
+        if job.media == "video"
+        and remove_joined(job.target, {**identity, **_asked(job.source, kind=kind, options=options, batch=batch)})
+    )
+
+
+def _asked(source: Path | str, *, kind: OutputKind, options: VideoOptions, batch: int) -> dict[str, Any]:
+    """What the result's bytes depend on: the source as it is now, and what was asked of the video."""
+    stat = Path(source).stat()
+    return {
+        "source": [str(Path(source).absolute()), stat.st_size, stat.st_mtime_ns],
+        "kind": str(kind),
+        "codec": options.codec,
+        "quality": options.quality,
+        "start": str(options.span.start),
+        "end": str(options.span.end),
+        "sound": options.sound,
+        "batch": batch,
+    }
 
 
 @dataclass(kw_only=True)
@@ -192,19 +212,9 @@ class VideoRun:
             return self._through(source, sink, memory=sink.memory, remember=every)
 
     def _identity(self) -> dict[str, Any]:
-        """What the result's bytes depend on: the source as it is now, and everything that was asked."""
-        stat = Path(self.source).stat()
-        span = self.options.span
         return {
             **self.identity,
-            "source": [str(Path(self.source).absolute()), stat.st_size, stat.st_mtime_ns],
-            "kind": str(self.kind),
-            "codec": self.options.codec,
-            "quality": self.options.quality,
-            "start": str(span.start),
-            "end": str(span.end),
-            "sound": self.options.sound,
-            "batch": self.batch,
+            **_asked(self.source, kind=self.kind, options=self.options, batch=self.batch),
         }
 
     def _through(

@@ -85,3 +85,15 @@ def test_command(document):
     assert call(app, ["tables", str(document)]).exit_code == 0
     assert call(app, ["tables", "--check", str(document)]).exit_code == 0
     assert call(app, ["tables", str(document.with_name("absent.md"))]).exit_code == 2
+
+
+def test_a_text_has_no_format_of_numbers(document):
+    text = TEXT.replace("results.0.frames_per_second.value .2f", "source .2f")
+    with pytest.raises(UsageError, match=r"has no format \.2f"):
+        refreshed(text, document)
+
+
+def test_what_is_no_text_is_one_line(document):
+    document.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="is no text in UTF-8"):
+        rewrite(document)

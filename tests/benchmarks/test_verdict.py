@@ -15,6 +15,7 @@ from basnet_benchmarks.cli import app
 from basnet_benchmarks.verdict import VerdictConfig, background_square, measure_verdict
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from basnet_torch.errors import UsageError
 from basnet_torch.model import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import draw_discs
@@ -112,3 +113,13 @@ def test_bad_options_are_one_line(tmp_path, options, told):
     paths = {key: tmp_path / value if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(verdict.UsageError, match=told):
         VerdictConfig(choose=tmp_path, **paths)
+
+
+@pytest.mark.parametrize("pictures", [1, 10])
+def test_without_an_object_nothing_is_chosen(data_set, brightness, pictures):
+    for mask in (data_set / "masks").iterdir():
+        cv2.imwrite(str(mask), np.zeros((120, 120), np.uint8))
+    with pytest.raises(UsageError, match="none of the pictures that choose, every second, has an object"):
+        measure_verdict(VerdictConfig(choose=data_set, limit=pictures))
+    report = measure_verdict(VerdictConfig(choose=data_set, limit=pictures, keep=True))
+    assert [row.objects for row in report.rows] == [0, 0]

@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from basnet_runtime.cli import app
+from basnet_runtime.console import say
 from basnet_runtime.media.journal import JOURNAL_NAME
 from basnet_runtime.media.pictures import read_picture, write_picture
-from basnet_torch.errors import BackendUnavailable
+from basnet_torch.errors import BackendUnavailable, exit_on_error
 from tests.processes import HEARS_CTRL_C
 
 RUNNER = CliRunner()
@@ -233,7 +234,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
     command = [*HEARS_CTRL_C, sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
@@ -362,3 +363,30 @@ def test_huge_pictures_go_their_own_way(folder, monkeypatch):
     ]
     assert read_picture(folder / "out" / "photo.cutout.png").alpha_HW is not None
     assert names(folder / "out") == [".basnet-run.jsonl", "photo.cutout.png", "small.cutout.png"]
+
+
+def test_what_the_system_refuses_is_one_line(folder):
+    answer = call("x" * 300)
+    assert answer.exit_code == 1
+    assert answer.stderr == f"error: {'x' * 300}: File name too long\n"
+
+
+def test_another_background_in_the_same_file_is_another_job(folder):
+    (folder / "in").mkdir()
+    (folder / "photo.jpg").rename(folder / "in" / "photo.jpg")
+    command = ("in", "-o", "out", "--kind", "image:ground.png")
+    write_picture(folder / "ground.png", np.full((40, 60, 3), 10, np.uint8))
+    assert call(*command).exit_code == 0
+    assert call(*command).exit_code == 0  # done already
+    write_picture(folder / "ground.png", np.full((40, 60, 3), 200, np.uint8), overwrite=True)
+    answer = call(*command)
+    assert answer.exit_code == 2
+    assert "already there: out/photo.image.png" in answer.stderr
+
+
+def test_lines_go_nowhere_where_stderr_is_closed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    say("a line")
+    with pytest.raises(SystemExit), exit_on_error():
+        raise BackendUnavailable("none")
+    assert capsys.readouterr().out == ""

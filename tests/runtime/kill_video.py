@@ -26,6 +26,7 @@ from basnet_runtime.media import (  # noqa: F401 - as above
     video_sink,
 )
 from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.jobs import Job
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline
@@ -35,20 +36,24 @@ from basnet_torch.spec import Postprocess, Preprocess
 video_segments.SEGMENT_FRAMES = 8
 
 
+KIND = OutputKind(name="overlay")
+OPTIONS = VideoOptions(resume=True, hwaccel="none")
+IDENTITY = {"model": "fake"}
+
+
 def convert(clip: Path, target: Path) -> None:
     model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")
-    kind = OutputKind(name="overlay")
     VideoRun(
         source=clip,
         target=target,
-        kind=kind,
-        options=VideoOptions(resume=True, hwaccel="none"),
-        identity={"model": "fake"},
+        kind=KIND,
+        options=OPTIONS,
+        identity=IDENTITY,
         overwrite=False,
         batch=1,
         max_pixels=10**8,
         model=model,
-        pipeline=lambda on_frame, **options: Pipeline(model, Composer(kind), on_frame=on_frame, stream=True, **options),
+        pipeline=lambda on_frame, **options: Pipeline(model, Composer(KIND), on_frame=on_frame, stream=True, **options),
         started=lambda _: None,
         advanced=lambda: time.sleep(0.002),
     ).run()
@@ -98,9 +103,15 @@ def main() -> None:
         assert names <= {"out.mp4", "out.mp4.segments"}, names
         if target.exists():
             assert target.read_bytes() == expected, "other bytes than those of an undisturbed run"
-            from basnet_runtime.media.jobs import Job
-
-            clear_finished([Job(source=clip, target=target, media="video")])
+            joined = (target.parent / "out.mp4.segments" / "joined.json").exists()
+            cleared = clear_finished(
+                [Job(source=clip, target=target, media="video")],
+                kind=KIND,
+                options=OPTIONS,
+                identity=IDENTITY,
+                batch=1,
+            )
+            assert cleared == ({target} if joined else set())
             assert {path.name for path in target.parent.iterdir()} == {"out.mp4"}
             target.unlink()
             finished += 1

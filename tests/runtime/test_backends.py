@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -307,3 +308,12 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code):
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_several_threads_may_ask_openvino_at_once():
+    batch = np.zeros((1, 3, SIZE, SIZE), np.float32)
+    with opened("openvino") as backend:
+        expected = backend.infer(batch)
+        with ThreadPoolExecutor(4) as pool:
+            for mask in pool.map(lambda _: backend.infer(batch), range(40)):
+                assert np.array_equal(mask, expected)

@@ -1,12 +1,13 @@
 """A graph is optimised once by each library; what is kept gives the same masks and is never needed."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from basnet_runtime.backends import graph_cache
-from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path
+from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_graphs, graph_path
 from basnet_runtime.backends.ort import open_onnxruntime
 from basnet_torch.errors import ModelFileError
 from tests.models import OPENERS, SIZE, exported
@@ -82,3 +83,16 @@ def test_those_used_last_stay(cache, monkeypatch):
         os.utime(path, (1000 - age, 1000 - age))
     forget_old_graphs()
     assert {int(path.stem) for path in cache.iterdir()} == set(range(5))
+
+
+def test_without_a_home_folder_nothing_is_kept_and_the_masks_are_the_same(graph, cache, monkeypatch):
+    expected = masks(graph)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    assert not can_keep_graphs()
+    for one, other in zip(expected, masks(graph), strict=True):
+        assert np.array_equal(one, other)
+
+
+def no_home(_):
+    raise RuntimeError("Could not determine home directory.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from basnet_runtime.media.files import PendingFile
+from basnet_runtime.media.files import PendingFile, whole_file
 from basnet_runtime.media.jobs import Job
 from basnet_runtime.media.journal import JOURNAL_NAME, Journal, noted
 from basnet_torch.errors import MediaError, UsageError
@@ -150,3 +152,32 @@ def test_unreadable_and_unwritable(tmp_path, jobs):
     os.mkdir(tmp_path / JOURNAL_NAME)  # noqa: PTH102
     with pytest.raises(MediaError, match="is a directory"):
         Journal(tmp_path, SETTINGS)
+
+
+def test_temporary_names_of_forked_processes_differ(tmp_path):
+    """They share the run's name and its counter."""
+    if not (child := os.fork()):
+        PendingFile(tmp_path / "a.png", overwrite=False)
+        os._exit(0)
+    os.waitpid(child, 0)
+    pending = PendingFile(tmp_path / "a.png", overwrite=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    pending.discard()
+
+
+def test_a_full_disk_is_one_line(tmp_path, jobs):
+    with pytest.raises(MediaError, match=r"note\.md: cannot be written: no space left on device"):  # noqa: SIM117
+        with whole_file(tmp_path / "note.md", overwrite=False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    journal, full = Journal(tmp_path, SETTINGS), Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(MediaError, match=r"cannot be written: no space left on device"):  # noqa: PT012, SIM117
+        with journal.writing(jobs):
+            journal._file.close()
+            journal._file = full
+            journal.begin(jobs[0])
+    assert full.closed
+
+
+def test_other_errors_in_a_file_are_their_own(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing such"), whole_file(tmp_path / "a", overwrite=False):
+        (tmp_path / "nothing such").read_text()

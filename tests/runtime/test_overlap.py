@@ -6,6 +6,7 @@ from collections import deque
 import numpy as np
 import pytest
 
+from basnet_runtime import pipeline
 from basnet_runtime.backends.fake import FakeBackend
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
@@ -110,3 +111,14 @@ def test_a_source_that_waits_for_its_results_gets_them():
             assert sink.written.acquire(timeout=20), f"the result of frame {index - 1} was held back"
 
     assert run(Flying(), Source(5, before), sink).frames == 5
+
+
+def test_frames_that_leave_no_room_for_another_end(monkeypatch):
+    """As 8K video does: what is in flight must land before the reader gets memory for the next frame."""
+    monkeypatch.setattr(pipeline, "_QUEUE_BYTES", 2 * 3 * 64)
+    sink = Sink()
+    work = threading.Thread(target=run, args=(Flying(), Source(7), sink), daemon=True)
+    work.start()
+    work.join(20)
+    assert not work.is_alive()
+    assert [int(item.pixels[0, 0]) for item in sink.items] == list(range(7))

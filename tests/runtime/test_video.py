@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -570,3 +574,48 @@ def test_real_clip_that_changes_size_is_done_up_to_there(tmp_path, data_root, fa
 def test_real_rotations(data_root, angle, size):
     with VideoSource(data_root / "video" / f"decord_video_{angle}.mov") as source:
         assert next(source.frames(Room(), StageClock())).image_HWC.shape[:2] == size
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (48, 64, 3)), (6, (64, 48, 3))])
+def test_motion_jpeg_with_exif(tmp_path, orientation, shape):
+    """PyAV has no name for EXIF beside a frame, and then gives none of what lies there."""
+    with av.open(str(tmp_path / "camera.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for index, image in enumerate(images(4)):
+            packet = av.Packet(with_exif(image, orientation))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 10)
+            container.mux(packet)
+    with VideoSource(tmp_path / "camera.avi") as source:
+        frames = list(source.frames(Room(), StageClock()))
+    assert [frame.image_HWC.shape for frame in frames] == [shape] * 4
+    if orientation == 6:  # the bright square, left and above, is turned to the right
+        assert frames[0].image_HWC[8:16, 30:38].mean() > 150 > frames[0].image_HWC[40:, :24].mean()
+
+
+def with_exif(image, orientation):
+    """A JPEG file whose only tag says how it is to be turned."""
+    jpeg = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+    tag = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    body = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 1) + tag + struct.pack("<I", 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def test_a_cut_without_encoding_is_whole(tmp_path, write_video):
+    """Frames before the cut stay in the file, and an edit list hides them."""
+    whole, cut = write_video(tmp_path / "whole.mp4", images(40, step=1)), tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream, packet.pts, packet.dts = stream, packet.pts - 10010, packet.dts - 10010
+                container.mux(packet)
+    with VideoSource(cut) as source:
+        assert len(list(source.frames(Room(), StageClock()))) == 30
+        assert (source.warnings, source.broken) == ([], False)
+
+
+def test_numbered_pictures_with_a_name_that_is_no_text(tmp_path, write_video, fake_model):
+    target = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9%02d.png"))
+    convert(fake_model, write_video(tmp_path / "in.mp4", images(3)), target)
+    assert b"file '\xe901.png'" in b"".join(path.read_bytes() for path in tmp_path.glob("*.ffconcat"))

@@ -15,9 +15,11 @@ import pytest
 from basnet_runtime.finish import Finishing
 from basnet_runtime.media import video_segments
 from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.jobs import Job
 from basnet_runtime.media.video_options import Span, VideoOptions
+from basnet_runtime.media.video_segments import SegmentFolder, segments_folder
 from basnet_runtime.pipeline import Pipeline
-from basnet_runtime.run_video import VideoRun
+from basnet_runtime.run_video import VideoRun, clear_finished
 from basnet_torch.errors import MediaError, UsageError
 
 HERE = Path(__file__).parent
@@ -182,3 +184,51 @@ def test_fifty_kills_at_random_moments(tmp_path, write_video):
     counts = json.loads(done.stdout)
     assert counts["killed"] == 50
     assert counts["finished"] >= 2
+
+
+def joined_but_not_removed(tmp_path, clip, model, monkeypatch, **options):
+    """As a run leaves it that is killed right after the result has got its name."""
+    monkeypatch.setattr(SegmentFolder, "remove", SegmentFolder.close)
+    video_run(model, clip, tmp_path / "out.mp4", **options).run()
+    monkeypatch.undo()
+
+
+def cleared(clip, target, kind="mask", identity=None):
+    return clear_finished(
+        [Job(source=clip, target=target, media="video")],
+        kind=OutputKind.parse(kind),
+        options=VideoOptions(resume=True, hwaccel="none"),
+        identity=identity or {"model": "fake"},
+        batch=1,
+    )
+
+
+def test_a_result_whose_segments_still_lie_there_is_done(tmp_path, clip, fake_model, monkeypatch):
+    target = tmp_path / "out.mp4"
+    joined_but_not_removed(tmp_path, clip, fake_model, monkeypatch)
+    for other in ({"kind": "overlay"}, {"identity": {"model": "other"}}):
+        assert cleared(clip, target, **other) == frozenset()
+    assert segments_folder(target).is_dir()
+    assert cleared(clip, target) == {target}
+    assert not segments_folder(target).exists()
+
+
+def test_a_file_that_was_there_before_is_not_the_result(tmp_path, clip, fake_model, monkeypatch):
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"an older mask")
+    stopped_at(tmp_path, clip, fake_model)
+    kept = sorted(path.name for path in segments_folder(target).iterdir())
+    assert cleared(clip, target) == frozenset()
+    assert sorted(path.name for path in segments_folder(target).iterdir()) == kept
+    assert target.read_bytes() == b"an older mask"
+
+
+def test_a_live_run_keeps_its_segments(tmp_path, clip, fake_model, monkeypatch):
+    target = tmp_path / "out.mp4"
+    joined_but_not_removed(tmp_path, clip, fake_model, monkeypatch)
+    with (segments_folder(target) / "job.json").open() as other:
+        import fcntl
+
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert cleared(clip, target) == frozenset()
+    assert segments_folder(target).is_dir()

@@ -45,8 +45,16 @@ def forget_old_graphs() -> None:
 
 
 def graph_folder() -> Path:
-    """Where all of them lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basnet-deploy" / "graphs"
+    """Where all of them lie.
+
+    Raises:
+        OSError: The user has no home folder, as in some containers.
+    """
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
+    return Path(cache) / "basnet-deploy" / "graphs"
 
 
 def can_keep_graphs() -> bool:

@@ -53,6 +53,7 @@ class OpenVinoBackend:
         self.description = description
         self.depth = threads + 1 if lone and threads > 1 else 1
         self._request = compiled.create_infer_request()
+        self._one_at_a_time = threading.Lock()  # a request runs one batch, whichever thread asks
         self._lone = lone
         self._workers: Workers | None = None
 
@@ -60,7 +61,8 @@ class OpenVinoBackend:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
         if self._request is None:
             raise ValueError("backend: it is closed; open the model again")
-        return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
+        with self._one_at_a_time:
+            return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
         """Start a batch; see `OverlappedBackend`."""
@@ -161,6 +163,10 @@ def _import_openvino() -> ModuleType:
     except ImportError as error:
         here = ", or take --device openvino" if find_spec("onnxruntime_ep_openvino") else ""
         raise BackendUnavailable(f"OpenVINO is not installed; pip install 'basnet-deploy[openvino]'{here}") from error
+    except RuntimeError as error:  # its telemetry looks for a home folder
+        raise BackendUnavailable(
+            f"OpenVINO does not start here: {str(error).rstrip('.')}; set HOME, or take --backend onnxruntime"
+        ) from error
     return cast(ModuleType, openvino)
 
 

@@ -29,7 +29,7 @@ class PendingFile:
             MediaError: The folder cannot be written.
         """
         self.target = target
-        self.path = target.with_name(f".{RUN}-{next(_NUMBERS)}.partial{target.suffix}")
+        self.path = target.with_name(f".{RUN}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
         self._overwrite = overwrite
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +75,19 @@ class PendingFile:
 
 @contextmanager
 def whole_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary path to write to; it becomes `target` when the block ends well and vanishes when it does not."""
+    """A temporary path to write to; it becomes `target` when the block ends well and vanishes when it does not.
+
+    Raises:
+        MediaError: It cannot be written, for example because the disk is full.
+    """
     pending = PendingFile(target, overwrite=overwrite)
     try:
         yield pending.path
         pending.commit()
+    except OSError as error:
+        if isinstance(error, MediaError) or error.filename not in (None, str(pending.path)):
+            raise
+        raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
     finally:
         pending.discard()
 

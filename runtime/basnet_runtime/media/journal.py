@@ -124,13 +124,16 @@ class Journal:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise MediaError(f"{self.path}: cannot be written: {reason(error)}") from error
-        with self._file:
+        try:
             self._lock(self._file)
             remove_partials({job.target.parent for job in jobs}, self._runs)
             self._write({"state": "run", "run": RUN, "version": _VERSION, "settings": self._settings})
             yield
             self._write({"state": "end"})
-        self._file = None
+        finally:
+            with suppress(OSError):  # a full disk, once more; it was said by the line that did not fit
+                self._file.close()
+            self._file = None
 
     def _lock(self, file: IO[str]) -> None:
         try:

@@ -47,6 +47,7 @@ _SEEK_FROM_SECONDS = 10
 _LIVE_FRAMES = 4
 _LATE_SECONDS = 1.0
 _FULL_RANGE = 2
+_WITH_EDIT_LISTS = "mov,mp4,m4a,3gp,3g2,mj2"
 _HDR = {16: "PQ", 18: "HLG"}
 
 
@@ -160,7 +161,7 @@ class VideoSource:
                 transfer=int(first.color_trc),
                 full_range=int(first.color_range) == _FULL_RANGE and not first.format.is_rgb,
             ),
-            frames=stream.frames,
+            frames=_promised_frames(stream),
             seconds=float(self._container.duration or 0) / 1e6,
             stream=stream.index,
             part=self._span.start is not None or (is_address(self.source) and not self._container.duration),
@@ -361,6 +362,14 @@ def _video_stream(container: InputContainer, source: Path | str, max_pixels: int
     raise MediaError(f"{source}: has no video stream")
 
 
+def _promised_frames(stream: VideoStream) -> int:
+    """How many frames the file says it shows, 0 where it does not: not those that an edit list cuts off."""
+    index = stream.index_entries
+    if not stream.frames or stream.container.format.name != _WITH_EDIT_LISTS or not len(index):
+        return stream.frames
+    return min(stream.frames, sum(not entry.is_discard for entry in index))
+
+
 def _alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
     """For VP8 and VP9 with transparency, which FFmpeg's own decoders leave out: libvpx."""
     import av
@@ -386,7 +395,10 @@ def _from_hardware(frame: av.VideoFrame) -> bool:
 
 
 def _upright_of(frame: av.VideoFrame) -> Upright:
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # it also carries data that PyAV has no name for, such as EXIF: the angle alone can be had
+        return Upright.from_angle(frame.rotation)
     if data is None:
         return Upright()
     return Upright.from_matrix(tuple(int(value) for value in np.frombuffer(data, np.int32)))

@@ -4,7 +4,8 @@
     source = VideoSource(path, skip=sink.frames_done)
 
 Beside `clip.mask.mp4` lies the folder `clip.mask.mp4.segments` while work goes on: `job.json`, which says for what, and
-one file for each finished segment, which appears whole or not at all. Every segment is encoded by an encoder of its
+one file for each finished segment, which appears whole or not at all; at the end `joined.json` tells the result from a
+file that it replaces. Every segment is encoded by an encoder of its
 own and keeps what the next frame's mask depends on. So the packets do not depend on where a run was ended; joining
 them, with the sound, encodes nothing, and gives the bytes of a run that was never ended.
 """
@@ -34,16 +35,68 @@ from basnet_torch.errors import MediaError, UsageError
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
-__all__ = ["SEGMENT_FRAMES", "SegmentFolder", "SegmentedSink", "segments_folder"]
+__all__ = ["SEGMENT_FRAMES", "SegmentFolder", "SegmentedSink", "remove_joined", "segments_folder"]
 
 SEGMENT_FRAMES = 250  # as often as x264 sets a key frame anyway
 _JOB = "job.json"
+_JOINED = "joined.json"
 _GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: every container here wants it
 
 
 def segments_folder(target: Path) -> Path:
     """Where the segments of a result lie while it is made."""
     return target.with_name(f"{target.name}.segments")
+
+
+def remove_joined(target: Path, identity: Mapping[str, Any]) -> bool:
+    """Remove the segments of a result that is complete, where a run was killed between its renaming and this.
+
+    Args:
+        target: The result.
+        identity: The values of its job that are known; the segments of another one stay, as do those of a live run.
+
+    Returns:
+        Whether the target is that result.
+    """
+    folder = segments_folder(target)
+    try:
+        joined = json.loads((folder / _JOINED).read_text())
+        known = joined["job"]
+        if joined["result"] != _mark_of(target) or any(known.get(k) != v for k, v in _plain(identity).items()):
+            return False
+    except (OSError, ValueError, KeyError):  # not joined, or not whole
+        with suppress(OSError):
+            folder.rmdir()  # one that is empty was all but removed
+        return False
+    try:
+        with (folder / _JOB).open() as job:
+            fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # its run is at the removing itself
+        return False
+    except OSError:  # removed already, or a file system without locks
+        pass
+    _remove(folder)
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder, last of all what says that it may be removed."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != _JOINED:
+                path.unlink()
+        shutil.rmtree(folder)
+
+
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+
+
+def _mark_of(path: Path) -> list[int]:
+    """What tells a file from the one it replaced; renaming leaves it as it is."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 class SegmentFolder:
@@ -66,6 +119,7 @@ class SegmentFolder:
             MediaError: The folder cannot be read or written.
         """
         self.path = segments_folder(target)
+        self._identity = identity
         self._lock_file: IO[str] | None = None
         job = self.path / _JOB
         try:
@@ -100,7 +154,7 @@ class SegmentFolder:
             known = json.loads(text)
         except ValueError:
             known = {}
-        wanted = json.loads(json.dumps(identity))
+        wanted = _plain(identity)
         if known != wanted:
             names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
             raise UsageError(
@@ -123,6 +177,11 @@ class SegmentFolder:
         """The file of one segment."""
         return self.path / f"{number:06d}.segment"
 
+    def note_joined(self, result: Path) -> None:
+        """Say that this file, about to get the result's name, is whole."""
+        note = {"result": _mark_of(result), "job": self._identity}
+        (self.path / _JOINED).write_text(json.dumps(note, indent=2, sort_keys=True))
+
     def close(self) -> None:
         """Let others use it."""
         if self._lock_file is not None:
@@ -131,8 +190,7 @@ class SegmentFolder:
     def remove(self) -> None:
         """Remove it with all that is in it."""
         self.close()
-        with suppress(OSError):
-            shutil.rmtree(self.path)
+        _remove(self.path)
 
 
 class SegmentedSink:
@@ -256,6 +314,7 @@ class SegmentedSink:
         finally:
             muxer.close()
         self.warnings += muxer.warnings
+        self._folder.note_joined(self._joined.path)
         self._joined.commit(plan.target)
 
     def _packets(self) -> Iterator[Any]:

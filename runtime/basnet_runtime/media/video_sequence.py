@@ -6,6 +6,7 @@ is shown: `ffmpeg -safe 0 -i frames/frames.ffconcat out.mov` gives the source's 
 
 from __future__ import annotations
 
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -119,4 +120,4 @@ class SequenceSink:
             lines += [f"file {_quoted(numbered(self._target, index).name)}", f"option framerate {_TICKS}"]
             lines += [f"duration {float(seconds):.6f}"]
         with whole_file(_listing(self._target), overwrite=self._overwrite) as path:
-            path.write_text("\n".join(lines) + "\n")
+            path.write_bytes(os.fsencode("\n".join(lines) + "\n"))  # the names as they are, whatever their bytes

@@ -82,6 +82,16 @@ class Upright:
         across, down = (c, b) if transpose else (a, d)
         return cls(transpose=transpose, mirror_x=across < 0, mirror_y=down < 0)
 
+    @classmethod
+    def from_angle(cls, degrees: int) -> Self:
+        """From the angle to turn by, counterclockwise, in steps of 90 degrees.
+
+        >>> Upright.from_angle(-90)
+        Upright(transpose=True, mirror_x=True, mirror_y=False)
+        """
+        cos, sin = {0: (1, 0), 1: (0, -1), 2: (-1, 0), 3: (0, 1)}[round(degrees / 90) % 4]
+        return cls.from_matrix((cos, sin, 0, -sin, cos))
+
     def apply(self, image_HWC: UInt8) -> UInt8:
         """Turn a picture; H and W change places with `transpose`."""
         if self == Upright():
