@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -179,6 +180,21 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(f"{path}: is cut short at {size:,} bytes; download it again")
 
 
+# What torch.load was seen to raise for files that were cut short or changed, of its old format and of its new one.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OSError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
+
+
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
@@ -192,7 +208,7 @@ def _read_torch(path: Path) -> Any:
                 "load it where you trust it and save model.state_dict()"
             ) from error
         raise _unreadable(path, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
@@ -236,6 +252,8 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         keys = ", ".join(map(repr, list(state)[:4])) or "nothing"
         raise CheckpointError(f"{path}: holds {keys} but no tensors; save model.state_dict()")
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    if not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
     while tensors and all(k.startswith("module.") for k in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

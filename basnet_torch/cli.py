@@ -138,7 +138,7 @@ def train(
             values["arch"] = _coarse(arch)
             typed.add("arch")
         values |= {name: value for name, value in PRESETS.get(preset, {}).items() if name not in typed}
-        start = _start(init, resnet34, width if "width" in typed else None, widen_noise)
+        start = _start(init, resnet34, width if "width" in typed else None, widen_noise, resume=resume)
         if start:
             values |= {
                 "width": start.width,
@@ -283,11 +283,15 @@ def _saved(run: Path) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TrainConfig.__slots__}
 
 
-def _start(init: Path | None, resnet34: Path | None, width: int | None, noise: float) -> Checkpoint | None:
+def _start(
+    init: Path | None, resnet34: Path | None, width: int | None, noise: float, *, resume: bool
+) -> Checkpoint | None:
     """The checkpoint of --init, when one is asked for, made as wide as asked."""
     from basnet_torch.checkpoint import load_checkpoint
     from basnet_torch.widen import widened
 
+    if resume and (init or resnet34):
+        raise UsageError("--resume goes on with the run's own weights; leave --init and --resnet34 out")
     if init and resnet34:
         raise UsageError("--init and --resnet34 both give the encoder's weights; keep one of them")
     if init is None:
@@ -371,7 +375,7 @@ def _validator(config: TrainConfig, source: _Source) -> Validator:
     from basnet_torch.trainer import finishing
     from basnet_torch.validate import Validator
 
-    return Validator(find_pairs(source.val, on_bad=source.on_bad), *finishing(config))
+    return Validator(find_pairs(source.val, on_bad=source.on_bad), *finishing(config), on_bad=source.on_bad)
 
 
 def _follow(trainer: Trainer) -> None:

@@ -37,6 +37,7 @@ UInt8 = NDArray[np.uint8]
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _SHOWN = 3
+_FAINT = 128  # a mask's brightest value below which nothing of it would count as object
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +45,8 @@ class DataReport:
     """What was found in the data, by names; filled by `find_pairs` and `load_pairs`.
 
     `without_mask`, `without_picture`, `unequal` and `unreadable` are bad pairs, refused or skipped. The others are
-    used: masks in colour are made grey, masks of 0 and 1 are stretched, empty masks are pictures without an object.
+    used: masks in colour are made grey, those of 0 and 1, and others that are faint, are stretched, empty masks are
+    pictures without an object.
     """
 
     pairs: int = 0
@@ -54,6 +56,7 @@ class DataReport:
     unreadable: list[str] = field(default_factory=list)
     in_colour: list[str] = field(default_factory=list)
     zero_one: list[str] = field(default_factory=list)
+    faint: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -65,6 +68,7 @@ class DataReport:
             "unreadable": "pairs that cannot be read, skipped",
             "in_colour": "masks in colour, read as grey",
             "zero_one": "masks of 0 and 1, read as 0 and 255",
+            "faint": "masks darker than half of white, stretched to white",
             "empty": "masks without an object, kept",
         }
         found = [(getattr(self, key), text) for key, text in words.items()]
@@ -143,14 +147,16 @@ def _pairs_in_zip(path: Path) -> tuple[Path, Matched, _Reader]:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a readable zip file ({error}); fetch it again") from error
-    names = [n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGE_SUFFIXES]
+    names = [
+        n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGE_SUFFIXES and not _is_of_a_mac(n)
+    ]
     return path, matched(path, names), lambda name: partial(_read_member, archive, name)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{archive.filename}: {name} cannot be read ({error}); fetch the zip file again") from error
 
 
@@ -163,8 +169,14 @@ def _read_path(path: Path) -> bytes:
 
 def _pairs_in_folder(root: Path) -> tuple[Path, Matched, _Reader]:
     files = [p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES]
-    names = [p.relative_to(root).as_posix() for p in files]
+    names = [name for p in files if not _is_of_a_mac(name := p.relative_to(root).as_posix())]
     return root, matched(root, names), lambda name: partial(_read_path, root / name)
+
+
+def _is_of_a_mac(name: str) -> bool:
+    """Whether the file holds what macOS puts beside a picture of that name, which is no picture."""
+    path = PurePosixPath(name)
+    return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def _refuse_unpaired(source: Path, match: Matched) -> None:
@@ -183,7 +195,20 @@ def decode_image(data: bytes, name: str) -> UInt8:
 
 def decode_mask(data: bytes, name: str) -> UInt8:
     """Bytes of a mask as uint8 H,W in 0..255, also when it is stored as 0 and 1; raises DataError naming it."""
-    return _stretched(_decode(data, name, cv2.IMREAD_GRAYSCALE))
+    return _stretched(_stored_mask(data, name)[0])
+
+
+def _stored_mask(data: bytes, name: str) -> tuple[UInt8, bool]:
+    """A mask as it was stored, uint8 H,W, turned as its EXIF says like its picture; and whether it was in colour."""
+    # What cv2 calls UNCHANGED would be the file's own values, but not turned.
+    stored = _decode(data, name, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    in_colour = stored.ndim == 3
+    mask = np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2GRAY), np.uint8) if in_colour else stored
+    if mask.min() == mask.max():
+        whole = _decode(data, name, cv2.IMREAD_UNCHANGED)
+        if whole.ndim == 3 and whole.shape[2] == 4 and np.ptp(whole[..., 3]):
+            raise DataError(f"{name}: its mask has the object in its transparency alone; store it as grey")
+    return mask, in_colour
 
 
 def _decode(data: bytes, name: str, mode: int) -> UInt8:
@@ -193,7 +218,7 @@ def _decode(data: bytes, name: str, mode: int) -> UInt8:
         decoded = None
     if decoded is None:
         raise DataError(f"{name}: {len(data)} bytes that are no readable picture; fetch it again or remove the pair")
-    if decoded.dtype == np.uint16:
+    if decoded.dtype == np.uint16 and decoded.max() > 255:  # else eight bits that are stored in sixteen
         decoded = np.right_shift(decoded.astype(np.uint16), 8)
     return np.asarray(decoded, np.uint8)
 
@@ -255,25 +280,18 @@ class _Loaded:
 
 def _load_into(pair: Pair, image_SSC: UInt8, mask_SS: UInt8) -> _Loaded:
     image = decode_image(pair.read_image(), pair.name)
-    stored = _decode(pair.read_mask(), pair.name, cv2.IMREAD_UNCHANGED)
-    mask = _grey(stored)
+    mask, in_colour = _stored_mask(pair.read_mask(), pair.name)
     if image.shape[:2] != mask.shape:
         raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
     image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(_stretched(mask), len(mask_SS))
     peak = mask.max()
-    odd = {"in_colour": stored.ndim == 3 and stored.shape[2] >= 3, "zero_one": peak == 1, "empty": peak == 0}
+    odd = {"in_colour": in_colour, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}
     return _Loaded(odd=tuple(name for name, holds in odd.items() if holds))
 
 
-def _grey(stored: UInt8) -> UInt8:
-    """A mask as it was stored, H,W or H,W,C with BGR, as H,W."""
-    if stored.ndim == 2:
-        return stored
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(stored[..., :3]), cv2.COLOR_BGR2GRAY), np.uint8)
-
-
 def _stretched(mask: UInt8) -> UInt8:
-    return np.where(mask > 0, np.uint8(255), np.uint8(0)) if mask.max() == 1 else mask
+    peak = int(mask.max())
+    return np.round(mask * np.float32(255 / peak)).astype(np.uint8) if 0 < peak < _FAINT else mask
 
 
 def _square(image: UInt8, size: int) -> UInt8:

@@ -19,13 +19,15 @@ from pathlib import Path, PurePosixPath
 
 from basnet_torch.errors import DataError
 
-__all__ = ["KNOWN", "Matched", "matched"]
+__all__ = ["KNOWN", "Matched", "masks_beside", "matched"]
 
 KNOWN = "images+masks, imgs+gt, DUTS-TR-Image+DUTS-TR-Mask, ... or *.jpg with *.png of the same name beside"
 _MASKS = re.compile(
     r"mask|(^|[^a-z])gts?($|[^a-z])|ground.?truth|pixelwisegt|annotation|label|binary|human.?seg", re.IGNORECASE
 )
 _ENDING = re.compile(r"[-_ ](mask|gt|groundtruth|ground_truth|seg|label)$", re.IGNORECASE)
+_PLAIN_MASKS = re.compile(r"(gts?|masks?|ground.?truths?)$", re.IGNORECASE)
+_PICTURES = re.compile(r"(^|[^a-z])(im|imgs?|images?|rgb|photos?|pictures?|src|originals?)($|[^a-z])", re.IGNORECASE)
 _LOSSY = {".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -48,7 +50,8 @@ def matched(source: Path, names: Sequence[str]) -> Matched:
     """Pair the files `names` (paths inside `source`, with `/`) of a folder or zip file.
 
     Raises:
-        DataError: When nothing pairs, or two files of a folder share a stem so that it is unclear which belongs.
+        DataError: When nothing pairs, or it is unclear what belongs to what: two files of a folder share a stem, or
+            several folders could be the pictures, or the masks.
     """
     folders: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -78,15 +81,46 @@ def _beside(source: Path, files: Sequence[str]) -> Matched | None:
     return _joined(pictures, masks)
 
 
+def masks_beside(source: Path, names: Sequence[str]) -> frozenset[str]:
+    """Which of the files of one folder are masks that lie beside their pictures."""
+    found = _beside(source, sorted(names)) if names else None
+    return frozenset() if found is None else frozenset((*(mask for _, _, mask in found.pairs), *found.without_picture))
+
+
 def _across(source: Path, folders: Mapping[str, Sequence[str]]) -> list[Matched]:
     """Every folder of masks with the folder of pictures beside it that shares most names."""
-    parts = []
+    found: dict[str, list[tuple[str, Matched]]] = {}
     for folder, files in folders.items():
-        rivals = [_by_stem(source, folders[other]) for other in _picture_folders(folder, folders)]
+        rivals = {other: _by_stem(source, folders[other]) for other in _picture_folders(folder, folders)}
         if rivals:
             masks = _by_stem(source, files)
-            parts.append(_joined(max(rivals, key=lambda pictures: len(pictures.keys() & masks.keys())), masks))
-    return parts
+            shared = {other: len(pictures.keys() & masks.keys()) for other, pictures in rivals.items()}
+            best = _pictures_among(source, folders, [o for o in rivals if shared[o] == max(shared.values())])
+            found.setdefault(best, []).append((folder, _joined(rivals[best], masks)))
+    return [_masks_among(source, pictures, rivals) for pictures, rivals in found.items()]
+
+
+def _pictures_among(source: Path, folders: Mapping[str, Sequence[str]], rivals: Sequence[str]) -> str:
+    """Of folders with equally many names of the masks' the one of pictures: others hold edges, depths or bodies."""
+    named = [folder for folder in rivals if _PICTURES.search(PurePosixPath(folder).name)]
+    lossy = [f for f in rivals if all(PurePosixPath(name).suffix.lower() in _LOSSY for name in folders[f])]
+    for chosen in (rivals, named, lossy):
+        if len(chosen) == 1:
+            return chosen[0]
+    some = ", ".join(PurePosixPath(folder).name for folder in rivals)
+    raise DataError(f"{source}: {some} could each be the pictures; leave the one that is, beside its masks")
+
+
+def _masks_among(source: Path, pictures: str, rivals: Sequence[tuple[str, Matched]]) -> Matched:
+    """Of several folders of masks of the same pictures the plain one: others hold instances or contours."""
+    sharing = [rival for rival in rivals if rival[1].pairs] or list(rivals[:1])
+    plain = [rival for rival in sharing if _PLAIN_MASKS.match(PurePosixPath(rival[0]).name)]
+    for chosen in (sharing, plain):
+        if len(chosen) == 1:
+            return chosen[0][1]
+    some = ", ".join(PurePosixPath(folder).name for folder, _ in sharing)
+    name = PurePosixPath(pictures).name
+    raise DataError(f"{source}: {some} could each be the masks of {name}; leave the one that is, beside it")
 
 
 def _picture_folders(masks: str, folders: Mapping[str, Sequence[str]]) -> list[str]:

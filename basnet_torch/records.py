@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -55,8 +56,10 @@ class RunRecord:
             return
         self._run.mkdir(parents=True, exist_ok=True)
         for name, text in (("log.jsonl", json.dumps(record)), ("log.txt", in_words(record))):
-            with (self._run / name).open("a") as file:
-                file.write(text + "\n")
+            with (self._run / name).open("ab+") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                broken = file.read(1) not in (b"", b"\n")  # a line that was cut short stays one of its own
+                file.write(b"\n" * broken + text.encode() + b"\n")
         if self._board is not None:
             kind = record.get("kind", "")
             for name, value in record.items():

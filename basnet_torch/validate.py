@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from basnet_torch.config import Autocast
+from basnet_torch.config import Autocast, OnBadPair
 from basnet_torch.datasets import Pair, decode_image, decode_mask
-from basnet_torch.errors import TrainingError
+from basnet_torch.errors import DataError, TrainingError
 from basnet_torch.metrics import AccuracyMeter, Scores
 from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
@@ -29,16 +29,42 @@ class _Case:
 class Validator:
     """Holds prepared validation pictures and scores a network on them."""
 
-    def __init__(self, pairs: Sequence[Pair], preprocess: Preprocess, postprocess: Postprocess) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        preprocess: Preprocess,
+        postprocess: Postprocess,
+        *,
+        on_bad: OnBadPair = "refuse",
+    ) -> None:
+        """Read all pairs.
+
+        Args:
+            pairs: From `find_pairs`.
+            preprocess: What the network takes.
+            postprocess: What is done to its maps.
+            on_bad: What to do about files that cannot be read.
+
+        Raises:
+            DataError: For the first bad one, or when all are.
+        """
         self.preprocess = preprocess
         self.postprocess = postprocess
-        self._cases = [
-            _Case(
-                prepared_CHW=preprocess.apply(decode_image(pair.read_image(), pair.name)),
-                truth_HW=decode_mask(pair.read_mask(), pair.name),
-            )
-            for pair in pairs
-        ]
+        self._cases: list[_Case] = []
+        for pair in pairs:
+            try:
+                self._cases.append(self._case(pair))
+            except DataError:
+                if on_bad == "refuse":
+                    raise
+        if pairs and not self._cases:
+            raise DataError(f"validation: none of {len(pairs)} pairs can be read")
+
+    def _case(self, pair: Pair) -> _Case:
+        return _Case(
+            prepared_CHW=self.preprocess.apply(decode_image(pair.read_image(), pair.name)),
+            truth_HW=decode_mask(pair.read_mask(), pair.name),
+        )
 
     def __len__(self) -> int:
         return len(self._cases)

@@ -61,7 +61,11 @@ def warning_for(pictures: int) -> str | None:
 
 
 def _plain_pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".zip" and is_picture(path))
+    from basnet_torch.layouts import masks_beside
+
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".zip" and is_picture(path))
+    masks = masks_beside(folder, [path.name for path in found])
+    return [path for path in found if path.name not in masks]
 
 
 def _read(path: Path) -> Picture:

@@ -76,6 +76,8 @@ def _origins(graph: onnx.GraphProto, observed: Mapping[str, Observed], name: str
         return _origins(graph, observed, maker.input[0])
     if maker is None or maker.op_type != "Concat":
         return {name: observed[name]}
+    if sum(part not in observed for part in maker.input) > 1:
+        return {name: observed[name]}  # how many channels each has is not known
     found: dict[str, Observed] = {}
     start = 0
     for index, part in enumerate(maker.input):

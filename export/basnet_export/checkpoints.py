@@ -12,6 +12,7 @@ from typing import Literal
 from basnet_runtime.media.files import whole_file
 from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.spec import check_size
 
 __all__ = ["Layout", "convert_checkpoint"]
 
@@ -53,6 +54,11 @@ def convert_checkpoint(
         raise BackendUnavailable("converting needs torch; pip install 'basnet-deploy[export]'") from error
     from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint, save_checkpoint
 
+    if size is not None:
+        try:
+            check_size(*size)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     checkpoint = load_checkpoint(source)
     if layout == "authors" and checkpoint.arch != "basnet":
         raise UsageError(f"{source}: is {named(checkpoint.arch)}; the authors' layout has names for BASNet alone")

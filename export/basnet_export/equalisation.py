@@ -77,10 +77,10 @@ def equalised(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in copy.graph.initializer}
     for node in copy.graph.node:
         if node.op_type == "Conv":
-            kernel, bias = (weights[name] for name in node.input[1:3])
+            kernel, *biases = (weights[name] for name in node.input[1:3])
             values = scaled(numpy_helper.to_array(kernel), shares.get(node.input[0]), shares.get(node.output[0]))
             kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
-            if node.output[0] in shares:
+            for bias in biases if node.output[0] in shares else ():
                 offsets = numpy_helper.to_array(bias) / shares[node.output[0]]
                 bias.CopyFrom(numpy_helper.from_array(offsets, bias.name))
     return copy

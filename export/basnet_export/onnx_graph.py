@@ -57,7 +57,10 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     progress(
         f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
     )
-    with whole_file(config.target, overwrite=config.overwrite) as beside:
+    with (
+        whole_file(config.target, overwrite=config.overwrite) as beside,
+        whole_file(manifest_path(config.target), overwrite=config.overwrite) as note,  # neither without the other
+    ):
         try:
             manifest = _written(config, checkpoint, beside, progress)
         except ParityError as error:
@@ -66,8 +69,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
             progress(f"{error}")
             kept = _float_islands(config, checkpoint, progress)
             manifest = _written(replace(config, keep_fp32=kept), checkpoint, beside, progress)
-    with whole_file(manifest_path(config.target), overwrite=config.overwrite) as beside:
-        beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
+        note.write_text(manifest.to_json() + "\n", encoding="utf-8")
     return config.target
 
 
@@ -309,6 +311,8 @@ def _refuse_existing(config: ExportConfig) -> None:
     if not config.checkpoint.is_file():
         return  # the checkpoint's own message comes first
     for path in (config.target, manifest_path(config.target)):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file")
         if path.exists() and not config.overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
 

@@ -48,7 +48,7 @@ def deployed_network(
     """
     network = copy.deepcopy(model).double().eval()
     _replace_norms(network, _folded)
-    islands = [_island(network, name) for name in keep_fp32]
+    islands = _outermost([part for name in keep_fp32 for part in _called(_island(network, name))])
     kept = {module for island in islands for module in island.modules()}
     dtype = torch_dtype(precision)
     for module in network.modules():
@@ -70,6 +70,19 @@ def _island(network: SaliencyNetwork, name: str) -> nn.Module:
         parts = ", ".join(part for part, _ in network.named_modules() if part.count(".") == 1)
         raise UsageError(f"keep-fp32 {name}: the network has no such part; its parts are {parts}, and those in them")
     return found
+
+
+def _called(island: nn.Module) -> list[nn.Module]:
+    """What takes and gives tensors: not a list of modules, but those in it."""
+    if isinstance(island, (nn.ModuleList, nn.ModuleDict)):
+        return [part for child in island.children() for part in _called(child)]
+    return [island]
+
+
+def _outermost(islands: list[nn.Module]) -> list[nn.Module]:
+    """Each once, without those that lie in another one."""
+    inner = {module for island in islands for module in island.modules() if module is not island}
+    return [island for island in dict.fromkeys(islands) if island not in inner]
 
 
 def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:

@@ -149,6 +149,7 @@ def int8_from_onnx(
 
     graph = model.graph
     kept = {*always_fp32(graph, target), *nodes_of(graph, keep_fp32)}
+    kept |= _between_logits(graph) if target == "cpu" else set()
     inside = quantizable_nodes(graph)
     kinds = _KINDS if target == "cpu" else ("Conv",)
     copy = onnx.ModelProto()
@@ -176,6 +177,20 @@ def int8_from_onnx(
     except (ValueError, RuntimeError, KeyError) as error:
         raise ExportError(f"the graph cannot be quantised: {str(error).splitlines()[0]}") from error
     return _tidied(cast("onnx.ModelProto", quantizer.model.model))
+
+
+def _between_logits(graph: onnx.GraphProto) -> set[str]:
+    """What enlarges, joins or adds maps of few channels that a convolution made: eight bits are too few for them."""
+    shapes = _weight_shapes(graph)
+    few: set[str] = set()
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Conv":
+            few |= {node.output[0]} if shapes[node.input[1]][0] <= _FEW_CHANNELS else set()
+        elif node.op_type in _KINDS and few.intersection(node.input):
+            found.add(node.name)
+            few.update(node.output)
+    return found
 
 
 def _quantise_for_convolutions_alone(graph: onnx.GraphProto) -> None:
