@@ -27,6 +27,7 @@ from basnet_torch.model import Encoder, SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = [
+    "AUTHORS_RECIPE",
     "FORMAT",
     "Checkpoint",
     "load_checkpoint",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 FORMAT = "basnet-deploy/1"
+# How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
+AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 
 
@@ -196,6 +199,8 @@ _DAMAGED = (
 
 
 def _read_torch(path: Path) -> Any:
+    if not _is_pickled(path):
+        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # formats older than torch 1.6 warn, and are what the authors used
@@ -210,6 +215,12 @@ def _read_torch(path: Path) -> Any:
         raise _unreadable(path, error) from error
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether it begins as all of torch.save's formats do: a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -321,9 +332,9 @@ def _recipe(path: Path, content: Mapping[str, Any]) -> tuple[Preprocess, Postpro
 
 
 def _recipe_for(*, is_authors: bool) -> tuple[Preprocess, Postprocess]:
-    """What a bare state dict needs: the authors divide by the picture's largest value and stretch the map."""
+    """What a bare state dict needs."""
     if is_authors:
-        return Preprocess(scale="image_max"), Postprocess(stretch=True)
+        return AUTHORS_RECIPE
     return Preprocess(), Postprocess()
 
 

@@ -325,7 +325,7 @@ def _trainer(
     from basnet_torch.datasets import DataReport, find_pairs, load_pairs
     from basnet_torch.trainer import Trainer
 
-    torch.set_num_threads(place.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    torch.set_num_threads(_threads(place.threads, world))
     report = DataReport()
     pairs = find_pairs(source.data, on_bad=source.on_bad, report=report)
     _refuse_too_few(config, len(pairs))
@@ -356,6 +356,14 @@ def _trainer(
         tensorboard=place.tensorboard,
         facts=facts,
     )
+
+
+def _threads(asked: int, world: World) -> int:
+    """Of this process; more than there are cores only wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    if asked > cores:
+        raise UsageError(f"threads is {asked}, but this process may use {cores} cores; leave --threads out for all")
+    return asked or max(1, cores // world.local_size)
 
 
 def _refuse_too_few(config: TrainConfig, pairs: int) -> None:

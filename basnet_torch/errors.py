@@ -108,7 +108,7 @@ def exit_on_error() -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _tell(f"error: {error.filename or 'a file'}: {error.strerror}")
+        _tell(f"error: {error.filename or 'output'}: {error.strerror}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         _tell("interrupted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import struct
 import tempfile
 from dataclasses import replace
 from functools import cache, partial
@@ -204,3 +205,10 @@ def graph_made_before(change=lambda _, values: values):
         return model
 
     return graph
+
+
+def with_exif(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG file with a tag that says how it is to be turned."""
+    tag = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    body = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 1) + tag + struct.pack("<I", 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]

@@ -119,8 +119,10 @@ class Baseline:
             if not isinstance(candidates, list):
                 raise ValueError("candidates is no list")
             return cls(folder=path.parent, devices=devices, candidates=tuple(candidates), rows=rows, **values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(f"baseline {path}: cannot be read ({error})") from error
+        except OSError as error:
+            raise UsageError(f"baseline {path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"baseline {path}: is no baseline of basnet-bench gate ({error})") from error
 
     def to_json(self) -> str:
         """The file's text."""

@@ -98,6 +98,10 @@ def steps_of(config: GpuConfig, work: Path, models: Mapping[str, Path], clips: M
         *_parity_steps(config, models, engines),
         *_video_steps(config, engines, clips),
     ]
+    unknown = [only for only in config.only if not any(step.name.startswith(only) for step in steps)]
+    if unknown:
+        names = ", ".join(step.name for step in steps)
+        raise UsageError(f"only {', '.join(unknown)}: no step's name begins so; there are {names}")
     return [step for step in steps if not config.only or step.name.startswith(config.only)]
 
 

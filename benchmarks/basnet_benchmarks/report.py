@@ -60,8 +60,10 @@ class SavedReport:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"report {path}: cannot be read ({error})") from error
+        except OSError as error:
+            raise UsageError(f"report {path}: cannot be read ({error.strerror})") from error
+        except ValueError:
+            values = None
         if not isinstance(values, dict) or "command" not in values:
             raise UsageError(f"report {path}: is no report; give JSON that a command of basnet-bench wrote")
         return cls(values=values)

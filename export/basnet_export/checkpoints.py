@@ -5,14 +5,18 @@ path = convert_checkpoint(Path("best.pth"), Path("basnet-lite.safetensors"), sto
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from basnet_runtime.media.files import whole_file
 from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import check_size
+
+if TYPE_CHECKING:
+    from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["Layout", "convert_checkpoint"]
 
@@ -27,6 +31,7 @@ def convert_checkpoint(
     store: Literal["fp32", "fp16"] = "fp32",
     size: tuple[int, int] | None = None,
     overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Read any checkpoint this project loads and write it in another form; returns `target`.
 
@@ -37,6 +42,7 @@ def convert_checkpoint(
         store: How floating-point tensors are stored; they are read back as FP32.
         size: Network input height and width to keep with the weights; None keeps the checkpoint's own.
         overwrite: Replace an existing file.
+        tell: Called with what the authors' layout, which holds weights alone, loses.
 
     Raises:
         BackendUnavailable: torch is not installed.
@@ -54,20 +60,39 @@ def convert_checkpoint(
         raise BackendUnavailable("converting needs torch; pip install 'basnet-deploy[export]'") from error
     from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint, save_checkpoint
 
-    if size is not None:
-        try:
-            check_size(*size)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    _check_size(size, layout)
     checkpoint = load_checkpoint(source)
     if layout == "authors" and checkpoint.arch != "basnet":
         raise UsageError(f"{source}: is {named(checkpoint.arch)}; the authors' layout has names for BASNet alone")
     if size is not None:
         preprocess = replace(checkpoint.preprocess, height=size[0], width=size[1])
         checkpoint = replace(checkpoint, preprocess=preprocess)
+    if layout == "authors" and (lost := _lost(checkpoint)):
+        tell(f"warning: the authors' layout holds weights alone; who reads {target} gets other masks: {lost}")
     with whole_file(target, overwrite=overwrite) as beside:
         if layout == "authors":
             save_authors_checkpoint(beside, checkpoint.state)
         else:
             save_checkpoint(beside, checkpoint, dtype=torch.float16 if store == "fp16" else torch.float32)
     return target
+
+
+def _check_size(size: tuple[int, int] | None, layout: Layout) -> None:
+    if size is None:
+        return
+    if layout == "authors":
+        raise UsageError("the authors' layout keeps no size; leave --size out")
+    try:
+        check_size(*size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _lost(checkpoint: Checkpoint) -> str:
+    """Where the recipe of the checkpoint differs from what a file in the authors' layout is read with."""
+    from basnet_torch.checkpoint import AUTHORS_RECIPE
+
+    preprocess, postprocess = AUTHORS_RECIPE
+    mine = asdict(checkpoint.preprocess) | asdict(checkpoint.postprocess)
+    theirs = asdict(preprocess) | asdict(postprocess)
+    return ", ".join(f"{name} {mine[name]} becomes {theirs[name]}" for name in mine if mine[name] != theirs[name])

@@ -176,7 +176,13 @@ def checkpoint(
         from basnet_export.checkpoints import convert_checkpoint
 
         path = convert_checkpoint(
-            source, output, layout=layout, store=store, size=parse_size(size) if size else None, overwrite=overwrite
+            source,
+            output,
+            layout=layout,
+            store=store,
+            size=parse_size(size) if size else None,
+            overwrite=overwrite,
+            tell=say,
         )
         typer.echo(f"{path}: {path.stat().st_size:,} bytes")
 

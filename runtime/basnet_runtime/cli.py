@@ -134,7 +134,7 @@ def run(
             ),
         )
         summary = _run(config, as_json, quiet, watch)
-    _report(summary, as_json, quiet, told=watch)
+        _report(summary, as_json, quiet, told=watch)
     raise SystemExit(1 if summary.failures else 0)
 
 

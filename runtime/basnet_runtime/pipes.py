@@ -69,7 +69,14 @@ def run_piped(
             with _said("standard input: cannot be read"), path.open("wb") as file:
                 shutil.copyfileobj(source or _open_stream("input", sys.stdin), file)
         made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
-        run(replace(config, inputs=(str(path),), output=str(made)), watcher, summary)
+        try:
+            run(replace(config, inputs=(str(path),), output=str(made)), watcher, summary)
+        except KeyboardInterrupt:
+            if to_pipe:
+                summary.results.clear()
+                summary.notes[:] = ["interrupted before the result was whole: standard output got nothing"]
+            _rename(summary, folder, None)
+            raise
         if target is not None and to_pipe and summary.results:
             with _said("standard output: cannot be written"), made.open("rb") as file:
                 shutil.copyfileobj(file, target)

@@ -239,7 +239,7 @@ def test_what_cannot_run_is_never_passed(intact):
 )
 def test_no_baseline_is_one_line(text, tmp_path):
     (tmp_path / "b.json").write_text(text)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is no baseline of basnet-bench gate"):
         run_gate(GateConfig(threads=1, baseline=tmp_path / "b.json"))
 
 

@@ -194,7 +194,7 @@ def test_lists_of_numbers_stay_on_one_line_and_texts_as_they_are():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read"), ("[]", "no report"), ("{}", "no report"), (None, "cannot be read")],
+    [("{", "no report"), ("[]", "no report"), ("{}", "no report"), (None, "cannot be read")],
 )
 def test_what_is_no_report_is_said(content, message, tmp_path):
     path = tmp_path / "r.json"

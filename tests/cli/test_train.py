@@ -89,6 +89,8 @@ def test_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
         (("--data", pair_folder, "--run", tmp_path / "r", "--resume"), 2, "resume from"),
         (("--data", pair_folder, "--run", tmp_path / "r", "--init", tmp_path / "x.pth"), 1, "no such file"),
         (("--data", pair_folder, "--run", tmp_path / "r", "--size", "50"), 2, "multiples of 32"),
+        (("--data", pair_folder, "--run", tmp_path / "r", "--resume", "--init", "x.pth"), 2, "leave --init"),
+        (("--data", pair_folder, "--run", tmp_path / "r", "--threads", "9999"), 2, "threads is 9999"),
         (("--data", pair_folder, "--run", tmp_path / "r", "--batch", "50"), 2, "there are 6 pairs"),
         (("--data", pair_folder, "--run", tmp_path / "r", "--crop-scale", "0", "2"), 2, "crop_scale"),
         (("--data", pair_folder, "--run", tmp_path / "r", "--device", "tpu"), 2, "cpu, cuda or cuda:N"),

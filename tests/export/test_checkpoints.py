@@ -38,8 +38,24 @@ def test_another_input_size_travels_with_the_weights(tmp_path):
 def test_refusals(tmp_path):
     save_authors_checkpoint(tmp_path / "basnet.pth", BASNet(2).state_dict())
     before = (tmp_path / "basnet.pth").read_bytes()
-    for target, options in (("basnet.pth", ()), ("a.txt", ()), ("a.safetensors", ("--layout", "authors"))):
+    for target, options in (
+        ("basnet.pth", ()),
+        ("a.txt", ()),
+        ("a.safetensors", ("--layout", "authors")),
+        ("a.pth", ("--layout", "authors", "--size", 64)),
+        ("a.pth", ("--size", 33)),
+    ):
         result = call(tmp_path / "basnet.pth", "-o", tmp_path / target, *options)
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
     assert (tmp_path / "basnet.pth").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["basnet.pth"]
+
+
+def test_what_the_authors_layout_loses_is_said(tmp_path):
+    save_authors_checkpoint(tmp_path / "basnet.pth", BASNet(2).state_dict())
+    assert "warning" not in call(tmp_path / "basnet.pth", "-o", tmp_path / "a.pth", "--layout", "authors").stderr
+    call(tmp_path / "basnet.pth", "-o", tmp_path / "b.pth", "--size", 64)
+    result = call(tmp_path / "b.pth", "-o", tmp_path / "c.pth", "--layout", "authors")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: the authors' layout holds weights alone;")
+    assert "height 64 becomes 256, width 64 becomes 256" in result.stderr

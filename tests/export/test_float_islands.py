@@ -100,3 +100,16 @@ def test_with_everything_kept_nothing_is_rounded_but_between_parts():
         exact = plain.mask(images)
         kept, lost = ((net.mask(images) - exact).abs().mean() for net in (whole, none))
     assert kept < 0.75 * lost
+
+
+@pytest.mark.parametrize(
+    "kept", [("predict.side_outputs.convs",), ("predict.encoder", BLOCK), (BLOCK, "predict.encoder.stage1", BLOCK)]
+)
+def test_lists_of_modules_and_parts_in_parts_stay_fp32(kept, tmp_path):
+    path = export_onnx(
+        ExportConfig(
+            checkpoint=checkpoint_file(), output=tmp_path / "a.onnx", precision="fp16", keep_fp32=kept, check=False
+        )
+    )
+    for name, kind in weight_types(path).items():
+        assert (kind == "FLOAT") == any(name.startswith(f"{part}.") for part in kept), name

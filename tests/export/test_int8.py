@@ -12,15 +12,17 @@ from basnet_export import int8
 from basnet_export.activation_ranges import METHODS, Observed, ranges_by
 from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.config import ExportConfig
+from basnet_export.equalisation import equalised
 from basnet_export.islands import search_islands
 from basnet_export.onnx_graph import export_onnx
 from basnet_export.quantization import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
 from basnet_runtime.manifest import read_manifest
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
 from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import BackendUnavailable, ParityError, UsageError
+from tests.export.test_architectures import trained
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported
 
 LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide
@@ -54,11 +56,10 @@ def int8_file(calibration, tmp_path_factory):
 
 def config(calibration, output, **options):
     return ExportConfig(
-        checkpoint=checkpoint_file(),
         output=output,
         precision="int8",
         calibration=calibration,
-        **{"calibration_method": "mse", **options},
+        **{"checkpoint": checkpoint_file(), "calibration_method": "mse", **options},
     )
 
 
@@ -303,3 +304,39 @@ def test_each_stage_takes_the_method_that_moves_masks_least_when_it_alone_is_int
     }
     assert bench.facts_of("mse") == {}
     assert not bench.mix(parts, time.monotonic() - 1, said.append)
+
+
+def test_masks_beside_their_pictures_calibrate_nothing(calibration, tmp_path):
+    for picture in calibration.iterdir():
+        image = read_picture(picture).image_HWC
+        write_picture(tmp_path / f"{picture.stem}.jpg", image)
+        write_picture(tmp_path / f"{picture.stem}.png", (image[..., 0] > 99) * np.uint8(255))
+    assert {picture.name for picture in calibration_pictures(tmp_path)} == {f"{i:02}.jpg" for i in range(20)}
+
+
+def test_convolutions_without_a_bias_are_equalised(fp32):
+    bare = onnx.ModelProto.FromString(fp32.SerializeToString())
+    convolutions = [node for node in bare.graph.node if node.op_type == "Conv"]
+    for node in convolutions:
+        del node.input[2:]
+    shares = {node.output[0]: np.full(kernel_shape(bare, node)[0], 0.5, np.float32) for node in convolutions[1:3]}
+    scaled = {node.name: node for node in equalised(bare, shares).graph.node}
+    assert all(len(scaled[node.name].input) == 2 for node in convolutions)
+
+
+def kernel_shape(model, node):
+    return next(tensor.dims for tensor in model.graph.initializer if tensor.name == node.input[1])
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt"])
+def test_maps_of_several_depths_that_are_joined_stay_float(target, calibration, tmp_path):
+    """HED enlarges maps of one channel and joins them."""
+    path = trained("hed", tmp_path / "hed.pth", steps=2)
+    out = export_onnx(
+        config(calibration, tmp_path / "a.onnx", checkpoint=path, int8_target=target, keep_fp32=(), check=False)
+    )
+    made = {output: node for node in onnx.load(out).graph.node for output in node.output}
+    joined = next(node for node in made.values() if node.op_type == "Concat")
+    assert {made[name].op_type for name in joined.input} <= {"Conv", "Resize"}
+    with open_model(out, backend="openvino" if target == "openvino" else "onnxruntime") as model:
+        assert all(np.isfinite(model.mask(picture.image_HWC)).all() for picture in discs()[:2])

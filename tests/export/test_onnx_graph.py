@@ -252,3 +252,14 @@ def test_receipt_says_what_ran():
     )
     assert receipt["ran"].startswith("ONNX Runtime")
     assert receipt["pictures"] == 4
+
+
+def test_neither_file_without_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"precious")
+    manifest_path(path).mkdir()
+    config = ExportConfig(checkpoint=checkpoint_file(), output=path, check=False, overwrite=True)
+    with pytest.raises(UsageError, match="is a folder"):
+        export_onnx(config)
+    assert path.read_bytes() == b"precious"

@@ -11,7 +11,7 @@ import pytest
 from basnet_runtime import run as run_module
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.pipes import is_piped, run_piped
-from basnet_runtime.run import RunConfig
+from basnet_runtime.run import RunConfig, Summary
 from basnet_torch.errors import UsageError
 
 
@@ -165,3 +165,19 @@ def test_an_animation_stays_one(piped, suffix):
 
 def test_format_of_the_pipe(piped):
     assert piped(png(), picture_format="webp")[1][8:12] == b"WEBP"
+
+
+def test_ctrl_c_says_that_the_pipe_got_nothing(tmp_path, write_video, fake_model, monkeypatch):
+    monkeypatch.setattr(run_module, "_open_model", lambda _: fake_model)
+    clip = write_video(tmp_path / "a.mp4", [np.full((48, 64, 3), i, np.uint8) for i in range(60)])
+
+    class Impatient(Silent):
+        def advanced(self):
+            raise KeyboardInterrupt
+
+    summary, target = Summary(), io.BytesIO()
+    with pytest.raises(KeyboardInterrupt):
+        run_piped(RunConfig(inputs=(str(clip),), output="-"), Impatient(), summary, target=target)
+    assert target.getvalue() == b""
+    assert summary.results == []
+    assert summary.notes == ["interrupted before the result was whole: standard output got nothing"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,6 +19,7 @@ from basnet_runtime.finish import Finishing
 from basnet_runtime.media import video_segments
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.jobs import Job
+from basnet_runtime.media.segment_file import SegmentWriter
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_segments import SegmentFolder, segments_folder
 from basnet_runtime.pipeline import Pipeline
@@ -232,3 +236,37 @@ def test_a_live_run_keeps_its_segments(tmp_path, clip, fake_model, monkeypatch):
         fcntl.flock(other, fcntl.LOCK_EX)
         assert cleared(clip, target) == frozenset()
     assert segments_folder(target).is_dir()
+
+
+def test_a_full_disk_leaves_the_finished_segments_alone(tmp_path, clip, fake_model, monkeypatch):
+    """What a buffer still holds is written once more when the file is closed, and fails once more."""
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    written = 0
+
+    def add(writer, packet):
+        nonlocal written
+        written += 1
+        if written < 12:
+            return whole(writer, packet)
+        writer._file.close()
+        writer._file = SimpleNamespace(close=fails, write=fails, flush=fails)
+        return fails()
+
+    whole = SegmentWriter.add
+    monkeypatch.setattr(SegmentWriter, "add", add)
+    with pytest.raises(MediaError, match="no space left on device"):
+        video_run(fake_model, clip, tmp_path / "out.mp4").run()
+    assert sorted(path.name for path in segments_folder(tmp_path / "out.mp4").iterdir()) == [
+        "000000.segment",
+        "job.json",
+    ]
+
+
+def test_ctrl_c_before_the_first_segment_says_so(tmp_path, clip, fake_model):
+    run = video_run(fake_model, clip, tmp_path / "out.mp4", stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert "nothing is kept yet: what --resume continues are segments of 8 frames" in run.notes

@@ -10,6 +10,7 @@ from basnet_torch.checkpoint import (
     load_checkpoint,
     load_resnet34,
     model_from_checkpoint,
+    read_file,
     save_authors_checkpoint,
     save_checkpoint,
 )
@@ -113,7 +114,9 @@ REFUSED = {
     "empty": (lambda p: p.write_bytes(b""), "is empty"),
     "truncated": (write_truncated, "cut short"),
     "truncated torch 0.4": (write_truncated_legacy, "no complete PyTorch checkpoint"),
-    "text": (lambda p: p.write_text("hello"), "no complete PyTorch checkpoint"),
+    "text": (lambda p: p.write_text("hello"), "is no PyTorch checkpoint"),
+    "picture": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99)), "is no PyTorch checkpoint"),
+    "numbers for names": (lambda p: torch.save({0: torch.zeros(1)}, p), "its tensors have no names"),
     "lfs pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "code": (lambda p: p.write_bytes(pickle.dumps({"a": Code()})), "never run here|no complete PyTorch"),
     "code in zip": (lambda p: torch.save({"a": Code()}, p), "never run here"),
@@ -224,3 +227,12 @@ def test_resnet34_of_another_width_is_refused(tmp_path):
     torch.save(resnet34_from(BASNet(8)), tmp_path / "resnet34.pth")
     with pytest.raises(CheckpointError, match="width 64"):
         load_resnet34(BASNet(4), tmp_path / "resnet34.pth")
+
+
+def test_the_old_format_cut_anywhere_is_one_line(tmp_path):
+    torch.save({"a": torch.zeros(4)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for length in range(1, len(whole), 3):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"^[^\n]*cut\.pth: [^\n]*$"):
+            read_file(tmp_path / "cut.pth")

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from basnet_torch.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.datasets import DataReport, decode_mask, find_pairs, load_pairs
 from basnet_torch.errors import DataError
 from basnet_torch.layouts import matched
+from tests.models import with_exif
 from tests.torch.conftest import write_png
 
 PUBLISHED = {
@@ -106,3 +108,72 @@ def test_sixteen_bit_masks_keep_their_object(pair_folder):
     write_png(pair_folder / "DUTS-TR-Mask/disc0.png", truth)
     store = load_pairs(find_pairs([pair_folder]), 72)
     assert (store.masks[0][:36].min(), store.masks[0][36:].max()) == (255, 0)
+
+
+@pytest.mark.parametrize(
+    ("folders", "chosen"),
+    [
+        (("DUTS-TR-Edge/{}.png", "DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}.png"), (1, 2)),
+        (("body/{}.png", "image/{}.jpg", "mask/{}.png"), (1, 2)),
+        (("Depth/{}.png", "GT/{}.png", "RGB/{}.jpg"), (2, 1)),
+        (("views/{}.jpg", "detail/{}.png", "mask/{}.png"), (0, 2)),
+        (("TrainSet/Imgs/{}.jpg", "TrainSet/Instance gt/{}.png", "TrainSet/gt/{}.png"), (0, 2)),
+        (("Imgs/{}.jpg", "GT_edge/{}.png", "GT/{}.png"), (0, 2)),
+    ],
+)
+def test_edges_depths_and_instances_are_neither_pictures_nor_masks(folders, chosen):
+    found = matched(Path("set"), names(folders))
+    picture, mask = (folders[place] for place in chosen)
+    assert found.pairs == tuple((f"{i:04}", picture.format(f"{i:04}"), mask.format(f"{i:04}")) for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("a/{}.jpg", "b/{}.jpg", "mask/{}.png"), "a, b could each be the pictures"),
+        (("imgs/{}.jpg", "mask_a/{}.png", "mask_b/{}.png"), "mask_a, mask_b could each be the masks of imgs"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(folders, told):
+    with pytest.raises(DataError, match=told):
+        matched(Path("set"), names(folders))
+
+
+def test_what_macos_leaves_beside_files_is_no_picture(pair_folder):
+    (pair_folder / "DUTS-TR-Image/._disc0.png").write_bytes(b"no picture")
+    (pair_folder / "__MACOSX/DUTS-TR-Mask").mkdir(parents=True)
+    (pair_folder / "__MACOSX/DUTS-TR-Mask/disc0.png").write_bytes(b"no picture")
+    assert len(load_pairs(find_pairs([pair_folder]), 32)) == 6
+
+
+@pytest.mark.parametrize(("dtype", "peak"), [(np.uint8, 2), (np.uint8, 38), (np.uint16, 1), (np.uint16, 255)])
+def test_faint_masks_are_stretched(pair_folder, dtype, peak):
+    truth = np.zeros((72, 72), dtype)
+    truth[:36] = peak
+    write_png(pair_folder / "DUTS-TR-Mask/disc0.png", truth)
+    report = DataReport()
+    store = load_pairs(find_pairs([pair_folder]), 72, report=report)
+    assert (store.masks[0][:36].min(), store.masks[0][36:].max()) == (255, 0)
+    assert report.faint == (["disc0"] if 1 < peak < 128 else [])
+    stored = (pair_folder / "DUTS-TR-Mask/disc0.png").read_bytes()
+    assert np.array_equal(decode_mask(stored, "disc0"), store.masks[0])
+
+
+def test_an_object_in_transparency_alone_is_refused(pair_folder):
+    clear = np.zeros((72, 72, 4), np.uint8)
+    clear[:36, :, 3] = 255
+    write_png(pair_folder / "DUTS-TR-Mask/disc0.png", clear)
+    with pytest.raises(DataError, match="disc0: its mask has the object in its transparency alone"):
+        load_pairs(find_pairs([pair_folder]), 72)
+
+
+def test_masks_are_turned_as_their_pictures_are(tmp_path):
+    left = np.zeros((48, 64), np.uint8)
+    left[:, :32] = 255
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(with_exif(cv2.imencode(".jpg", left)[1].tobytes(), 3))
+    store = load_pairs(find_pairs([tmp_path]), 32)
+    assert store.images[0, :, 20:].min() > 200
+    assert store.masks[0, :, 20:].min() > 200
+    assert store.masks[0, :, :12].max() < 50

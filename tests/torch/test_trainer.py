@@ -9,7 +9,7 @@ import torch
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
 from basnet_torch.config import PRESETS, TrainConfig, learning_rate
 from basnet_torch.datasets import PairStore, find_pairs
-from basnet_torch.errors import CheckpointError, TrainingError, UsageError
+from basnet_torch.errors import CheckpointError, DataError, TrainingError, UsageError
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.trainer import Trainer, finishing
 from basnet_torch.validate import Validator
@@ -292,3 +292,27 @@ def test_the_authors_preset_is_their_recipe():
     assert (found.clip, found.ema, found.warmup, found.loss, found.arch) == (0, 0, 0, "bce+ssim+iou", "basnet")
     preprocess, postprocess = finishing(found)
     assert (preprocess.scale, preprocess.height, postprocess.stretch) == ("image_max", 256, True)
+
+
+def test_a_record_that_was_cut_short_does_not_end_the_run(store, pair_folder, tmp_path):
+    first = Trainer(config(steps=4), store, tmp_path, validator=validator(pair_folder))
+    list(first.fit(until=2))
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    second = Trainer(config(steps=4), store, tmp_path, validator=validator(pair_folder))
+    second.resume(tmp_path / "last.pth")
+    list(second.fit())
+    assert second.step == 4
+    whole = [line for line in log.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["step"] for line in whole if '"step"' in line][-1] == 4
+    assert (tmp_path / "curves.html").is_file()
+
+
+def test_bad_validation_pairs_are_skipped_where_asked(pair_folder):
+    (pair_folder / "DUTS-TR-Image/disc0.png").write_bytes(b"broken")
+    pairs, recipe = find_pairs([pair_folder]), (Preprocess(height=32, width=32), Postprocess())
+    with pytest.raises(DataError, match="disc0"):
+        Validator(pairs, *recipe)
+    assert len(Validator(pairs, *recipe, on_bad="skip")) == 5
+    with pytest.raises(DataError, match="none of 1 pairs can be read"):
+        Validator(pairs[:1], *recipe, on_bad="skip")

@@ -157,8 +157,8 @@ class PictureFile:
             clear = " with transparency" if self.nbytes > 3 * self.height * self.width else ""
             limit = max_pixels * 3 * self.height * self.width / self.nbytes
             raise MediaError(
-                f"{self.path}: {self.width}x{self.height} is {self.height * self.width / 1e6:.0f} megapixels{clear}, "
-                f"above the limit of {limit / 1e6:.0f} (--max-pixels)"
+                f"{self.path}: {self.width}x{self.height} is {self.height * self.width / 1e6:.6g} megapixels{clear}, "
+                f"above the limit of {limit / 1e6:.6g} (--max-pixels)"
             )
 
     @property

@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -113,7 +114,8 @@ class SegmentWriter:
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        with suppress(OSError):  # what is not on a full disk yet need not get there
+            self._file.close()
         self._pending.discard()
 
     def _write(self, data: bytes) -> None:

@@ -384,8 +384,8 @@ def _alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
 
 def _too_large(source: Path | str, width: int, height: int, limit: int) -> MediaError:
     return MediaError(
-        f"{source}: {width}x{height} is {width * height / 1e6:.0f} megapixels a frame, above the limit of "
-        f"{limit / 1e6:.0f}"
+        f"{source}: {width}x{height} is {width * height / 1e6:.6g} megapixels a frame, above the limit of "
+        f"{limit / 1e6:.6g}"
     )
 
 

@@ -281,6 +281,8 @@ class SegmentedSink:
         """The finished segments are kept."""
         if self._facts:
             self.warnings.append(f"{self.frames_done} frames are kept; the same command continues after them")
+        else:
+            self.warnings.append(f"nothing is kept yet: what --resume continues are segments of {self._every} frames")
 
     def _begun(self, item: Composed) -> _Segment:
         plan = self._plan.sized(item)
