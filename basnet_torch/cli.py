@@ -61,7 +61,10 @@ def train(
     val: Validation = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN/last.pth.")] = False,
     init: Annotated[
-        Path | None, typer.Option(help="Start from this checkpoint's weights; --width may be a multiple of its own.")
+        Path | None,
+        typer.Option(
+            help="Start from this checkpoint's weights, network and scale; --width may be a multiple of its own."
+        ),
     ] = None,
     widen_noise: Annotated[
         float, typer.Option(min=0, help="Noise that tells a widened checkpoint's channels apart, as a share.")
@@ -143,6 +146,7 @@ def train(
             values |= {
                 "width": start.width,
                 "arch": _same_arch(start.arch, values["arch"] if "arch" in typed else None),
+                "scale": values["scale"] if "scale" in typed else start.preprocess.scale,
             }
         if resume:
             values |= {name: value for name, value in _saved(run).items() if name not in typed}

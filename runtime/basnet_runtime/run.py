@@ -345,6 +345,9 @@ def _check_output(config: RunConfig, job: Job) -> None:
     from basnet_runtime.run_video import check_video_output
 
     if job.media == "picture":
+        suffix = job.target.suffix.lower()
+        if config.picture_format not in (None, _FORMATS.get(suffix, suffix[1:])):
+            raise UsageError(f"{job.target}: is no {config.picture_format}; leave --format out, or name it so")
         check_picture_output(job.target, alpha=config.kind.has_alpha)
     elif job.media == "animation":
         check_animation_output(job.target, config.kind)
@@ -353,6 +356,7 @@ def _check_output(config: RunConfig, job: Job) -> None:
         check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
 
 
+_FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
 _NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
 
 

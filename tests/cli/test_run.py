@@ -390,3 +390,17 @@ def test_lines_go_nowhere_where_stderr_is_closed(monkeypatch, capsys):
     with pytest.raises(SystemExit), exit_on_error():
         raise BackendUnavailable("none")
     assert capsys.readouterr().out == ""
+
+
+def test_outputs_that_contradict_themselves_are_one_line(folder):
+    (folder / "plain").write_text("a file")
+    for options, told in (
+        (("-o", "plain"), "--output plain is a file and no folder; name a folder, a file with a suffix, or '-'"),
+        (("-o", "/dev/null"), "--output /dev/null is a file and no folder;"),
+        (("-o", "a.png", "--format", "jpg"), "a.png: is no jpg; leave --format out, or name it so"),
+    ):
+        answer = call("photo.jpg", *options)
+        assert answer.exit_code == 2
+        assert answer.stderr.startswith(f"error: {told}")
+    assert (folder / "plain").read_text() == "a file"
+    assert call("photo.jpg", "-o", "a.jpeg", "--format", "jpg").exit_code == 0

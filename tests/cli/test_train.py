@@ -11,9 +11,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from basnet_torch.checkpoint import load_checkpoint
+from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
 from basnet_torch.cli import _autocast, app
 from basnet_torch.errors import BackendUnavailable
+from basnet_torch.model import BASNet
 from basnet_torch.trainer import StepResult, Trainer
 from tests.torch.conftest import pair_folder  # noqa: F401 - a fixture
 
@@ -229,3 +230,12 @@ def test_every_option_has_a_test():
     command = typer.main.get_command(app)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert known == {*EACH, *elsewhere} - {"--help"}
+
+
+def test_the_authors_weights_go_on_with_their_way_of_preparing(pair_folder, tmp_path):  # noqa: F811
+    save_authors_checkpoint(tmp_path / "basnet.pth", BASNet(2).state_dict())
+    common = ("--data", pair_folder, "--steps", 1, "--init", tmp_path / "basnet.pth")
+    assert call(*common, "--run", tmp_path / "a").exit_code == 0
+    assert load_checkpoint(tmp_path / "a/last.pth").preprocess.scale == "image_max"
+    assert call(*common, "--run", tmp_path / "b", "--scale", 255).exit_code == 0
+    assert load_checkpoint(tmp_path / "b/last.pth").preprocess.scale == "255"

@@ -257,7 +257,11 @@ def _without_own_outputs(found: list[_Found]) -> tuple[list[str], list[_Found]]:
 
 def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found]) -> bool:
     """Whether `output` names a file: it has a suffix and is no folder."""
-    if output is None or output.endswith(os.sep) or Path(output).is_dir() or not Path(output).suffix:
+    if output is None or output.endswith(os.sep) or Path(output).is_dir():
+        return False
+    if not Path(output).suffix:
+        if Path(output).exists():
+            raise UsageError(f"--output {output} is a file and no folder; name a folder, a file with a suffix, or '-'")
         return False
     if len(inputs) == 1 and len(files) <= 1 and not Path(inputs[0]).is_dir():
         return True
