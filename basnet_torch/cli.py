@@ -387,7 +387,11 @@ def _validator(config: TrainConfig, source: _Source) -> Validator:
     from basnet_torch.trainer import finishing
     from basnet_torch.validate import Validator
 
-    return Validator(find_pairs(source.val, on_bad=source.on_bad), *finishing(config), on_bad=source.on_bad)
+    pairs = find_pairs(source.val, on_bad=source.on_bad)
+    validator = Validator(pairs, *finishing(config), on_bad=source.on_bad)
+    if len(validator) < len(pairs):
+        typer.echo(f"validation: {len(pairs) - len(validator)} of {len(pairs)} pairs are bad and skipped", err=True)
+    return validator
 
 
 def _follow(trainer: Trainer) -> None:

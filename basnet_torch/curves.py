@@ -37,7 +37,7 @@ def _records(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         with suppress(ValueError):  # cut short when a disk was full or the power failed
             record = json.loads(line)
-            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+            if isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int):
                 yield record
 
 

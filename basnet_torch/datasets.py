@@ -45,8 +45,8 @@ class DataReport:
     """What was found in the data, by names; filled by `find_pairs` and `load_pairs`.
 
     `without_mask`, `without_picture`, `unequal` and `unreadable` are bad pairs, refused or skipped. The others are
-    used: masks in colour are made grey, those of 0 and 1, and others that are faint, are stretched, empty masks are
-    pictures without an object.
+    used: masks in colour are made grey, those of 0 and 1, or of 0 and another low value, are made black and white,
+    empty masks are pictures without an object.
     """
 
     pairs: int = 0
@@ -68,7 +68,7 @@ class DataReport:
             "unreadable": "pairs that cannot be read, skipped",
             "in_colour": "masks in colour, read as grey",
             "zero_one": "masks of 0 and 1, read as 0 and 255",
-            "faint": "masks darker than half of white, stretched to white",
+            "faint": "masks darker than half of white; those of two values are made white",
             "empty": "masks without an object, kept",
         }
         found = [(getattr(self, key), text) for key, text in words.items()]
@@ -156,7 +156,7 @@ def _pairs_in_zip(path: Path) -> tuple[Path, Matched, _Reader]:
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as error:
         raise DataError(f"{archive.filename}: {name} cannot be read ({error}); fetch the zip file again") from error
 
 
@@ -194,7 +194,7 @@ def decode_image(data: bytes, name: str) -> UInt8:
 
 
 def decode_mask(data: bytes, name: str) -> UInt8:
-    """Bytes of a mask as uint8 H,W in 0..255, also when it is stored as 0 and 1; raises DataError naming it."""
+    """Bytes of a mask as uint8 H,W in 0..255, also when stored as 0 and a low value; raises DataError naming it."""
     return _stretched(_stored_mask(data, name)[0])
 
 
@@ -290,8 +290,11 @@ def _load_into(pair: Pair, image_SSC: UInt8, mask_SS: UInt8) -> _Loaded:
 
 
 def _stretched(mask: UInt8) -> UInt8:
-    peak = int(mask.max())
-    return np.round(mask * np.float32(255 / peak)).astype(np.uint8) if 0 < peak < _FAINT else mask
+    """Masks of two values whose brighter one would not count as object, in black and white; others as they are."""
+    peak = mask.max()
+    if not 0 < peak < _FAINT or not np.all((mask == 0) | (mask == peak)):
+        return mask
+    return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
 
 def _square(image: UInt8, size: int) -> UInt8:

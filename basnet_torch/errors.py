@@ -18,6 +18,7 @@ BasnetError                  1
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,18 @@ __all__ = [
     "UsageError",
     "exit_on_error",
 ]
+
+
+_OF_THE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+)
 
 
 class BasnetError(Exception):
@@ -97,8 +110,8 @@ class ParityError(BasnetError, AssertionError):
 def exit_on_error() -> Iterator[None]:
     """Around a command: a `BasnetError` becomes one line and its exit code, Ctrl-C becomes 130.
 
-    So does what the system says of a file that may not be touched or has no room. Anything else is a defect of this
-    program and keeps its traceback.
+    So does what the system says of a file that may not be touched, has too long a name or no room. Anything else is a
+    defect of this program and keeps its traceback.
     """
     try:
         yield
@@ -106,9 +119,10 @@ def exit_on_error() -> Iterator[None]:
         _tell(f"error: {error}")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _OF_THE_SYSTEM:
             raise
-        _tell(f"error: {error.filename or 'output'}: {error.strerror}")
+        name = error.filename if isinstance(error.filename, str | bytes) else "output"
+        _tell(f"error: {os.fsdecode(name)}: {error.strerror}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         _tell("interrupted")

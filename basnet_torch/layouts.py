@@ -27,7 +27,13 @@ _MASKS = re.compile(
 )
 _ENDING = re.compile(r"[-_ ](mask|gt|groundtruth|ground_truth|seg|label)$", re.IGNORECASE)
 _PLAIN_MASKS = re.compile(r"(gts?|masks?|ground.?truths?)$", re.IGNORECASE)
-_PICTURES = re.compile(r"(^|[^a-z])(im|imgs?|images?|rgb|photos?|pictures?|src|originals?)($|[^a-z])", re.IGNORECASE)
+_PICTURES = re.compile(r"(^|[^a-z])im($|[^a-z])|image|img|rgb|photo|picture|src|original", re.IGNORECASE)
+_PLAIN_PICTURES = re.compile(r"(im|imgs?|images?|rgb|photos?|pictures?|src|originals?)$", re.IGNORECASE)
+_DERIVED = re.compile(
+    r"edge|contour|boundar|skeleton|instance|body|detail|depth|thermal|flow|blur|scribble|pseudo|pred|fixation",
+    re.IGNORECASE,
+)
+_Masks = tuple[str, Mapping[str, str]]  # a folder, and its files by their stems
 _LOSSY = {".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -88,39 +94,58 @@ def masks_beside(source: Path, names: Sequence[str]) -> frozenset[str]:
 
 
 def _across(source: Path, folders: Mapping[str, Sequence[str]]) -> list[Matched]:
-    """Every folder of masks with the folder of pictures beside it that shares most names."""
-    found: dict[str, list[tuple[str, Matched]]] = {}
+    """Every folder of pictures with the masks beside it; of several such folders the one that shares most names."""
+    found: dict[str, list[_Masks]] = {}
     for folder, files in folders.items():
-        rivals = {other: _by_stem(source, folders[other]) for other in _picture_folders(folder, folders)}
+        rivals = _plain_first(_picture_folders(folder, folders))
         if rivals:
             masks = _by_stem(source, files)
-            shared = {other: len(pictures.keys() & masks.keys()) for other, pictures in rivals.items()}
-            best = _pictures_among(source, folders, [o for o in rivals if shared[o] == max(shared.values())])
-            found.setdefault(best, []).append((folder, _joined(rivals[best], masks)))
-    return [_masks_among(source, pictures, rivals) for pictures, rivals in found.items()]
+            shared = {other: len(_by_stem(source, folders[other]).keys() & masks.keys()) for other in rivals}
+            most = max(shared.values())
+            best = rivals[0] if not most else _pictures_among(source, folders, [o for o in rivals if shared[o] == most])
+            found.setdefault(best, []).append((folder, masks))
+    parts = []
+    for folder, rivals_for in found.items():
+        pictures = _by_stem(source, folders[folder])
+        parts.append(_joined(pictures, _masks_among(source, folder, pictures, rivals_for)))
+    return parts
+
+
+def _plain_first(folders: Sequence[str]) -> list[str]:
+    """Without those whose names say that they were made of pictures or masks, where others are left."""
+    return [folder for folder in folders if not _DERIVED.search(PurePosixPath(folder).name)] or list(folders)
 
 
 def _pictures_among(source: Path, folders: Mapping[str, Sequence[str]], rivals: Sequence[str]) -> str:
-    """Of folders with equally many names of the masks' the one of pictures: others hold edges, depths or bodies."""
-    named = [folder for folder in rivals if _PICTURES.search(PurePosixPath(folder).name)]
+    """Of folders with equally many names of the masks' the one of pictures."""
+    plain = [folder for folder in rivals if _PLAIN_PICTURES.match(PurePosixPath(folder).name)]
+    named = plain or [folder for folder in rivals if _PICTURES.search(PurePosixPath(folder).name)]
     lossy = [f for f in rivals if all(PurePosixPath(name).suffix.lower() in _LOSSY for name in folders[f])]
-    for chosen in (rivals, named, lossy):
+    if named:
+        return named[0]
+    for chosen in (rivals, lossy):
         if len(chosen) == 1:
             return chosen[0]
     some = ", ".join(PurePosixPath(folder).name for folder in rivals)
     raise DataError(f"{source}: {some} could each be the pictures; leave the one that is, beside its masks")
 
 
-def _masks_among(source: Path, pictures: str, rivals: Sequence[tuple[str, Matched]]) -> Matched:
-    """Of several folders of masks of the same pictures the plain one: others hold instances or contours."""
-    sharing = [rival for rival in rivals if rival[1].pairs] or list(rivals[:1])
-    plain = [rival for rival in sharing if _PLAIN_MASKS.match(PurePosixPath(rival[0]).name)]
-    for chosen in (sharing, plain):
-        if len(chosen) == 1:
-            return chosen[0][1]
-    some = ", ".join(PurePosixPath(folder).name for folder, _ in sharing)
-    name = PurePosixPath(pictures).name
-    raise DataError(f"{source}: {some} could each be the masks of {name}; leave the one that is, beside it")
+def _masks_among(source: Path, folder: str, pictures: Mapping[str, str], rivals: Sequence[_Masks]) -> dict[str, str]:
+    """The masks of all folders where each picture has one; where it has several, those of the plain folder."""
+    shared = {name: pictures.keys() & masks.keys() for name, masks in rivals}
+    sharing = [name for name, stems in shared.items() if stems]
+    if sum(len(shared[name]) for name in sharing) > len(frozenset().union(*shared.values())):
+        good = _plain_first(sharing)
+        most = [name for name in good if len(shared[name]) == max(len(shared[other]) for other in good)]
+        plain = [name for name in most if _PLAIN_MASKS.match(PurePosixPath(name).name)]
+        chosen = next((c for c in (most, plain) if len(c) == 1), None)
+        if chosen is None:
+            some = ", ".join(PurePosixPath(name).name for name in most)
+            what = PurePosixPath(folder).name
+            raise DataError(f"{source}: {some} could each be the masks of {what}; leave the one that is, beside it")
+        sharing = chosen
+    kept = [masks for name, masks in rivals if name in sharing or not shared[name]]
+    return {stem: mask for masks in reversed(kept) for stem, mask in masks.items()}
 
 
 def _picture_folders(masks: str, folders: Mapping[str, Sequence[str]]) -> list[str]:

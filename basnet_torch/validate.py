@@ -43,7 +43,7 @@ class Validator:
             pairs: From `find_pairs`.
             preprocess: What the network takes.
             postprocess: What is done to its maps.
-            on_bad: What to do about files that cannot be read.
+            on_bad: What to do about files that cannot be read and masks of another size than their picture.
 
         Raises:
             DataError: For the first bad one, or when all are.
@@ -61,10 +61,11 @@ class Validator:
             raise DataError(f"validation: none of {len(pairs)} pairs can be read")
 
     def _case(self, pair: Pair) -> _Case:
-        return _Case(
-            prepared_CHW=self.preprocess.apply(decode_image(pair.read_image(), pair.name)),
-            truth_HW=decode_mask(pair.read_mask(), pair.name),
-        )
+        image = decode_image(pair.read_image(), pair.name)
+        truth = decode_mask(pair.read_mask(), pair.name)
+        if image.shape[:2] != truth.shape:
+            raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {truth.shape}; they must be equal")
+        return _Case(prepared_CHW=self.preprocess.apply(image), truth_HW=truth)
 
     def __len__(self) -> int:
         return len(self._cases)

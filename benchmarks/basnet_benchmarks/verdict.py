@@ -176,12 +176,12 @@ def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None)
     before = environment(threads)
     with open_model(config.model, backend=config.backend, precision=config.precision, threads=threads) as model:
         chooses, others = _halves(_scored(model, config.choose, config.limit, progress), config.choose)
-        rest = [_whole(_scored(model, path, config.limit, progress), path) for path in config.report]
-        rest += [_without_object(model, config.nothing)] if config.nothing else []
         if not chooses.objects and not config.keep:
             raise UsageError(
                 f"{config.choose}: none of the pictures that choose, every second, has an object; give more"
             )
+        rest = [_whole(_scored(model, path, config.limit, progress), path) for path in config.report]
+        rest += [_without_object(model, config.nothing)] if config.nothing else []
         own = model.postprocess.empty_below
         threshold = own if config.keep else chosen_threshold(chooses.objects, config.lost)
         name, runs_on = model.name, model.backend.description

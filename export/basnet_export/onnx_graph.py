@@ -57,10 +57,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     progress(
         f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
     )
-    with (
-        whole_file(config.target, overwrite=config.overwrite) as beside,
-        whole_file(manifest_path(config.target), overwrite=config.overwrite) as note,  # neither without the other
-    ):
+    with whole_file(config.target, overwrite=config.overwrite) as beside:
         try:
             manifest = _written(config, checkpoint, beside, progress)
         except ParityError as error:
@@ -69,7 +66,8 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
             progress(f"{error}")
             kept = _float_islands(config, checkpoint, progress)
             manifest = _written(replace(config, keep_fp32=kept), checkpoint, beside, progress)
-        note.write_text(manifest.to_json() + "\n", encoding="utf-8")
+        with whole_file(manifest_path(config.target), overwrite=config.overwrite) as note:  # no graph without it
+            note.write_text(manifest.to_json() + "\n", encoding="utf-8")
     return config.target
 
 

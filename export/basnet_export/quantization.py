@@ -11,7 +11,7 @@ that they make.
 
 What never becomes INT8 are preparing, finishing, the last sigmoid, and the layers that take the picture or a map with a
 single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows. Layers that
-make such a map stay FP32 too, but for OpenVINO, where they give floats.
+make such a map stay FP32 too, and what enlarges or joins such maps, but for OpenVINO, where they give floats.
 """
 
 from __future__ import annotations

@@ -364,11 +364,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """What results depend on beside their source; a model's file counts by its size and time."""
     plain = asdict(replace(config, video=replace(config.video, resume=False)))
     settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
-    for name, path in (("model", config.model), ("kind", config.kind.image)):
-        if path is not None and path.is_file():
-            stat = path.stat()
-            settings[name] = f"{settings[name]} {path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
-    return settings
+    if config.model is not None and config.model.is_file():
+        stat = config.model.stat()
+        settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    return {**settings, "kind": config.kind.identity}
 
 
 def _open_model(config: RunConfig) -> SaliencyModel:

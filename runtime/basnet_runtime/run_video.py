@@ -72,12 +72,13 @@ def clear_finished(
 
     Its segments, which still lie beside them, are removed; those of any other run are left as they are.
     """
-    from basnet_runtime.media.video_segments import remove_joined
+    from basnet_runtime.media.video_segments import remove_joined, segments_folder
 
     return frozenset(
         job.target
         for job in jobs
         if job.media == "video"
+        and segments_folder(job.target).is_dir()
         and remove_joined(job.target, {**identity, **_asked(job.source, kind=kind, options=options, batch=batch)})
     )
 
@@ -87,7 +88,7 @@ def _asked(source: Path | str, *, kind: OutputKind, options: VideoOptions, batch
     stat = Path(source).stat()
     return {
         "source": [str(Path(source).absolute()), stat.st_size, stat.st_mtime_ns],
-        "kind": str(kind),
+        "kind": kind.identity,
         "codec": options.codec,
         "quality": options.quality,
         "start": str(options.span.start),

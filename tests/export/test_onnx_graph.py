@@ -1,5 +1,7 @@
 """Exported files: what is in the graph, that it is the checkpoint's model, and that nothing half-done stays."""
 
+import errno
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -12,12 +14,12 @@ from basnet_export.checks import BATCHES, check_batches, check_graph, check_pari
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
 from basnet_export.samples import BUNDLED, load_pictures
-from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
+from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
 from basnet_runtime.processor import why_no_bf16
 from basnet_torch.checkpoint import load_checkpoint, save_checkpoint
-from basnet_torch.errors import ExportError, ParityError, UsageError
+from basnet_torch.errors import ExportError, MediaError, ParityError, UsageError
 from basnet_torch.spec import TensorSpec
 from tests.models import (
     SIZE,
@@ -254,12 +256,22 @@ def test_receipt_says_what_ran():
     assert receipt["pictures"] == 4
 
 
-def test_neither_file_without_the_other(tmp_path, monkeypatch):
+def test_no_graph_without_its_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
     path = tmp_path / "model.onnx"
     path.write_bytes(b"precious")
-    manifest_path(path).mkdir()
     config = ExportConfig(checkpoint=checkpoint_file(), output=path, check=False, overwrite=True)
+    manifest_path(path).mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         export_onnx(config)
+    manifest_path(path).rmdir()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Manifest, "to_json", full)
+    monkeypatch.setattr(onnx_graph, "_save", lambda graph, manifest, path: onnx.save(graph, path))
+    with pytest.raises(MediaError, match=r"model\.onnx\.json: cannot be written: no space left on device"):
+        export_onnx(config)
     assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]

@@ -19,6 +19,7 @@ from basnet_runtime.finish import Finishing
 from basnet_runtime.media import video_segments
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.jobs import Job
+from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.media.segment_file import SegmentWriter
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_segments import SegmentFolder, segments_folder
@@ -270,3 +271,20 @@ def test_ctrl_c_before_the_first_segment_says_so(tmp_path, clip, fake_model):
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert "nothing is kept yet: what --resume continues are segments of 8 frames" in run.notes
+
+
+def test_another_background_in_the_same_file_is_another_job(tmp_path, clip, fake_model):
+    ground, kind = tmp_path / "ground.png", f"image:{tmp_path / 'ground.png'}"
+    write_picture(ground, np.full((48, 64, 3), 10, np.uint8))
+    with pytest.raises(KeyboardInterrupt):
+        video_run(fake_model, clip, tmp_path / "out.mp4", stop_at=20, kind=kind).run()
+    write_picture(ground, np.full((48, 64, 3), 200, np.uint8), overwrite=True)
+    with pytest.raises(UsageError, match="was begun with another kind"):
+        video_run(fake_model, clip, tmp_path / "out.mp4", kind=kind).run()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"a"', '{"job": [], "result": 1}', "{"])
+def test_a_strange_note_is_no_result(tmp_path, clip, fake_model, monkeypatch, content):
+    joined_but_not_removed(tmp_path, clip, fake_model, monkeypatch)
+    (segments_folder(tmp_path / "out.mp4") / "joined.json").write_text(content)
+    assert cleared(clip, tmp_path / "out.mp4") == frozenset()

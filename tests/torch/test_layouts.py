@@ -119,6 +119,12 @@ def test_sixteen_bit_masks_keep_their_object(pair_folder):
         (("views/{}.jpg", "detail/{}.png", "mask/{}.png"), (0, 2)),
         (("TrainSet/Imgs/{}.jpg", "TrainSet/Instance gt/{}.png", "TrainSet/gt/{}.png"), (0, 2)),
         (("Imgs/{}.jpg", "GT_edge/{}.png", "GT/{}.png"), (0, 2)),
+        (("DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}.png", "DUTS-TR-Mask-Edge/{}.png"), (0, 1)),
+        (("RGB_left/{}.jpg", "RGB_right/{}.jpg", "depth/{}.jpg", "GT/{}.png"), (0, 3)),
+        (("RGB_left/{}.png", "RGB_right/{}.png", "edge/{}.jpg", "GT/{}.png"), (0, 3)),
+        (("image/{}.jpg", "image_crop/{}.jpg", "mask/{}.png"), (0, 2)),
+        (("trainimages/{}.jpg", "traindepth/{}.jpg", "trainmasks/{}.png"), (0, 2)),
+        (("blurred_image/{}.jpg", "original_image/{}.jpg", "mask/{}.png"), (1, 2)),
     ],
 )
 def test_edges_depths_and_instances_are_neither_pictures_nor_masks(folders, chosen):
@@ -177,3 +183,30 @@ def test_masks_are_turned_as_their_pictures_are(tmp_path):
     assert store.images[0, :, 20:].min() > 200
     assert store.masks[0, :, 20:].min() > 200
     assert store.masks[0, :, :12].max() < 50
+
+
+def test_masks_in_several_folders_are_taken_together_where_each_picture_has_one():
+    files = [f"images/{i}.jpg" for i in range(4)] + ["masks_train/0.png", "masks_train/1.png", "masks_test/2.png"]
+    found = matched(Path("set"), [*files, "masks_more/9.png"])
+    assert [mask for _, _, mask in found.pairs] == ["masks_train/0.png", "masks_train/1.png", "masks_test/2.png"]
+    assert (found.without_mask, found.without_picture) == (("images/3.jpg",), ("masks_more/9.png",))
+
+
+def test_of_masks_of_the_same_pictures_those_of_most_are_taken():
+    files = [f"{folder}/{i}.{end}" for folder, end in (("images", "jpg"), ("masks_all", "png")) for i in range(4)]
+    found = matched(Path("set"), [*files, "masks/0.png"])
+    assert [mask for _, _, mask in found.pairs] == [f"masks_all/{i}.png" for i in range(4)]
+
+
+def test_what_pairs_nowhere_is_not_asked_about(pair_folder):
+    files = [*names(("DUTS/image/{}.jpg", "DUTS/mask/{}.png")), "DUTS/gt/x.png", "DUTS/one/y.png", "DUTS/two/z.png"]
+    assert len(matched(Path("set"), files).pairs) == 4
+
+
+def test_soft_masks_stay_as_they_are(pair_folder):
+    truth = np.tile(np.linspace(0, 100, 72).astype(np.uint8), (72, 1))
+    write_png(pair_folder / "DUTS-TR-Mask/disc0.png", truth)
+    report = DataReport()
+    store = load_pairs(find_pairs([pair_folder]), 72, report=report)
+    assert np.array_equal(store.masks[0], truth)
+    assert report.faint == ["disc0"]

@@ -59,9 +59,9 @@ class OpenVinoBackend:
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
-        if self._request is None:
-            raise ValueError("backend: it is closed; open the model again")
         with self._one_at_a_time:
+            if self._request is None:
+                raise ValueError("backend: it is closed; open the model again")
             return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:

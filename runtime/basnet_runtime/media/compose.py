@@ -72,6 +72,14 @@ class OutputKind:
         raise UsageError(f"kind is {text!r}; it must be {_USAGE}")
 
     @property
+    def identity(self) -> str:
+        """What tells one kind of result from another; a background's file counts by its size and time."""
+        if self.image is None or not self.image.is_file():
+            return str(self)
+        stat = self.image.stat()
+        return f"{self} {self.image.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+
+    @property
     def has_alpha(self) -> bool:
         """Whether the result is transparent."""
         return self.name == "cutout"

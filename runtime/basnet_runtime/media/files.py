@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -16,6 +17,7 @@ __all__ = ["RUN", "PendingFile", "fitting_name", "reason", "remove_partials", "w
 
 RUN = secrets.token_hex(6)  # in the name of every temporary file of this process
 _NUMBERS = itertools.count()
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_NAME = 255  # bytes, on every common file system
 
 
@@ -85,7 +87,7 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
         yield pending.path
         pending.commit()
     except OSError as error:
-        if isinstance(error, MediaError) or error.filename not in (None, str(pending.path)):
+        if isinstance(error, MediaError) or error.errno not in _DISK_REFUSES:
             raise
         raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
     finally:

@@ -5,9 +5,9 @@
 
 Beside `clip.mask.mp4` lies the folder `clip.mask.mp4.segments` while work goes on: `job.json`, which says for what, and
 one file for each finished segment, which appears whole or not at all; at the end `joined.json` tells the result from a
-file that it replaces. Every segment is encoded by an encoder of its
-own and keeps what the next frame's mask depends on. So the packets do not depend on where a run was ended; joining
-them, with the sound, encodes nothing, and gives the bytes of a run that was never ended.
+file that it replaces. Every segment is encoded by an encoder of its own and keeps what the next frame's mask depends
+on. So the packets do not depend on where a run was ended; joining them, with the sound, encodes nothing, and gives the
+bytes of a run that was never ended.
 """
 
 from __future__ import annotations
@@ -61,19 +61,22 @@ def remove_joined(target: Path, identity: Mapping[str, Any]) -> bool:
     folder = segments_folder(target)
     try:
         joined = json.loads((folder / _JOINED).read_text())
-        known = joined["job"]
+        known = dict(joined["job"])
         if joined["result"] != _mark_of(target) or any(known.get(k) != v for k, v in _plain(identity).items()):
             return False
-    except (OSError, ValueError, KeyError):  # not joined, or not whole
-        with suppress(OSError):
-            folder.rmdir()  # one that is empty was all but removed
+    except (OSError, ValueError, KeyError, TypeError):  # not joined, or not whole
+        if target.exists():
+            with suppress(OSError):
+                folder.rmdir()  # one that is empty was all but removed
         return False
     try:
-        with (folder / _JOB).open() as job:
-            fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # its run is at the removing itself
-        return False
-    except OSError:  # removed already, or a file system without locks
+        with (folder / _JOB).open() as job, suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # its run is at the removing itself
+                return False
+            _remove(folder)
+    except FileNotFoundError:  # removed already
         pass
     _remove(folder)
     return True
@@ -84,8 +87,9 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             if path.name != _JOINED:
-                path.unlink()
-        shutil.rmtree(folder)
+                with suppress(OSError):
+                    path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
