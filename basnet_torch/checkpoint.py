@@ -42,6 +42,8 @@ __all__ = [
 FORMAT = "basnet-deploy/1"
 # How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
 AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
+# How files of torch.save begin: a zip archive, or a pickle of protocol 2 or later.
+_TORCH_SAVES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
 
 
@@ -181,6 +183,8 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run 'git lfs pull'")
     if head.startswith(b"PK") and path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: is cut short at {size:,} bytes; download it again")
+    if not head.startswith(_TORCH_SAVES) and path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote")
 
 
 # What torch.load was seen to raise for files that were cut short or changed, of its old format and of its new one.
@@ -199,8 +203,6 @@ _DAMAGED = (
 
 
 def _read_torch(path: Path) -> Any:
-    if not _is_pickled(path):
-        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # formats older than torch 1.6 warn, and are what the authors used
@@ -215,12 +217,6 @@ def _read_torch(path: Path) -> Any:
         raise _unreadable(path, error) from error
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
-
-
-def _is_pickled(path: Path) -> bool:
-    """Whether it begins as all of torch.save's formats do: a zip archive, or a pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

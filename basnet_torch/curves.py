@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,12 @@ _STYLE = (
 
 def write_curves(run: Path) -> Path:
     """Draw `run/log.jsonl` as `run/curves.html`; returns its path."""
-    records = list(_records((run / "log.jsonl").read_text(errors="replace")))
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.strip()]
     target = run / "curves.html"
     beside = target.with_name(f".{target.name}.part")
     beside.write_text(curves_html(run.name, records), encoding="utf-8")
     beside.replace(target)
     return target
-
-
-def _records(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        with suppress(ValueError):  # cut short when a disk was full or the power failed
-            record = json.loads(line)
-            if isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int):
-                yield record
 
 
 def curves_html(title: str, records: Sequence[Mapping[str, Any]]) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "PairStore",
     "decode_image",
     "decode_mask",
+    "decode_pair",
     "find_pairs",
     "load_pairs",
 ]
@@ -223,6 +224,20 @@ def _decode(data: bytes, name: str, mode: int) -> UInt8:
     return np.asarray(decoded, np.uint8)
 
 
+def decode_pair(pair: Pair) -> tuple[UInt8, UInt8]:
+    """Picture uint8 H,W,3 RGB and mask uint8 H,W of a pair; raises DataError for damaged or unequal ones, naming it."""
+    image, mask, _ = _stored_pair(pair)
+    return image, _stretched(mask)
+
+
+def _stored_pair(pair: Pair) -> tuple[UInt8, UInt8, bool]:
+    image = decode_image(pair.read_image(), pair.name)
+    mask, in_colour = _stored_mask(pair.read_mask(), pair.name)
+    if image.shape[:2] != mask.shape:
+        raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
+    return image, mask, in_colour
+
+
 def load_pairs(
     pairs: Sequence[Pair],
     size: int,
@@ -279,10 +294,7 @@ class _Loaded:
 
 
 def _load_into(pair: Pair, image_SSC: UInt8, mask_SS: UInt8) -> _Loaded:
-    image = decode_image(pair.read_image(), pair.name)
-    mask, in_colour = _stored_mask(pair.read_mask(), pair.name)
-    if image.shape[:2] != mask.shape:
-        raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
+    image, mask, in_colour = _stored_pair(pair)
     image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(_stretched(mask), len(mask_SS))
     peak = mask.max()
     odd = {"in_colour": in_colour, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -49,6 +48,8 @@ class RunRecord:
         self._run = run
         self._active = active
         self._board: SummaryWriter | None = _board(run / "tensorboard") if tensorboard and active else None
+        for name in ("log.jsonl", "log.txt") if active else ():
+            _drop_torn_line(run / name)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append one step or validation."""
@@ -56,10 +57,8 @@ class RunRecord:
             return
         self._run.mkdir(parents=True, exist_ok=True)
         for name, text in (("log.jsonl", json.dumps(record)), ("log.txt", in_words(record))):
-            with (self._run / name).open("ab+") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                broken = file.read(1) not in (b"", b"\n")  # a line that was cut short stays one of its own
-                file.write(b"\n" * broken + text.encode() + b"\n")
+            with (self._run / name).open("a") as file:
+                file.write(text + "\n")
         if self._board is not None:
             kind = record.get("kind", "")
             for name, value in record.items():
@@ -86,6 +85,17 @@ class RunRecord:
             write_curves(self._run)
         if self._board is not None:
             self._board.flush()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Remove a last line that a full disk or a power failure cut short: nothing can be read of it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
 
 
 def in_words(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from basnet_torch.config import Autocast, OnBadPair
-from basnet_torch.datasets import Pair, decode_image, decode_mask
+from basnet_torch.datasets import Pair, decode_pair
 from basnet_torch.errors import DataError, TrainingError
 from basnet_torch.metrics import AccuracyMeter, Scores
 from basnet_torch.model import SaliencyNetwork
@@ -61,10 +61,7 @@ class Validator:
             raise DataError(f"validation: none of {len(pairs)} pairs can be read")
 
     def _case(self, pair: Pair) -> _Case:
-        image = decode_image(pair.read_image(), pair.name)
-        truth = decode_mask(pair.read_mask(), pair.name)
-        if image.shape[:2] != truth.shape:
-            raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {truth.shape}; they must be equal")
+        image, truth = decode_pair(pair)
         return _Case(prepared_CHW=self.preprocess.apply(image), truth_HW=truth)
 
     def __len__(self) -> int:

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from basnet_export.config import refuse_unfit
 from basnet_runtime.media.files import whole_file
 from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, UsageError
-from basnet_torch.spec import check_size
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
@@ -60,7 +60,9 @@ def convert_checkpoint(
         raise BackendUnavailable("converting needs torch; pip install 'basnet-deploy[export]'") from error
     from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint, save_checkpoint
 
-    _check_size(size, layout)
+    refuse_unfit(size)
+    if size is not None and layout == "authors":
+        raise UsageError("the authors' layout keeps no size; leave --size out")
     checkpoint = load_checkpoint(source)
     if layout == "authors" and checkpoint.arch != "basnet":
         raise UsageError(f"{source}: is {named(checkpoint.arch)}; the authors' layout has names for BASNet alone")
@@ -75,17 +77,6 @@ def convert_checkpoint(
         else:
             save_checkpoint(beside, checkpoint, dtype=torch.float16 if store == "fp16" else torch.float32)
     return target
-
-
-def _check_size(size: tuple[int, int] | None, layout: Layout) -> None:
-    if size is None:
-        return
-    if layout == "authors":
-        raise UsageError("the authors' layout keeps no size; leave --size out")
-    try:
-        check_size(*size)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _lost(checkpoint: Checkpoint) -> str:

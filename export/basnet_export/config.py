@@ -11,7 +11,7 @@ from basnet_runtime.manifest import Graph
 from basnet_torch.errors import UsageError
 from basnet_torch.spec import check_size
 
-__all__ = ["CalibrationMethod", "ExportConfig", "Store", "Target", "parse_size"]
+__all__ = ["CalibrationMethod", "ExportConfig", "Store", "Target", "parse_size", "refuse_unfit"]
 
 Store = Literal["fp32", "fp16"]
 Target = Literal["cpu", "openvino", "tensorrt"]
@@ -71,11 +71,7 @@ class ExportConfig:
         self._check_quantization()
         if self.output is not None and self.output.suffix != ".onnx":
             raise UsageError(f"output {self.output}: its name must end in .onnx")
-        if self.size is not None:
-            try:
-                check_size(*self.size)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
+        refuse_unfit(self.size)
 
     def _check_quantization(self) -> None:
         if (self.precision in ("int8", "fp8")) != (self.calibration is not None):
@@ -102,6 +98,16 @@ class ExportConfig:
         parts += [self.int8_target] if self.int8_target != "cpu" else []
         parts += [f"{self.size[0]}x{self.size[1]}"] if self.size else []
         return self.checkpoint.with_name("-".join(parts) + ".onnx")
+
+
+def refuse_unfit(size: tuple[int, int] | None) -> None:
+    """Raise UsageError for a network input that `check_size` refuses; None, the checkpoint's own, fits."""
+    if size is None:
+        return
+    try:
+        check_size(*size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -69,15 +69,12 @@ def remove_joined(target: Path, identity: Mapping[str, Any]) -> bool:
             with suppress(OSError):
                 folder.rmdir()  # one that is empty was all but removed
         return False
-    try:
-        with (folder / _JOB).open() as job, suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # its run is at the removing itself
-                return False
-            _remove(folder)
-    except FileNotFoundError:  # removed already
-        pass
+    with suppress(OSError), (folder / _JOB).open() as job:  # removed already, or a file system without locks
+        try:
+            fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # its run is at the removing itself
+            return False
+        _remove(folder)  # while nobody else can begin
     _remove(folder)
     return True
 
