@@ -61,10 +61,6 @@ class SaliencyMaps(NamedTuple):
     decoder6: Tensor
     bridge: Tensor
 
-    def probabilities(self) -> SaliencyMaps:
-        """The maps through a sigmoid, 0..1."""
-        return SaliencyMaps(*(torch.sigmoid(logits) for logits in self))
-
 
 class CoarseMaps(NamedTuple):
     """`SaliencyMaps` without the refined one: what the predict module alone gives."""

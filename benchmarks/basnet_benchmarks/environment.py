@@ -88,20 +88,6 @@ class Environment:
         """Plain values for JSON."""
         return {**asdict(self), "processor_flags": list(self.processor_flags), "gpus": list(self.gpus)}
 
-    def lines(self) -> list[str]:
-        """For people, one fact a line."""
-        libraries = ", ".join(f"{name} {number}" for name, number in self.libraries.items())
-        return [
-            f"processor: {self.processor}, {self.processors} logical ({' '.join(self.processor_flags) or 'no flags'})",
-            f"threads: {self.threads}",
-            f"load before: {'unknown' if self.load is None else f'{self.load:.2f}'}",
-            f"graphics: {'; '.join(self.gpus) or 'none'}",
-            f"libraries: {libraries}",
-            f"system: Python {self.python}, {self.system}",
-            f"commit: {self.commit}",
-            f"date: {self.date}",
-        ]
-
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against measuring now."""

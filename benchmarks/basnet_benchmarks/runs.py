@@ -143,13 +143,13 @@ def read_run(folder: Path, name: str = "") -> TrainingRun:
     if not isinstance(head, dict) or not isinstance(head.get("config"), dict):
         raise DataError(f"run {folder}: config.json holds no config; give a --run of basnet-train")
     records = list(_records(folder, lines))
-    parameters = head.get("parameters")
+    versions = head.get("versions")
     return TrainingRun(
         name=name or folder.resolve().name,
         config=head["config"],
-        torch=str(head.get("torch", "")),
+        torch=str(versions.get("torch", "")) if isinstance(versions, dict) else "",
         device=str(head.get("device", "")),
-        parameters=parameters if isinstance(parameters, int) else _parameters(folder),
+        parameters=_parameters(folder),
         steps=_by_step(records, "step", ("loss", "seconds")),
         validations=_by_step(records, "validation", ("max_f", "mae")),
     )

@@ -1,6 +1,7 @@
 """Training runs side by side, from directories as the trainer leaves them: whole, resumed, broken off, or none."""
 
 import json
+from importlib.metadata import version
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -9,14 +10,18 @@ from typer.testing import CliRunner
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.report import SavedReport, html, markdown, save, values_of
 from basnet_benchmarks.runs import compare_runs, read_run
+from basnet_torch.config import TrainConfig
+from basnet_torch.datasets import PairStore
 from basnet_torch.errors import DataError, UsageError
+from basnet_torch.trainer import Trainer
+from tests.models import draw_discs
 
 CONFIG = {"width": 16, "batch": 8, "loss": "hybrid", "crop_scale": [0.7, 1.0]}
 
 
 def write_run(folder, *, steps=300, validations=((100, 0.5), (200, 0.7), (300, 0.6)), **options):
     folder.mkdir(parents=True)
-    head = {"config": {**CONFIG, **options}, "torch": "2.13.0", "device": "cpu", "parameters": 1234}
+    head = {"config": {**CONFIG, **options}, "versions": {"torch": "2.13.0"}, "device": "cpu"}
     (folder / "config.json").write_text(json.dumps(head))
     records = [{"kind": "step", "step": i, "loss": 8 / i, "seconds": 0.5} for i in range(1, steps + 1)]
     records += [{"kind": "validation", "step": at, "max_f": f, "mae": 1 - f} for at, f in validations]
@@ -29,7 +34,7 @@ def test_what_differs_and_what_it_gave(tmp_path):
     values = values_of(compare_runs(folders))
     assert values["differing"] == ["loss"]
     run = values["runs"][0]
-    assert (run["name"], run["parameters"], run["steps"], run["pictures_seen"]) == ("bce", 1234, 300, 2400)
+    assert (run["name"], run["parameters"], run["steps"], run["pictures_seen"]) == ("bce", None, 300, 2400)
     assert run["hours"] == pytest.approx(150 / 3600, rel=1e-5)
     assert run["pictures_per_second"] == pytest.approx(16)
     assert (run["best"]["step"], run["best"]["max_f"], run["last"]["max_f"]) == (200, 0.7, 0.6)
@@ -37,7 +42,19 @@ def test_what_differs_and_what_it_gave(tmp_path):
     assert run["curves"]["steps"]["step"][-1] == 300
     assert len(run["curves"]["steps"]["loss"]) == 120
     text = markdown(compare_runs(folders))
-    assert "| bce | bce | 1,234 | 300 | 2,400 | 0.04 | 16.0 | 0.7000 | 0.3000 | 200 | 0.6000 | 0.4000 |" in text
+    assert "| bce | bce | - | 300 | 2,400 | 0.04 | 16.0 | 0.7000 | 0.3000 | 200 | 0.6000 | 0.4000 |" in text
+
+
+def test_versions_and_parameters_are_those_that_training_wrote(tmp_path):
+    images, masks = draw_discs(4)
+    store = PairStore(tuple(f"disc{i}" for i in range(4)), images, (255 * masks).astype("uint8"))
+    options = {"width": 2, "size": 32, "batch": 2, "steps": 2, "warmup": 1, "save_every": 2}
+    trainer = Trainer(TrainConfig(**options), store, tmp_path / "run")
+    assert len(list(trainer.fit())) == 2
+    report = compare_runs([tmp_path / "run"])
+    assert report.runs[0].torch == version("torch")
+    assert report.runs[0].parameters == sum(value.numel() for value in trainer.model.parameters())
+    assert f"run: torch {report.runs[0].torch}, cpu" in markdown(report)
 
 
 def test_curves_are_drawn_and_one_run_is_enough(tmp_path):
@@ -50,10 +67,10 @@ def test_curves_are_drawn_and_one_run_is_enough(tmp_path):
 def test_a_run_that_just_began_has_no_scores(tmp_path):
     folder = write_run(tmp_path / "young", steps=3, validations=())
     report = compare_runs([folder])
-    assert "| young | 1,234 | 3 | 24 | 0.00 | 16.0 | - | - | - | - | - |" in markdown(report)
+    assert "| young | - | 3 | 24 | 0.00 | 16.0 | - | - | - | - | - |" in markdown(report)
     assert html([report]).count("<svg") == 1  # the loss
     empty = write_run(tmp_path / "empty", steps=0, validations=())
-    assert "| empty | 1,234 | 0 | 0 | 0.00 | - |" in markdown(compare_runs([empty]))
+    assert "| empty | - | 0 | 0 | 0.00 | - |" in markdown(compare_runs([empty]))
     assert "<svg" not in html([compare_runs([empty])])
 
 
@@ -105,5 +122,5 @@ def test_command_and_its_saved_report(tmp_path):
     assert "0.7000" in answer.stdout
     saved = SavedReport.read(output)
     save(saved, tmp_path / "runs.md", overwrite=False)
-    assert "| a | 1,234 |" in (tmp_path / "runs.md").read_text()
+    assert "| a | - |" in (tmp_path / "runs.md").read_text()
     assert CliRunner().invoke(app, ["runs", str(tmp_path)]).exit_code == 2
