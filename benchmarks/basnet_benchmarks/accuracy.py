@@ -2,7 +2,8 @@
 
 report = measure_accuracy(AccuracyConfig(model=Path("basnet.onnx"), datasets=(Path("DUTS-TE"),)))
 
-A checkpoint, an exported file and an engine are scored alike: what is scored is the mask, whatever the verdict.
+A checkpoint, an exported file and an engine are scored alike: what is scored is the mask that a run gives by default,
+whether salient or not.
 """
 
 from __future__ import annotations

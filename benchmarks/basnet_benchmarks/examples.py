@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
-from basnet_runtime.verdict import salience_score
+from basnet_runtime.salience import salience_score
 from basnet_torch.errors import UsageError
 
 __all__ = ["NAMES", "main", "write_examples"]

@@ -29,8 +29,8 @@ from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import CHECKPOINT_SUFFIXES, open_model
 from basnet_runtime.parity import Picture
+from basnet_runtime.salience import salience_score
 from basnet_runtime.threads import allowed_threads
-from basnet_runtime.verdict import salience_score
 from basnet_torch.errors import UsageError
 
 __all__ = ["VerdictConfig", "VerdictReport", "VerdictRow", "background_square", "measure_verdict"]

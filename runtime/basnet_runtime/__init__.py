@@ -6,7 +6,7 @@
     mask = model(image)                     # array, PIL picture or path in; float32 0..1 of its size out
     masks = model([image, "photo.jpg"])     # several at once, of any sizes
     rgba = model.cutout("photo.jpg")        # the object alone, uint8 H,W,4
-    model.verdict(image).salient            # whether there is anything
+    model.salience(image).salient           # whether there is anything
     for frame in model.video("clip.mp4", stabilise=True):
         frame.seconds, frame.mask
 

@@ -68,8 +68,8 @@ def run(
         bool, typer.Option("--refine-edges", help="Lay the mask's edges onto the picture's.")
     ] = False,
     stabilise: Annotated[bool, typer.Option("--stabilise", help="Keep the masks of a video from flickering.")] = False,
-    keep_weak: Annotated[
-        bool, typer.Option("--keep-weak", help="Keep masks where nothing salient was found; else they are empty.")
+    empty_weak: Annotated[
+        bool, typer.Option("--empty-weak", help="Empty masks where nothing salient was found. Default: kept, and said.")
     ] = False,
     codec: Annotated[
         Literal["h264", "hevc", "av1", "vp9", "prores", "ffv1"] | None,
@@ -123,7 +123,7 @@ def run(
             feather=feather,
             refine_edges=refine_edges,
             stabilise=stabilise,
-            keep_weak=keep_weak,
+            empty_weak=empty_weak,
             video=VideoOptions(
                 codec=codec,
                 quality=quality,
@@ -156,7 +156,10 @@ def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
             *columns, console=stderr_console(), transient=True, refresh_per_second=5, disable=not shown
         ) as bar:
             if watch:
-                return follow(config, _Bar(bar), summary, _Teller(summary, quiet))
+                tell = _Teller(summary, quiet)
+                follow(config, _Bar(bar), summary, tell)
+                tell()  # of what was done in the look that was interrupted
+                return summary
             return (run_piped if is_piped(config) else run_files)(config, _Bar(bar), summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures or summary.notes:
@@ -177,6 +180,8 @@ class _Teller:
         for result in self._summary.results[self._results :]:
             if not self._quiet:
                 say(f"{result.source} -> {result.target}")
+            for note in result.notes:
+                say(f"note: {result.source}: {note}")
         for failure in self._summary.failures[self._failures :]:
             say(f"error: {failure.error}")
         self._results, self._failures = len(self._summary.results), len(self._summary.failures)
@@ -208,7 +213,7 @@ def _report(summary: Summary, as_json: bool, quiet: bool, *, told: bool = False)
     for result in summary.results:
         if not quiet and not as_json and not told and len(summary.results) <= 10:
             say(f"{result.source} -> {result.target}")
-        for note in result.notes:
+        for note in () if told else result.notes:
             say(f"note: {result.source}: {note}")
     if summary.frames and not quiet:
         _report_speed(summary)

@@ -1,7 +1,7 @@
-"""From the network's raw map to what users get: an 8-bit mask of the picture's size and the verdict on it.
+"""From the network's raw map to what users get: an 8-bit mask of the picture's size and the decision on it.
 
     finisher = Finisher(model, stream=True)     # one for each video, one for all pictures of a run
-    mask_HW, verdict = finisher(frame, raw_map)
+    mask_HW, decision = finisher(frame, raw_map)
 
 Legend: h, w the map's size; H, W the picture's.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.masks import mask_from_map
-from basnet_runtime.verdict import Judge, Verdict
+from basnet_runtime.salience import SalienceDecision, SalienceThreshold
 from basnet_torch.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class Finishing:
 
     Attributes:
         stabilise: Keep the masks of a video from flickering; pictures are not touched.
-        keep_weak: Give the map as it is where nothing salient was found, instead of an empty mask.
+        empty_weak: Give an empty mask where nothing salient was found, instead of the map as it is.
     """
 
     stabilise: bool = False
-    keep_weak: bool = False
+    empty_weak: bool = False
 
 
 class Finisher:
@@ -51,10 +51,10 @@ class Finisher:
         self._model = model
         self._finishing = finishing or Finishing()
         self._stabiliser = _stabiliser() if stream and self._finishing.stabilise else None
-        self._judge = Judge(model.postprocess.empty_below, stream=stream)
+        self._salience = SalienceThreshold(model.postprocess.empty_below, stream=stream)
 
-    def __call__(self, frame: Frame, raw: NDArray[Any]) -> tuple[UInt8, Verdict]:
-        """The mask, uint8 H,W, and the verdict.
+    def __call__(self, frame: Frame, raw: NDArray[Any]) -> tuple[UInt8, SalienceDecision]:
+        """The mask, uint8 H,W, and the decision.
 
         Args:
             frame: The picture.
@@ -68,32 +68,32 @@ class Finisher:
         if self._stabiliser is not None:
             # Before any stretching, which moves with each frame's own range; bytes come back to the map's size first.
             map_hw = self._stabiliser(frame.image_HWC, _as_map(map_hw, self._model.preprocess))
-        verdict = self._judge(map_hw)
-        if not verdict.salient and not self._finishing.keep_weak:
-            return np.zeros((height, width), np.uint8), verdict
+        decision = self._salience(map_hw)
+        if self._finishing.empty_weak and not decision.salient:
+            return np.zeros((height, width), np.uint8), decision
         if map_hw.dtype == np.uint8:
-            return cast(UInt8, map_hw), verdict
+            return cast(UInt8, map_hw), decision
         if self._model.takes_frames:
-            return mask_from_map(map_hw, height, width), verdict
-        return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), verdict
+            return mask_from_map(map_hw, height, width), decision
+        return mask_from_map(self._model.postprocess.stretched(map_hw), height, width), decision
 
-    def judged(self, raw: NDArray[Any]) -> tuple[Float32, Verdict]:
-        """A still's map in its own size, float32 h,w, empty where nothing was found; for pictures made in strips."""
+    def decided(self, raw: NDArray[Any]) -> tuple[Float32, SalienceDecision]:
+        """A still's map in its own size, float32 h,w, and the decision; for pictures made in strips."""
         map_hw = checked_map(self._model, raw)
-        verdict = self._judge(map_hw)
-        if not verdict.salient and not self._finishing.keep_weak:
-            return np.zeros_like(map_hw), verdict
-        return self._model.postprocess.stretched(map_hw), verdict
+        decision = self._salience(map_hw)
+        if self._finishing.empty_weak and not decision.salient:
+            return np.zeros_like(map_hw), decision
+        return self._model.postprocess.stretched(map_hw), decision
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
         stable = {} if self._stabiliser is None else self._stabiliser.memory
-        return {**self._judge.memory, **stable}
+        return {**self._salience.memory, **stable}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
         """Go on from the `memory` of another finisher; an empty one is a beginning."""
-        self._judge.recall(memory)
+        self._salience.recall(memory)
         if self._stabiliser is not None:
             self._stabiliser.recall(memory)
 

@@ -17,7 +17,7 @@ from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
     from basnet_runtime.predict import Prediction, VideoPrediction
-    from basnet_runtime.verdict import Verdict
+    from basnet_runtime.salience import SalienceDecision
 
 __all__ = ["Picture", "PilPicture", "SaliencyModel"]
 
@@ -119,13 +119,13 @@ class SaliencyModel:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a string is a picture, though one may walk along it
-        self, image: Picture, *, batch: int = ..., keep_weak: bool = ...
+        self, image: Picture, *, batch: int = ..., empty_weak: bool = ...
     ) -> Float32: ...
 
     @overload
-    def __call__(self, image: Iterable[Picture], *, batch: int = ..., keep_weak: bool = ...) -> list[Float32]: ...
+    def __call__(self, image: Iterable[Picture], *, batch: int = ..., empty_weak: bool = ...) -> list[Float32]: ...
 
-    def __call__(self, image: Any, *, batch: int = _BATCH, keep_weak: bool = False) -> Float32 | list[Float32]:
+    def __call__(self, image: Any, *, batch: int = _BATCH, empty_weak: bool = False) -> Float32 | list[Float32]:
         """The mask of a picture, or of each of several; see `predict`.
 
         >>> from basnet_runtime.backends.fake import FakeBackend
@@ -137,25 +137,25 @@ class SaliencyModel:
         >>> [mask.shape for mask in model([image, image[:20]])]
         [(40, 60), (20, 60)]
         """
-        found = self.predict(image, batch=batch, keep_weak=keep_weak)
+        found = self.predict(image, batch=batch, empty_weak=empty_weak)
         return [each.mask for each in found] if isinstance(found, list) else found.mask
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # as above
-        self, image: Picture, *, batch: int = ..., keep_weak: bool = ...
+        self, image: Picture, *, batch: int = ..., empty_weak: bool = ...
     ) -> Prediction: ...
 
     @overload
-    def predict(self, image: Iterable[Picture], *, batch: int = ..., keep_weak: bool = ...) -> list[Prediction]: ...
+    def predict(self, image: Iterable[Picture], *, batch: int = ..., empty_weak: bool = ...) -> list[Prediction]: ...
 
-    def predict(self, image: Any, *, batch: int = _BATCH, keep_weak: bool = False) -> Prediction | list[Prediction]:
-        """Everything about a picture, or about each of several: mask, verdict, cut-out.
+    def predict(self, image: Any, *, batch: int = _BATCH, empty_weak: bool = False) -> Prediction | list[Prediction]:
+        """Everything about a picture, or about each of several: mask, decision, cut-out.
 
         Args:
             image: uint8 array H,W, H,W,3 (RGB) or H,W,4 (RGBA), a PIL picture, or a file's path; or several of these,
                 in any iterable or as an array N,H,W,3, of any sizes.
             batch: Of several, how many run at once.
-            keep_weak: Keep the mask where nothing salient was found, instead of an empty one.
+            empty_weak: Empty the mask where nothing salient was found; else it is kept, and `salient` says so.
 
         Raises:
             UsageError: It is no picture.
@@ -165,16 +165,16 @@ class SaliencyModel:
         from basnet_runtime.predict import is_batch, predictions
 
         several = is_batch(image)
-        found = list(predictions(self, image if several else [image], batch=batch, keep_weak=keep_weak))
+        found = list(predictions(self, image if several else [image], batch=batch, empty_weak=empty_weak))
         return found if several else found[0]
 
-    def verdict(self, image: Picture) -> Verdict:
-        """Whether something salient is in the picture, and how sure that is."""
-        return self.predict(image).verdict
+    def salience(self, image: Picture) -> SalienceDecision:
+        """Decide whether something salient is in the picture; the score says how sure that is."""
+        return self.predict(image).decision
 
-    def cutout(self, image: Picture, **options: Any) -> UInt8:
-        """The object alone, uint8 RGBA H,W,4; options are those of `Prediction.cutout`."""
-        return self.predict(image).cutout(**options)
+    def cutout(self, image: Picture, *, empty_weak: bool = False, **options: Any) -> UInt8:
+        """The object alone, uint8 RGBA H,W,4; the other options are those of `Prediction.cutout`."""
+        return self.predict(image, empty_weak=empty_weak).cutout(**options)
 
     def video(
         self,
@@ -182,9 +182,9 @@ class SaliencyModel:
         *,
         batch: int = 1,
         stabilise: bool = False,
-        keep_weak: bool = False,
+        empty_weak: bool = False,
     ) -> Iterator[VideoPrediction]:
-        """The frames of a video file, upright and in order, each with its mask, verdict and time.
+        """The frames of a video file, upright and in order, each with its mask, decision and time.
 
         Frames are decoded as they are asked for, so memory does not grow; the file is closed at the end, or when the
         iterator is.
@@ -193,17 +193,17 @@ class SaliencyModel:
             source: The file.
             batch: Frames per network run.
             stabilise: Keep the masks from flickering.
-            keep_weak: Keep masks where nothing salient was found, instead of empty ones.
+            empty_weak: Empty the masks of frames in which nothing salient was found; else they are kept.
 
         Raises:
             MediaError: The video cannot be read.
         """
         from basnet_runtime.predict import video_predictions
 
-        return video_predictions(self, source, batch=batch, stabilise=stabilise, keep_weak=keep_weak)
+        return video_predictions(self, source, batch=batch, stabilise=stabilise, empty_weak=empty_weak)
 
     def mask(self, image_HWC: UInt8) -> Float32:
-        """What the network alone says of one uint8 RGB picture H,W,3, whatever the verdict: float32 H,W in 0..1."""
+        """What the network alone says of one uint8 RGB picture H,W,3, whatever the decision: float32 H,W in 0..1."""
         raw = self.infer([self.prepare(image_HWC)])
         return self.finish(raw[0], image_HWC.shape[0], image_HWC.shape[1])
 

@@ -287,9 +287,9 @@ class Pipeline:
         finisher.recall(self._memory)
         for frame, raw_map in self.maps(frames, clock):
             with clock.stage("finish"):
-                mask_HW, verdict = finisher(frame, raw_map)
+                mask_HW, decision = finisher(frame, raw_map)
             with clock.stage("compose"):
-                composed = self._composer(frame, mask_HW, verdict)
+                composed = self._composer(frame, mask_HW, decision)
             if self._remember and (frame.index + 1) % self._remember == 0:
                 composed = replace(composed, memory=finisher.memory)
             yield composed

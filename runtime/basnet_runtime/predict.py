@@ -1,4 +1,4 @@
-"""The Python side of what `basnet-run` does: pictures and video in, masks, verdicts and cut-outs out.
+"""The Python side of what `basnet-run` does: pictures and video in, masks, decisions and cut-outs out.
 
     model = bn.load()
     found = model.predict("photo.jpg")
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.finish import Finisher, Finishing, checked_map
 from basnet_runtime.media.frame import Frame
-from basnet_runtime.verdict import Judge, Verdict
+from basnet_runtime.salience import SalienceDecision, SalienceThreshold
 from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class Prediction:
 
     Attributes:
         image: The picture, uint8 RGB H,W,3.
-        mask: float32 H,W, 0..1; all zero where nothing salient was found, unless weak masks are kept.
-        verdict: Whether something salient was found, and how sure that is.
+        mask: float32 H,W, 0..1; all zero where nothing salient was found and weak masks were to be emptied.
+        decision: Whether something salient was found, and how sure that is.
         alpha: The picture's own transparency, uint8 H,W, or None.
     """
 
     image: UInt8
     mask: Float32
-    verdict: Verdict
+    decision: SalienceDecision
     alpha: UInt8 | None = None
 
     def __repr__(self) -> str:
@@ -58,12 +58,12 @@ class Prediction:
     @property
     def salient(self) -> bool:
         """Whether something salient was found."""
-        return self.verdict.salient
+        return self.decision.salient
 
     @property
     def score(self) -> float:
         """How sure that is, 0..1."""
-        return self.verdict.score
+        return self.decision.score
 
     def cutout(self, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False) -> UInt8:
         """The object alone, uint8 RGBA H,W,4, its own colour estimated at soft edges; options as of `compose`."""
@@ -88,7 +88,7 @@ class Prediction:
 
         composer = Composer(OutputKind.parse(kind), threshold=threshold, feather=feather, refine_edges=refine_edges)
         frame = Frame(image_HWC=self.image.copy(), alpha_HW=self.alpha)  # composing writes into the picture
-        made = composer(frame, np.rint(self.mask * 255).astype(np.uint8), self.verdict)
+        made = composer(frame, np.rint(self.mask * 255).astype(np.uint8), self.decision)
         return made.pixels if made.alpha_HW is None else np.dstack([made.pixels, made.alpha_HW])
 
 
@@ -160,7 +160,7 @@ def _pil_pixels(image: Any) -> UInt8:
 
 
 def predictions(
-    model: SaliencyModel, images: Iterable[Any], *, batch: int, keep_weak: bool = False
+    model: SaliencyModel, images: Iterable[Any], *, batch: int, empty_weak: bool = False
 ) -> Iterator[Prediction]:
     """Of each picture, in order, `batch` of them at a time; nothing of one depends on another.
 
@@ -173,7 +173,7 @@ def predictions(
     rest = iter(images)
     while group := [frame_of(image) for image in islice(rest, batch)]:
         for frame, raw in zip(group, _raw_maps(model, group), strict=True):
-            yield _prediction(model, frame, raw, keep_weak=keep_weak)
+            yield _prediction(model, frame, raw, empty_weak=empty_weak)
 
 
 def _raw_maps(model: SaliencyModel, frames: Sequence[Frame]) -> list[NDArray[Any]]:
@@ -188,16 +188,16 @@ def _raw_maps(model: SaliencyModel, frames: Sequence[Frame]) -> list[NDArray[Any
     return [maps[place] for place in range(len(frames))]
 
 
-def _prediction(model: SaliencyModel, frame: Frame, raw: NDArray[Any], *, keep_weak: bool) -> Prediction:
-    verdict = Judge(model.postprocess.empty_below)(checked_map(model, raw))
+def _prediction(model: SaliencyModel, frame: Frame, raw: NDArray[Any], *, empty_weak: bool) -> Prediction:
+    decision = SalienceThreshold(model.postprocess.empty_below)(checked_map(model, raw))
     shape = frame.image_HWC.shape[:2]
-    shown = verdict.salient or keep_weak
-    mask = model.finish(raw, *shape) if shown else np.zeros(shape, np.float32)
-    return Prediction(image=frame.image_HWC, mask=mask, verdict=verdict, alpha=frame.alpha_HW)
+    emptied = empty_weak and not decision.salient
+    mask = np.zeros(shape, np.float32) if emptied else model.finish(raw, *shape)
+    return Prediction(image=frame.image_HWC, mask=mask, decision=decision, alpha=frame.alpha_HW)
 
 
 def video_predictions(
-    model: SaliencyModel, source: str | os.PathLike[str], *, batch: int, stabilise: bool, keep_weak: bool
+    model: SaliencyModel, source: str | os.PathLike[str], *, batch: int, stabilise: bool, empty_weak: bool
 ) -> Iterator[VideoPrediction]:
     """Of each frame of a video file, in order; see `SaliencyModel.video`."""
     from basnet_runtime.media.video import VideoSource
@@ -206,17 +206,17 @@ def video_predictions(
 
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1")
-    finisher = Finisher(model, Finishing(stabilise=stabilise, keep_weak=keep_weak), stream=True)
+    finisher = Finisher(model, Finishing(stabilise=stabilise, empty_weak=empty_weak), stream=True)
     with VideoSource(Path(source)) as video:
         model.check_size(os.fspath(source), video.traits.height, video.traits.width)
         frames = iter(video.frames(Room(), StageClock()))
         while group := list(islice(frames, batch)):
             for frame, raw in zip(group, _raw_maps(model, group), strict=True):
-                mask_HW, verdict = finisher(frame, raw)
+                mask_HW, decision = finisher(frame, raw)
                 yield VideoPrediction(
                     image=frame.image_HWC,
                     mask=cast(Float32, mask_HW.astype(np.float32) / np.float32(255)),
-                    verdict=verdict,
+                    decision=decision,
                     index=frame.index,
                     seconds=float(frame.pts * video.traits.time_base),
                 )

@@ -25,8 +25,8 @@ from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
 from basnet_runtime.processor import is_processor
+from basnet_runtime.salience import SalienceLog
 from basnet_runtime.timing import STAGES
-from basnet_runtime.verdict import VerdictLog
 from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
 from basnet_torch.errors import BasnetError, UsageError
 
@@ -64,7 +64,7 @@ class RunConfig:
         feather: Blur of the mask's edge, pixels.
         refine_edges: Lay the mask's edges onto the picture's.
         stabilise: Keep the masks of a video from flickering.
-        keep_weak: Keep masks where nothing salient was found, instead of empty ones.
+        empty_weak: Empty masks where nothing salient was found; else they are kept, and that is said.
         video: How videos are read and written.
     """
 
@@ -88,7 +88,7 @@ class RunConfig:
     feather: float = 0.0
     refine_edges: bool = False
     stabilise: bool = False
-    keep_weak: bool = False
+    empty_weak: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Result:
         source: Input file.
         target: Output file.
         frames: Pictures or video frames in it.
-        verdicts: Whether anything salient was found, by frame.
+        decisions: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
         coding: Of video: which decoder and encoder ran, and on what.
         complete: Whether everything that was asked is in it: not of a damaged or interrupted video.
@@ -121,7 +121,7 @@ class Result:
     source: Path
     target: Path
     frames: int
-    verdicts: VerdictLog
+    decisions: SalienceLog
     notes: tuple[str, ...] = ()
     coding: str = ""
     complete: bool = True
@@ -130,7 +130,7 @@ class Result:
         """Plain values for JSON."""
         paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
         video = {"coding": self.coding, "complete": self.complete} if self.coding else {}
-        return {**paths, "frames": self.frames, **self.verdicts.to_dict(), "notes": list(self.notes), **video}
+        return {**paths, "frames": self.frames, **self.decisions.to_dict(), "notes": list(self.notes), **video}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -434,11 +434,11 @@ class _Work:
             self.summary.add(pipeline.run(source, sink))
         finally:
             self.summary.failures += source.failures + sink.failures
-            for index, verdict in sorted(sink.written.items()):
-                verdicts = VerdictLog()
-                verdicts.add(verdict)
+            for index, decision in sorted(sink.written.items()):
+                decisions = SalienceLog()
+                decisions.add(decision)
                 notes = source.notes.get(index, [])
-                self.summary.results.append(_result(jobs[index], 1, verdicts, notes))
+                self.summary.results.append(self._result(jobs[index], 1, decisions, notes))
         for job in source.aside:
             self._alone(job, self._huge)
 
@@ -446,21 +446,21 @@ class _Work:
         from basnet_runtime.media.huge import run_huge
         from basnet_runtime.media.pictures import PictureFile
 
-        start, verdicts = time.perf_counter(), VerdictLog()
+        start, decisions = time.perf_counter(), SalienceLog()
         with PictureFile(job.source, max_pixels=self.config.max_pixels) as picture:
-            verdict = run_huge(
+            decision = run_huge(
                 picture,
                 job.target,
                 model=self.model,
-                finisher=Finisher(self.model, Finishing(keep_weak=self.config.keep_weak)),
+                finisher=Finisher(self.model, Finishing(empty_weak=self.config.empty_weak)),
                 composer=self.composer,
                 overwrite=self.config.overwrite,
             )
-        verdicts.add(verdict)
+        decisions.add(decision)
         self.watcher.advanced()
         self.summary.frames += 1
         self.summary.seconds += time.perf_counter() - start
-        return _result(job, 1, verdicts, tuple(dict.fromkeys(picture.notes)))  # it was read twice
+        return self._result(job, 1, decisions, tuple(dict.fromkeys(picture.notes)))  # it was read twice
 
     def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
         """One animation, video or huge picture; its own failure ends it alone."""
@@ -477,15 +477,15 @@ class _Work:
     def _animation(self, job: Job) -> Result:
         from basnet_runtime.media.animation import AnimationSink, AnimationSource
 
-        verdicts = VerdictLog()
+        decisions = SalienceLog()
         with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
             traits = source.traits
             self.model.check_size(str(job.source), traits.height, traits.width)
             sink = AnimationSink(job.target, traits, overwrite=self.config.overwrite)
             self.watcher.started(job.source.name, len(traits.delays))
-            report = self._pipeline(self._counting(verdicts), stream=True).run(source, sink)
+            report = self._pipeline(self._counting(decisions), stream=True).run(source, sink)
         self.summary.add(report)
-        return _result(job, report.frames, verdicts, source.notes)
+        return self._result(job, report.frames, decisions, source.notes)
 
     def _video(self, job: Job) -> Result:
         from basnet_runtime.run_video import VideoRun
@@ -510,15 +510,15 @@ class _Work:
         except KeyboardInterrupt:
             if video.kept is not None:
                 video.notes.append(f"interrupted: {video.kept} holds what was done until then")
-                self.summary.results.append(_of_video(replace(job, target=video.kept), video))
+                self.summary.results.append(self._of_video(replace(job, target=video.kept), video))
             self.summary.notes += [f"{job.source}: {note}" for note in video.notes if video.kept is None]
             raise
         self.summary.add(report)
-        return _of_video(job, video)
+        return self._of_video(job, video)
 
-    def _counting(self, verdicts: VerdictLog) -> Callable[[Composed], None]:
+    def _counting(self, decisions: SalienceLog) -> Callable[[Composed], None]:
         def advanced(item: Composed) -> None:
-            verdicts.add(item.verdict)
+            decisions.add(item.decision)
             self.watcher.advanced()
 
         return advanced
@@ -529,14 +529,13 @@ class _Work:
 
     @property
     def _finishing(self) -> Finishing:
-        return Finishing(stabilise=self.config.stabilise, keep_weak=self.config.keep_weak)
+        return Finishing(stabilise=self.config.stabilise, empty_weak=self.config.empty_weak)
 
+    def _of_video(self, job: Job, video: VideoRun) -> Result:
+        result = self._result(job, video.frames, video.decisions, video.notes)
+        return replace(result, coding=video.coding, complete=video.complete)
 
-def _of_video(job: Job, video: VideoRun) -> Result:
-    result = _result(job, video.frames, video.verdicts, video.notes)
-    return replace(result, coding=video.coding, complete=video.complete)
-
-
-def _result(job: Job, frames: int, verdicts: VerdictLog, notes: Sequence[str]) -> Result:
-    told = (*notes, *(() if verdicts.salient else ("nothing salient was found",)))
-    return Result(source=job.source, target=job.target, frames=frames, verdicts=verdicts, notes=told)
+    def _result(self, job: Job, frames: int, decisions: SalienceLog, notes: Sequence[str]) -> Result:
+        weak = decisions.note(emptied=self.config.empty_weak)
+        told = tuple(notes) if weak is None else (*notes, weak)
+        return Result(source=job.source, target=job.target, frames=frames, decisions=decisions, notes=told)

@@ -15,7 +15,7 @@ from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_sequence import SequenceSink, check_sequence, is_sequence
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
-from basnet_runtime.verdict import VerdictLog
+from basnet_runtime.salience import SalienceLog
 from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class VideoRun:
         pipeline: Makes the pipeline, given what it calls after each frame and more of `Pipeline`'s arguments.
         started: Is told the number of frames to come, 0 when unknown.
         advanced: Is told of every frame.
-        verdicts: Of the frames done.
+        decisions: Of the frames done.
         notes: What a user should know.
         coding: Which decoder and encoder ran, and on what.
         kept: What an interrupted run left, or None.
@@ -135,7 +135,7 @@ class VideoRun:
     pipeline: Callable[..., Pipeline]
     started: Callable[[int], None]
     advanced: Callable[[], None]
-    verdicts: VerdictLog = field(default_factory=VerdictLog)
+    decisions: SalienceLog = field(default_factory=SalienceLog)
     notes: list[str] = field(default_factory=list)
     coding: str = ""
     kept: Path | None = None
@@ -206,8 +206,8 @@ class VideoRun:
             raise
         with source:
             self.frames = sink.frames_done
-            for verdict in sink.verdicts:
-                self.verdicts.add(verdict)
+            for decision in sink.decisions:
+                self.decisions.add(decision)
             if sink.frames_done:
                 self.notes.append(f"continued after {sink.frames_done} frames of an earlier run")
             return self._through(source, sink, memory=sink.memory, remember=every)
@@ -236,6 +236,6 @@ class VideoRun:
             self.kept = sink.kept
 
     def _done(self, item: Composed) -> None:
-        self.verdicts.add(item.verdict)
+        self.decisions.add(item.decision)
         self.frames += 1
         self.advanced()

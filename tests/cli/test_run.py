@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import pyvips
 from typer.testing import CliRunner
 
 from basnet_runtime.cli import app
@@ -95,6 +96,84 @@ def test_json_is_all_of_stdout(folder):
     }
     assert set(found["seconds_by_stage"]) == {"decode", "prepare", "network", "finish", "compose", "encode", "other"}
     assert found["runs_on"] == "fake backend"
+
+
+DIM, BRIGHT = np.full((32, 48, 3), 20, np.uint8), np.full((32, 48, 3), 200, np.uint8)  # weak below 0.1
+
+
+def mask_of(path):
+    return read_picture(path).image_HWC
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_weak_mask_is_kept_and_said_and_emptied_on_request(folder, emptied):
+    write_picture(folder / "dim.png", DIM)
+    options = ["--empty-weak"] if emptied else []
+    answer = call("dim.png", "photo.jpg", "-o", "out", "--json", *options)
+    assert answer.exit_code == 0, answer.stderr
+    dim, photo = json.loads(answer.stdout)["results"]
+    assert (dim["salient"], photo["salient"]) == (False, True)
+    assert dim["score"] == pytest.approx(20 / 255, abs=0.002) != photo["score"]
+    said = "salient: false (score 0.078); its mask is " + ("empty" if emptied else "kept, --empty-weak empties it")
+    assert (dim["notes"], photo["notes"]) == ([said], [])
+    assert f"note: dim.png: {said}" in answer.stderr
+    expected = np.full(DIM.shape, 0 if emptied else 20)
+    np.testing.assert_allclose(mask_of(folder / "out" / "dim.mask.png"), expected, atol=1)
+
+
+def test_the_old_option_is_gone(folder):
+    answer = call("photo.jpg", "--keep-weak")
+    assert (answer.exit_code, names(folder)) == (2, ["photo.jpg"])
+    assert "No such option: --keep-weak" in answer.stderr
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_weak_huge_picture(folder, monkeypatch, emptied):
+    from basnet_runtime.media import huge
+    from basnet_torch import spec
+
+    monkeypatch.setattr(huge, "HUGE_PIXELS", 1000)
+    monkeypatch.setattr(spec, "_LARGE_PIXELS", 1000)
+    write_picture(folder / "dim.png", DIM)
+    answer = call("dim.png", "--json", *(["--empty-weak"] if emptied else []))
+    (result,) = json.loads(answer.stdout)["results"]
+    assert not result["salient"]
+    assert result["score"] == pytest.approx(20 / 255, abs=0.002)
+    np.testing.assert_allclose(mask_of(folder / "dim.mask.png"), 0 if emptied else 20, atol=1)
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_weak_frames_of_a_video_are_counted(folder, write_video, options, emptied):
+    write_video(folder / "clip.mp4", [DIM] * 3 + [BRIGHT] * 2 + [DIM])
+    answer = call(
+        "clip.mp4", "-o", "m.mkv", "--codec", "ffv1", "--json", *options, *(["--empty-weak"] if emptied else [])
+    )
+    (result,) = json.loads(answer.stdout)["results"]
+    assert (result["salient"], result["weak_frames"], result["weak_spans"]) == (True, 4, [[0, 2], [5, 5]])
+    assert len(result["frame_scores"]) == result["frames"] == 6
+    assert result["score"] == max(result["frame_scores"])
+    assert "note: clip.mp4: salient: false in 4 of 6 frames (highest score of all 0.78" in answer.stderr
+    with av.open(str(folder / "m.mkv")) as made:
+        means = [frame.to_ndarray(format="gray").mean() for frame in made.decode(video=0)]
+    low = 0 if emptied else 20
+    np.testing.assert_allclose(means, [low, low, low, 200, 200, low], atol=3)
+
+
+def test_weak_frames_of_an_animation_are_counted(folder):
+    frames = np.concatenate([DIM, BRIGHT, DIM + 1])
+    image = pyvips.Image.new_from_array(frames)
+    image = image.copy()
+    image.set_type(pyvips.GValue.gint_type, "page-height", DIM.shape[0])
+    image.set_type(pyvips.GValue.array_int_type, "delay", [100, 100, 100])
+    image.write_to_file("dim.webp", lossless=True)
+    for options, low in (([], 20), (["--empty-weak"], 0)):
+        answer = call("dim.webp", "-o", "out.webp", "--overwrite", "--json", *options)
+        (result,) = json.loads(answer.stdout)["results"]
+        assert (result["salient"], result["weak_frames"], result["weak_spans"]) == (True, 2, [[0, 0], [2, 2]])
+        made = np.asarray(pyvips.Image.new_from_file("out.webp", n=-1).extract_band(0).numpy())
+        means = made.reshape(3, -1).mean(axis=1)
+        np.testing.assert_allclose(means, [low, 200, low], atol=2)
 
 
 def test_bad_inputs_are_named_and_the_others_done(folder, write_video):

@@ -8,7 +8,6 @@ import pytest
 
 from basnet_runtime import pipeline
 from basnet_runtime.backends.fake import FakeBackend
-from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Frame
 from basnet_runtime.model import SaliencyModel
@@ -78,7 +77,7 @@ class Sink:
 
 def run(backend, source, sink, batch=1):
     model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
-    return Pipeline(model, Composer(OutputKind()), batch=batch, finishing=Finishing(keep_weak=True)).run(source, sink)
+    return Pipeline(model, Composer(OutputKind()), batch=batch).run(source, sink)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -94,7 +93,7 @@ def test_results_come_in_order_with_batches_in_flight(batch):
 def test_as_many_fly_as_are_worth_it():
     backend = Flying()
     model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
-    pipeline = Pipeline(model, Composer(OutputKind()), finishing=Finishing(keep_weak=True))
+    pipeline = Pipeline(model, Composer(OutputKind()))
     frames = [Frame(image_HWC=np.full((8, 8, 3), i, np.uint8), index=i, pts=i) for i in range(9)]
     from basnet_runtime.timing import StageClock
 

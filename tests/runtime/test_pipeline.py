@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from basnet_runtime import pipeline
-from basnet_runtime.finish import Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Frame
 from basnet_runtime.pipeline import Channel, Pipeline, Room, Stopped
@@ -63,8 +62,7 @@ class ListSink:
 
 
 def run(model, source, sink, **options):
-    finishing = Finishing(keep_weak=True)  # brightness is the mask here, and dark frames are no empty ones
-    return Pipeline(model, Composer(OutputKind()), finishing=finishing, **options).run(source, sink)
+    return Pipeline(model, Composer(OutputKind()), **options).run(source, sink)
 
 
 @pytest.fixture(autouse=True)

@@ -73,19 +73,32 @@ def test_pictures_of_any_size_in_one_batch_of_a_frame_graph(make_model, monkeypa
         np.testing.assert_array_equal(np.rint(found.mask * 255), image[..., 0])
 
 
-def test_nothing_salient_is_an_empty_mask_unless_it_is_kept(fake_model):
+def test_a_weak_mask_is_kept_and_can_be_emptied(fake_model):
     dark = np.full((20, 20, 3), 12, np.uint8)
     found = fake_model.predict(dark)
     assert not found.salient
     assert found.score == pytest.approx(12 / 255, abs=0.001)
-    assert found.mask.shape == (20, 20)
-    assert not found.mask.any()
-    assert not fake_model.verdict(dark).salient
-    kept = fake_model.predict(dark, keep_weak=True)
-    assert not kept.salient
-    assert kept.mask.min() > 0
-    assert (fake_model.mask(dark) == kept.mask).all()
+    assert found.mask.min() > 0
+    assert (fake_model.mask(dark) == found.mask).all()
+    assert (fake_model(dark) == found.mask).all()
+    assert fake_model.cutout(dark)[..., 3].min() > 0
     assert repr(found) == "Prediction(20x20, salient=False, score=0.047)"
+    assert fake_model.salience(dark) == found.decision
+    emptied = fake_model.predict(dark, empty_weak=True)
+    assert emptied.decision == found.decision
+    assert emptied.mask.shape == (20, 20)
+    assert not emptied.mask.any()
+    assert not fake_model(dark, empty_weak=True).any()
+    assert not fake_model.cutout(dark, empty_weak=True).any()
+    assert [mask.any() for mask in fake_model([dark, bright()], empty_weak=True)] == [False, True]
+
+
+@pytest.mark.parametrize("stabilise", [False, True])
+def test_weak_frames_of_a_video_are_kept_and_can_be_emptied(fake_model, write_video, tmp_path, stabilise):
+    clip = write_video(tmp_path / "clip.mp4", [np.full((48, 64, 3), 12, np.uint8)] * 2)
+    for emptied in (False, True):
+        frames = list(fake_model.video(clip, empty_weak=emptied, stabilise=stabilise))
+        assert [(frame.salient, bool(frame.mask.any())) for frame in frames] == [(False, not emptied)] * 2
 
 
 def test_what_is_composed_is_what_the_command_makes(make_model, tmp_path, monkeypatch):

@@ -104,7 +104,9 @@ def test_watching_until_ctrl_c(tmp_path):
         time.sleep(0.05)
     slow.write_bytes(data)
     (tmp_path / "in" / "bad.png").write_text("no picture")
+    write_picture(tmp_path / "in" / "sub" / "dim.png", np.full((40, 60, 3), 20, np.uint8))
     wait_for(tmp_path / "out" / "sub" / "slow.mask.png")
+    wait_for(tmp_path / "out" / "sub" / "dim.mask.png")
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
@@ -112,8 +114,9 @@ def test_watching_until_ctrl_c(tmp_path):
     assert "in/first.png -> out/first.mask.png" in stderr
     assert "in/sub/slow.png -> out/sub/slow.mask.png" in stderr
     assert stderr.count("in/bad.png: cannot be read") == 2  # when it was met, and at the end
+    assert stderr.count("note: in/sub/dim.png: salient: false (score 0.078); its mask is kept") == 1
     assert "Traceback" not in stderr
     assert read_picture(tmp_path / "out" / "sub" / "slow.mask.png").image_HWC.shape == (40, 60, 3)
     again = subprocess.run([*command[:-1], "--quiet"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 1
-    assert "2 of 3 were done by an earlier run and are kept" in again.stderr
+    assert "3 of 4 were done by an earlier run and are kept" in again.stderr

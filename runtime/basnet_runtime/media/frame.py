@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.verdict import GIVEN, Verdict
+from basnet_runtime.salience import GIVEN, SalienceDecision
 
 if TYPE_CHECKING:
     from basnet_runtime.media.metadata import Metadata
@@ -88,14 +88,14 @@ class Composed:
         pixels: uint8 H,W (a mask) or H,W,3 (a picture).
         alpha_HW: uint8 H,W transparency of the result, or None when it is opaque.
         frame: The frame it was made from; its pixels may have been reused for `pixels`.
-        verdict: Whether anything salient was found, and how sure that is.
+        decision: Whether anything salient was found, and how sure that is.
         memory: What the next frame's mask depends on, arrays by name; None where nobody asked for it.
     """
 
     pixels: UInt8
     frame: Frame
     alpha_HW: UInt8 | None = None
-    verdict: Verdict = GIVEN
+    decision: SalienceDecision = GIVEN
     memory: dict[str, NDArray[Any]] | None = None
 
     def __post_init__(self) -> None:

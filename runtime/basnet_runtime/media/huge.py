@@ -22,7 +22,7 @@ from basnet_runtime.media.metadata import Metadata, surviving
 from basnet_runtime.media.pictures import PictureFile, save_image
 from basnet_runtime.media.spool import Spool
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.verdict import Verdict
+from basnet_runtime.salience import SalienceDecision
 
 __all__ = ["HUGE_PIXELS", "run_huge"]
 
@@ -39,7 +39,7 @@ def run_huge(
     finisher: Finisher,
     composer: Composer,
     overwrite: bool,
-) -> Verdict:
+) -> SalienceDecision:
     """Make one result.
 
     Args:
@@ -60,10 +60,10 @@ def run_huge(
     for strip, frame in picture.strips(_strips(height, width, reduced.factor)):
         rows.keep(strip, frame.flattened)
         reduced.add(strip, frame)
-    map_hw, verdict = finisher.judged(model.infer([model.prepare(cast(UInt8, rows))])[0])
+    map_hw, decision = finisher.decided(model.infer([model.prepare(cast(UInt8, rows))])[0])
     strips = composer.in_strips(reduced.frame(), map_hw, height, width)
     _write(target, _composed(picture, strips), height, picture.metadata, overwrite=overwrite)
-    return verdict
+    return decision
 
 
 def _composed(picture: PictureFile, strips: StripComposer) -> Iterator[UInt8]:

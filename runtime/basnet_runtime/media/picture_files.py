@@ -10,8 +10,8 @@ from basnet_runtime.media.jobs import Failure, Job
 from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.metadata import surviving
 from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
+from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.timing import StageClock
-from basnet_runtime.verdict import Verdict
 from basnet_torch.errors import BasnetError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class PictureSink:
         self._overwrite = overwrite
         self._journal = journal
         self.failures: list[Failure] = []
-        self.written: dict[int, Verdict] = {}
+        self.written: dict[int, SalienceDecision] = {}
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
         """Write one picture, whole or not at all."""
@@ -110,7 +110,7 @@ class PictureSink:
         except BasnetError as error:
             self.failures.append(Failure(source=job.source, error=str(error)))
         else:
-            self.written[item.frame.index] = item.verdict
+            self.written[item.frame.index] = item.decision
 
     def finish(self, clock: StageClock) -> None:
         """Every picture is final already."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.media.files import PendingFile, reason
-from basnet_runtime.verdict import Verdict
+from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
@@ -46,31 +46,31 @@ class SegmentFacts:
         library: The encoder that made it.
         height: Of its pictures, rows.
         width: Of its pictures, columns.
-        verdicts: Of its frames.
+        decisions: Of its frames.
         memory: What the next frame's mask depends on, arrays by name.
     """
 
     library: str
     height: int
     width: int
-    verdicts: list[Verdict] = field(default_factory=list)
+    decisions: list[SalienceDecision] = field(default_factory=list)
     memory: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """As JSON and as .npz."""
         plain = {"library": self.library, "height": self.height, "width": self.width}
-        scores = [[verdict.score, verdict.salient] for verdict in self.verdicts]
+        scores = [[decision.score, decision.salient] for decision in self.decisions]
         arrays = io.BytesIO()
         np.savez(arrays, allow_pickle=False, **self.memory)
-        return json.dumps({**plain, "verdicts": scores}).encode(), arrays.getvalue()
+        return json.dumps({**plain, "decisions": scores}).encode(), arrays.getvalue()
 
     @classmethod
     def from_bytes(cls, text: bytes, arrays: bytes) -> SegmentFacts:
         """The reverse of `to_bytes`."""
         plain = json.loads(text)
-        verdicts = [Verdict(score=score, salient=salient) for score, salient in plain.pop("verdicts")]
+        decisions = [SalienceDecision(score=score, salient=salient) for score, salient in plain.pop("decisions")]
         with np.load(io.BytesIO(arrays), allow_pickle=False) as loaded:
-            return cls(**plain, verdicts=verdicts, memory=dict(loaded))
+            return cls(**plain, decisions=decisions, memory=dict(loaded))
 
 
 class SegmentWriter:

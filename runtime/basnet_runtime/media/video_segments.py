@@ -28,8 +28,8 @@ from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.segment_file import SegmentFacts, SegmentWriter, read_facts, read_packets
 from basnet_runtime.media.video_encoder import Encoder, set_up
 from basnet_runtime.media.video_sink import FrameEncoder, Muxer, OutputPlan, av_errors
+from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.timing import StageClock
-from basnet_runtime.verdict import Verdict
 from basnet_torch.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class SegmentedSink:
         encoder: Which encoder runs, and on what.
         kept: None: what an interrupted run has done is continued, not played.
         frames_done: Frames in finished segments.
-        verdicts: Of these frames.
+        decisions: Of these frames.
     """
 
     def __init__(self, plan: OutputPlan, identity: Mapping[str, Any], *, segment_frames: int = SEGMENT_FRAMES) -> None:
@@ -225,12 +225,12 @@ class SegmentedSink:
     @property
     def frames_done(self) -> int:
         """Frames that need not be done again."""
-        return sum(len(facts.verdicts) for facts in self._facts)
+        return sum(len(facts.decisions) for facts in self._facts)
 
     @property
-    def verdicts(self) -> list[Verdict]:
+    def decisions(self) -> list[SalienceDecision]:
         """Of the frames that need not be done again."""
-        return [verdict for facts in self._facts for verdict in facts.verdicts]
+        return [decision for facts in self._facts for decision in facts.decisions]
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
@@ -340,12 +340,12 @@ class _Segment:
 
     @property
     def frames(self) -> int:
-        return len(self._facts.verdicts)
+        return len(self._facts.decisions)
 
     def write(self, item: Composed) -> None:
         for packet in self._frames.encode(item):
             self._file.add(packet)
-        self._facts.verdicts.append(item.verdict)
+        self._facts.decisions.append(item.decision)
         if item.memory is not None:
             self._facts.memory = item.memory
 
