@@ -15,9 +15,10 @@ from typing import Any
 # The tests' networks are tiny: one thread runs them faster than many, and tests in parallel do not stall one another.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
-# What the program keeps for its next start must not outlive the tests.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="basnet-tests-cache-")
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# What the program keeps for its next start, and its log of defects, must not outlive the tests.
+for _name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+    os.environ[_name] = tempfile.mkdtemp(prefix="basnet-tests-")
+    atexit.register(shutil.rmtree, os.environ[_name], ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -94,6 +94,14 @@ class SaliencyModel:
                 "build it with other --height and --width, or run the .onnx"
             )
 
+    @property
+    def plain_size(self) -> tuple[int, int]:
+        """Height and width of a small picture that it certainly takes."""
+        if self.takes_frames and self._profiles:
+            _, height, width, *_ = self._profiles[0].best
+            return height, width
+        return 64, 64
+
     def prepare(self, image_HWC: UInt8) -> NDArray[Any]:
         """One uint8 RGB picture as the backend's input without the batch axis."""
         return image_HWC if self.takes_frames else self.preprocess.apply(image_HWC)

@@ -5,6 +5,9 @@
 Both queues are bounded, in items and in bytes. An error in any thread ends the run and reaches the caller; every wait
 ends when the run does, so nothing hangs and Ctrl-C works at any moment.
 
+With `on_failure` an error between the queues fails only the picture that met it. Whether every other picture would meet
+it too is not guessed from the error: a plain gray picture takes the same steps, and the run ends where that one fails.
+
 Legend: N frames of a batch, H height, W width, C channels.
 """
 
@@ -17,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Ticket
@@ -25,6 +29,8 @@ from basnet_runtime.media.compose import Composer
 from basnet_runtime.media.frame import Composed, Frame
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.timing import StageClock
+from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
+from basnet_torch.unexpected import unexpected
 
 __all__ = ["Channel", "Pipeline", "Room", "RunReport", "Sink", "Source", "Stopped"]
 
@@ -34,8 +40,8 @@ _QUEUE_BYTES = 256_000_000
 _JOIN_SECONDS = 60.0
 
 
-class Stopped(Exception):
-    """Raised out of a wait when the run has ended."""
+class Stopped(BaseException):
+    """Raised out of a wait when the run has ended; no `Exception`, or a handler would take it for an input's defect."""
 
 
 class Room:
@@ -202,6 +208,7 @@ class Pipeline:
         stream: bool = False,
         memory: dict[str, NDArray[Any]] | None = None,
         remember: int = 0,
+        on_failure: Callable[[Frame, Exception], None] | None = None,
     ) -> None:
         """Get ready.
 
@@ -214,6 +221,7 @@ class Pipeline:
             stream: Whether each source is one video, whose frames come in order.
             memory: Of an earlier run over the frames before, see `Finisher.memory`.
             remember: Every so many frames the memory goes along with the result; 0 for never.
+            on_failure: Receives a frame that could not be computed, and why; None ends the run with that error.
         """
         self._model = model
         self._composer = composer
@@ -223,6 +231,7 @@ class Pipeline:
         self._stream = stream
         self._memory = memory or {}
         self._remember = remember
+        self._on_failure = on_failure
         self._warm = False
 
     def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
@@ -233,35 +242,64 @@ class Pipeline:
         """
         return _Run(self, source, sink, clock or StageClock()).execute()
 
-    def maps(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
+    def maps(
+        self, frames: Iterable[Frame | None], clock: StageClock, lost: Callable[[Frame, Exception], None] | None = None
+    ) -> Iterator[tuple[Frame, NDArray[Any]]]:
         """Frames with their raw maps, in order.
 
         Where the backend can, the next batches are prepared and started while one runs; but what is in flight is waited
         for when no frame is waiting, so that a slow source, or one that waits for memory, gets its results.
+
+        Args:
+            frames: Decoded frames; None ends a batch early.
+            clock: Counts the time.
+            lost: Receives a frame that could not be computed, and why; None raises the error.
         """
         flying: deque[tuple[list[Frame], Ticket]] = deque()
         for group in self.batches(frames):
-            flying.append((group, self._started(group, clock)))
+            flying.append((group, self._started(group, clock, lost)))
             while flying and (len(flying) >= self._model.depth or not _has_more(frames)):
-                yield from self._landed(*flying.popleft(), clock)
+                yield from self._landed(*flying.popleft(), clock, lost)
         while flying:
-            yield from self._landed(*flying.popleft(), clock)
+            yield from self._landed(*flying.popleft(), clock, lost)
 
-    def _started(self, frames: list[Frame], clock: StageClock) -> Ticket:
-        with clock.stage("prepare"):
-            prepared = [self._model.prepare(frame.flattened()) for frame in frames]
-        with clock.stage("network"):
-            if self._warm:
-                return self._model.submit(prepared)
-            self._warm = True
-            with clock.adopt("network"):  # some libraries start their threads at the first run
-                return self._model.submit(prepared)
+    def _started(self, frames: list[Frame], clock: StageClock, lost: Callable[..., None] | None) -> Ticket:
+        try:
+            with clock.stage("prepare"):
+                prepared = [self._model.prepare(frame.flattened()) for frame in frames]
+            with clock.stage("network"):
+                if self._warm:
+                    return self._model.submit(prepared)
+                self._warm = True
+                with clock.adopt("network"):  # some libraries start their threads at the first run
+                    return self._model.submit(prepared)
+        except Exception as error:
+            if lost is None:
+                raise
+            return _Refused(error)
 
-    @staticmethod
-    def _landed(frames: list[Frame], ticket: Ticket, clock: StageClock) -> Iterator[tuple[Frame, NDArray[Any]]]:
-        with clock.stage("network"):
-            raw = ticket.result()
+    def _landed(
+        self, frames: list[Frame], ticket: Ticket, clock: StageClock, lost: Callable[..., None] | None
+    ) -> Iterator[tuple[Frame, NDArray[Any]]]:
+        try:
+            with clock.stage("network"):
+                raw = ticket.result()
+        except Exception as error:
+            if lost is None:
+                raise
+            return self._one_by_one(frames, error, clock, lost)
         return zip(frames, raw, strict=True)
+
+    def _one_by_one(
+        self, frames: list[Frame], error: Exception, clock: StageClock, lost: Callable[..., None]
+    ) -> Iterator[tuple[Frame, NDArray[Any]]]:
+        """Compute what can be computed of a batch that failed."""
+        self.raise_where_all_fail(error)
+        if len(frames) == 1:
+            lost(frames[0], error)
+            return
+        for frame in frames:
+            yield from self._landed([frame], self._started([frame], clock, lost), clock, lost)
 
     def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
         """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
@@ -281,23 +319,71 @@ class Pipeline:
     def _must_part(self, first: Frame, frame: Frame) -> bool:
         return self._model.takes_frames and first.image_HWC.shape != frame.image_HWC.shape
 
-    def results(self, frames: Iterable[Frame | None], clock: StageClock) -> Iterator[Composed]:
-        """Everything between the two queues."""
+    def results(
+        self, frames: Iterable[Frame | None], clock: StageClock, lost: Callable[[Frame, Exception], None] | None = None
+    ) -> Iterator[Composed]:
+        """Everything between the two queues; `lost` as of `maps`."""
         finisher = Finisher(self._model, self._finishing, stream=self._stream)
         finisher.recall(self._memory)
-        for frame, raw_map in self.maps(frames, clock):
-            with clock.stage("finish"):
-                mask_HW, decision = finisher(frame, raw_map)
-            with clock.stage("compose"):
-                composed = self._composer(frame, mask_HW, decision)
+        for frame, raw_map in self.maps(frames, clock, lost):
+            try:
+                with clock.stage("finish"):
+                    mask_HW, decision = finisher(frame, raw_map)
+                with clock.stage("compose"):
+                    composed = self._composer(frame, mask_HW, decision)
+            except Exception as error:
+                if lost is None:
+                    raise
+                self.raise_where_all_fail(error)
+                lost(frame, error)
+                continue
             if self._remember and (frame.index + 1) % self._remember == 0:
                 composed = replace(composed, memory=finisher.memory)
             yield composed
+
+    def raise_where_all_fail(self, error: Exception) -> None:
+        """Take a plain gray picture through the steps in which another one has failed.
+
+        Raises:
+            BasnetError: It fails too, so that every picture would: `error` where that is a line for the user already.
+        """
+        if isinstance(error, UsageError):
+            raise error
+        model = self._model
+        kind: type[BasnetError] = BackendUnavailable
+        frame = Frame(image_HWC=np.full((*model.plain_size, 3), 128, np.uint8))
+        try:
+            raw = model.infer([model.prepare(frame.image_HWC)])[0]
+            kind = BasnetError
+            self._composer(frame, *Finisher(model, self._finishing)(frame, raw))
+        except Exception:  # noqa: BLE001 - the first error is the one to tell
+            if isinstance(error, BasnetError):
+                raise error from None
+            what = f"{model.name}, {model.backend.description}: every picture fails"
+            raise kind(unexpected(what, error)) from error
 
     def wrote(self, item: Composed) -> None:
         """Tell whoever watches."""
         if self._on_frame is not None:
             self._on_frame(item)
+
+    @property
+    def on_failure(self) -> Callable[[Frame, Exception], None] | None:
+        """Receives a frame that could not be computed; None ends the run instead."""
+        return self._on_failure
+
+
+class _Refused:
+    """The ticket of a batch that could not be started."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> NDArray[Any]:
+        raise self._error
 
 
 def _has_more(frames: Iterable[Frame | None]) -> bool:
@@ -345,8 +431,15 @@ class _Run:
         return RunReport(frames=self._written, seconds=time.perf_counter() - start, clock=self._clock)
 
     def _infer(self) -> None:
+        on_failure = self._pipeline.on_failure
+
+        def lost(frame: Frame, error: Exception) -> None:
+            if on_failure is not None:
+                on_failure(frame, error)
+            self._room.take(-frame.nbytes)
+
         try:
-            for item in self._pipeline.results(self._decoded, self._clock):
+            for item in self._pipeline.results(self._decoded, self._clock, None if on_failure is None else lost):
                 self._composed.put(item)
         except Stopped:
             return  # a worker failed; its error is raised after both have ended

@@ -20,6 +20,7 @@ from basnet_runtime.media.jobs import Failure, media_of
 from basnet_runtime.media.video_side import default_suffix
 from basnet_runtime.run import RunConfig, Summary, Watcher, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.unexpected import unexpected
 
 __all__ = ["PIPE", "is_piped", "run_piped"]
 
@@ -110,7 +111,13 @@ def _named_pipes(folder: str) -> Iterator[None]:
 
 
 def _suffix(path: Path, config: RunConfig) -> str:
-    match media_of(path):
+    try:
+        media = media_of(path)
+    except BasnetError:
+        raise
+    except Exception as error:
+        raise MediaError(unexpected(path, error)) from error
+    match media:
         case "picture":
             return f".{config.picture_format or 'png'}"
         case "animation":

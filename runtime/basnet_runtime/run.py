@@ -29,6 +29,7 @@ from basnet_runtime.salience import SalienceLog
 from basnet_runtime.timing import STAGES
 from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
 from basnet_torch.errors import BasnetError, UsageError
+from basnet_torch.unexpected import unexpected
 
 if TYPE_CHECKING:
     from basnet_runtime.media.pictures import PictureFormat
@@ -274,8 +275,8 @@ def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Su
         try:
             _check_output(config, job)
             fit.append(job)
-        except BasnetError as error:
-            summary.failures.append(Failure(source=job.source, error=str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
+            summary.failures.append(_failure(job.source, error))
     return fit
 
 
@@ -301,9 +302,7 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
 
     if (streams := stream_plan(config.inputs, config.output)) is not None:
         plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
-        for job in plan.jobs:
-            _check_output(config, job)
-        return plan, None
+        return _checked(config, plan), None
     plan = _named(config)
     journal = _journal(config, plan)
     finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
@@ -312,9 +311,25 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
             plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
         )
     plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
+    return _checked(config, plan), journal
+
+
+def _checked(config: RunConfig, plan: Plan) -> Plan:
+    """The plan without inputs whose own defect shows only when their output is checked.
+
+    Raises:
+        UsageError: An output cannot hold the result.
+    """
+    fit, failures = [], []
     for job in plan.jobs:
-        _check_output(config, job)
-    return plan, journal
+        try:
+            _check_output(config, job)
+            fit.append(job)
+        except Exception as error:
+            if isinstance(error, BasnetError) and error.exit_code != 1:
+                raise
+            failures.append(_failure(job.source, error))
+    return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *failures))
 
 
 def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
@@ -429,11 +444,15 @@ class _Work:
         )
         sink = PictureSink(jobs, overwrite=self.config.overwrite, journal=self.journal)
         self.watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
-        pipeline = self._pipeline(lambda _: self.watcher.advanced())
+        lost: list[Failure] = []
+        pipeline = self._pipeline(
+            lambda _: self.watcher.advanced(),
+            on_failure=lambda frame, error: lost.append(_failure(jobs[frame.index].source, error)),
+        )
         try:
             self.summary.add(pipeline.run(source, sink))
         finally:
-            self.summary.failures += source.failures + sink.failures
+            self.summary.failures += source.failures + lost + sink.failures
             for index, decision in sorted(sink.written.items()):
                 decisions = SalienceLog()
                 decisions.add(decision)
@@ -467,10 +486,12 @@ class _Work:
         try:
             with noted(self.journal, job):
                 result = make(job)
-        except BasnetError as error:
-            if error.exit_code != 1:
+        except Exception as error:
+            if isinstance(error, BasnetError) and error.exit_code != 1:
                 raise
-            self.summary.failures.append(Failure(source=job.source, error=str(error)))
+            if not isinstance(error, BasnetError):
+                self._pipeline(lambda _: None).raise_where_all_fail(error)
+            self.summary.failures.append(_failure(job.source, error))
         else:
             self.summary.results.append(result)
 
@@ -539,3 +560,8 @@ class _Work:
         weak = decisions.note(emptied=self.config.empty_weak)
         told = tuple(notes) if weak is None else (*notes, weak)
         return Result(source=job.source, target=job.target, frames=frames, decisions=decisions, notes=told)
+
+
+def _failure(source: Path, error: Exception) -> Failure:
+    """An error of ours says what it is; any other is a defect, whose traceback goes to the log."""
+    return Failure(source=source, error=str(error) if isinstance(error, BasnetError) else unexpected(source, error))

@@ -16,6 +16,7 @@ from typing import Literal
 from basnet_runtime.media.compose import KINDS, OutputKind
 from basnet_runtime.media.files import fitting_name
 from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.unexpected import unexpected
 
 __all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs", "settled"]
 
@@ -144,6 +145,8 @@ def plan_jobs(
             jobs.append(naming.job(file, suffixes))
         except BasnetError as error:
             failures.append(Failure(source=file.path, error=str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
+            failures.append(Failure(source=file.path, error=unexpected(file.path, error)))
     folder = None if single else _job_folder(inputs, output)
     return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), folder=folder)
 

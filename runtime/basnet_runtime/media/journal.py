@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from basnet_runtime.media.files import RUN, reason, remove_partials
 from basnet_runtime.media.jobs import Job
-from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.errors import MediaError, UsageError
 
 __all__ = ["JOURNAL_NAME", "Journal", "noted"]
 
@@ -176,14 +176,14 @@ class Journal:
 
 @contextmanager
 def noted(journal: Journal | None, job: Job) -> Iterator[None]:
-    """Around the making of one result: begun, then done or failed; whatever else ends it leaves it begun."""
+    """Around the making of one result: begun, then done or failed; an interrupt leaves it begun."""
     if journal is None:
         yield
         return
     journal.begin(job)
     try:
         yield
-    except BasnetError:
+    except Exception:
         journal.failed(job)
         raise
     journal.done(job)

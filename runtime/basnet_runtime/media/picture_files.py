@@ -13,6 +13,7 @@ from basnet_runtime.media.pictures import DEFAULT_MAX_PIXELS, PictureFile, write
 from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import BasnetError
+from basnet_torch.unexpected import unexpected
 
 if TYPE_CHECKING:
     from basnet_runtime.pipeline import Room
@@ -78,7 +79,9 @@ class PictureSource:
                 return frame
         except BasnetError as error:
             self.failures.append(Failure(source=path, error=str(error)))
-            return None
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
+            self.failures.append(Failure(source=path, error=unexpected(path, error)))
+        return None
 
     def _is_put_aside(self, picture: PictureFile) -> bool:
         pixels = picture.height * picture.width
@@ -109,6 +112,8 @@ class PictureSink:
                 write_picture(job.target, item.pixels, item.alpha_HW, metadata=metadata, overwrite=self._overwrite)
         except BasnetError as error:
             self.failures.append(Failure(source=job.source, error=str(error)))
+        except Exception as error:  # noqa: BLE001 - as above
+            self.failures.append(Failure(source=job.source, error=unexpected(job.source, error)))
         else:
             self.written[item.frame.index] = item.decision
 
