@@ -8,7 +8,7 @@ RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test check format models test-gpu gpu-report report dist clean
+.PHONY: help demo test stress check format models test-gpu gpu-report report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -20,6 +20,9 @@ demo: $(DEMO_VENV)/ready  ## Run the built-in model on pictures and a video, wit
 
 test: $(VENV)/ready  ## Run all tests that this machine can run
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+
+stress: $(VENV)/ready  ## Run the stress tests at full length: a soak, kills, damaged headers, odd files (BASNET_DATA)
+	BASNET_STRESS=1 $(VENV)/bin/python -m pytest tests/stress -m stress -rP
 
 check: $(VENV)/ready  ## Format, lint, types, import layers
 	$(VENV)/bin/ruff format --check .

@@ -3,14 +3,12 @@
 # benchmarks/reports, a page of it (report.html), and the numbers between the documents' markers written anew.
 # A page that also shows the pictures is build/cpu-report/report.html; pictures of data sets are not committed.
 #
-#   DATASETS    data sets with masks, the first also for parity and preparing; none: bundled photographs, no accuracy
+#   DATASETS    data sets with masks, the first also for parity; none: bundled photographs, no accuracy
 #   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
 #   VIDEO_RUNS  runs of each engine on it (6)
-#   MODELS      more .onnx files to time, compare and score     RUNS         directories of basnet-train to compare
+#   MODELS      more .onnx files to time, compare and score
 #   WIDE        checkpoint of width 64 (random:64)              WIDE_MODELS  .onnx files exported from it, as INT8
-#   FILMS       videos or folders of frames whose flicker is measured (none)
 #   ROUNDS      turns of each candidate (12), and WIDE_ROUNDS of width 64 alone (24)
-#   SOAK_FRAMES frames of the soak (20000), 0: none
 #   ONLY        names of the reports to measure, for example "latency-cpu accuracy-dev"; the others stay as they are
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,8 +20,6 @@ read -ra datasets <<<"${DATASETS:-}"
 read -ra models <<<"${MODELS:-}"
 read -ra wide_models <<<"${WIDE_MODELS:-}"
 wide=${WIDE:-random:64}
-read -ra runs <<<"${RUNS:-}"
-read -ra films <<<"${FILMS:-}"
 mkdir -p "$work/models" "$reports"
 status=0
 names=()
@@ -85,8 +81,6 @@ measure parity-dev parity "$lite.safetensors" "$lite.onnx" "${models[@]}" ${pict
 if [ -f "$wide" ] && [ ${#wide_models[@]} -gt 0 ]; then
   measure parity-wide parity "$wide" "${wide_models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
 fi
-measure noise-cpu noise "$lite.safetensors"
-measure prepare-dev prepare "${pictures[@]}"
 if [ ${#datasets[@]} -gt 0 ]; then
   measure accuracy-dev accuracy "$lite.onnx" "${datasets[@]}" --panels
   for file in "${models[@]}"; do
@@ -99,9 +93,6 @@ for file in "${models[@]}"; do
   if [[ $(basename "$file") == basnet-lite-int8*.onnx ]]; then engines+=(--engine "$file"); fi
 done
 measure video-cpu video "${VIDEO:-tests/data/pan.mp4}" "${engines[@]}" --runs "${VIDEO_RUNS:-6}"
-if [ "${SOAK_FRAMES:-20000}" -gt 0 ]; then measure soak-cpu soak --frames "${SOAK_FRAMES:-20000}"; fi
-if [ ${#films[@]} -gt 0 ]; then measure flicker-cpu flicker "${films[@]}"; fi
-if [ ${#runs[@]} -gt 0 ]; then measure runs runs "${runs[@]}"; fi
 
 # page FOLDER: one page of those of the reports that lie there
 page() {

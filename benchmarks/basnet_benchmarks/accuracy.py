@@ -23,6 +23,7 @@ from basnet_benchmarks.panels import Panel, truth_panel
 from basnet_benchmarks.parity import Pictures
 from basnet_benchmarks.saliency_scores import SaliencyCurves, SaliencyMeter, SaliencyScores
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture
@@ -48,6 +49,7 @@ class AccuracyConfig:
         threads: Processor threads; None takes what the container allows.
         device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
         panels: Whether thumbnails of the best and worst pictures are kept for a page.
+        refine_edges: Whether each mask's edges are refined first, as `basnet-run --refine-edges` does.
     """
 
     model: Path | None
@@ -57,6 +59,7 @@ class AccuracyConfig:
     threads: int | None = None
     device: str = "cpu"
     panels: bool = False
+    refine_edges: bool = False
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -112,6 +115,7 @@ class AccuracyReport:
     fingerprint: str
     runs_on: str
     finishing: str
+    refine_edges: bool
     environment: Environment
     rows: tuple[AccuracyRow, ...]
 
@@ -128,6 +132,7 @@ class AccuracyReport:
             "fingerprint": self.fingerprint,
             "runs_on": self.runs_on,
             "finishing": self.finishing,
+            "refine_edges": self.refine_edges,
             "environment": self.environment.to_dict(),
             "datasets": [row.to_dict() for row in self.rows],
         }
@@ -148,12 +153,13 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
     with open_model(
         path, backend=config.backend, precision=config.precision, threads=threads, device=config.device
     ) as model:
-        rows = tuple(_row(name, pictures, model, config.panels, progress) for name, pictures in sets)
+        rows = tuple(_row(name, pictures, model, config, progress) for name, pictures in sets)
         return AccuracyReport(
             model=model.name,
             fingerprint=fingerprint_of(path),
             runs_on=model.backend.description,
             finishing="stretched to its own range" if model.postprocess.stretch else "as it is",
+            refine_edges=config.refine_edges,
             environment=environment(threads),
             rows=rows,
         )
@@ -172,14 +178,19 @@ def _with_truth(path: Path) -> Pictures:
     return pictures
 
 
-def _row(name: str, pictures: Pictures, model: SaliencyModel, panels: bool, progress: _Progress) -> AccuracyRow:  # noqa: FBT001
-    meter, extremes, empty = SaliencyMeter(), _Extremes(name, panels), 0
+def _row(
+    name: str, pictures: Pictures, model: SaliencyModel, config: AccuracyConfig, progress: _Progress
+) -> AccuracyRow:
+    meter, extremes, empty = SaliencyMeter(), _Extremes(name, config.panels), 0
     for index, picture in enumerate(pictures):
         if index % 50 == 0:
             progress(f"{name}: {index} pictures scored")
         assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
         model.check_size(picture.name, *picture.image_HWC.shape[:2])
         mask_HW = model.mask(picture.image_HWC)
+        if config.refine_edges:
+            refined_HW = refined_edges(picture.image_HWC, np.rint(mask_HW * 255).astype(np.uint8))
+            mask_HW = refined_HW.astype(np.float32) / np.float32(255)
         try:
             own = meter.add(mask_HW, picture.truth_HW)
         except ValueError as error:

@@ -5,12 +5,8 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
-basnet-bench noise basnet.onnx
-basnet-bench prepare DUTS-TE
-basnet-bench soak --frames 20000
 basnet-bench gpu --pictures DUTS-TE
 basnet-bench report latency.json parity.json -o report.html
-basnet-bench runs runs/bce runs/hybrid
 basnet-bench tables README.md
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
@@ -186,6 +182,9 @@ def accuracy(
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
     device: RunDevice = "cpu",
+    refine_edges: Annotated[
+        bool, typer.Option("--refine-edges", help="Score masks with refined edges, as basnet-run has them.")
+    ] = False,
     panels: Panels = False,
     as_json: AsJson = False,
     output: Output = None,
@@ -203,6 +202,7 @@ def accuracy(
             precision=precision,
             threads=threads,
             device=device,
+            refine_edges=refine_edges,
             panels=panels or _is_page(output),
         )
         check_output(output, overwrite=overwrite)
@@ -251,106 +251,6 @@ def gate(
 
 
 @app.command()
-def noise(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .safetensors, .onnx or .plan.")],
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of pictures, or data set. Default: five photographs.")
-    ] = None,
-    times: Annotated[int, typer.Option(min=1, help="How often to run again.")] = 3,
-    threads: Threads = None,
-    backend: Backends = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Say how much masks move by themselves: run again, opened again, built again, other threads, in a batch."""
-    from basnet_benchmarks.noise import NoiseConfig, measure_noise
-    from basnet_benchmarks.report import check_output
-
-    with exit_on_error():
-        config = NoiseConfig(
-            model=model,
-            pictures=pictures,
-            times=times,
-            threads=threads,
-            backends=tuple(backend or ()),
-            device=device,
-        )
-        check_output(output, overwrite=overwrite)
-        _show(measure_noise(config, say), as_json, output, overwrite)
-
-
-@app.command()
-def prepare(
-    pictures: Annotated[
-        Path | None,
-        typer.Argument(metavar="[PICTURES]", help="Folder of pictures, or data set. Default: five photographs."),
-    ] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint. Default: the built-in model's.")] = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Compare every way of preparing a picture with the authors', in the network's input and in the mask."""
-    from basnet_benchmarks.prepare import PrepareConfig, measure_prepare
-    from basnet_benchmarks.report import check_output
-
-    with exit_on_error():
-        config = PrepareConfig(pictures=pictures, model=model, threads=threads)
-        check_output(output, overwrite=overwrite)
-        _show(measure_prepare(config, say), as_json, output, overwrite)
-
-
-@app.command()
-def soak(
-    source: Annotated[
-        Path | None, typer.Argument(metavar="[INPUT]", help="Video, repeated as often as needed. Default: a drawn one.")
-    ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="How many frames.")] = 20_000,
-    settled: Annotated[int, typer.Option(min=1, help="Memory must stay flat from this frame on.")] = 1_000,
-    every: Annotated[int, typer.Option(min=1, help="Frames between two readings.")] = 50,
-    limit: Annotated[float, typer.Option(help="Share by which memory may grow from there on.")] = 0.02,
-    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
-    kind: Annotated[str, typer.Option(help="mask, cutout, overlay, color:#rrggbb, image:FILE or blur.")] = "mask",
-    batch: Annotated[int, typer.Option(min=1, help="Frames per network run.")] = 1,
-    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
-    threads: Threads = None,
-    device: RunDevice = "cpu",
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Run many frames through the whole pipeline and hold resident memory flat. Exit code 4 when it grows."""
-    from basnet_benchmarks.report import check_output
-    from basnet_benchmarks.soak import SoakConfig, measure_soak
-
-    with exit_on_error():
-        config = SoakConfig(
-            frames=frames,
-            settled=settled,
-            every=every,
-            limit=limit,
-            source=source,
-            model=model,
-            kind=kind,
-            batch=batch,
-            backend=backend,
-            precision=precision,
-            threads=threads,
-            device=device,
-        )
-        check_output(output, overwrite=overwrite)
-        result = measure_soak(config, say)
-        _show(result, as_json, output, overwrite)
-    if result.exit_code:
-        say(f"error: {'; '.join(result.failures)}")
-    raise SystemExit(result.exit_code)
-
-
-@app.command()
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Files that the other commands wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .html, .md or .json to write.")],
@@ -393,27 +293,6 @@ def gpu(
         )
         failed = run_gpu_report(config)
     raise SystemExit(1 if failed else 0)
-
-
-@app.command()
-def runs(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that basnet-train wrote.")],
-    plot: Annotated[Path | None, typer.Option(help="Write the validation curves as .svg, for a Markdown file.")] = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Compare training runs: what differed, what it gave, curves of loss and scores."""
-    from basnet_benchmarks.report import check_output, save_plot
-    from basnet_benchmarks.runs import compare_runs
-
-    with exit_on_error():
-        check_output(output, overwrite=overwrite)
-        check_output(plot, overwrite=overwrite, suffixes=(".svg",))
-        result = compare_runs(folders)
-        _show(result, as_json, output, overwrite)
-        if plot is not None:
-            save_plot(result, plot, overwrite=overwrite)
 
 
 @app.command()
@@ -471,63 +350,6 @@ def verdict(
         )
         check_output(output, overwrite=overwrite)
         _show(measure_verdict(config, say), as_json, output, overwrite)
-
-
-@app.command()
-def flicker(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Videos, or folders of frames.")],
-    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Most frames of each source.")] = 120,
-    backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure how much masks of video flicker, with --stabilise and without, and their IoU where truth is known."""
-    from basnet_benchmarks.flicker import FlickerConfig, measure_flicker
-    from basnet_benchmarks.report import check_output
-
-    with exit_on_error():
-        config = FlickerConfig(
-            sources=tuple(sources),
-            model=model,
-            frames=frames,
-            backend=backend,
-            precision=precision,
-            threads=threads,
-        )
-        check_output(output, overwrite=overwrite)
-        _show(measure_flicker(config, say), as_json, output, overwrite)
-
-
-@app.command()
-def edges(
-    dataset: Annotated[
-        Path | None, typer.Argument(metavar="[DATASET]", help="With masks; edges are refined on it.")
-    ] = None,
-    model: Annotated[Path | None, typer.Option("--engine", "--model", help="Default: the built-in model.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures of the data set.")] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Write a picture of cut-outs before and after, .jpg or .png.")
-    ] = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure what foreground colours and --refine-edges are worth, where the truth is known."""
-    from basnet_benchmarks.edge_sheet import write_sheet
-    from basnet_benchmarks.edges import EdgesConfig, measure_edges
-    from basnet_benchmarks.report import check_output
-
-    with exit_on_error():
-        config = EdgesConfig(dataset=dataset, model=model, limit=limit, threads=threads)
-        check_output(output, overwrite=overwrite)
-        if sheet is not None:
-            write_sheet(sheet, model=model, overwrite=overwrite)
-        _show(measure_edges(config, say), as_json, output, overwrite)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -59,7 +59,6 @@ def bars_of(reports: Mapping[str, Values]) -> tuple[Bar, ...]:
             if name.startswith("parity-") and name != "parity-cpu"
             for row in values["candidates"]
         ),
-        _memory_bar(reports.get("soak-lite-frame-fp16")),
     )
 
 
@@ -115,11 +114,3 @@ def _parity_bar(claim: str, row: Values) -> Bar:
     return Bar(
         claim=claim, asked="the parity contract", found=row["verdict"], met=row["verdict"] == "passed" if ran else None
     )
-
-
-def _memory_bar(report: Values | None) -> Bar:
-    claim, asked = "memory over 20,000 frames of video", "growth of at most 2 %"
-    if report is None:
-        return Bar(claim=claim, asked=asked, found="", met=None)
-    found = f"{report['growth']:.2%} over {report['frames']} frames"
-    return Bar(claim=claim, asked=asked, found=found, met=bool(report["passed"]))

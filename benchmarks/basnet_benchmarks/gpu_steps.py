@@ -174,7 +174,6 @@ def _parity_steps(config: GpuConfig, models: Mapping[str, Path], engines: Sequen
 
 
 def _video_steps(config: GpuConfig, engines: Sequence[_Engine], clips: Mapping[str, Path]) -> Iterator[Step]:
-    frames = "200" if config.quick else "20000"
     for engine in (each for each in engines if each.precision == "fp16"):
         for clip, path in clips.items():
             yield _bench(
@@ -184,7 +183,3 @@ def _video_steps(config: GpuConfig, engines: Sequence[_Engine], clips: Mapping[s
                 on_gpu=True,
                 needs=(engine.plan,),
             )
-    lite = next(each for each in engines if (each.model, each.graph, each.precision) == ("lite", "frame", "fp16"))
-    soak = ("soak", "--frames", frames, "--settled", "100" if config.quick else "1000")
-    arguments = (*soak, "--engine", str(lite.plan), "--batch", "8", "--device", "cuda")
-    yield _bench("soak-lite-frame-fp16", config, *arguments, on_gpu=True, needs=(lite.plan,))

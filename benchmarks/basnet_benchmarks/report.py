@@ -28,7 +28,6 @@ __all__ = [
     "panels_of",
     "save",
     "save_all",
-    "save_plot",
     "terminal",
     "values_of",
     "write_text",
@@ -188,18 +187,6 @@ def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, brief: boo
     else:
         own = [_brief(report.values) if brief else report.values for report in reports]
         write_text(_dumped(own[0] if len(own) == 1 else own), output, overwrite=overwrite)
-
-
-def save_plot(runs: Report, output: Path, *, overwrite: bool) -> None:
-    """Write the validation curves of training runs as an SVG file.
-
-    Raises:
-        UsageError: There is no curve yet.
-        MediaError: The file cannot be written.
-    """
-    from basnet_benchmarks.report_page import validation_plot
-
-    write_text(validation_plot(values_of(runs)), output, overwrite=overwrite)
 
 
 def write_text(text: str, output: Path, *, overwrite: bool) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from basnet_benchmarks import page, plots
 from basnet_benchmarks.page import Section
@@ -19,10 +18,9 @@ from basnet_benchmarks.panels import Panel
 from basnet_benchmarks.tables import Values, table_of
 from basnet_torch.errors import UsageError
 
-__all__ = ["report_page", "validation_plot"]
+__all__ = ["report_page"]
 
 _MILLI = 1000.0
-_MEGA = 1e6
 _LEAST_SPAN = 0.02  # of maxF
 _Panels = Sequence[Panel]
 _Drawn = Iterator[str]
@@ -30,16 +28,10 @@ _TITLES = {
     "accuracy": "Accuracy",
     "latency": "Latency",
     "parity": "Parity",
-    "prepare": "Preparing",
-    "noise": "Noise floor",
     "video": "Video",
-    "soak": "Soak",
-    "edges": "Edges",
-    "flicker": "Flicker",
     "verdict": "Verdict on a picture",
     "gate": "Gate",
     "gpu": "On a CUDA device",
-    "runs": "Training runs",
 }
 
 
@@ -286,88 +278,9 @@ def _video_name(report: Values, result: Values) -> str:
     return f"{report['source']}: {result['model']} on {result['runs_on']}"
 
 
-def _prepare(reports: Sequence[Values]) -> _Drawn:
-    """How far each way lies from the authors', and what it takes."""
-    for report in reports:
-        ways = [way for way in report["ways"] if way["mask"] and way["used"] != "reference"]
-        inputs = [plots.Bar(label=way["name"], value=way["input"]["mean_abs"]) for way in ways]
-        masks = [plots.Bar(label=way["name"], value=way["mask"]["mean_abs"]) for way in ways]
-        taken = [plots.Bar(label=way["name"], value=_MILLI * way["median_s"]) for way in report["ways"] if way["mask"]]
-        against = f"from {report['reference']}, on the worst picture"
-        for caption, bars, unit in (
-            (f"Mean difference of the network's input {against}", inputs, "standard deviations of the input"),
-            (f"Mean difference of the mask {against}", masks, "mean absolute difference of the mask, 0..1"),
-            ("Time of preparing one picture, median", taken, "milliseconds per picture"),
-        ):
-            if bars:
-                yield page.drawing(caption, plots.bars(bars, x=unit))
-
-
-def _soak(reports: Sequence[Values]) -> _Drawn:
-    lines = {
-        f"{report.get('model', 'run')} {i}" if len(reports) > 1 else "resident memory": (
-            [sample["frame"] for sample in report["samples"]],
-            [sample["resident_bytes"] / _MEGA for sample in report["samples"]],
-        )
-        for i, report in enumerate(reports, start=1)
-    }
-    top = 1.1 * max(max(values) for _, values in lines.values())
-    svg = plots.curves(lines, x="frames done", y="resident memory, MB (10^6 bytes)", y_limits=(0, top))
-    yield page.drawing("Resident memory over the run", svg)
-
-
-def _flicker(reports: Sequence[Values]) -> _Drawn:
-    """Each source's flicker, by what made its masks."""
-    bars = [
-        plots.Bar(label=f"{row['source']}: {row['masks']}", value=100 * row["flicker"])
-        for report in reports
-        for row in report["rows"]
-        if row["flicker"] is not None
-    ]
-    if bars:
-        yield page.drawing("Flicker of masks over a film", plots.bars(bars, x="flicker, % of what is marked"))
-
-
-def _runs(reports: Sequence[Values]) -> _Drawn:
-    """Validation scores and loss by step, a line for each run."""
-    runs = {run["name"]: run["curves"] for report in reports for run in report["runs"]}
-    drawn = (
-        ("max_f", "maxF in validation, 0..1", "step", "Validation maxF"),
-        ("mae", "MAE in validation, 0..1", "step", "Validation MAE"),
-        ("loss", "loss, median of neighbouring steps", "step", "Training loss"),
-        ("max_f", "maxF in validation, 0..1", "hours", "Validation maxF over the time spent in steps"),
-    )
-    yield page.side_by_side(*(part for values in drawn for part in _run_drawing(runs, *values)))
-
-
-def _run_drawing(runs: Mapping[str, Any], name: str, unit: str, along: str, caption: str) -> Iterator[str]:
-    kind = "steps" if name == "loss" else "validation"
-    lines = {run: (own[kind][along], own[kind][name]) for run, own in runs.items() if len(own[kind][name]) > 1}
-    if lines:
-        axis = "hours in training steps" if along == "hours" else "step"
-        yield page.drawing(caption, plots.curves(lines, x=axis, y=unit))
-
-
-def validation_plot(values: Values) -> str:
-    """One SVG file of the runs' validation maxF by step, for a Markdown file; see `plots.standalone`.
-
-    Raises:
-        UsageError: No run has two validations, so that there is no curve.
-    """
-    curves = {run["name"]: run["curves"]["validation"] for run in values["runs"]}
-    lines = {name: (own["step"], own["max_f"]) for name, own in curves.items() if len(own["step"]) > 1}
-    if not lines:
-        raise UsageError("runs: none has two validations yet, so there is no curve to draw")
-    return plots.standalone(plots.curves(lines, x="step", y="maxF in validation, 0..1", width=18, height=10))
-
-
 _DRAWN: dict[str, Callable[[Sequence[Values]], _Drawn]] = {
     "accuracy": _accuracy,
-    "flicker": _flicker,
     "latency": _latency,
     "parity": _parity,
-    "prepare": _prepare,
-    "runs": _runs,
-    "soak": _soak,
     "video": _video,
 }

@@ -310,6 +310,7 @@ def _accuracy_table(values: Values) -> Table:
     numbers = ("pictures", *ACCURACY_HEADINGS.values())
     notes = [
         f"{values['model']} on {values['runs_on']}; each mask {values['finishing']}, at its picture's own size.",
+        *(["edges are refined (--refine-edges)"] if values.get("refine_edges") else []),
         _CONVENTIONS,
     ]
     for row in values["datasets"]:
@@ -431,160 +432,6 @@ def _video_shares(runs: Sequence[Values], stages: Iterable[str]) -> Iterator[str
         yield f"{median(shares):.0%}" if shares else "-"
 
 
-def _runs_table(values: Values) -> Table:
-    scores = ("best maxF", "its MAE", "at step", "last maxF", "last MAE")
-    numbers = ("parameters", "steps", "pictures seen", "hours", "pictures/s", *scores)
-    differing = tuple(values["differing"])
-    last, best = "last: of the last validation", "best: of the validation with the largest maxF"
-    notes = (
-        f"All scores are of the averaged weights in validation; {best}; {last}.",
-        "Hours are those spent in training steps; validation, saving and pauses are not in them.",
-        *(f"{run['name']}: torch {run['torch']}, {run['device']}" for run in values["runs"] if run["torch"]),
-    )
-    return Table(
-        title="Training runs",
-        columns=("run", *differing, *numbers),
-        numbers=frozenset(numbers),
-        rows=tuple(_run_cells(run, differing) for run in values["runs"]),
-        notes=notes,
-        environment=("compared on:", *environment_lines(values["environment"])),
-    )
-
-
-def _run_cells(run: Values, differing: Iterable[str]) -> tuple[str, ...]:
-    best, last, config = run["best"], run["last"], run["config"]
-    return (
-        run["name"],
-        *(_option(config.get(name)) for name in differing),
-        _counted(run["parameters"]),
-        _counted(run["steps"]),
-        _counted(run["pictures_seen"]),
-        f"{run['hours']:.2f}",
-        "-" if run["pictures_per_second"] is None else f"{run['pictures_per_second']:.1f}",
-        *((f"{best['max_f']:.4f}", f"{best['mae']:.4f}", _counted(best["step"])) if best else ("-",) * 3),
-        *((f"{last['max_f']:.4f}", f"{last['mae']:.4f}") if last else ("-",) * 2),
-    )
-
-
-def _counted(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _option(value: Any) -> str:
-    if value is None:
-        return "-"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _prepare_table(values: Values) -> Table:
-    numbers = ("input max", "input mean", "mask max", "mask 99.9 %", "mask mean", "flips %", "boundary IoU", "ms")
-    notes = (
-        f"Against {values['reference']}; all inputs run through {values['model']} on {values['runs_on']}.",
-        "Input: 1 is one standard deviation of the normalised input. The worst picture counts; ms is the median.",
-        *(f"not run: {row['name']}: {row['not_run']}" for row in values["ways"] if row["not_run"]),
-        *(
-            f"{row['name']}: worst pictures: input {row['input']['worst']}, mask {row['mask']['worst']}"
-            for row in values["ways"]
-            if row["mask"] and row["used"] != "reference"
-        ),
-        f"Choice: {values['choice']}",
-    )
-    size = "x".join(map(str, values["size"]))
-    return Table(
-        title=f"Preparing {values['count']} pictures of {values['pictures']} for {size}",
-        columns=("way", "used in", *numbers),
-        numbers=frozenset(numbers),
-        rows=tuple(map(_prepare_cells, values["ways"])),
-        notes=notes,
-        environment=environment_lines(values["environment"]),
-    )
-
-
-def _prepare_cells(row: Values) -> tuple[str, ...]:
-    used = row["used"] or "nothing: shown for what it costs"
-    if row["mask"] is None:
-        return (row["name"], used, *("-",) * 8)
-    put, got = row["input"], row["mask"]
-    return (
-        row["name"],
-        used,
-        number(put["max_abs"], ".2g"),
-        number(put["mean_abs"], ".2g"),
-        number(got["max_abs"], ".2g"),
-        number(got["p999_abs"], ".2g"),
-        number(got["mean_abs"], ".2g"),
-        number(100 * got["flips"], ".4f"),
-        number(got["boundary_iou"], ".4f"),
-        number(1000 * row["median_s"], ".2f"),
-    )
-
-
-def _noise_table(values: Values) -> Table:
-    numbers = ("comparisons", "max", "99.9 %", "mean", "flips %", "boundary IoU")
-    notes = (
-        f"{values['count']} pictures of {values['pictures']}; each mask against the first one of the same candidate.",
-        "The worst picture counts. Where everything is 0 the candidate is deterministic.",
-        *(f"not run: {row['name']}: {row['what']}: {row['reason']}" for row in values["rows"] if row["reason"]),
-    )
-    return Table(
-        title=f"Noise floor of {values['model']}",
-        columns=("candidate", "what", *numbers),
-        numbers=frozenset(numbers),
-        rows=tuple(map(_noise_cells, values["rows"])),
-        notes=notes,
-        environment=environment_lines(values["environment"]),
-    )
-
-
-def _noise_cells(row: Values) -> tuple[str, ...]:
-    found = row["measures"]
-    if found is None:
-        return (row["name"], row["what"], *("-",) * 6)
-    return (
-        row["name"],
-        row["what"],
-        str(row["comparisons"]),
-        number(found["max_abs"], ".2g"),
-        number(found["p999_abs"], ".2g"),
-        number(found["mean_abs"], ".2g"),
-        number(100 * found["flips"], ".4f"),
-        number(found["boundary_iou"], ".4f"),
-    )
-
-
-def _soak_table(values: Values) -> Table:
-    numbers = ("frame", "seconds", "resident MB", "to settled")
-    settled, samples = values["settled_bytes"], values["samples"]
-    shown = samples[:: max(1, len(samples) // 20)]
-    shown = [*shown, *(samples[-1:] if shown[-1] is not samples[-1] else [])]
-    verdict = "passed" if values["passed"] else f"failed: {'; '.join(values['failures'])}"
-    highest = f"{values['highest_bytes'] / 1e6:.1f} MB at frame {values['highest_frame']}"
-    growth = f"{values['growth']:+.2%}, at most {values['limit']:+.2%}"
-    slope = f"{values['bytes_per_frame']:.0f} bytes a frame by least squares"
-    notes = (
-        f"{values['model']} on {values['runs_on']}: {values['source']} to {values['kind']}",
-        f"{values['frames']} frames in {values['seconds']:.1f} s, {values['frames_per_second']:.2f} a second",
-        f"highest from frame {values['settled_frame']} on: {highest}, {growth}; {slope}",
-        f"every {max(1, len(samples) // 20)}th of {len(samples)} readings is shown; all of them were judged",
-    )
-    return Table(
-        title=f"Soak of {values['frames_asked']} frames: {verdict}",
-        columns=numbers,
-        numbers=frozenset(numbers),
-        rows=tuple(
-            (
-                str(sample["frame"]),
-                f"{sample['seconds']:.1f}",
-                f"{sample['resident_bytes'] / 1e6:.1f}",
-                f"{sample['resident_bytes'] / settled - 1:+.2%}",
-            )
-            for sample in shown
-        ),
-        notes=notes,
-        environment=environment_lines(values["environment"]),
-    )
-
-
 def _verdict_table(values: Values) -> Table:
     numbers = ("objects", "lost", "lost %", "backgrounds", "called salient", "called salient %", "AUC")
     how = f"chosen: {values['lost_allowed']:.1%} of the objects may be lost" if values["chosen"] else "the model's own"
@@ -613,63 +460,12 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else "-"
 
 
-def _edges_table(values: Values) -> Table:
-    ways = tuple(values["ways"])
-    notes = (
-        "Wrong colour: mean difference to the known foreground's colour under the soft part of the mask, by its share.",
-        f"Refined are the masks of {values['model']}. A dash: that way does not do this, or is not there.",
-    )
-    return Table(
-        title="Colours and edges against what is known",
-        columns=("measure", "better", "pictures", *ways),
-        numbers=frozenset(("pictures", *ways)),
-        rows=tuple(_edges_cells(row, ways) for row in values["rows"]),
-        notes=notes,
-        environment=environment_lines(values["environment"]),
-    )
-
-
-def _edges_cells(row: Values, ways: Iterable[str]) -> tuple[str, ...]:
-    numbers = (row["values"].get(way) for way in ways)
-    cells = ("-" if value is None else f"{value:.4g}" for value in numbers)
-    return (row["name"], row["better"], str(row["pictures"]), *cells)
-
-
-def _flicker_table(values: Values) -> Table:
-    numbers = ("frames", "flicker %", "IoU", "IoU with the truth before", "finishing ms")
-    notes = (
-        f"{values['model']} on {values['runs_on']}",
-        "Flicker: change of the mask that the optical flow does not explain, as a share of what is marked.",
-        "Masks that came late would fit the truth of the frame before better than that of their own.",
-    )
-    return Table(
-        title="Flicker of masks, as they are and stabilised",
-        columns=("source", "masks", *numbers),
-        numbers=frozenset(numbers),
-        rows=tuple(map(_flicker_cells, values["rows"])),
-        notes=notes,
-        environment=environment_lines(values["environment"]),
-    )
-
-
-def _flicker_cells(row: Values) -> tuple[str, ...]:
-    optional = ((row["iou"], ".4f"), (row["iou_with_the_truth_before"], ".4f"), (row["milliseconds"], ".1f"))
-    cells = ("-" if value is None else format(value, form) for value, form in optional)
-    return (row["source"], row["masks"], str(row["frames"]), number(100 * row["flicker"], ".2f"), *cells)
-
-
 _TABLES: dict[str, Callable[[Values], Table]] = {
     "accuracy": _accuracy_table,
-    "edges": _edges_table,
-    "flicker": _flicker_table,
     "gate": _gate_table,
     "gpu": _gpu_table,
     "latency": _latency_table,
     "parity": _parity_table,
-    "noise": _noise_table,
-    "prepare": _prepare_table,
-    "runs": _runs_table,
-    "soak": _soak_table,
     "verdict": _verdict_table,
     "video": _video_table,
 }

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from basnet_benchmarks.accuracy import AccuracyConfig, PictureScore, _Extremes, measure_accuracy
 from basnet_benchmarks.cli import app
-from basnet_benchmarks.parity import ParityConfig, measure_parity
+from basnet_benchmarks.parity import ParityConfig, Pictures, measure_parity
 from basnet_benchmarks.report import html, markdown
 from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
+from basnet_runtime.media.edges import refined_edges
+from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture, boundary_iou
 from basnet_torch.errors import UsageError
 from tests.torch.conftest import draw_pairs, write_png
@@ -213,6 +215,20 @@ def test_extremes_are_the_right_ones():
     assert [own.mae for own in extremes.best] == ordered[:5].tolist()
     assert [own.mae for own in extremes.worst] == ordered[::-1][:5].tolist()
     assert [panel.name for panel in extremes.panels] == [own.name for own in (*extremes.best, *extremes.worst)]
+
+
+def test_refined_edges_are_scored(bench_models, data_set):
+    config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1)
+    plain, refined = (measure_accuracy(replace(config, refine_edges=on)) for on in (False, True))
+    with open_model(bench_models.onnx, threads=1) as model:
+        pairs = [(p, np.rint(model.mask(p.image_HWC) * 255).astype(np.uint8)) for p in Pictures(data_set)]
+    meter = SaliencyMeter()
+    for picture, mask in pairs:
+        meter.add((refined_edges(picture.image_HWC, mask) / 255).astype(np.float32), picture.truth_HW)
+    assert refined.rows[0].scores.to_dict() == pytest.approx(meter.scores().to_dict(), abs=1e-6)
+    assert refined.rows[0].scores != plain.rows[0].scores
+    assert "edges are refined" in markdown(refined)
+    assert "edges are refined" not in markdown(plain)
 
 
 def test_pictures_without_masks_are_refused(bench_models, picture_folder):

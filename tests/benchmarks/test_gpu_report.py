@@ -37,7 +37,6 @@ def test_everything_that_is_claimed_has_a_step(tmp_path):
             assert latency.arguments[latency.arguments.index("--batch") :][:2] == ("--batch", "1,8,32")
             assert {f"video-{model}-{graph}-fp16-{clip}" for clip in CLIPS} <= set(found)
         assert found[f"parity-{model}"].on_gpu
-    assert "20000" in found["soak-lite-frame-fp16"].arguments
     assert not any(step.blocked for step in found.values())
     assert not found["engine-lite-tensor-fp16"].on_gpu  # TensorRT for RTX builds anywhere
 
@@ -140,13 +139,12 @@ def reports(engine=0.012):
             "results": [{"runs": [{"seconds": 10.0, "wall_seconds_by_stage": {"decode": 9.5, "network": 2.0}}] * 3}]
         },
         "parity-lite": {"candidates": [{"model": "a.plan", "verdict": "passed", "report": {}}]},
-        "soak-lite-frame-fp16": {"growth": 0.001, "frames": 20000, "passed": True},
     }
 
 
 def test_claims_are_held_against_what_was_found():
     bars = bars_of(reports())
-    assert [bar.verdict for bar in bars] == ["met"] * 7
+    assert [bar.verdict for bar in bars] == ["met"] * 6
     assert bars[0].found == "0.8 ms"
     assert bars[1].found == "85.7 %"  # 32 pictures of 254 GFLOP in 12 ms
     assert (bars[2].found, bars[3].found, bars[4].found) == ("10 x", "1.5 x", "95 %")

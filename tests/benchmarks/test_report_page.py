@@ -11,14 +11,10 @@ from typer.testing import CliRunner
 
 from basnet_benchmarks import plots, report_page
 from basnet_benchmarks.cli import app
-from basnet_benchmarks.environment import environment
 from basnet_benchmarks.panels import Panel, heat_panel, panels_path, read_panels, truth_panel, write_panels
-from basnet_benchmarks.prepare import CHOSEN, InputDifference, PrepareReport, WayRow
 from basnet_benchmarks.report import SavedReport, html, save, values_of
-from basnet_runtime.parity import Difference
 from basnet_torch.errors import BackendUnavailable, UsageError
 from tests.benchmarks.test_report import latency_report, parity_result, video_comparison, video_report
-from tests.benchmarks.test_soak import made_report
 
 VOID = {"meta", "img", "br"}
 
@@ -103,27 +99,6 @@ def test_models_of_one_video_are_drawn_side_by_side():
     for part in ("clip.mp4: m.onnx on CPU", "clip.mp4: m-int8.onnx on CPU", "Frames per second, file to file"):
         assert part in several
     assert "Frames per second, file to file" not in one
-
-
-def prepare_report():
-    row = {"max_abs": 0.2, "mean_abs": 0.01, "p999_abs": 0.1, "flips": 0.001, "boundary_iou": 0.98}
-    mask = Difference(name="a", **row)
-    put = InputDifference(name="a", max_abs=0.4, mean_abs=0.02)
-    ways = [
-        WayRow(name="scikit-image", used="reference", inputs=(put,), masks=(mask,), seconds=(0.03,)),
-        WayRow(name=CHOSEN, used="the runtime", inputs=(put,), masks=(mask,), seconds=(0.002,)),
-        WayRow(name="PyTorch", used="", reason="torch is not installed"),
-    ]
-    return PrepareReport(
-        model="m", runs_on="CPU", pictures="dev", size=(256, 256), environment=environment(1), rows=tuple(ways)
-    )
-
-
-def test_preparing_and_memory_are_drawn():
-    text = checked(html([prepare_report(), made_report([50_000_000, 51_000_000, 51_000_000, 50_000_000])]))
-    for part in ("standard deviations of the input", "milliseconds per picture", "resident memory, MB", "frames done"):
-        assert part in text
-    assert text.count("<svg") == 4
 
 
 def axis_starts_at_zero(svg):

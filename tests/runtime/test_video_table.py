@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
+from hashlib import sha256
 
+import av
 import pytest
+from av.error import FFmpegError
 
-from basnet_benchmarks.media_video import copied_packets, frame_times
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.media.video_side import default_suffix
@@ -44,6 +47,34 @@ TABLE = {
     "vpf_test.mp4": (96, 848, 464, ".mp4", None, []),
     "vpf_test_res_change.h264": (49, 848, 464, ".mp4", 0, CHANGES),
 }
+
+
+def frame_times(path):
+    """Codec and size, and the time of every frame that decodes; None for a frame without one."""
+    times = []
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        picture = f"{stream.codec_context.codec.canonical_name} {stream.width}x{stream.height}"
+        for packet in container.demux(stream):
+            with suppress(FFmpegError):  # a damaged packet, or what is left in the decoder after one
+                times += [f.pts if f.pts is None else f.pts * Fraction(f.time_base) for f in packet.decode()]
+    return picture, times
+
+
+def copied_packets(path):
+    """Kind, times and content of every audio and subtitle packet."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        streams = [*container.streams.audio, *container.streams.subtitles]
+        packets = [packet for packet in container.demux(*streams) if packet.size] if streams else []
+        return sorted(
+            (
+                packet.stream.type,
+                Fraction(packet.pts or 0) * packet.time_base,
+                Fraction(packet.dts or 0) * packet.time_base,
+                sha256(bytes(packet)).hexdigest(),
+            )
+            for packet in packets
+        )
 
 
 def converted(model, source, folder):

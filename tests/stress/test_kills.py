@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from basnet_benchmarks.media.kills import KillConfig, kill_folder_job
 from basnet_runtime.media.pictures import write_picture
+from tests.stress.kills import KillConfig, kill_folder_job
 
 _FAKE = """
 import sys, time, types
@@ -72,3 +72,11 @@ def test_it_sees_what_it_must_see(folder, tmp_path, code, problem):
     report = killed(folder, tmp_path, code, kills=8)
     assert not report
     assert any(problem in text for text in report.problems)
+
+
+@pytest.mark.stress
+def test_fifty_kills_of_the_built_in_model(folder, tmp_path):
+    report = kill_folder_job(KillConfig(folder=folder, work=tmp_path / "work", kills=50))
+    print(report)
+    assert report, report.problems
+    assert report.redone == 0

@@ -1,6 +1,6 @@
-"""What comes out of each file of a folder of odd pictures: the result or the error's one line, the time, the memory.
+"""Odd pictures, one process a file: the result or the one-line error, the time, the memory peak.
 
-Each file is given to a `basnet-run` of its own, as a user would, and its own peak of memory is read from the kernel.
+The peak is read from the kernel by the process itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from basnet_runtime.media.animation import AnimationSource
 from basnet_runtime.media.jobs import media_of
 from basnet_runtime.media.pictures import PictureFile
 from basnet_torch.errors import MediaError
-
-__all__ = ["OddFile", "described_failure", "described_result", "measure_odd"]
 
 _SECONDS_MAX = 300
 # The kernel's own mark: getrusage in a child begins at the size of the process that started it.
@@ -56,16 +54,12 @@ class OddFile:
     cpu_seconds: float
     peak_mb: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 def measure_odd(path: Path, work: Path, *, kind: str = "cutout") -> OddFile:
     """Run one file; `work` is a folder for the output."""
     command = [sys.executable, "-c", _MEASURED, str(path), "-o", f"{work}/", "--kind", kind, "--json", "--keep-suffix"]
     before, start = os.times(), time.monotonic()
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS_MAX)  # noqa: S603
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS_MAX)
     seconds, after = time.monotonic() - start, os.times()
     lines = answer.stderr.splitlines()
     return OddFile(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from basnet_benchmarks.media.odd import described_failure, described_result, measure_odd
 from basnet_runtime.cli import app
 from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_torch.errors import MediaError
+from tests.stress.odd import described_failure, described_result, measure_odd
 
 EXPECTED = Path(__file__).parents[1] / "data" / "odd_pictures.json"
 
@@ -76,3 +76,13 @@ def test_one_file_is_measured(tmp_path):
 def test_errors_of_several_lines_are_refused():
     with pytest.raises(MediaError, match="several lines"):
         described_failure({"source": "a.jpg", "error": "a.jpg: one\ntwo"})
+
+
+@pytest.mark.shared
+@pytest.mark.stress
+def test_no_file_takes_over_a_gigabyte_or_twenty_seconds(data_root, tmp_path):
+    files = [measure_odd(path, tmp_path) for path in sorted((data_root / "odd").iterdir())]
+    made = sum(file.exit_code == 0 for file in files)
+    most = (max(file.peak_mb for file in files), max(file.seconds for file in files))
+    print(f"{made} of {len(files)} gave a result; at most {most[0]} MB and {most[1]} s")
+    assert [file for file in files if file.peak_mb > 1000 or file.seconds > 20] == []

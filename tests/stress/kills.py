@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of a folder job: nothing lost, nothing half written, the undisturbed run's bytes.
+"""Send `kill -9` to a folder job at random moments: nothing lost, nothing half written, bytes of an undisturbed run.
 
 The same command is started and killed again and again. After every kill, what lies in the output folder under its final
 name must be byte for byte what an undisturbed run makes, and what was there before must not have been made again.
@@ -16,11 +16,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from basnet_torch.errors import BasnetError
-
-__all__ = ["RUN_COMMAND", "KillConfig", "KillReport", "kill_folder_job"]
 
 RUN_COMMAND = (sys.executable, "-c", "from basnet_runtime.cli import main; main()")
 _Made = dict[str, tuple[int, int]]
@@ -72,10 +69,6 @@ class KillReport:
     def __bool__(self) -> bool:
         return not self.problems
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 def kill_folder_job(config: KillConfig) -> KillReport:
     """Do it.
@@ -113,7 +106,7 @@ class _Trial:
         self._config = config
         self._expected = expected
         self._seconds = seconds
-        self._random = random.Random(config.seed)  # noqa: S311 - moments, not secrets
+        self._random = random.Random(config.seed)
         self.kills = self.jobs = self.half_written = self.redone = 0
         self.problems: list[str] = []
 
@@ -170,7 +163,7 @@ class _Trial:
 
 def _process(config: KillConfig, output: Path) -> subprocess.Popen[bytes]:
     command = [*config.command, str(config.folder), "-o", str(output), "--recursive", "--keep-suffix", "--quiet"]
-    return subprocess.Popen([*command, *config.options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603
+    return subprocess.Popen([*command, *config.options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

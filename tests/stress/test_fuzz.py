@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from basnet_benchmarks.media import fuzz
-from basnet_benchmarks.media.fuzz import FuzzConfig, damaged, fuzz_pictures, seeds
+from tests.stress import fuzz
+from tests.stress.fuzz import FuzzConfig, damaged, fuzz_pictures, seeds
 
 
 def test_damaged_headers_do_no_harm():
@@ -42,9 +42,16 @@ def test_damage_is_repeatable_and_is_damage():
     ],
 )
 def test_what_is_wrong_is_seen(monkeypatch, reader, told):
-    monkeypatch.setattr(fuzz, "_READER", reader)
+    monkeypatch.setattr(fuzz, "_READER", ("-c", reader))
     if "sleep" in reader:
         monkeypatch.setattr(fuzz, "_HUNG_SECONDS", 0.5)
     report = fuzz_pictures(FuzzConfig(inputs=1))
     assert not report
     assert told in report.problems[0]
+
+
+@pytest.mark.stress
+def test_thousands_of_damaged_headers():
+    report = fuzz_pictures(FuzzConfig(inputs=3000))
+    print(f"{sum(report.read.values())} read, {sum(report.refused.values())} refused, {report.peak_mb} MB at most")
+    assert report, report.problems

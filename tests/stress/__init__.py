@@ -1,0 +1,1 @@
+"""Stress tests: short ones run with all tests, the long ones with `make stress`."""
