@@ -29,6 +29,7 @@ from basnet_torch.config import (
     Schedule,
     TrainConfig,
 )
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 from basnet_torch.spec import Scale
 
@@ -136,7 +137,7 @@ def train(
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
     with exit_on_error():
         typed = {name for name in values if _is_typed(context, name)}
-        _require(device)
+        where = _required(device)
         if not refine:
             values["arch"] = _coarse(arch)
             typed.add("arch")
@@ -154,7 +155,7 @@ def train(
         _run(
             values,
             source,
-            _Place(run=run, device=device, threads=threads, tensorboard=tensorboard),
+            _Place(run=run, device=where, threads=threads, tensorboard=tensorboard),
             resume,
             start,
             resnet34,
@@ -175,7 +176,7 @@ class _Place:
     """Where to compute and what to write."""
 
     run: Path
-    device: str
+    device: Device
     threads: int
     tensorboard: bool
 
@@ -192,8 +193,8 @@ def _run(
     from basnet_torch.distributed import world_from_environment
 
     world = world_from_environment()
-    if world.size > 1 and place.device == "cuda":
-        place = replace(place, device=f"cuda:{world.local_rank}")
+    if world.size > 1 and place.device == Device("cuda"):
+        place = replace(place, device=Device("cuda", world.local_rank))
     values["autocast"] = _autocast(values["autocast"], place.device)
     config = TrainConfig(**values)
     _refuse_used_run(place.run, resume=resume)
@@ -219,24 +220,23 @@ def _same_arch(found: Arch, asked: Arch | None) -> Arch:
     return found
 
 
-def _require(device: str) -> None:
+def _required(text: str) -> Device:
     """Check torch and the device, before minutes go into reading data."""
     if find_spec("torch") is None:
         raise BackendUnavailable("training needs torch; pip install 'basnet-deploy[train]'")
     import torch
 
-    kind, colon, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device {device}: it must be cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    device = Device.parse(text, of=("cpu", "cuda"), rule="it must be cpu, cuda or cuda:N")
+    if device != CPU and device.number >= torch.cuda.device_count():
         seen = f"{torch.cuda.device_count()} CUDA devices"
         raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
+    return device
 
 
-def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Autocast:
+def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Autocast:
     """What to compute in; bfloat16 that a processor has to emulate is ten times slower than FP32, so it is refused."""
     if asked == "fp16":
-        if device == "cpu":
+        if device == CPU:
             raise BackendUnavailable("autocast fp16: processors train in bf16 or fp32; use --autocast auto, or CUDA")
         return asked
     if asked == "fp32" or _has_bf16(device):
@@ -247,11 +247,11 @@ def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Au
     return "fp32"
 
 
-def _has_bf16(device: str) -> bool:
+def _has_bf16(device: Device) -> bool:
     import torch
 
-    if device != "cpu":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
+    if device != CPU:
+        return torch.cuda.get_device_capability(device.for_torch()) >= (8, 0)  # from Ampere on
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not tell yet
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -354,7 +354,7 @@ def _trainer(
         store,
         place.run,
         validator=_validator(config, source) if source.val and world.is_first else None,
-        device=place.device,
+        device=place.device.for_torch(),
         init=init,
         world=world,
         tensorboard=place.tensorboard,

@@ -15,6 +15,7 @@ import typer
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.cuda.base import CudaName
+from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def run(
             kind=OutputKind.parse(kind),
             model=model,
             backend=backend,
-            device=device,
+            device=Device.parse(device),
             threads=threads,
             precision=precision,
             cuda=cuda,

@@ -5,17 +5,12 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-__all__ = ["is_processor", "processor_flags", "why_no_bf16", "why_no_int8"]
+__all__ = ["processor_flags", "why_no_bf16", "why_no_int8"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 _X86 = ("x86_64", "amd64", "i686")
-
-
-def is_processor(device: str) -> bool:
-    """Whether a `--device` is the processor: `cpu`, or `openvino`, ONNX Runtime's provider for it."""
-    return device in ("cpu", "openvino")
 
 
 def processor_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:

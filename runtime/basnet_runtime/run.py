@@ -24,10 +24,10 @@ from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
-from basnet_runtime.processor import is_processor
 from basnet_runtime.salience import SalienceLog
 from basnet_runtime.timing import STAGES
 from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BasnetError, UsageError
 from basnet_torch.unexpected import unexpected
 
@@ -74,7 +74,7 @@ class RunConfig:
     kind: OutputKind = field(default_factory=OutputKind)
     model: Path | None = None
     backend: BackendName | None = None
-    device: str = "cpu"
+    device: Device = CPU
     threads: int | None = None
     precision: Precision | None = None
     cuda: CudaName = "cuda-core"
@@ -399,12 +399,12 @@ def _open_model(config: RunConfig) -> SaliencyModel:
 
 
 @contextmanager
-def opencv_out_of_the_way(device: str) -> Iterator[None]:
+def opencv_out_of_the_way(device: Device) -> Iterator[None]:
     """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
     import cv2
 
     before = cv2.getNumThreads()
-    if is_processor(device):
+    if device.on_cpu:
         cv2.setNumThreads(1)
     try:
         yield

@@ -21,6 +21,7 @@ from basnet_runtime.cli import app
 from basnet_runtime.console import say
 from basnet_runtime.media.journal import JOURNAL_NAME
 from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, exit_on_error
 from tests.processes import HEARS_CTRL_C
 
@@ -231,10 +232,24 @@ def test_max_pixels(folder):
 def test_options_reach_the_model(folder, opened):
     call("photo.jpg", "--engine", "m.onnx", "--backend", "openvino", "--threads", 3, "--precision", "bf16")
     call("photo.jpg", "--model", "m.pth", "--device", "cuda:1", "--overwrite")
-    ours = {"cuda": "cuda-core"}
+    ours, gpu = {"cuda": "cuda-core"}, Device("cuda", 1)
     assert opened == [
-        {"path": Path("m.onnx"), "backend": "openvino", "device": "cpu", "threads": 3, "precision": "bf16", **ours},
-        {"path": Path("m.pth"), "backend": None, "device": "cuda:1", "threads": None, "precision": None, **ours},
+        {
+            "path": Path("m.onnx"),
+            "backend": "openvino",
+            "device": CPU,
+            "threads": 3,
+            "precision": "bf16",
+            **ours,
+        },
+        {
+            "path": Path("m.pth"),
+            "backend": None,
+            "device": gpu,
+            "threads": None,
+            "precision": None,
+            **ours,
+        },
     ]
 
 

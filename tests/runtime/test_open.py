@@ -13,6 +13,7 @@ from basnet_runtime import open as opening
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_runtime.processor import why_no_bf16
+from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, CheckpointError, ModelFileError, UsageError
 from tests.models import checkpoint_file, discs, exported
 
@@ -41,6 +42,7 @@ def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     (tmp_path / "int8.onnx").touch()
     asked = {"backend": None, "device": "cpu", "precision": None, **options}
+    asked["device"] = Device.parse(asked["device"])
     assert (opening.builtin_model(**asked) == tmp_path / "int8.onnx") == int8
 
 
@@ -61,7 +63,7 @@ def test_the_builtin_model_is_int8_where_its_library_is(backend, device, install
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     monkeypatch.setattr(opening, "find_spec", lambda _: object() if installed else None)
     (tmp_path / "int8.onnx").touch()
-    assert (opening.builtin_model(backend, device, None) == tmp_path / "int8.onnx") == int8
+    assert (opening.builtin_model(backend, Device.parse(device), None) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.fixture(scope="module")

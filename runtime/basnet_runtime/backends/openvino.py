@@ -21,6 +21,7 @@ from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_grap
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
 
@@ -91,7 +92,7 @@ class OpenVinoBackend:
 def open_openvino(
     path: Path,
     *,
-    device: str = "cpu",
+    device: Device | str = CPU,
     threads: int | None = None,
     precision: Precision = "fp32",
     stored: Precision | None = None,
@@ -112,11 +113,12 @@ def open_openvino(
         ModelFileError: The file is no graph that OpenVINO can read.
         UsageError: Another device or precision was asked.
     """
-    if device != "cpu":
-        raise UsageError(
-            f"device {device}: --backend openvino runs on cpu; other devices, and OpenVINO as the provider of ONNX "
-            "Runtime, are of --backend onnxruntime"
-        )
+    Device.parse(
+        device,
+        of=("cpu",),
+        rule="--backend openvino runs on cpu; other devices, and OpenVINO as the provider of ONNX Runtime, are of "
+        "--backend onnxruntime",
+    )
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
     reason = why_no_int8() if stored == "int8" else None
