@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -22,9 +25,11 @@ from torch import Tensor
 from basnet_torch.architectures import ARCHITECTURES, build
 from basnet_torch.config import Arch, named
 from basnet_torch.errors import CheckpointError, UsageError
+from basnet_torch.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
 from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
 from basnet_torch.model import Encoder, SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.state_dicts import Weights, named_tensors, weights_in
 
 __all__ = [
     "AUTHORS_RECIPE",
@@ -42,9 +47,9 @@ __all__ = [
 FORMAT = "basnet-deploy/1"
 # How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
 AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
-# How files of torch.save begin: a zip archive, or a pickle of protocol 2 or later.
-_TORCH_SAVES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_FIRST_LAYERS = (ARCHITECTURES["basnet"].first_layer, "inconv")  # of BASNet, in our names and the authors'
+_RESNET_FIRST = ("layer1.0.conv1",)
+_OLDEST_PICKLE_NOT_READ = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,18 +162,24 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
-    _refuse_foreign(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    head = _head(path)
+    if is_plain_pickle(head):
+        raise CheckpointError(
+            f"{path}: is a plain pickle, not a file of torch.save, and pickles are never run here; "
+            "where you trust it: torch.save(pickle.load(open(PATH, 'rb')), NEW_PATH)"
+        )
+    content = _read_safetensors(path) if is_safetensors(head) else _read_torch(path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise CheckpointError(f"{path}: holds a {kind}, not a state dict; save model.state_dict() instead")
     return dict(content)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _head(path: Path) -> bytes:
+    """The file's first bytes, when they may be those of a checkpoint."""
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     size = path.stat().st_size
@@ -181,10 +192,15 @@ def _refuse_foreign(path: Path) -> None:
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run 'git lfs pull'")
-    if head.startswith(b"PK") and path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: is cut short at {size:,} bytes; download it again")
-    if not head.startswith(_TORCH_SAVES) and path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote")
+    if is_safetensors(head):
+        return head
+    if path.suffix == ".safetensors" and not is_torch_save(head):
+        raise CheckpointError(f"{path}: is no complete safetensors file; download or save it again")
+    if not is_torch_save(head):
+        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote, or a .safetensors")
+    return head
 
 
 # What torch.load was seen to raise for files that were cut short or changed, of its old format and of its new one.
@@ -203,20 +219,76 @@ _DAMAGED = (
 
 
 def _read_torch(path: Path) -> Any:
+    protocol = _protocol(path)
+    if protocol is not None and protocol >= _OLDEST_PICKLE_NOT_READ:
+        raise CheckpointError(
+            f"{path}: is saved with pickle protocol {protocol}, which cannot be read without running what it holds; "
+            "where you trust it: torch.save(torch.load(PATH, weights_only=False), NEW_PATH)"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # formats older than torch 1.6 warn, and are what the authors used
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Formats older than torch 1.6 warn, and are what the authors used. A path would be judged by its suffix.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error)
-        if "weights_only" in reason.lower() and "unsupported" in reason.lower():
+        kinds = ", ".join(_refused_kinds(path))
+        if kinds:
             raise CheckpointError(
-                f"{path}: holds pickled code or objects, which are never run here; "
+                f"{path}: holds pickled code or objects ({kinds}), which are never run here; "
                 "load it where you trust it and save model.state_dict()"
             ) from error
         raise _unreadable(path, error) from error
     except _DAMAGED as error:
+        if _is_torchscript(path):
+            raise CheckpointError(
+                f"{path}: is a TorchScript program, not a checkpoint; torch.save(torch.jit.load(PATH).state_dict(), "
+                "NEW_PATH)"
+            ) from error
         raise _unreadable(path, error) from error
+
+
+def _plain_types() -> list[Any]:
+    """Values that trainers leave beside the weights and that hold no code: settings and numpy's numbers."""
+    import argparse
+
+    import numpy as np
+    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType
+
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = (np.dtype, scalar, Float64DType, Float32DType, Int64DType, Int32DType, BoolDType)
+    # Files that were written under NumPy 1 name the same function by its older place.
+    return [argparse.Namespace, *numbers, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def _protocol(path: Path) -> int | None:
+    """The pickle protocol of a file of torch.save, of the old format or the one in a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"), None)
+            if name is None:
+                return None
+            with archive.open(name) as file:
+                return pickle_protocol(file.read(2))
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
+        with path.open("rb") as file:
+            return pickle_protocol(file.read(2))
+
+
+def _refused_kinds(path: Path) -> list[str]:
+    """What torch.load would have had to call; nothing where the file is damaged instead."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return [*found[:3], *(["..."] if len(found) > 3 else [])]
+    except (*_DAMAGED, UnpicklingError):
+        return []
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -250,20 +322,47 @@ def _is_ours(path: Path, content: Mapping[str, Any]) -> bool:
     return found == FORMAT
 
 
-def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, out of the wrappers and prefixes that other tools leave round them."""
-    state: Mapping[str, Any] = content
-    while (inner := next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), None)) is not None:
-        state = inner
-    if not any(isinstance(v, Tensor) for v in state.values()):
-        keys = ", ".join(map(repr, list(state)[:4])) or "nothing"
+def _state_dict(
+    path: Path, content: Mapping[str, Any], first_layers: Sequence[str] = _FIRST_LAYERS
+) -> Mapping[str, Tensor]:
+    """The tensors of a network, wherever the file has them; what is not where it is expected is said."""
+    if content.get("format") == FORMAT and isinstance(content.get("state_dict"), Mapping):
+        content = {"state_dict": content["state_dict"]}  # and not what resuming needs
+    found = weights_in(content, first_layers)
+    if not found:
+        return _other_tensors(path, content)
+    whole = found if first_layers is not _FIRST_LAYERS or len(found) == 1 else list(filter(_is_whole, found))
+    taken, *others = whole or found
+    if others or not taken.is_plain:
+        also = f" (also there: {'; '.join(map(str, others))})" if others else ""
+        _say_once(f"{path}: weights taken from {taken}{also}")
+    return taken.tensors
+
+
+def _is_whole(weights: Weights) -> bool:
+    """Whether no parameter of BASNet is missing, as in averages of what was trained alone."""
+    with torch.device("meta"):
+        wanted = build("basnet", 1).state_dict()
+    state = ours_from_authors(weights.tensors) if is_authors_layout(weights.tensors) else weights.tensors
+    return all(name in state for name in wanted if not name.endswith("num_batches_tracked"))
+
+
+def _other_tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a file without the first layer holds, for the error that names it."""
+    found = [tensors for _, tensors in named_tensors(content)]
+    if not found:
+        if any(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
+        keys = ", ".join(map(repr, list(content)[:4])) or "nothing"
         raise CheckpointError(f"{path}: holds {keys} but no tensors; save model.state_dict()")
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    if not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
-    while tensors and all(k.startswith("module.") for k in tensors):
-        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return max(found, key=len)
+
+
+@lru_cache(maxsize=256)
+def _say_once(line: str) -> None:
+    """Tell on standard error, however often one file is read."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)  # noqa: T201 - every command reads checkpoints here
 
 
 def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
@@ -346,7 +445,7 @@ def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
     encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
     if encoder is None:
         raise UsageError(f"arch {model.arch} has no ResNet-34 encoder; leave --resnet34 out")
-    state = _state_dict(path, read_file(path))
+    state = _state_dict(path, read_file(path), _RESNET_FIRST)
     wanted = {
         n: v for n, v in encoder.state_dict().items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))
     }

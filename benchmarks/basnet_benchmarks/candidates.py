@@ -21,9 +21,10 @@ from basnet_benchmarks.fingerprint import fingerprint_of
 from basnet_benchmarks.torch_variants import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES, open_model
+from basnet_runtime.model_files import ModelKind, model_kind
+from basnet_runtime.open import open_model
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 
 __all__ = [
     "REFERENCE",
@@ -166,12 +167,10 @@ class ModelSource:
         self.file = "" if text.startswith(_RANDOM) else text
         if text.startswith(_RANDOM):
             self.checkpoint = _random_checkpoint(text, folder)
-        elif path.suffix in CHECKPOINT_SUFFIXES:
+        elif (kind := _kind(path)) == "checkpoint":
             self.checkpoint = path
-        elif path.suffix in PLAN_SUFFIXES:
+        elif kind == "plan":
             self.plan = path
-        elif path.suffix != ".onnx":
-            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors, .onnx or .plan file, or random:WIDTH")
         self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_manifest(path)
 
     def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
@@ -235,6 +234,13 @@ class ModelSource:
         yield Variant(backend="openvino", precision="fp32" if self.precision == "fp16" else self.precision)
         if self.precision == "fp32":
             yield Variant(backend="openvino", precision="bf16")
+
+
+def _kind(path: Path) -> ModelKind:
+    try:
+        return model_kind(path)
+    except ModelFileError as error:
+        raise UsageError(f"{error}, or random:WIDTH") from error
 
 
 def _torch_variants(device: Device) -> tuple[Variant, ...]:

@@ -30,7 +30,7 @@ from basnet_benchmarks.candidates import (
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.panels import Panel, heat_panel
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
@@ -80,10 +80,8 @@ class ParityConfig:
     panels: bool = False
 
     def __post_init__(self) -> None:
-        if self.reference.suffix not in CHECKPOINT_SUFFIXES:
-            raise UsageError(
-                f"reference {self.reference}: give the checkpoint, a {', '.join(CHECKPOINT_SUFFIXES)} file"
-            )
+        if model_kind(self.reference) != "checkpoint":
+            raise UsageError(f"reference {self.reference}: is none; give the checkpoint that was exported")
         if len({path.name for path in self.candidates}) < len(self.candidates):
             raise UsageError(f"candidates {', '.join(map(str, self.candidates))}: each needs a name of its own")
         parse_choices(self.backends)

@@ -157,6 +157,8 @@ def _refuse_existing(config: BuildConfig) -> None:
     for path in (config.target, manifest_path(config.target)):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file")
+        if path.exists() and config.model.exists() and path.samefile(config.model):
+            raise UsageError(f"{path}: is the model itself; name another file with -o")
         if path.exists() and not config.overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
 

@@ -308,6 +308,8 @@ def _resized(checkpoint: Checkpoint, size: tuple[int, int] | None) -> Checkpoint
 def _refuse_existing(config: ExportConfig) -> None:
     if not config.checkpoint.is_file():
         return  # the checkpoint's own message comes first
+    if config.target.exists() and config.target.samefile(config.checkpoint):
+        raise UsageError(f"{config.target}: is the checkpoint itself; name another file with -o")
     for path in (config.target, manifest_path(config.target)):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file")

@@ -13,16 +13,15 @@ from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.processor import why_no_int8
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import ModelFileError, UsageError
+from basnet_torch.errors import UsageError
 
-__all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "builtin_model", "open_model"]
+__all__ = ["BUILTIN", "BUILTIN_INT8", "builtin_model", "open_model"]
 
 BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
 BUILTIN_INT8 = BUILTIN.with_name("basnet-lite-int8.onnx")
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
-PLAN_SUFFIXES = (".plan", ".engine")
 
 
 def open_model(
@@ -37,8 +36,8 @@ def open_model(
     """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
 
     Args:
-        path: A checkpoint (`.pth`, `.pt`, `.safetensors`), an exported `.onnx` or a TensorRT engine (`.plan`); None
-            opens the built-in model, in INT8 where processor and library have it.
+        path: A checkpoint (`.pth`, `.ckpt`, `.safetensors` ...), an exported `.onnx` or a TensorRT engine (`.plan`),
+            judged by content; None opens the built-in model, in INT8 where processor and library have it.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
         device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `openvino`, its provider for the processor, and
@@ -55,13 +54,12 @@ def open_model(
     """
     device = Device.parse(device)
     path = builtin_model(backend, device, precision) if path is None else Path(path)
-    if path.suffix in CHECKPOINT_SUFFIXES:
+    kind = model_kind(path)
+    if kind == "checkpoint":
         return _open_checkpoint(path, backend, device, threads, precision)
-    if path.suffix == ".onnx":
+    if kind == "onnx":
         return _open_onnx(path, backend, device, threads, precision)
-    if path.suffix in PLAN_SUFFIXES:
-        return _open_plan(path, backend, device, precision, cuda)
-    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
+    return _open_plan(path, backend, device, precision, cuda)
 
 
 def builtin_model(backend: BackendName | None = None, device: Device = CPU, precision: Precision | None = None) -> Path:
