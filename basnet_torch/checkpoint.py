@@ -13,7 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from basnet_torch.architectures import ARCHITECTURES, build
-from basnet_torch.config import Arch, named
+from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
 from basnet_torch.errors import CheckpointError, UsageError
 from basnet_torch.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
 from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
@@ -41,6 +41,7 @@ __all__ = [
     "read_file",
     "save_authors_checkpoint",
     "save_checkpoint",
+    "tensors_from_file",
     "write_whole",
 ]
 
@@ -59,6 +60,8 @@ class Checkpoint:
     Attributes:
         arch: Which network; files that do not say are BASNet.
         width: Channels at full resolution.
+        encoder: Its encoder; files that do not say have the paper's, `resnet34`.
+        decoder_widths: Channels of the five decoder stages, on another encoder than `resnet34`.
         state: Our parameter names to tensors, float32.
         preprocess: How pictures were prepared in training.
         postprocess: How maps are finished.
@@ -72,7 +75,22 @@ class Checkpoint:
     postprocess: Postprocess
     origin: str
     arch: Arch = "basnet"
+    encoder: str = RESNET34
+    decoder_widths: tuple[int, ...] = DECODER_WIDTHS
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> SaliencyNetwork:
+        """Build the network that the weights belong to, freshly initialized."""
+        return build(self.arch, self.width, encoder=self.encoder, decoder_widths=self.decoder_widths)
+
+    def structure(self) -> dict[str, Any]:
+        """Plain values that name the network, for files."""
+        return {
+            "arch": self.arch,
+            "width": self.width,
+            "encoder": self.encoder,
+            "decoder_widths": list(self.decoder_widths),
+        }
 
 
 def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
@@ -90,26 +108,34 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     state = _state_dict(path, content)
     is_authors = is_authors_layout(state)
     state = ours_from_authors(state) if is_authors else dict(state)
-    arch = _arch(path, content) if ours else "basnet"
-    found = _check_width(path, state, arch, width)
-    state = _fitted(path, state, arch, found)
-    _refuse_not_finite(path, state)
     preprocess, postprocess = _recipe(path, content) if ours else _recipe_for(is_authors=is_authors)
-    return Checkpoint(
+    arch = _arch(path, content) if ours else "basnet"
+    encoder, decoder_widths = _encoder(path, content) if ours else (RESNET34, DECODER_WIDTHS)
+    found = int(content["width"]) if encoder != RESNET34 else _check_width(path, state, arch)
+    if width is not None and width != found:
+        raise CheckpointError(
+            f"{path}: holds a network of width {found}, not {width}; leave the width out or ask {found}"
+        )
+    checkpoint = Checkpoint(
         arch=arch,
         width=found,
+        encoder=encoder,
+        decoder_widths=decoder_widths,
         state=state,
         preprocess=preprocess,
         postprocess=postprocess,
         origin=content.get("origin", "basnet-deploy") if ours else ("authors" if is_authors else "unknown"),
         metadata=dict(content.get("metadata") or {}) if ours else {},
     )
+    fitted = _fitted(path, state, checkpoint)
+    _refuse_not_finite(path, fitted)
+    return replace(checkpoint, state=fitted)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> SaliencyNetwork:
     """The network with the checkpoint's weights, in evaluation mode."""
     with torch.device("meta"):
-        model = build(checkpoint.arch, checkpoint.width)
+        model = checkpoint.build()
     model.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
     return model.eval()
 
@@ -121,7 +147,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
     content = {
         "format": FORMAT,
         "origin": checkpoint.origin,
-        "arch": checkpoint.arch,
+        **checkpoint.structure(),
         "preprocess": checkpoint.preprocess.to_dict(),
         "postprocess": checkpoint.postprocess.to_dict(),
         "metadata": dict(checkpoint.metadata),
@@ -314,6 +340,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {**content, "state_dict": state}
 
 
+def tensors_from_file(path: Path, first_layers: Sequence[str]) -> Mapping[str, Tensor]:
+    """The tensors of any network's file, out of the wrappers and prefixes that other tools leave.
+
+    Args:
+        path: A checkpoint file.
+        first_layers: What the network's first convolution may be called; empty takes the largest group of tensors.
+
+    Raises:
+        CheckpointError: As `read_file`, and where there are no tensors.
+    """
+    content = read_file(path)
+    return _state_dict(path, content, first_layers) if first_layers else _other_tensors(path, content)
+
+
 def _is_ours(path: Path, content: Mapping[str, Any]) -> bool:
     """Whether this project wrote the file; a format of another version is refused rather than half understood."""
     found = content.get("format")
@@ -374,7 +414,19 @@ def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
     return cast(Arch, found)
 
 
-def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch, asked: int | None) -> int:
+def _encoder(path: Path, content: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """The encoder and decoder widths that a file of ours names; those from before there was a choice name none."""
+    encoder = content.get("encoder", RESNET34)
+    widths = content.get("decoder_widths", DECODER_WIDTHS)
+    try:
+        if encoder != RESNET34:
+            TrainConfig(encoder=encoder, decoder_widths=tuple(widths), width=content["width"])
+        return encoder, tuple(int(w) for w in widths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its network cannot be read ({error}); update basnet-deploy") from error
+
+
+def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch) -> int:
     stem = state.get(f"{ARCHITECTURES[arch].first_layer}.weight")
     if stem is None or stem.ndim != 4 or not stem.shape[0]:
         some = ", ".join(list(state)[:3])
@@ -382,18 +434,14 @@ def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch, asked: int
             f"{path}: {len(state)} tensors ({some}, ...) of another network than {named(arch)}; "
             "give a checkpoint of this trainer or the authors' basnet.pth"
         )
-    found = int(stem.shape[0])
-    if asked is not None and asked != found:
-        raise CheckpointError(
-            f"{path}: holds a network of width {found}, not {asked}; leave the width out or ask {found}"
-        )
-    return found
+    return int(stem.shape[0])
 
 
-def _fitted(path: Path, state: dict[str, Tensor], arch: Arch, width: int) -> dict[str, Tensor]:
+def _fitted(path: Path, state: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Exactly the network's names and shapes, the counters that PyTorch 0.4 did not write added as zero."""
+    arch, width = checkpoint.arch, checkpoint.width
     with torch.device("meta"):
-        wanted = build(arch, width).state_dict()
+        wanted = checkpoint.build().state_dict()
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=value.dtype))

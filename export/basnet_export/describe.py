@@ -78,6 +78,7 @@ def _checkpoint(path: Path) -> Description:
     facts: dict[str, Any] = {
         "bytes": f"{path.stat().st_size:,}",
         "origin": checkpoint.origin,
+        "encoder": checkpoint.encoder,
         "width": checkpoint.width,
         "parameters": f"{sum(checkpoint.state[name].numel() for name in trained):,}",
         **_recipe(checkpoint.preprocess, checkpoint.postprocess),
@@ -146,6 +147,7 @@ def _source(manifest: Manifest) -> dict[str, Any]:
     """What every deployed file comes from, and what it was proven to be."""
     return {
         **_quantization(manifest),
+        "encoder": manifest.encoder,
         "width": manifest.width,
         "origin": manifest.origin,
         "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",
