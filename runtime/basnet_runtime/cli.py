@@ -90,6 +90,10 @@ def run(
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
     ] = "auto",
+    page: Annotated[
+        int | None,
+        typer.Option(min=1, help="Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture."),
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -115,6 +119,7 @@ def run(
             cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
+            page=page,
             recursive=recursive,
             overwrite=overwrite,
             skip_existing=skip_existing,
