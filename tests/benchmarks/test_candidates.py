@@ -9,10 +9,9 @@ from basnet_benchmarks import candidates as module
 from basnet_benchmarks.candidates import ModelSource, candidates_of, parse_choices, parse_device
 from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import open_model
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
-from tests.models import exported, needs_openvino_plugin
+from tests.models import exported, needs_int8, needs_openvino_plugin
 
 
 def int8_file(folder, target):
@@ -85,7 +84,7 @@ def test_devices_of_one_library_are_no_device_of_all():
 
 
 @needs_openvino_plugin
-@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+@needs_int8
 def test_the_provider_is_what_runs(tmp_path):
     source = ModelSource(str(int8_file(tmp_path, "openvino")), tmp_path)
     (found,) = candidates_of([source], parse_choices(["onnxruntime"]), CPU, threads=1)

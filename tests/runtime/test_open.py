@@ -12,10 +12,9 @@ import basnet_runtime as bn
 from basnet_runtime import open as opening
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
-from basnet_runtime.processor import why_no_bf16
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, CheckpointError, ModelFileError, UsageError
-from tests.models import checkpoint_file, discs, exported
+from tests.models import checkpoint_file, discs, exported, needs_bf16
 
 IMAGE = discs()[0].image_HWC
 
@@ -112,7 +111,7 @@ def test_a_checkpoint_runs_in_pytorch(fp32):
             open_model(checkpoint_file(), backend=backend)
 
 
-@pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
+@needs_bf16
 def test_bf16_is_given_to_who_can(fp32):
     with open_model(fp32, precision="bf16", threads=1) as model:
         assert model.backend.name == "openvino"

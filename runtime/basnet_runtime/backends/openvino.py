@@ -24,6 +24,7 @@ from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
+from basnet_torch.telemetry import without_openvino_telemetry
 
 __all__ = ["OpenVinoBackend", "open_openvino"]
 
@@ -161,14 +162,11 @@ def _computed(stored: Precision | None, precision: Precision) -> str:
 
 def _import_openvino() -> ModuleType:
     try:
-        import openvino
+        with without_openvino_telemetry():
+            import openvino
     except ImportError as error:
         here = ", or take --device openvino" if find_spec("onnxruntime_ep_openvino") else ""
         raise BackendUnavailable(f"OpenVINO is not installed; pip install 'basnet-deploy[openvino]'{here}") from error
-    except RuntimeError as error:  # its telemetry looks for a home folder
-        raise BackendUnavailable(
-            f"OpenVINO does not start here: {str(error).rstrip('.')}; set HOME, or take --backend onnxruntime"
-        ) from error
     return cast(ModuleType, openvino)
 
 

@@ -265,15 +265,14 @@ def _session(ort: ModuleType, path: Path, providers: list[Any], options: Any, *,
 
 def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
     """A session that OpenVINO compiles as a whole."""
+    devices = openvino_devices(ort)  # first: what is asked below is not in every ONNX Runtime
     options = _options(ort, threads)
     # OpenVINO optimises by itself, and reads quantised layers better as they were written.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # What OpenVINO cannot run is an error; else ONNX Runtime would run it on its own kernels without a word.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 4  # it would also print the line that the error below makes of it
-    options.add_provider_for_devices(
-        openvino_devices(ort), openvino_options(threads=threads, streams=streams, keep=keep)
-    )
+    options.add_provider_for_devices(devices, openvino_options(threads=threads, streams=streams, keep=keep))
     session = _opened(ort, path, None, options)
     if keep:
         forget_old_graphs()
