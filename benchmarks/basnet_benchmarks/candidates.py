@@ -21,10 +21,8 @@ from basnet_benchmarks.fingerprint import fingerprint_of
 from basnet_benchmarks.torch_variants import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.model_files import ModelKind, model_kind
-from basnet_runtime.open import open_model
-from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES, open_model
+from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = [
     "REFERENCE",
@@ -122,15 +120,17 @@ def _backends() -> tuple[BackendName, ...]:
     return "pytorch", "onnxruntime", "openvino", "tensorrt"
 
 
-def parse_device(text: str | Device) -> Device:
-    """A device on which every library can be measured.
+def parse_device(text: str) -> str:
+    """The device itself, checked.
 
     Raises:
-        UsageError: When it is none.
+        UsageError: When it is none of the known ones.
     """
-    also = "; INT8 files are measured in OpenVINO's provider with cpu" if str(text).startswith("openvino") else ""
-    rule = f"give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}"
-    return Device.parse(text, of=("cpu", "cuda", "tensorrt", "rtx"), rule=rule)
+    kind, colon, index = text.partition(":")
+    if kind not in ("cpu", "cuda", "tensorrt", "rtx") or (colon and (kind == "cpu" or not index.isdecimal())):
+        also = "; INT8 files are measured in OpenVINO's provider with cpu" if kind == "openvino" else ""
+        raise UsageError(f"device {text!r}: give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}")
+    return text
 
 
 class ModelSource:
@@ -167,10 +167,12 @@ class ModelSource:
         self.file = "" if text.startswith(_RANDOM) else text
         if text.startswith(_RANDOM):
             self.checkpoint = _random_checkpoint(text, folder)
-        elif (kind := _kind(path)) == "checkpoint":
+        elif path.suffix in CHECKPOINT_SUFFIXES:
             self.checkpoint = path
-        elif kind == "plan":
+        elif path.suffix in PLAN_SUFFIXES:
             self.plan = path
+        elif path.suffix != ".onnx":
+            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors, .onnx or .plan file, or random:WIDTH")
         self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_manifest(path)
 
     def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
@@ -213,14 +215,14 @@ class ModelSource:
         # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
-    def variants(self, device: Device) -> tuple[Variant, ...]:
+    def variants(self, device: str) -> tuple[Variant, ...]:
         """Everything that could run it on the device, whether it is installed or not."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
         found: list[Variant] = []
         if self.quantized_for != "openvino":  # ONNX Runtime's own kernels would compute it in FP32
             found.append(Variant(backend="onnxruntime", precision=self.precision))
-        if device == CPU:
+        if device == "cpu":
             found += self._in_openvino()
         if self.checkpoint:
             found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *_torch_variants(device), *found]
@@ -236,16 +238,9 @@ class ModelSource:
             yield Variant(backend="openvino", precision="bf16")
 
 
-def _kind(path: Path) -> ModelKind:
-    try:
-        return model_kind(path)
-    except ModelFileError as error:
-        raise UsageError(f"{error}, or random:WIDTH") from error
-
-
-def _torch_variants(device: Device) -> tuple[Variant, ...]:
+def _torch_variants(device: str) -> tuple[Variant, ...]:
     """What an engine must be compared with on its own device; a processor has no fast half precision."""
-    if device == CPU:
+    if device == "cpu":
         return ()
     ways: tuple[tuple[Precision, Mode], ...] = (("fp16", "channels-last"), ("fp32", "compiled"), ("fp16", "compiled"))
     return tuple(Variant(backend="pytorch", precision=precision, mode=mode) for precision, mode in ways)
@@ -282,7 +277,7 @@ class Candidate:
 
     source: ModelSource
     variant: Variant
-    device: Device
+    device: str
     threads: int
 
     @property
@@ -315,13 +310,13 @@ class Candidate:
     def described(self) -> dict[str, Any]:
         """What `open_described` takes, as plain values that another process can be given."""
         is_torch = self.variant.backend == "pytorch"
-        device = Device(self.variant.provider) if self.variant.provider else self.device
+        device = self.variant.provider or self.device
         widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
         return {
             "path": str(self.path),
             "backend": self.variant.backend,
             "mode": self.variant.mode,
-            "device": device.for_torch() if is_torch else str(device),
+            "device": device.replace("tensorrt", "cuda").replace("rtx", "cuda") if is_torch else device,
             "threads": self.threads,
             "precision": None if widened else self.variant.precision,  # what nobody asked for is not refused
         }
@@ -353,7 +348,7 @@ def noise_batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
 
 
 def candidates_of(
-    sources: Sequence[ModelSource], choices: Sequence[Choice], device: Device, threads: int
+    sources: Sequence[ModelSource], choices: Sequence[Choice], device: str, threads: int
 ) -> list[Candidate]:
     """All variants of all sources that were chosen; no choice takes all.
 

@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from basnet_benchmarks.candidates import parse_device
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
@@ -354,7 +353,7 @@ def _rows_on(
             pictures=config.pictures,
             backends=baseline.devices[device],
             threads=threads,
-            device=parse_device(device),
+            device=device,
         ),
         progress,
     )
@@ -391,7 +390,7 @@ def _timed(
                 rounds=baseline.rounds,
                 backends=tuple(dict.fromkeys(backends)),
                 threads=threads,
-                device=parse_device(device),
+                device=device,
             ),
             progress,
         )

@@ -12,7 +12,6 @@ from basnet_runtime.manifest import Manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
-from basnet_torch.device import CPU, Device
 from basnet_torch.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _unit(raw: Any) -> Any:
 
 
 def check_parity(
-    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU
+    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: str = "cpu"
 ) -> dict[str, Any]:
     """Compare the file with the checkpoint in PyTorch FP32 on the same device; returns the receipt for the manifest.
 

@@ -15,7 +15,6 @@ import typer
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.cuda.base import CudaName
-from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -86,14 +85,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Do video in segments, and go on where a killed run was.")
     ] = False,
-    no_sound: Annotated[bool, typer.Option("--no-sound", help="Leave audio and subtitles of video out.")] = False,
+    no_sound: Annotated[bool, typer.Option("--no-sound", help="Leave the audio of video out.")] = False,
+    no_subtitles: Annotated[bool, typer.Option("--no-subtitles", help="Leave the subtitles of video out.")] = False,
+    video_track: Annotated[
+        int | None, typer.Option(min=1, help="Video track, counted from 1. Default: the file's default track.")
+    ] = None,
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
     ] = "auto",
-    page: Annotated[
-        int | None,
-        typer.Option(min=1, help="Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture."),
-    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -113,13 +112,12 @@ def run(
             kind=OutputKind.parse(kind),
             model=model,
             backend=backend,
-            device=Device.parse(device),
+            device=device,
             threads=threads,
             precision=precision,
             cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
-            page=page,
             recursive=recursive,
             overwrite=overwrite,
             skip_existing=skip_existing,
@@ -137,6 +135,8 @@ def run(
                 resume=resume,
                 hwaccel=hwaccel,
                 sound=not no_sound,
+                subtitles=not no_subtitles,
+                track=video_track,
             ),
         )
         summary = _run(config, as_json, quiet, watch)

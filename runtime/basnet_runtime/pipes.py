@@ -17,7 +17,7 @@ from typing import BinaryIO, TextIO
 from basnet_runtime.media.animation import animation_suffix
 from basnet_runtime.media.files import reason
 from basnet_runtime.media.jobs import Failure, media_of
-from basnet_runtime.media.video_side import default_suffix
+from basnet_runtime.media.video_container import default_suffix
 from basnet_runtime.run import RunConfig, Summary, Watcher, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected

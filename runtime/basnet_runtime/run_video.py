@@ -36,7 +36,7 @@ def check_video_output(
         UsageError: With what can.
         MediaError: The source cannot be read as media.
     """
-    from basnet_runtime.media.video_side import check_output
+    from basnet_runtime.media.video_container import check_output
 
     once = camera_of(source) is not None or is_address(source)
     if options.resume and (once or is_sequence(target)):
@@ -94,6 +94,8 @@ def _asked(source: Path | str, *, kind: OutputKind, options: VideoOptions, batch
         "start": str(options.span.start),
         "end": str(options.span.end),
         "sound": options.sound,
+        "subtitles": options.subtitles,
+        "track": options.track,
         "batch": batch,
     }
 
@@ -164,7 +166,12 @@ class VideoRun:
             return CameraSource(camera, span=self.options.span)
         options = self.options
         return VideoSource(
-            self.source, span=options.span, skip=skip, hwaccel=options.hwaccel, max_pixels=self.max_pixels
+            self.source,
+            span=options.span,
+            skip=skip,
+            hwaccel=options.hwaccel,
+            max_pixels=self.max_pixels,
+            track=options.track,
         )
 
     def _sink(self, source: CameraSource | VideoSource) -> VideoSink | SequenceSink:

@@ -15,9 +15,9 @@ import pytest
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.pictures import read_picture
 from basnet_runtime.media.video import VideoSource
+from basnet_runtime.media.video_container import check_output, default_suffix
 from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_sequence import SequenceSink, is_sequence
-from basnet_runtime.media.video_side import check_output, default_suffix
 from basnet_runtime.media.video_sink import VideoSink, partial_path
 from basnet_runtime.media.video_traits import Upright
 from basnet_runtime.pipeline import Pipeline, Room

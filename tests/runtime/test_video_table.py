@@ -11,8 +11,8 @@ import pytest
 from av.error import FFmpegError
 
 from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.video_container import default_suffix
 from basnet_runtime.media.video_options import VideoOptions
-from basnet_runtime.media.video_side import default_suffix
 from basnet_runtime.pipeline import Pipeline
 from basnet_runtime.run_video import VideoRun
 
@@ -108,7 +108,7 @@ def test_clip(tmp_path, data_root, make_model, name):
     source = data_root / "video" / name
     run = converted(make_model(32), source, tmp_path)
     assert run.target.suffix == suffix
-    assert run.notes == said
+    assert [note for note in run.notes if "damaged frames: " not in note] == said
     assert run.complete == (said not in (DAMAGED, CHANGES))
     _, before = frame_times(source)
     picture, after = frame_times(run.target)

@@ -16,22 +16,23 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Self, cast
 
 from basnet_runtime.media.frame import Frame
 from basnet_runtime.media.video_open import HwAccel, av_detail, hardware_decoding, is_address, is_live, open_input
 from basnet_runtime.media.video_options import Span
+from basnet_runtime.media.video_pixels import FrameReader
+from basnet_runtime.media.video_promise import promise_of
 from basnet_runtime.media.video_side import FileSide, LiveSide, Side
-from basnet_runtime.media.video_traits import Colour, Upright, VideoTraits
+from basnet_runtime.media.video_times import Timeline, counted_times, frame_rate, watched_streams
+from basnet_runtime.media.video_tracks import chosen_track
+from basnet_runtime.media.video_traits import Colour, VideoTraits, nearest_matrix
 from basnet_runtime.threads import allowed_threads
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import BackendUnavailable, MediaError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
@@ -42,17 +43,18 @@ __all__ = ["MAX_FRAME_PIXELS", "VideoSource"]
 
 MAX_FRAME_PIXELS = 64_000_000  # nearly two 8K pictures; a decoder may hold seventeen frames at once
 _MAX_DECODE_THREADS = 4
-_FALLBACK_RATE = Fraction(25)
 _SEEK_FROM_SECONDS = 10
 _LIVE_FRAMES = 4
 _LATE_SECONDS = 1.0
 _FULL_RANGE = 2
-_WITH_EDIT_LISTS = "mov,mp4,m4a,3gp,3g2,mj2"
+_ROUNDING_SECONDS = 0.002
+_FALLS_TOLD = 3
+_CLOCK_MAY_FALL = 0x0200  # AVFMT_TS_DISCONT: a place cannot be found by its time
 _HDR = {16: "PQ", 18: "HLG"}
 
 
 class VideoSource:
-    """Frames of the first video stream of a file or network stream; a context manager.
+    """Frames of one video stream of a file or network stream; a context manager.
 
     Attributes:
         traits: What the output must keep.
@@ -69,6 +71,7 @@ class VideoSource:
         skip: int = 0,
         hwaccel: HwAccel = "none",
         max_pixels: int = MAX_FRAME_PIXELS,
+        track: int | None = None,
     ) -> None:
         """Open, and decode the first frame: only it tells the size and rotation of every kind of file.
 
@@ -78,13 +81,12 @@ class VideoSource:
             skip: Frames of that part that an earlier run has done; they are decoded, for exactness, and passed over.
             hwaccel: Where decoding runs.
             max_pixels: Larger frames are refused before they are decoded.
+            track: Which video track, counted from 1; None takes the default one.
 
         Raises:
             MediaError: Not a video, or nothing of it can be decoded.
             BackendUnavailable: The asked hardware is not there.
         """
-        from av.video.reformatter import VideoReformatter
-
         self.source = source
         self.warnings: list[str] = []
         self.whole = True
@@ -92,11 +94,13 @@ class VideoSource:
         self._skip = skip
         self._max_pixels = min(max_pixels, MAX_FRAME_PIXELS)
         self._threads = StageClock()
-        self._reformatter = VideoReformatter()
+        self._track = track
         self._hwaccel = hardware_decoding(hwaccel)
         self._hwaccel_may_fall_back = hwaccel == "auto"
         self._damaged = self._decoded_count = self._shown = self._retimed = self._dropped = self._interlaced = 0
-        self._last = 0
+        self._corrupt = self._unreadable = 0
+        self._last = self._longest = self._duration = 0
+        self._captioned = False
         self._broke = ""
         self._changed = ""
         self._sought = False
@@ -109,8 +113,8 @@ class VideoSource:
             raise
         self._first: av.VideoFrame | None = first
         self._format = (first.width, first.height)
-        self._upright = _upright_of(first)
-        self._clear = any(component.is_alpha for component in first.format.components)
+        self._reader = FrameReader(first, source, self._stream)
+        self._clear = self._reader.clear
         decoder = self._alpha_decoder or self._stream.codec_context
         on_gpu = self._hwaccel is not None and _from_hardware(first)
         self.decoder = f"{decoder.name}, {'CUDA' if on_gpu else 'software'}"
@@ -121,8 +125,10 @@ class VideoSource:
         self._seek_near_start()
 
     def _first_frame(self) -> av.VideoFrame:
-        self._stream = _video_stream(self._container, self.source, self._max_pixels)
+        self._stream = self._prepared_stream()
         self._alpha_decoder = _alpha_decoder(self._stream)
+        self._promise = promise_of(self._container, self._stream)
+        self._begin_reading()
         if is_address(self.source):
             self._side = LiveSide(self._container)
         self._decoded = self._decode()
@@ -141,28 +147,49 @@ class VideoSource:
             raise _too_large(self.source, first.width, first.height, self._max_pixels)
         return first
 
+    def _prepared_stream(self) -> VideoStream:
+        from av.codec.context import Flags
+
+        stream = chosen_track(self._container, self.source, self._track)
+        context = stream.codec_context
+        if context.width * context.height > self._max_pixels:
+            raise _too_large(self.source, context.width, context.height, self._max_pixels)
+        context.options = {"max_pixels": str(self._max_pixels)}  # a later header may say otherwise than the first
+        if not is_live(self.source):
+            context.flags |= Flags.output_corrupt
+        if not context.is_hwaccel:
+            stream.thread_type = "AUTO"
+            context.thread_count = min(_MAX_DECODE_THREADS, allowed_threads() + 1)
+        return stream
+
+    def _begin_reading(self) -> None:
+        """Forget the clock of what was read before: the next packet is the first, or the first after a jump."""
+        self._timeline = Timeline(self._container)
+        self._counted = counted_times(self._container, self._stream)
+
     def _traits_of(self, first: av.VideoFrame) -> VideoTraits:
-        stream = self._stream
-        height, width = first.height, first.width
-        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-        if self._upright.transpose:
+        stream, reader = self._stream, self._reader
+        height, width, aspect = reader.height, reader.width, reader.pixel_aspect
+        if reader.upright.transpose:
             height, width, aspect = width, height, 1 / aspect
-        rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
+        rate = frame_rate(stream)
+        time_base = Fraction(stream.time_base or 1 / rate)
         return VideoTraits(
             source=self.source,
             height=height,
             width=width,
-            time_base=Fraction(stream.time_base or 1 / rate),
-            rate=Fraction(stream.guessed_rate or rate) if first.pts is None else Fraction(rate),
+            time_base=time_base,
+            rate=Fraction(stream.guessed_rate or rate) if first.pts is None else rate,
             pixel_aspect=aspect,
             colour=Colour(
-                matrix=int(first.colorspace),
+                matrix=nearest_matrix(int(first.colorspace), int(first.color_primaries)),
                 primaries=int(first.color_primaries),
                 transfer=int(first.color_trc),
                 full_range=int(first.color_range) == _FULL_RANGE and not first.format.is_rgb,
             ),
-            frames=_promised_frames(stream),
-            seconds=float(self._container.duration or 0) / 1e6,
+            frames=self._promise.frames,
+            seconds=self._promise.seconds or float(self._container.duration or 0) / 1e6,
+            start=(first.pts or 0) * time_base,
             stream=stream.index,
             part=self._span.start is not None or (is_address(self.source) and not self._container.duration),
         )
@@ -173,6 +200,11 @@ class VideoSource:
             self.warnings.append(f"has {bits} bits a sample; it is worked on and written with 8")
         if curve := _HDR.get(self.traits.colour.transfer):
             self.warnings.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
+        if (matrix := int(first.colorspace)) != self.traits.colour.matrix:
+            self.warnings.append(
+                f"has color matrix {matrix} (H.273), which cannot be converted; it is read as matrix "
+                f"{self.traits.colour.matrix}, the nearest one, and its colors are not exact"
+            )
 
     def _seek_near_start(self) -> None:
         """Go to the key frame before a late start; back to the beginning where the file cannot do that exactly."""
@@ -181,11 +213,14 @@ class VideoSource:
             return
         if end is not None and end.frame is not None:
             return  # frames are counted from the beginning
+        if self._counted is not None or self._container.format.flags & _CLOCK_MAY_FALL:
+            return
         from av.error import FFmpegError
 
         target = self._origin + round(start.seconds / self.traits.time_base)
         try:
             self._container.seek(target, stream=self._stream, backward=True)
+            self._begin_reading()
             self._decoded = self._decode()
             landed = next(self._decoded, None)
         except (FFmpegError, OSError):
@@ -195,7 +230,8 @@ class VideoSource:
             return
         self._container.close()
         self._container = open_input(self.source, hwaccel=self._hwaccel)
-        self._damaged, self._broke = 0, ""
+        self._damaged = self._corrupt = self._unreadable = 0
+        self._broke = ""
         self._first = self._first_frame()
 
     @property
@@ -206,7 +242,7 @@ class VideoSource:
     @property
     def side(self) -> Side:
         """Where the sound and subtitles of this source come from."""
-        return self._side or FileSide(Path(self.source))
+        return self._side or FileSide(Path(self.source), self._stream.index)
 
     def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
         """Every frame in order of presentation, times strictly rising; call once."""
@@ -238,30 +274,56 @@ class VideoSource:
         self.close()
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """Frames as decoded, leaving damaged packets out, up to the end or the break of the file."""
+        """Frames as decoded, damaged ones too, up to the end or the break of the file."""
         from av.error import FFmpegError
 
-        streams = [self._stream] if self._side is None else [self._stream, *self._side.streams]
-        packets = self._container.demux(*streams)
-        while True:
+        counted, begun = self._counted, False
+        for packet in self._packets():
+            if counted is not None:
+                counted.put(packet)
+            begun = begun or packet.is_keyframe
             try:
-                packet = next(packets, None)
-            except (FFmpegError, OSError) as error:
-                self._broke = av_detail(error)
-                packet = None
-            if packet is None:
-                break
-            if self._side is not None and packet.stream_index != self._stream.index:
-                self._side.put(packet)
-                continue
-            try:
-                if self._alpha_decoder is None:
-                    yield from cast("list[av.VideoFrame]", packet.decode())
-                else:
-                    yield from self._alpha_decoder.decode(cast("Packet[VideoStream]", packet))
+                frames = self._frames_of(packet)
             except FFmpegError as error:
                 self._damaged += 1
                 self._broke = self._broke or av_detail(error)
+                if counted is not None:
+                    counted.lost(packet)
+                continue
+            for frame in frames:
+                if counted is not None:
+                    counted.stamp(frame)
+                if frame.is_corrupt and not begun:
+                    self._unreadable += 1  # what it was made from lies before the file's beginning
+                    continue
+                begun = True
+                yield frame
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """The video's packets, on one clock; what comes between them goes to a stream's side."""
+        from av.error import FFmpegError
+
+        if self._side is None:
+            streams = watched_streams(self._container, self._stream)
+            if self._promise.of_all_streams:
+                streams += [*self._container.streams.subtitles, *self._container.streams.data]
+        else:
+            streams = [self._stream, *self._side.streams]
+        packets, timeline = self._container.demux(*streams), self._timeline
+        try:
+            for packet in packets:
+                timeline.place(packet)
+                if packet.stream.index == self._stream.index:  # `stream_index` of a closing packet is 0
+                    yield cast("Packet[VideoStream]", packet)
+                elif self._side is not None:
+                    self._side.put(packet)
+        except (FFmpegError, OSError) as error:
+            self._broke = av_detail(error)
+
+    def _frames_of(self, packet: Packet[VideoStream]) -> list[av.VideoFrame]:
+        if self._alpha_decoder is None:
+            return packet.decode()
+        return self._alpha_decoder.decode(packet)
 
     def _next(self, decoded: Iterator[av.VideoFrame], room: Room, nbytes: int) -> Frame | None:
         """The next frame that is wanted, or None after the last one."""
@@ -279,6 +341,7 @@ class VideoSource:
                 return None
             if self._span.start is not None and not self._span.start.reached(index, seconds):
                 continue
+            self._note(raw)
             if self._shown < self._skip:
                 self._shown += 1
             elif self._is_late(seconds) and room.used > _LIVE_FRAMES * nbytes:
@@ -287,18 +350,18 @@ class VideoSource:
                 return self._frame(raw, pts)
         return None
 
+    def _note(self, raw: av.VideoFrame) -> None:
+        """Count what is said of the frames at the end."""
+        self._interlaced += raw.interlaced_frame
+        self._corrupt += raw.is_corrupt
+        self._captioned = self._captioned or _has_captions(raw)
+
     def _is_late(self, seconds: Fraction) -> bool:
         """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
         return is_live(self.source) and time.monotonic() - self._begun - float(seconds) > _LATE_SECONDS
 
     def _frame(self, raw: av.VideoFrame, pts: int) -> Frame:
-        self._interlaced += raw.interlaced_frame
-        # One thread: the frame before is still in the network, which has better use for the others.
-        pixels = self._reformatter.reformat(raw, format="rgba" if self._clear else "rgb24", threads=1)
-        image_HWC = self._upright.apply(np.asarray(pixels.to_ndarray(), np.uint8))
-        alpha_HW = None
-        if self._clear:
-            image_HWC, alpha_HW = np.ascontiguousarray(image_HWC[..., :3]), np.ascontiguousarray(image_HWC[..., 3])
+        image_HWC, alpha_HW = self._reader.read(raw)
         duration = raw.duration or 0
         frame = Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=self._shown, pts=pts, duration=duration)
         self._shown += 1
@@ -306,7 +369,7 @@ class VideoSource:
 
     def _time_of(self, raw: av.VideoFrame) -> int:
         """The frame's own time; one step after the last where it has none or runs backwards."""
-        first = self._decoded_count == 0 and not self._sought
+        first, before = self._decoded_count == 0 and not self._sought, self._last
         if raw.pts is None:
             step = max(1, round(1 / (self.traits.rate * self.traits.time_base)))
             self._last = 0 if first else self._last + step
@@ -315,59 +378,58 @@ class VideoSource:
             self._last += 1
         else:
             self._last = raw.pts
+        self._duration = raw.duration or 0
+        self._longest = max(self._longest, self._duration, 0 if first else self._last - before)
         return self._last
 
     def _missing(self) -> bool:
-        return bool(self._damaged or self._broke) or self._promised() > self._decoded_count
+        return bool(self._damaged or self._broke or self._corrupt or self._share())
 
-    def _promised(self) -> int:
-        """Frames that the file says it has, where all of them are read."""
-        return self.traits.frames if self.whole and not self._sought else 0
+    def _share(self) -> str:
+        """How much of what the file promises could be read; empty where it is all, or where only a part was asked."""
+        if not self.whole or self._sought or is_live(self.source):
+            return ""
+        promise, seen = self._promise, self._decoded_count
+        if promise.frames > seen:
+            return f"{seen} of {promise.frames} frames"
+        time_base = self.traits.time_base
+        end = self._timeline.reached if promise.of_all_streams else float((self._last + self._duration) * time_base)
+        # The last picture may be shown as long as the longest one before it.
+        slack = max(float(self._longest * time_base), 1.5 / float(self.traits.rate)) + _ROUNDING_SECONDS
+        if promise.seconds > end + slack:
+            return f"{seen} frames, {end:.2f} of {promise.seconds:.2f} seconds,"
+        return ""
 
     def _conclude(self) -> None:
-        seen, promised = self._decoded_count, self._promised()
-        if self._missing():
-            share = f"{seen} of {promised} frames" if promised > seen else f"{seen} frames"
-            if is_live(self.source):
+        share = self._share()
+        if is_live(self.source):
+            if self._damaged or self._broke:
                 self.warnings.append(f"the stream ended: {self._broke or 'its end is missing'}")
-            else:
-                why = self._broke or "its end is missing"
-                self.warnings.append(f"damaged or cut short ({why}): {share} could be read")
+        elif self._damaged or self._broke or share:
+            why = self._broke or "its end is missing"
+            share = share or f"{self._decoded_count} frames"
+            self.warnings.append(f"damaged or cut short ({why}): {share} could be read")
         if self._changed:
             self.warnings.append(self._changed)
-        if self._retimed:
-            self.warnings.append(f"{self._retimed} frames had times that did not rise; they follow their predecessor")
-        if self._interlaced:
-            self.warnings.append("is interlaced; both fields stay woven in one picture and the result is progressive")
-        if self._dropped:
-            self.warnings.append(f"{self._dropped} frames came faster than they could be done and were left out")
+        self.warnings += self._told_of_frames()
         if not self._shown:
             raise MediaError(f"{self.source}: no frame lies between --start and --end")
 
-
-def _video_stream(container: InputContainer, source: Path | str, max_pixels: int) -> VideoStream:
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        context = stream.codec_context
-        if stream.disposition & Disposition.attached_pic or context is None:
-            continue
-        if context.width * context.height > max_pixels:
-            raise _too_large(source, context.width, context.height, max_pixels)
-        context.options = {"max_pixels": str(max_pixels)}  # a later header may say otherwise than the first
-        if not context.is_hwaccel:
-            stream.thread_type = "AUTO"
-            context.thread_count = min(_MAX_DECODE_THREADS, allowed_threads() + 1)
-        return stream
-    raise MediaError(f"{source}: has no video stream")
-
-
-def _promised_frames(stream: VideoStream) -> int:
-    """How many frames the file says it shows, 0 where it does not: not those that an edit list cuts off."""
-    index = stream.index_entries
-    if not stream.frames or stream.container.format.name != _WITH_EDIT_LISTS or not len(index):
-        return stream.frames
-    return min(stream.frames, sum(not entry.is_discard for entry in index))
+    def _told_of_frames(self) -> Iterator[str]:
+        if self._corrupt:
+            yield f"damaged frames: {self._corrupt}; they are done as far as they could be decoded"
+        if self._unreadable:
+            yield f"frames before the first key frame: {self._unreadable}; they cannot be decoded and are left out"
+        for seconds in self._timeline.falls[:_FALLS_TOLD]:
+            yield f"its clock falls back at {seconds:.2f} s of the result, as where recordings are joined; times go on"
+        if self._retimed:
+            yield f"{self._retimed} frames had times that did not rise; they follow their predecessor"
+        if self._interlaced:
+            yield "is interlaced; both fields stay woven in one picture and the result is progressive"
+        if self._captioned:
+            yield "has closed captions inside its pictures, which are left out"
+        if self._dropped:
+            yield f"{self._dropped} frames came faster than they could be done and were left out"
 
 
 def _alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
@@ -394,11 +456,8 @@ def _from_hardware(frame: av.VideoFrame) -> bool:
     return frame.format.name.startswith(("nv", "p0", "p2", "p4"))
 
 
-def _upright_of(frame: av.VideoFrame) -> Upright:
+def _has_captions(frame: av.VideoFrame) -> bool:
     try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # it also carries data that PyAV has no name for, such as EXIF: the angle alone can be had
-        return Upright.from_angle(frame.rotation)
-    if data is None:
-        return Upright()
-    return Upright.from_matrix(tuple(int(value) for value in np.frombuffer(data, np.int32)))
+        return frame.side_data.get("A53_CC") is not None
+    except ValueError:  # it also carries data that PyAV has no name for
+        return False

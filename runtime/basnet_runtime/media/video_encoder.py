@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.video_open import HwAccel
 from basnet_runtime.media.video_options import Codec, VideoOptions
 from basnet_runtime.media.video_traits import Colour, VideoTraits
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ __all__ = [
     "ALPHA_OUTPUTS",
     "VIDEO_OUTPUTS",
     "Encoder",
+    "check_rate",
     "choose_encoder",
     "codec_for",
+    "containers_of",
     "encoded_colour",
     "encoded_full_range",
-    "holds_codec",
     "refused",
     "set_up",
     "swscale_matrix",
@@ -42,6 +43,7 @@ _ALPHA_CODECS: dict[str, tuple[Codec, ...]] = {
     ".mov": ("prores",),
     ".webm": ("vp9",),
 }
+_BY_USE = (".mp4", ".mov", ".webm", ".mkv")
 VIDEO_OUTPUTS = tuple(sorted(_CODECS))
 ALPHA_OUTPUTS = tuple(sorted(_ALPHA_CODECS))
 _LIBRARIES: dict[Codec, str] = {
@@ -57,7 +59,8 @@ _NVENC_SMALLEST = 160  # pixels; below, some of its codecs refuse
 _CRF_OF_WORST: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
 _USUAL_CRF: dict[Codec, int] = {"h264": 18, "hevc": 20, "av1": 26, "vp9": 24}
 _LARGE_PIXELS = 4_000_000
-_MAX_ENCODE_THREADS = 4
+_ENCODE_THREADS = 4  # whatever the machine has: the bytes of H.264, HEVC and VP9 depend on it
+_AV1_RATE = 240  # SVT-AV1 takes no more frames a second
 _LIMITED, _FULL = 1, 2
 _UNSPECIFIED, _SMPTE170M = 2, 6
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273 number to swscale's; others decode as BT.601
@@ -92,9 +95,24 @@ class Encoder:
         return f"{self.library}, {'CUDA' if self.in_hardware else 'software'}"
 
 
-def holds_codec(suffix: str, codec: Codec, kind: OutputKind) -> bool:
-    """Whether a container is written with a codec, for a result of this kind."""
-    return codec in (_ALPHA_CODECS if kind.has_alpha else _CODECS).get(suffix, ())
+def containers_of(kind: OutputKind, codec: Codec | None) -> list[str]:
+    """Suffixes for a result of this kind, the most usual first; all of them where none holds the codec."""
+    held = _ALPHA_CODECS if kind.has_alpha else _CODECS
+    usual = [suffix for suffix in _BY_USE if suffix in held and (suffix != ".webm" or kind.has_alpha)]
+    return [suffix for suffix in usual if codec is None or codec in held[suffix]] or usual
+
+
+def check_rate(target: Path, codec: Codec, rate: Fraction) -> None:
+    """Refuse a frame rate that the codec's encoder does not take.
+
+    Raises:
+        MediaError: With the limit.
+    """
+    if codec == "av1" and rate > _AV1_RATE:
+        raise MediaError(
+            f"{target}: the video has {float(rate):g} frames per second, and AV1 is written with at most {_AV1_RATE}; "
+            "choose another --codec"
+        )
 
 
 def codec_for(target: Path, kind: OutputKind, options: VideoOptions) -> Codec:
@@ -223,7 +241,9 @@ def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) ->
     context.time_base = traits.time_base
     context.framerate = traits.rate
     context.sample_aspect_ratio = traits.pixel_aspect
-    context.thread_count = min(_MAX_ENCODE_THREADS, allowed_threads())
+    context.thread_count = _ENCODE_THREADS
+    if encoder.codec == "h264":
+        context.thread_type = "FRAME"  # else x264 cuts each picture into as many slices as threads, which costs bytes
     context.options = dict(encoder.options)
     os.environ.setdefault("SVT_LOG", "0")  # else it prints; the AV1 encoder is told no other way
     if encoder.tag:
@@ -236,8 +256,13 @@ def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) ->
 
 
 def encoded_full_range(encoder: Encoder, traits: VideoTraits) -> bool:
-    """Whether luma runs 0..255, as in the source; ProRes has video range alone."""
-    return encoder.codec == "ffv1" or (traits.colour.full_range and encoder.codec != "prores")
+    """Whether luma runs 0..255: as in the source, and where it is alone, because players take all gray for that.
+
+    ProRes has video range alone.
+    """
+    if encoder.codec == "ffv1" or encoder.pixels == "gray":
+        return True
+    return traits.colour.full_range and encoder.codec != "prores"
 
 
 def encoded_colour(colour: Colour) -> Colour:

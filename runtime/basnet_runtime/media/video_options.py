@@ -93,7 +93,9 @@ class VideoOptions:
         span: The part that is done.
         resume: Work in segments that survive the end of the process, and continue from those that are there.
         hwaccel: Where decoding and encoding run.
-        sound: Copy audio and subtitles; without them every container will do.
+        sound: Copy audio.
+        subtitles: Copy subtitles.
+        track: Which video track, counted from 1; None takes the one that the file marks as its default.
     """
 
     codec: Codec | None = None
@@ -102,11 +104,15 @@ class VideoOptions:
     resume: bool = False
     hwaccel: HwAccel = "auto"
     sound: bool = True
+    subtitles: bool = True
+    track: int | None = None
 
     def __post_init__(self) -> None:
         if self.codec is not None and self.codec not in CODECS:
             raise UsageError(f"codec is {self.codec!r}; it must be one of {', '.join(CODECS)}")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality is {self.quality}; it must be 1 to 100")
+        if self.track is not None and self.track < 1:
+            raise UsageError(f"video-track is {self.track}; tracks are counted from 1")
         if self.hwaccel not in get_args(HwAccel):
             raise UsageError(f"hwaccel is {self.hwaccel!r}; it must be auto, none or cuda")

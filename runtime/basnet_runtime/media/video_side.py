@@ -1,23 +1,22 @@
-"""Everything in a media file beside its video: which of it a result's container holds, and copying it unchanged.
+"""Everything in a media file beside its video: packets copied unchanged, tags, chapters and attachments.
 
-Audio and subtitle packets are copied without decoding, times included; attachments, chapters and tags go along where
-the container has a place for them, and what has none is named.
+Audio and subtitle packets are copied without decoding; attachments, chapters and tags go along where the container has
+a place for them, and what has none is named.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.media.video_encoder import codec_for, holds_codec
-from basnet_runtime.media.video_open import av_detail, camera_of, is_address, open_input
+from basnet_runtime.media.video_container import copied_streams, holds, keeps_times_below_zero, named
+from basnet_runtime.media.video_open import av_detail, open_input
 from basnet_runtime.media.video_options import VideoOptions
-from basnet_torch.errors import MediaError, UsageError
+from basnet_runtime.media.video_times import Timeline, watched_streams
+from basnet_runtime.media.video_tracks import chosen_track, is_cover, video_tracks
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -25,100 +24,12 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = [
-    "FORMATS",
-    "FileSide",
-    "LiveSide",
-    "NoSide",
-    "PacketCopier",
-    "Side",
-    "check_output",
-    "copied_streams",
-    "copy_tags",
-    "default_suffix",
-]
+__all__ = ["FileSide", "LiveSide", "NoSide", "PacketCopier", "Side", "copy_tags"]
 
-FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
-# What players open, which is less than what the muxer writes: it puts Vorbis and PCM in .mp4 too.
-_MP4_CODECS = {"aac", "ac3", "alac", "eac3", "flac", "mov_text", "mp2", "mp3", "opus"}
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}  # not of what it shows
+# What mkvmerge counted in the source's own packets; a language may follow, as in BPS-eng.
+_STATISTICS = {"BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES"}
 _LIVE_BYTES = 64_000_000
-
-
-def default_suffix(source: Path, kind: OutputKind, options: VideoOptions | None = None) -> str:
-    """The container for a video's result that holds its audio and subtitles: .mp4 where it can, then .mov, then .mkv.
-
-    Args:
-        source: The video.
-        kind: What is made of it.
-        options: The user's choices; not every container holds every codec.
-
-    Raises:
-        MediaError: The file cannot be read as media, or no container holds both transparency and the audio.
-    """
-    options = options or VideoOptions()
-    codec = options.codec
-    usual = (".mov", ".webm") if kind.has_alpha else (".mp4", ".mov", ".mkv")
-    fitting = [suffix for suffix in (*usual, ".mkv") if codec is None or holds_codec(suffix, codec, kind)]
-    candidates = usual if codec is None or not fitting else fitting
-    with open_input(source) as container:
-        names = _names(copied_streams(container)) if options.sound else []
-    for suffix in candidates:
-        if not _unfit(names, suffix):
-            return suffix
-    asked = f" and {codec}" if codec else ""
-    clear = " with transparency" if kind.has_alpha else ""
-    raise MediaError(
-        f"{source}: no usual container{clear} holds its {' and '.join(names)} stream{asked}; "
-        "write a .mkv (--codec ffv1) or frames/%06d.png, or leave the sound out (--no-sound)"
-    )
-
-
-def check_output(source: Path | str, target: Path, kind: OutputKind, options: VideoOptions | None = None) -> None:
-    """Refuse a container or codec that cannot hold the result of `source`; of a stream only its name is known yet.
-
-    Raises:
-        UsageError: With the suffixes or codecs that can.
-        MediaError: The file cannot be read as media.
-    """
-    options = options or VideoOptions()
-    codec_for(target, kind, options)
-    if not options.sound or is_address(source) or camera_of(source) is not None:
-        return
-    suffix = target.suffix.lower()
-    with open_input(source) as container:
-        unfit = _unfit(_names(copied_streams(container)), suffix)
-    if unfit:
-        where = f"{target}: {suffix} cannot hold the {unfit[0]} stream of {Path(source).name}"
-        raise UsageError(f"{where}; use .mkv, or --no-sound")
-
-
-def copied_streams(container: InputContainer) -> list[Stream]:
-    """Streams that go to the output as they are."""
-    streams: Iterable[Stream] = (*container.streams.audio, *container.streams.subtitles)
-    return [stream for stream in streams if getattr(stream, "codec_context", None) is not None]
-
-
-def _names(streams: list[Stream]) -> list[str]:
-    return [stream.codec_context.codec.canonical_name for stream in streams]
-
-
-def _unfit(names: list[str], suffix: str) -> list[str]:
-    held = _holds(suffix)
-    return [name for name in names if name not in held]
-
-
-@lru_cache(maxsize=8)
-def _holds(suffix: str) -> frozenset[str]:
-    """Codec names a container may hold."""
-    import io
-
-    import av
-
-    if suffix == ".mp4":
-        return frozenset(_MP4_CODECS)
-    with av.open(io.BytesIO(), "w", format=FORMATS[suffix]) as container:
-        return frozenset(container.supported_codecs) - ({"vorbis"} if suffix == ".mov" else set())
 
 
 class Side(Protocol):
@@ -160,20 +71,26 @@ class NoSide:
 class FileSide:
     """Of a file. It is opened a second time, so that the decoder need not carry packets along."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, video: int | None = None) -> None:
+        """`video`: index of the stream that is worked on; None takes the default one."""
         self.container: InputContainer | None = open_input(path)
         self.streams = copied_streams(self.container)
         self.warning = ""
+        streams = self.container.streams.video
+        self._video = next((s for s in streams if s.index == video), None) or chosen_track(self.container, path, None)
 
-    def packets(self) -> Iterator[Packet[Any] | None]:
-        """Packets up to the end or the break of the file."""
+    def packets(self) -> Iterator[Packet[Any]]:
+        """Packets up to the end or the break of the file, on the clock that the video's reader makes too."""
         from av.error import FFmpegError
 
         if not self.streams or self.container is None:
             return
+        timeline, wanted = Timeline(self.container), {stream.index for stream in self.streams}
+        subtitles = [stream for stream in self.streams if stream.type == "subtitle"]
         try:
-            for packet in self.container.demux(*self.streams):
-                if packet.size and packet.dts is not None:
+            for packet in self.container.demux(*watched_streams(self.container, self._video), *subtitles):
+                timeline.place(packet)
+                if packet.size and packet.stream_index in wanted and packet.dts is not None:
                     yield packet
         except (FFmpegError, OSError) as error:
             self.warning = f"audio is damaged or cut short ({av_detail(error)})"
@@ -226,24 +143,41 @@ class PacketCopier:
         self.warnings: list[str] = []
         self._side = side
         self._outputs = {}
+        self._delayed: set[int] = set()
         for stream in side.streams:
-            name = _names([stream])[0]
-            if _unfit([name], suffix):
-                self.warnings.append(f"{suffix} cannot hold the {name} stream, which is left out; .mkv can")
+            if not holds(suffix, stream):
+                self.warnings.append(f"the {named(stream)} stream is left out; {suffix} cannot hold it")
                 continue
             copy = output.add_stream_from_template(stream)
             copy.metadata.update(stream.metadata)
             copy.disposition = stream.disposition
             self._outputs[stream.index] = copy
+            if keeps_times_below_zero(suffix, stream):
+                self._delayed.add(copy.index)
         self._packets = side.packets() if self._outputs else iter(())
         self._next: Packet[Any] | None = None
 
-    def until(self, seconds: float, origin: Fraction = Fraction(0)) -> Iterator[Packet[Any]]:
-        """Packets that start no later than `seconds`, ready for the output.
+    @property
+    def start(self) -> Fraction | None:
+        """When the first of the copied streams begins on the source's clock; None where none says so."""
+        starts = [
+            stream.start_time * stream.time_base
+            for stream in self._side.streams
+            if stream.index in self._outputs and stream.start_time is not None and stream.time_base is not None
+        ]
+        return min(starts, default=None)
+
+    def may_be_below_zero(self, packet: Packet[Any]) -> bool:
+        """Whether the output keeps a packet's place before 0."""
+        return packet.stream.index in self._delayed
+
+    def until(self, seconds: float, origin: Fraction, *, part: bool) -> Iterator[Packet[Any]]:
+        """Packets that start no later than `seconds`, on the output's clock.
 
         Args:
             seconds: On the output's clock.
-            origin: The source's time that is the output's 0; packets before it are left out.
+            origin: The source's time that is the output's 0.
+            part: Whether what comes before that is left out.
         """
         while True:
             packet = self._next or next(self._packets, None)
@@ -255,10 +189,10 @@ class PacketCopier:
                 self._next = packet
                 return
             output = self._outputs.get(packet.stream_index)
-            if output is None or (shift and (packet.pts or 0) < shift):
+            if output is None or (part and shift and (packet.pts or 0) < shift):
                 continue
-            if shift:
-                packet.pts, packet.dts = (packet.pts or 0) - shift, (packet.dts or 0) - shift
+            packet.pts = (packet.dts or 0) - shift if packet.pts is None else packet.pts - shift
+            packet.dts = (packet.dts or 0) - shift
             packet.stream = output
             yield packet
 
@@ -270,7 +204,12 @@ class PacketCopier:
 
 
 def copy_tags(
-    side: Side, source_video: int, output: OutputContainer, video: VideoStream, suffix: str, *, whole: bool
+    side: Side,
+    source_video: int,
+    output: OutputContainer,
+    video: VideoStream,
+    suffix: str,
+    options: VideoOptions,
 ) -> list[str]:
     """Take tags, chapters and attachments along; returns what has no place in the output.
 
@@ -280,13 +219,14 @@ def copy_tags(
         output: Before its header is written.
         video: Its video stream.
         suffix: The output's.
-        whole: Whether the result begins where the source does; chapters of a part would lie.
+        options: What the user wants; chapters of a part would lie.
     """
-    source = side.container
+    source, whole = side.container, options.span.start is None
     if source is None:
         return []
     output.metadata.update(_kept(source.metadata))
-    video.metadata.update(_kept(source.streams[source_video].metadata))
+    tags = _kept(source.streams[source_video].metadata)
+    video.metadata.update({key: value for key, value in tags.items() if not _is_statistic(key)})
     if not whole:
         video.metadata.pop("timecode", None)  # it is that of the source's first frame
     notes = []
@@ -301,15 +241,39 @@ def copy_tags(
             output.add_attachment(name, kind, stream.data)
         else:
             notes.append(f"the attachment {stream.metadata.get('filename', '')} is left out; .mkv can hold it")
-    others = len(source.streams.video) - 1
-    if others > 0:
-        notes.append(f"{others} further video or cover streams are left out")
-    # A time code is a tag of the video, of which the muxer makes a stream again.
+    return notes + list(_left_out(source, video, suffix, options))
+
+
+def _left_out(source: InputContainer, video: VideoStream, suffix: str, options: VideoOptions) -> Iterator[str]:
+    """What of the source has no place in any output."""
+    tracks = len(video_tracks(source)) - 1
+    if tracks:
+        yield f"further video tracks are left out: {tracks}; --video-track chooses another"
+    if covers := sum(is_cover(stream) for stream in source.streams.video):
+        yield f"cover pictures are left out: {covers}"
+    wanted = [
+        *(source.streams.audio if options.sound else ()),
+        *(source.streams.subtitles if options.subtitles else ()),
+    ]
+    unknown = Counter(stream.type for stream in wanted if getattr(stream, "codec_context", None) is None)
+    for kind, count in unknown.items():
+        yield f"{kind} streams of an unknown codec are left out: {count}"
+    # A time code is a tag of the video, of which the muxer makes a stream again; so are chapters.
     kept = "timecode" in video.metadata and suffix in (".mp4", ".mov")
     data = [stream for stream in source.streams.data if not (kept and "timecode" in stream.metadata)]
+    data = [stream for stream in data if not _holds_chapters(stream)]
     if data:
-        notes.append(f"{len(data)} data streams (such as camera telemetry) are left out")
-    return notes
+        yield f"{len(data)} data streams (such as camera telemetry) are left out"
+
+
+def _holds_chapters(stream: Stream) -> bool:
+    """Whether this is the text track in which QuickTime keeps the names of chapters, which are told apart from it."""
+    return len(stream.container.chapters()) == stream.frames > 0 and getattr(stream, "codec_context", None) is None
+
+
+def _is_statistic(key: str) -> bool:
+    name = key.upper()
+    return name.startswith("_STATISTICS") or name.partition("-")[0] in _STATISTICS
 
 
 def _kept(tags: Mapping[str, str]) -> dict[str, str]:

@@ -2,14 +2,16 @@
 
     sink = VideoSink(Path("clip.mask.mp4"), source.traits, OutputKind(), overwrite=False)
 
-The file appears under its name when it is complete; a run that fails leaves nothing, and one that is interrupted leaves
-what was done so far, playable, under a name that says so.
+The file appears under its name when it is complete; a run that fails leaves nothing. One that is interrupted, or whose
+container refuses a packet midway, leaves what was done so far, playable, under a name that says so.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,8 +24,10 @@ import numpy as np
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.files import PendingFile
 from basnet_runtime.media.frame import Composed, UInt8
+from basnet_runtime.media.video_container import FORMATS, named
 from basnet_runtime.media.video_encoder import (
     Encoder,
+    check_rate,
     choose_encoder,
     codec_for,
     encoded_full_range,
@@ -33,7 +37,7 @@ from basnet_runtime.media.video_encoder import (
 )
 from basnet_runtime.media.video_open import av_detail
 from basnet_runtime.media.video_options import VideoOptions
-from basnet_runtime.media.video_side import FORMATS, FileSide, PacketCopier, Side, copy_tags
+from basnet_runtime.media.video_side import FileSide, PacketCopier, Side, copy_tags
 from basnet_runtime.media.video_traits import VideoTraits
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import MediaError
@@ -44,10 +48,12 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
-__all__ = ["FrameEncoder", "Muxer", "OutputPlan", "VideoSink", "av_errors", "partial_path"]
+__all__ = ["ContainerRefused", "FrameEncoder", "Muxer", "OutputPlan", "VideoSink", "av_errors", "partial_path"]
 
 _BITEXACT = 0x0400  # AVFMT_FLAG_BITEXACT
 _MAX_TIMESCALE = 1_000_000_000
+_MAX_DURATION = 1 << 31  # of a packet in .mp4 and .mov, ticks
+_OF_THE_PACKET = (errno.EINVAL, errno.ERANGE, errno.EPERM, errno.ENOSYS, None)
 _LIMITED, _FULL = 1, 2
 _FROM_FULL_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 
@@ -77,14 +83,15 @@ class OutputPlan:
 
     def open_side(self) -> Side:
         """What is copied along, open."""
-        side = FileSide(Path(self.traits.source)) if self.side is None else self.side()
-        if not self.options.sound:
-            side.streams = []
+        side = FileSide(Path(self.traits.source), self.traits.stream) if self.side is None else self.side()
+        wanted = {"audio": self.options.sound, "subtitle": self.options.subtitles}
+        side.streams = [stream for stream in side.streams if wanted[stream.type]]
         return side
 
     def encoder(self) -> Encoder:
         """The encoder for frames of the size in `traits`."""
         codec = codec_for(self.target, self.kind, self.options)
+        check_rate(self.target, codec, self.traits.rate)
         return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.traits, self.options)
 
     def sized(self, item: Composed) -> OutputPlan:
@@ -137,7 +144,7 @@ class VideoSink:
         Raises:
             MediaError: The encoder or the disk refuses.
         """
-        with av_errors(self._plan.target):
+        with self._salvaging(), av_errors(self._plan.target):
             if self._writer is None:
                 with clock.adopt("encode"):
                     self._writer = self._open(item)
@@ -153,7 +160,7 @@ class VideoSink:
         """
         if self._writer is None or self._file is None:
             raise MediaError(f"{self._plan.target}: there was no frame to write")
-        with av_errors(self._plan.target):
+        with self._salvaging(), av_errors(self._plan.target):
             self._writer.flush(to_the_end=self._plan.whole())
             clock.collect("encode")
             self._writer.close()
@@ -182,6 +189,22 @@ class VideoSink:
             self.kept = kept
         finally:
             self.abort()
+
+    @contextmanager
+    def _salvaging(self) -> Iterator[None]:
+        """Keep what the container took before it refused a packet; hours of work may be in it."""
+        try:
+            yield
+        except ContainerRefused as error:
+            if self._writer is None or self._file is None or not self._writer.frames:
+                raise
+            with suppress(Exception):  # the index of what it took; without it nothing is worth keeping
+                self._writer.close()
+                self._file.commit(partial_path(self._plan.target))
+                self.kept = self._file.target
+            if self.kept is None:
+                raise
+            raise MediaError(f"{error}; {self.kept} holds what was done until then") from error
 
     def _open(self, item: Composed) -> _Writer:
         plan = self._plan.sized(item)
@@ -269,7 +292,14 @@ class FrameEncoder:
             frame = av.VideoFrame.from_ndarray(np.dstack([image_HWC, alpha_HW]), format="rgba")
         if self._pixels.startswith("bgr"):
             return frame.reformat(format=self._pixels, threads=1)
-        return frame.reformat(format=self._pixels, dst_colorspace=self._matrix, dst_color_range=self._range, threads=1)
+        frame = frame.reformat(format=self._pixels, dst_colorspace=self._matrix, dst_color_range=self._range, threads=1)
+        if alpha_HW is not None:
+            _fill_alpha(frame, alpha_HW)  # swscale's own conversion is one too high in half of its values
+        return frame
+
+
+class ContainerRefused(MediaError):
+    """A container does not take a packet."""
 
 
 class Muxer:
@@ -289,14 +319,18 @@ class Muxer:
         import av
 
         self.warnings: list[str] = []
+        self._plan = plan
         self._traits = plan.traits
-        self._origin: int | None = None if plan.traits.part else 0
+        self._origin: Fraction | None = None
         self._end = Fraction(0)
+        self._last: dict[int, int] = {}  # decoding time of the last packet, by stream
+        self._dropped: Counter[str] = Counter()
+        self._damaged: Counter[str] = Counter()
         suffix = plan.target.suffix.lower()
-        in_milliseconds = suffix in (".mkv", ".webm")
+        self._in_milliseconds = suffix in (".mkv", ".webm")
         side = plan.open_side()
         try:
-            options = {} if in_milliseconds else _timescales(plan.traits, side)
+            options = {} if self._in_milliseconds else _timescales(plan.traits, side)
             self._container = av.open(f"file:{path}", "w", format=FORMATS[suffix], options=options)
         except BaseException:
             side.close()
@@ -307,11 +341,9 @@ class Muxer:
         self.context = self._stream.codec_context
         set_up(self.context, encoder, plan.traits)
         self._copier = PacketCopier(side, self._container, suffix)
-        self.warnings += copy_tags(
-            side, plan.traits.stream, self._container, self._stream, suffix, whole=plan.options.span.start is None
-        )
+        self.warnings += copy_tags(side, plan.traits.stream, self._container, self._stream, suffix, plan.options)
         self._start(encoder, plan)
-        if in_milliseconds and 1000 % plan.traits.time_base.denominator:
+        if self._in_milliseconds and 1000 % plan.traits.time_base.denominator:
             self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
 
     def _start(self, encoder: Encoder, plan: OutputPlan) -> None:
@@ -324,31 +356,102 @@ class Muxer:
             raise refused(encoder, plan.target, plan.traits, av_detail(error)) from error
 
     def mux(self, packet: Packet[Any]) -> None:
-        """Write one packet, after the sound before it."""
-        if packet.pts is not None:
-            if self._origin is None:
-                self._origin = packet.pts
-            packet.pts -= self._origin
-            packet.dts = packet.pts if packet.dts is None else packet.dts - self._origin
-            start = packet.pts * self._traits.time_base
-            self._end = start + (packet.duration or 0) * self._traits.time_base
-            self._copy_until(float(start))
+        """Write one packet, after the sound before it.
+
+        Raises:
+            ContainerRefused: The container does not take it.
+        """
+        if self._origin is None:
+            self._origin = self._origin_of(packet)
+        shift, shown = round(self._origin / packet.time_base), packet.pts or 0
+        packet.pts, packet.dts = shown - shift, (shown if packet.dts is None else packet.dts) - shift
+        start = packet.pts * self._traits.time_base
+        self._end = start + (packet.duration or 0) * self._traits.time_base
+        self._copy_until(float(start))
         packet.stream = self._stream
-        self._container.mux(packet)
+        self._put(packet)
+
+    def _origin_of(self, first: Packet[Any]) -> Fraction:
+        """The source's time that becomes 0: where a part begins, else where the first of its streams does."""
+        if self._traits.part:
+            return (first.pts or 0) * first.time_base
+        starts = [self._traits.start, self._copier.start]
+        return min(start for start in starts if start is not None)
 
     def finish(self, *, to_the_end: bool) -> None:
         """Write what is left of the sound: all of it, or up to the last frame's end."""
         self._copy_until(math.inf if to_the_end else float(self._end))
 
     def _copy_until(self, seconds: float) -> None:
-        origin = (self._origin or 0) * self._traits.time_base if self._traits.part else Fraction(0)
-        self._container.mux(list(self._copier.until(seconds, origin)))
+        for packet in self._copier.until(seconds, self._origin or Fraction(0), part=self._traits.part):
+            if not self._before_zero(packet):
+                self._put(packet)
+
+    def _before_zero(self, packet: Packet[Any]) -> bool:
+        """Whether a packet lies before 0, as the first one of AAC does, and is left out.
+
+        Matroska has no times below 0: its muxer would move everything instead, pictures too.
+        """
+        if (packet.pts or 0) >= 0 or self._copier.may_be_below_zero(packet):
+            return False
+        if 2 * (packet.pts or 0) + (packet.duration or 0) < 0:
+            self._dropped[named(packet.stream)] += 1
+            return True
+        packet.pts, packet.dts = 0, max(0, packet.dts or 0)
+        return False
+
+    def _put(self, packet: Packet[Any]) -> None:
+        """Hand a packet over in the container's own ticks, in which decoding times rise and come before showing."""
+        from av.error import FFmpegError, InvalidDataError
+
+        self._container.start_encoding()
+        stream = packet.stream
+        ticks = Fraction(packet.time_base / (stream.time_base or packet.time_base))
+        index, pts, dts = stream.index, _in_ticks(packet.pts or 0, ticks), _in_ticks(packet.dts or 0, ticks)
+        dts = max(dts, self._last.get(index, dts - 1) + 1)
+        self._last[index] = dts
+        packet.pts, packet.dts = max(pts, dts), dts
+        duration = _in_ticks(packet.duration or 0, ticks)
+        packet.duration = duration if duration < _MAX_DURATION or self._in_milliseconds else 0
+        packet.time_base = stream.time_base or packet.time_base
+        try:
+            self._container.mux_one(packet)
+        except InvalidDataError as error:
+            if stream is self._stream:
+                raise self._refusal(packet, error) from error
+            self._damaged[named(stream)] += 1  # the muxer looks into what it repacks, such as AAC of MPEG-TS
+        except (FFmpegError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _OF_THE_PACKET:
+                raise
+            raise self._refusal(packet, error) from error
+
+    def _refusal(self, packet: Packet[Any], error: Exception) -> ContainerRefused:
+        target, seconds = self._plan.target, float((packet.pts or 0) * packet.time_base)
+        return ContainerRefused(
+            f"{target}: {target.suffix} refuses a packet of the {named(packet.stream)} stream at {seconds:.3f} s "
+            f"({av_detail(error)})"
+        )
 
     def close(self) -> None:
         """Write the index and close; a second call does nothing."""
         self._copier.close()
         self._container.close()
+        for name, count in self._dropped.items():
+            suffix = self._plan.target.suffix
+            self.warnings.append(
+                f"{name} packets before the first picture are left out: {count}; {suffix} has no times below 0"
+            )
+        for name, count in self._damaged.items():
+            self.warnings.append(f"damaged {name} packets are left out: {count}")
+        self._dropped.clear()
+        self._damaged.clear()
         self.warnings += [text for text in self._copier.warnings if text not in self.warnings]
+
+
+def _in_ticks(value: int, ticks: Fraction) -> int:
+    """Times a ratio, to the nearest; halves go away from 0, as in FFmpeg."""
+    size = (2 * abs(value) * ticks.numerator + ticks.denominator) // (2 * ticks.denominator)
+    return size if value >= 0 else -size
 
 
 @contextmanager
@@ -388,3 +491,20 @@ def _grey_frame(mask_HW: UInt8, pixels: str, *, full_range: bool) -> av.VideoFra
     for plane in itertools.islice(chroma, 2):
         np.frombuffer(memoryview(plane), np.uint8)[:] = 128
     return frame
+
+
+# Of the ten bits, those from which readers get the eight back, whether they round, cut off or scale.
+_TEN_BITS = (4 * np.arange(256) + (np.arange(256) >= 43)).astype("<u2")
+_TEN_BITS[255] = 1023
+
+
+def _fill_alpha(frame: av.VideoFrame, alpha_HW: UInt8) -> None:
+    """Write the transparency into its own plane, where the pixel format has one."""
+    components = frame.format.components
+    alpha = next(component for component in components if component.is_alpha)
+    if sum(component.plane == alpha.plane for component in components) > 1:
+        return
+    plane = frame.planes[alpha.plane]
+    values = alpha_HW if alpha.bits == 8 else _TEN_BITS[alpha_HW]
+    rows = np.frombuffer(memoryview(plane), values.dtype).reshape(-1, plane.line_size // values.itemsize)
+    rows[: alpha_HW.shape[0], : alpha_HW.shape[1]] = values

@@ -11,7 +11,25 @@ import numpy as np
 
 from basnet_runtime.media.frame import UInt8
 
-__all__ = ["Colour", "Upright", "VideoTraits"]
+__all__ = ["Colour", "Upright", "VideoTraits", "nearest_matrix"]
+
+_BT709, _UNSPECIFIED, _SMPTE170M, _BT2020 = 1, 2, 6, 9
+_CONVERTIBLE = frozenset((0, _BT709, _UNSPECIFIED, 4, 5, _SMPTE170M, 7, _BT2020))  # by swscale
+
+
+def nearest_matrix(matrix: int, primaries: int) -> int:
+    """Of the matrices that swscale converts the one nearest to `matrix`, both as numbers of H.273.
+
+    >>> nearest_matrix(10, 9), nearest_matrix(8, 1), nearest_matrix(5, 1)
+    (9, 6, 5)
+    """
+    if matrix in _CONVERTIBLE:
+        return matrix
+    if matrix in (10, 14):  # BT.2020 of constant luminance, ICtCp
+        return _BT2020
+    if matrix in (12, 13):  # derived from the primaries
+        return {1: _BT709, 9: _BT2020}.get(primaries, _SMPTE170M)
+    return _SMPTE170M  # of luma weights 1/4, 1/2, 1/4 (YCgCo) it is the nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +63,7 @@ class VideoTraits:
         colour: Of the source's samples.
         frames: Number of frames the file promises, 0 where it does not say.
         seconds: Length the file promises, 0 where it does not say.
+        start: Time of the first frame on the source's clock, seconds.
         stream: Index of the video stream.
         part: Only a part of the source is read, or it is endless: the output's times start at 0.
     """
@@ -58,6 +77,7 @@ class VideoTraits:
     colour: Colour
     frames: int
     seconds: float
+    start: Fraction = Fraction(0)
     stream: int = 0
     part: bool = False
 

@@ -1,0 +1,66 @@
+"""How much video a file says it holds, in every container that says so: what is missing can then be told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["Promise", "promise_of"]
+
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+_MATROSKA = "matroska,webm"
+# Of these FFmpeg reads the length from a header. Of others it estimates it from what is there, also of half a file.
+_WITH_LENGTH = {_MATROSKA, "asf", "flv", "mxf", "nut", "rm"}
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promise:
+    """Length of a video as its file states it; 0 where it does not.
+
+    Attributes:
+        frames: Number of frames shown.
+        seconds: End of the last frame, on the file's clock.
+        of_all_streams: Whether `seconds` is the end of the longest stream, which need not be the video.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    of_all_streams: bool = False
+
+
+def promise_of(container: InputContainer, stream: VideoStream) -> Promise:
+    """Length that the container or the stream states."""
+    name = container.format.name
+    if name == _MOV and stream.frames:
+        return Promise(frames=_shown_frames(stream))
+    if name == "avi" and stream.duration and stream.time_base:  # its frames are ticks: a dropped one is none
+        return Promise(seconds=float(stream.duration * stream.time_base))
+    if name == _MATROSKA and (seconds := _tagged_seconds(stream.metadata)):
+        return Promise(seconds=seconds)  # the container's may be that of a subtitle without an end
+    if name in _WITH_LENGTH or name == _MOV:
+        return Promise(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
+    return Promise(frames=0 if name == "avi" else stream.frames)
+
+
+def _shown_frames(stream: VideoStream) -> int:
+    """Frames in the index, without those that an edit list cuts off."""
+    index = stream.index_entries
+    if not len(index):
+        return stream.frames
+    return min(stream.frames, sum(not entry.is_discard for entry in index))
+
+
+def _tagged_seconds(tags: Mapping[str, str]) -> float:
+    """The statistics tag DURATION of a Matroska stream, also with a language behind it."""
+    for key, value in tags.items():
+        if key.upper().partition("-")[0] == "DURATION" and (found := _CLOCK.match(value)):
+            return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    return 0.0

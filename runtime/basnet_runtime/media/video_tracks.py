@@ -1,0 +1,51 @@
+"""Which of a file's video streams is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from basnet_torch.errors import MediaError, UsageError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["chosen_track", "is_cover", "video_tracks"]
+
+
+def is_cover(stream: VideoStream) -> bool:
+    """Whether a video stream is one still picture, such as a cover."""
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def video_tracks(container: InputContainer) -> list[VideoStream]:
+    """Video streams that move, in file order."""
+    return [stream for stream in container.streams.video if not is_cover(stream)]
+
+
+def chosen_track(container: InputContainer, source: Path | str, number: int | None) -> VideoStream:
+    """The track of this number, counted from 1; without one the first that is marked as default, else the first.
+
+    Raises:
+        MediaError: There is no video, or no decoder for it.
+        UsageError: There are fewer tracks.
+    """
+    from av.stream import Disposition
+
+    tracks = video_tracks(container)
+    if not tracks:
+        raise MediaError(f"{source}: has no video stream")
+    if number is not None:
+        if number > len(tracks):
+            has = "one video track" if len(tracks) == 1 else f"{len(tracks)} video tracks"
+            raise UsageError(f"{source}: --video-track is {number}, but it has {has}")
+        if tracks[number - 1].codec_context is None:
+            raise MediaError(f"{source}: video track {number} has an unknown codec")
+        return tracks[number - 1]
+    known = [stream for stream in tracks if stream.codec_context is not None]
+    if not known:
+        raise MediaError(f"{source}: its video has an unknown codec")
+    return next((stream for stream in known if stream.disposition & Disposition.default), known[0])

@@ -1,0 +1,73 @@
+"""Small videos for tests, and what a run makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basnet_runtime.media.compose import Composer, OutputKind
+from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.run_video import VideoRun, check_video_output
+
+
+def images(count: int, shift: int = 0, height: int = 48, width: int = 64) -> list[Any]:
+    """A bright square that wanders to the right on a dark ground."""
+    out = []
+    for i in range(count):
+        image = np.full((height, width, 3), 20, np.uint8)
+        image[8:24, 4 + shift + i : 20 + shift + i] = (230, 200, 180)
+        out.append(image)
+    return out
+
+
+def made(model: SaliencyModel, source: Path, target: Path, kind: str = "mask", **options: Any) -> VideoRun:
+    """One video done as `basnet-run` does it, planning included."""
+    asked, video = OutputKind.parse(kind), VideoOptions(**{"hwaccel": "none", **options})
+    check_video_output(source, target, asked, video, overwrite=False)
+    run = VideoRun(
+        source=source,
+        target=target,
+        kind=asked,
+        options=video,
+        identity={},
+        overwrite=False,
+        batch=1,
+        max_pixels=10**8,
+        model=model,
+        pipeline=lambda done, **more: Pipeline(model, Composer(asked), on_frame=done, stream=True, **more),
+        started=lambda _: None,
+        advanced=lambda: None,
+    )
+    run.run()
+    return run
+
+
+@dataclass(frozen=True)
+class StreamSeen:
+    """One stream of a file: its codec and the showing times of its packets, seconds."""
+
+    codec: str
+    times: list[float]
+
+    @property
+    def packets(self) -> int:
+        """Number of them."""
+        return len(self.times)
+
+
+def streams_of(path: Path) -> list[StreamSeen]:
+    """Streams with a codec, in file order; times in order of storage."""
+    import av
+
+    with av.open(str(path)) as container:
+        codecs = {s.index: s.codec_context.codec.canonical_name for s in container.streams if s.codec_context}
+        times: dict[int, list[float]] = {index: [] for index in codecs}
+        for packet in container.demux():
+            if packet.size and packet.stream.index in times and packet.pts is not None:
+                times[packet.stream.index].append(float(packet.pts * packet.time_base))
+    return [StreamSeen(codec=codec, times=times[index]) for index, codec in codecs.items()]
