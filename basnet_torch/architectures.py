@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from basnet_torch.baselines import FCN, HED, SegNet, UNet
-from basnet_torch.config import Arch
+from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch
 from basnet_torch.model import BASNet, CoarseBASNet, SaliencyNetwork
 
 __all__ = ["ARCHITECTURES", "build"]
@@ -15,10 +15,15 @@ ARCHITECTURES: Mapping[str, type[SaliencyNetwork]] = {
 }
 
 
-def build(arch: Arch, width: int) -> SaliencyNetwork:
-    """A freshly initialised network.
+def build(
+    arch: Arch, width: int, *, encoder: str = RESNET34, decoder_widths: tuple[int, ...] = DECODER_WIDTHS
+) -> SaliencyNetwork:
+    """A freshly initialized network; `encoder` and `decoder_widths` are of BASNet alone.
 
     >>> build("hed", 2).arch
     'hed'
     """
-    return ARCHITECTURES[arch](width)
+    kind = ARCHITECTURES[arch]
+    if issubclass(kind, BASNet | CoarseBASNet):
+        return kind(width, encoder=encoder, decoder_widths=decoder_widths)
+    return kind(width)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -20,11 +23,13 @@ import torch
 from torch import Tensor
 
 from basnet_torch.architectures import ARCHITECTURES, build
-from basnet_torch.config import Arch, named
+from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
 from basnet_torch.errors import CheckpointError, UsageError
+from basnet_torch.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
 from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
 from basnet_torch.model import Encoder, SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.state_dicts import Weights, named_tensors, weights_in
 
 __all__ = [
     "AUTHORS_RECIPE",
@@ -36,15 +41,16 @@ __all__ = [
     "read_file",
     "save_authors_checkpoint",
     "save_checkpoint",
+    "tensors_from_file",
     "write_whole",
 ]
 
 FORMAT = "basnet-deploy/1"
 # How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
 AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
-# How files of torch.save begin: a zip archive, or a pickle of protocol 2 or later.
-_TORCH_SAVES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_WRAPPERS = ("state_dict", "model", "net", "model_state_dict")
+_FIRST_LAYERS = (ARCHITECTURES["basnet"].first_layer, "inconv")  # of BASNet, in our names and the authors'
+_RESNET_FIRST = ("layer1.0.conv1",)
+_OLDEST_PICKLE_NOT_READ = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +60,8 @@ class Checkpoint:
     Attributes:
         arch: Which network; files that do not say are BASNet.
         width: Channels at full resolution.
+        encoder: Its encoder; files that do not say have the paper's, `resnet34`.
+        decoder_widths: Channels of the five decoder stages, on another encoder than `resnet34`.
         state: Our parameter names to tensors, float32.
         preprocess: How pictures were prepared in training.
         postprocess: How maps are finished.
@@ -67,7 +75,22 @@ class Checkpoint:
     postprocess: Postprocess
     origin: str
     arch: Arch = "basnet"
+    encoder: str = RESNET34
+    decoder_widths: tuple[int, ...] = DECODER_WIDTHS
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> SaliencyNetwork:
+        """Build the network that the weights belong to, freshly initialized."""
+        return build(self.arch, self.width, encoder=self.encoder, decoder_widths=self.decoder_widths)
+
+    def structure(self) -> dict[str, Any]:
+        """Plain values that name the network, for files."""
+        return {
+            "arch": self.arch,
+            "width": self.width,
+            "encoder": self.encoder,
+            "decoder_widths": list(self.decoder_widths),
+        }
 
 
 def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
@@ -85,26 +108,34 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     state = _state_dict(path, content)
     is_authors = is_authors_layout(state)
     state = ours_from_authors(state) if is_authors else dict(state)
-    arch = _arch(path, content) if ours else "basnet"
-    found = _check_width(path, state, arch, width)
-    state = _fitted(path, state, arch, found)
-    _refuse_not_finite(path, state)
     preprocess, postprocess = _recipe(path, content) if ours else _recipe_for(is_authors=is_authors)
-    return Checkpoint(
+    arch = _arch(path, content) if ours else "basnet"
+    encoder, decoder_widths = _encoder(path, content) if ours else (RESNET34, DECODER_WIDTHS)
+    found = int(content["width"]) if encoder != RESNET34 else _check_width(path, state, arch)
+    if width is not None and width != found:
+        raise CheckpointError(
+            f"{path}: holds a network of width {found}, not {width}; leave the width out or ask {found}"
+        )
+    checkpoint = Checkpoint(
         arch=arch,
         width=found,
+        encoder=encoder,
+        decoder_widths=decoder_widths,
         state=state,
         preprocess=preprocess,
         postprocess=postprocess,
         origin=content.get("origin", "basnet-deploy") if ours else ("authors" if is_authors else "unknown"),
         metadata=dict(content.get("metadata") or {}) if ours else {},
     )
+    fitted = _fitted(path, state, checkpoint)
+    _refuse_not_finite(path, fitted)
+    return replace(checkpoint, state=fitted)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> SaliencyNetwork:
     """The network with the checkpoint's weights, in evaluation mode."""
     with torch.device("meta"):
-        model = build(checkpoint.arch, checkpoint.width)
+        model = checkpoint.build()
     model.load_state_dict(dict(checkpoint.state), strict=True, assign=True)
     return model.eval()
 
@@ -116,7 +147,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
     content = {
         "format": FORMAT,
         "origin": checkpoint.origin,
-        "arch": checkpoint.arch,
+        **checkpoint.structure(),
         "preprocess": checkpoint.preprocess.to_dict(),
         "postprocess": checkpoint.postprocess.to_dict(),
         "metadata": dict(checkpoint.metadata),
@@ -157,18 +188,24 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
-    _refuse_foreign(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    head = _head(path)
+    if is_plain_pickle(head):
+        raise CheckpointError(
+            f"{path}: is a plain pickle, not a file of torch.save, and pickles are never run here; "
+            "where you trust it: torch.save(pickle.load(open(PATH, 'rb')), NEW_PATH)"
+        )
+    content = _read_safetensors(path) if is_safetensors(head) else _read_torch(path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise CheckpointError(f"{path}: holds a {kind}, not a state dict; save model.state_dict() instead")
     return dict(content)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _head(path: Path) -> bytes:
+    """The file's first bytes, when they may be those of a checkpoint."""
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     size = path.stat().st_size
@@ -181,10 +218,15 @@ def _refuse_foreign(path: Path) -> None:
         )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run 'git lfs pull'")
-    if head.startswith(b"PK") and path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: is cut short at {size:,} bytes; download it again")
-    if not head.startswith(_TORCH_SAVES) and path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote")
+    if is_safetensors(head):
+        return head
+    if path.suffix == ".safetensors" and not is_torch_save(head):
+        raise CheckpointError(f"{path}: is no complete safetensors file; download or save it again")
+    if not is_torch_save(head):
+        raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote, or a .safetensors")
+    return head
 
 
 # What torch.load was seen to raise for files that were cut short or changed, of its old format and of its new one.
@@ -203,20 +245,76 @@ _DAMAGED = (
 
 
 def _read_torch(path: Path) -> Any:
+    protocol = _protocol(path)
+    if protocol is not None and protocol >= _OLDEST_PICKLE_NOT_READ:
+        raise CheckpointError(
+            f"{path}: is saved with pickle protocol {protocol}, which cannot be read without running what it holds; "
+            "where you trust it: torch.save(torch.load(PATH, weights_only=False), NEW_PATH)"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # formats older than torch 1.6 warn, and are what the authors used
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Formats older than torch 1.6 warn, and are what the authors used. A path would be judged by its suffix.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error)
-        if "weights_only" in reason.lower() and "unsupported" in reason.lower():
+        kinds = ", ".join(_refused_kinds(path))
+        if kinds:
             raise CheckpointError(
-                f"{path}: holds pickled code or objects, which are never run here; "
+                f"{path}: holds pickled code or objects ({kinds}), which are never run here; "
                 "load it where you trust it and save model.state_dict()"
             ) from error
         raise _unreadable(path, error) from error
     except _DAMAGED as error:
+        if _is_torchscript(path):
+            raise CheckpointError(
+                f"{path}: is a TorchScript program, not a checkpoint; torch.save(torch.jit.load(PATH).state_dict(), "
+                "NEW_PATH)"
+            ) from error
         raise _unreadable(path, error) from error
+
+
+def _plain_types() -> list[Any]:
+    """Values that trainers leave beside the weights and that hold no code: settings and numpy's numbers."""
+    import argparse
+
+    import numpy as np
+    from numpy.dtypes import BoolDType, Float32DType, Float64DType, Int32DType, Int64DType
+
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = (np.dtype, scalar, Float64DType, Float32DType, Int64DType, Int32DType, BoolDType)
+    # Files that were written under NumPy 1 name the same function by its older place.
+    return [argparse.Namespace, *numbers, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def _protocol(path: Path) -> int | None:
+    """The pickle protocol of a file of torch.save, of the old format or the one in a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"), None)
+            if name is None:
+                return None
+            with archive.open(name) as file:
+                return pickle_protocol(file.read(2))
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error):
+        with path.open("rb") as file:
+            return pickle_protocol(file.read(2))
+
+
+def _refused_kinds(path: Path) -> list[str]:
+    """What torch.load would have had to call; nothing where the file is damaged instead."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return [*found[:3], *(["..."] if len(found) > 3 else [])]
+    except (*_DAMAGED, UnpicklingError):
+        return []
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -242,6 +340,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {**content, "state_dict": state}
 
 
+def tensors_from_file(path: Path, first_layers: Sequence[str]) -> Mapping[str, Tensor]:
+    """The tensors of any network's file, out of the wrappers and prefixes that other tools leave.
+
+    Args:
+        path: A checkpoint file.
+        first_layers: What the network's first convolution may be called; empty takes the largest group of tensors.
+
+    Raises:
+        CheckpointError: As `read_file`, and where there are no tensors.
+    """
+    content = read_file(path)
+    return _state_dict(path, content, first_layers) if first_layers else _other_tensors(path, content)
+
+
 def _is_ours(path: Path, content: Mapping[str, Any]) -> bool:
     """Whether this project wrote the file; a format of another version is refused rather than half understood."""
     found = content.get("format")
@@ -250,20 +362,47 @@ def _is_ours(path: Path, content: Mapping[str, Any]) -> bool:
     return found == FORMAT
 
 
-def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, out of the wrappers and prefixes that other tools leave round them."""
-    state: Mapping[str, Any] = content
-    while (inner := next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), None)) is not None:
-        state = inner
-    if not any(isinstance(v, Tensor) for v in state.values()):
-        keys = ", ".join(map(repr, list(state)[:4])) or "nothing"
+def _state_dict(
+    path: Path, content: Mapping[str, Any], first_layers: Sequence[str] = _FIRST_LAYERS
+) -> Mapping[str, Tensor]:
+    """The tensors of a network, wherever the file has them; what is not where it is expected is said."""
+    if content.get("format") == FORMAT and isinstance(content.get("state_dict"), Mapping):
+        content = {"state_dict": content["state_dict"]}  # and not what resuming needs
+    found = weights_in(content, first_layers)
+    if not found:
+        return _other_tensors(path, content)
+    whole = found if first_layers is not _FIRST_LAYERS or len(found) == 1 else list(filter(_is_whole, found))
+    taken, *others = whole or found
+    if others or not taken.is_plain:
+        also = f" (also there: {'; '.join(map(str, others))})" if others else ""
+        _say_once(f"{path}: weights taken from {taken}{also}")
+    return taken.tensors
+
+
+def _is_whole(weights: Weights) -> bool:
+    """Whether no parameter of BASNet is missing, as in averages of what was trained alone."""
+    with torch.device("meta"):
+        wanted = build("basnet", 1).state_dict()
+    state = ours_from_authors(weights.tensors) if is_authors_layout(weights.tensors) else weights.tensors
+    return all(name in state for name in wanted if not name.endswith("num_batches_tracked"))
+
+
+def _other_tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a file without the first layer holds, for the error that names it."""
+    found = [tensors for _, tensors in named_tensors(content)]
+    if not found:
+        if any(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
+        keys = ", ".join(map(repr, list(content)[:4])) or "nothing"
         raise CheckpointError(f"{path}: holds {keys} but no tensors; save model.state_dict()")
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    if not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
-    while tensors and all(k.startswith("module.") for k in tensors):
-        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return max(found, key=len)
+
+
+@lru_cache(maxsize=256)
+def _say_once(line: str) -> None:
+    """Tell on standard error, however often one file is read."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)  # noqa: T201 - every command reads checkpoints here
 
 
 def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
@@ -275,7 +414,19 @@ def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
     return cast(Arch, found)
 
 
-def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch, asked: int | None) -> int:
+def _encoder(path: Path, content: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """The encoder and decoder widths that a file of ours names; those from before there was a choice name none."""
+    encoder = content.get("encoder", RESNET34)
+    widths = content.get("decoder_widths", DECODER_WIDTHS)
+    try:
+        if encoder != RESNET34:
+            TrainConfig(encoder=encoder, decoder_widths=tuple(widths), width=content["width"])
+        return encoder, tuple(int(w) for w in widths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its network cannot be read ({error}); update basnet-deploy") from error
+
+
+def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch) -> int:
     stem = state.get(f"{ARCHITECTURES[arch].first_layer}.weight")
     if stem is None or stem.ndim != 4 or not stem.shape[0]:
         some = ", ".join(list(state)[:3])
@@ -283,18 +434,14 @@ def _check_width(path: Path, state: Mapping[str, Tensor], arch: Arch, asked: int
             f"{path}: {len(state)} tensors ({some}, ...) of another network than {named(arch)}; "
             "give a checkpoint of this trainer or the authors' basnet.pth"
         )
-    found = int(stem.shape[0])
-    if asked is not None and asked != found:
-        raise CheckpointError(
-            f"{path}: holds a network of width {found}, not {asked}; leave the width out or ask {found}"
-        )
-    return found
+    return int(stem.shape[0])
 
 
-def _fitted(path: Path, state: dict[str, Tensor], arch: Arch, width: int) -> dict[str, Tensor]:
+def _fitted(path: Path, state: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Exactly the network's names and shapes, the counters that PyTorch 0.4 did not write added as zero."""
+    arch, width = checkpoint.arch, checkpoint.width
     with torch.device("meta"):
-        wanted = build(arch, width).state_dict()
+        wanted = checkpoint.build().state_dict()
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=value.dtype))
@@ -346,7 +493,7 @@ def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
     encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
     if encoder is None:
         raise UsageError(f"arch {model.arch} has no ResNet-34 encoder; leave --resnet34 out")
-    state = _state_dict(path, read_file(path))
+    state = _state_dict(path, read_file(path), _RESNET_FIRST)
     wanted = {
         n: v for n, v in encoder.state_dict().items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))
     }

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from basnet_torch.config import (
     PRESETS,
+    RESNET34,
     Arch,
     Augmentation,
     Autocast,
@@ -29,6 +30,7 @@ from basnet_torch.config import (
     Schedule,
     TrainConfig,
 )
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 from basnet_torch.spec import Scale
 
@@ -46,6 +48,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _DEFAULT = TrainConfig()
+_REFINE_WIDTH = 16  # of the refinement module on an encoder of five stages
+Value = TypeVar("Value")
 Data = Annotated[
     list[Path], typer.Option("--data", help="Folder, zip file, or folder of zip files with training pairs.")
 ]
@@ -70,6 +74,24 @@ def train(
         float, typer.Option(min=0, help="Noise that tells a widened checkpoint's channels apart, as a share.")
     ] = 0.01,
     resnet34: Annotated[Path | None, typer.Option(help="Start encoder stages 1-4 from this ResNet-34.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Encoder: resnet34 (the paper's), efficientnet-lite0, -lite1, -lite2, or timm:NAME.",
+        ),
+    ] = _DEFAULT.encoder,
+    encoder_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|FILE",
+            help="Weights that the encoder starts from; auto: the installed package's, or timm's own download.",
+        ),
+    ] = "auto",
+    decoder_widths: Annotated[
+        tuple[int, int, int, int, int],
+        typer.Option(help="Channels of the decoder's stages, coarse to fine; not of resnet34."),
+    ] = _DEFAULT.decoder_widths,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[
         int, typer.Option(min=0, help="Compute threads on the CPU; 0 takes every core this process may use.")
@@ -78,7 +100,11 @@ def train(
     refine: Annotated[bool, typer.Option(help="Keep BASNet's refinement module.")] = True,
     loss: Annotated[Loss, typer.Option(help="Loss terms, added on every map.")] = _DEFAULT.loss,
     width: Annotated[
-        int, typer.Option(help="Channels at full resolution; 64 is the paper's network.")
+        int,
+        typer.Option(
+            help="Channels at full resolution; 64 is the paper's network. Other encoders: the refinement module's, "
+            "16 when left out."
+        ),
     ] = _DEFAULT.width,
     scale: Annotated[
         Scale, typer.Option(help="Pictures are divided by 255 or by their own largest value.")
@@ -136,16 +162,22 @@ def train(
     values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
     with exit_on_error():
         typed = {name for name in values if _is_typed(context, name)}
-        _require(device)
+        where = _required(device)
         if not refine:
             values["arch"] = _coarse(arch)
             typed.add("arch")
         values |= {name: value for name, value in PRESETS.get(preset, {}).items() if name not in typed}
         start = _start(init, resnet34, width if "width" in typed else None, widen_noise, resume=resume)
+        if encoder != RESNET34 and "width" not in typed:
+            values["width"] = _REFINE_WIDTH
         if start:
             values |= {
                 "width": start.width,
-                "arch": _same_arch(start.arch, values["arch"] if "arch" in typed else None),
+                "arch": _same("arch", start.arch, values["arch"] if "arch" in typed else None),
+                "encoder": _same("encoder", start.encoder, encoder if "encoder" in typed else None),
+                "decoder_widths": _same(
+                    "decoder-widths", start.decoder_widths, decoder_widths if "decoder_widths" in typed else None
+                ),
                 "scale": values["scale"] if "scale" in typed else start.preprocess.scale,
             }
         if resume:
@@ -154,10 +186,9 @@ def train(
         _run(
             values,
             source,
-            _Place(run=run, device=device, threads=threads, tensorboard=tensorboard),
+            _Place(run=run, device=where, threads=threads, tensorboard=tensorboard),
             resume,
-            start,
-            resnet34,
+            _Start(checkpoint=start, resnet34=resnet34, encoder_weights=encoder_weights),
         )
 
 
@@ -175,31 +206,33 @@ class _Place:
     """Where to compute and what to write."""
 
     run: Path
-    device: str
+    device: Device
     threads: int
     tensorboard: bool
 
 
-def _run(
-    values: dict[str, Any],
-    source: _Source,
-    place: _Place,
-    resume: bool,
-    start: Checkpoint | None,
-    resnet34: Path | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """The weights to begin with; at most one of them is given."""
+
+    checkpoint: Checkpoint | None
+    resnet34: Path | None
+    encoder_weights: str
+
+
+def _run(values: dict[str, Any], source: _Source, place: _Place, resume: bool, start: _Start) -> None:
     """Train in this process, which may be one of several that torchrun started."""
     from basnet_torch.distributed import world_from_environment
 
     world = world_from_environment()
-    if world.size > 1 and place.device == "cuda":
-        place = replace(place, device=f"cuda:{world.local_rank}")
+    if world.size > 1 and place.device == Device("cuda"):
+        place = replace(place, device=Device("cuda", world.local_rank))
     values["autocast"] = _autocast(values["autocast"], place.device)
     config = TrainConfig(**values)
     _refuse_used_run(place.run, resume=resume)
     with world.joined(place.device):
         world.wait()  # until all have looked at the run, before the first writes to it
-        trainer = _trainer(config, source, place, _initial(config, start, resnet34), world)
+        trainer = _trainer(config, source, place, None if resume else _initial(config, start), world)
         if resume:
             trainer.resume(place.run / "last.pth")
         _follow(trainer)
@@ -213,30 +246,31 @@ def _coarse(arch: Arch) -> Arch:
     return "basnet-coarse"
 
 
-def _same_arch(found: Arch, asked: Arch | None) -> Arch:
+def _same(option: str, found: Value, asked: Value | None) -> Value:
     if asked is not None and asked != found:
-        raise UsageError(f"--init holds {found}, not {asked}; leave --arch out or give a checkpoint of {asked}")
+        raise UsageError(
+            f"--init: holds {option} {found}, not {asked}; leave --{option} out or give a checkpoint of it"
+        )
     return found
 
 
-def _require(device: str) -> None:
+def _required(text: str) -> Device:
     """Check torch and the device, before minutes go into reading data."""
     if find_spec("torch") is None:
         raise BackendUnavailable("training needs torch; pip install 'basnet-deploy[train]'")
     import torch
 
-    kind, colon, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device {device}: it must be cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    device = Device.parse(text, of=("cpu", "cuda"), rule="it must be cpu, cuda or cuda:N")
+    if device != CPU and device.number >= torch.cuda.device_count():
         seen = f"{torch.cuda.device_count()} CUDA devices"
         raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
+    return device
 
 
-def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Autocast:
+def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Autocast:
     """What to compute in; bfloat16 that a processor has to emulate is ten times slower than FP32, so it is refused."""
     if asked == "fp16":
-        if device == "cpu":
+        if device == CPU:
             raise BackendUnavailable("autocast fp16: processors train in bf16 or fp32; use --autocast auto, or CUDA")
         return asked
     if asked == "fp32" or _has_bf16(device):
@@ -247,11 +281,11 @@ def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Au
     return "fp32"
 
 
-def _has_bf16(device: str) -> bool:
+def _has_bf16(device: Device) -> bool:
     import torch
 
-    if device != "cpu":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
+    if device != CPU:
+        return torch.cuda.get_device_capability(device.for_torch()) >= (8, 0)  # from Ampere on
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not tell yet
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -304,21 +338,28 @@ def _start(
     return widened(found, width or found.width, noise=noise)
 
 
-def _initial(config: TrainConfig, start: Checkpoint | None, resnet34: Path | None) -> SaliencyNetwork | None:
+def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
     """The network to start from, when one is asked for."""
     import torch
 
-    from basnet_torch.architectures import build
     from basnet_torch.checkpoint import load_resnet34, model_from_checkpoint
+    from basnet_torch.encoders import load_encoder_weights
+    from basnet_torch.trainer import network_from_config
 
-    if start:
-        return model_from_checkpoint(start).train()
-    if resnet34:
-        torch.manual_seed(config.seed)
-        model = build(config.arch, config.width)
-        load_resnet34(model, resnet34)
+    if start.checkpoint:
+        return model_from_checkpoint(start.checkpoint).train()
+    torch.manual_seed(config.seed)
+    if start.resnet34:
+        model = network_from_config(config)
+        load_resnet34(model, start.resnet34)
         return model
-    return None
+    if config.encoder == RESNET34:
+        if start.encoder_weights not in ("auto", "none"):
+            raise UsageError("encoder-weights: weights of resnet34 are given with --resnet34 FILE")
+        return None
+    model = network_from_config(config)
+    typer.echo(load_encoder_weights(model, start.encoder_weights), err=True)
+    return model
 
 
 def _trainer(
@@ -354,7 +395,7 @@ def _trainer(
         store,
         place.run,
         validator=_validator(config, source) if source.val and world.is_first else None,
-        device=place.device,
+        device=place.device.for_torch(),
         init=init,
         world=world,
         tensorboard=place.tensorboard,

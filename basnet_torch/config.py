@@ -12,7 +12,9 @@ from basnet_torch.errors import UsageError
 from basnet_torch.spec import Scale, check_size
 
 __all__ = [
+    "DECODER_WIDTHS",
     "PRESETS",
+    "RESNET34",
     "Arch",
     "Augmentation",
     "Autocast",
@@ -35,6 +37,10 @@ Schedule = Literal["constant", "cosine"]
 Autocast = Literal["fp32", "bf16", "fp16"]
 Augmentation = Literal["crop", "strong", "authors"]
 Compiler = Literal["off", "inductor", "cudagraphs", "eager"]
+
+RESNET34 = "resnet34"  # the paper's encoder, which the authors' checkpoint needs
+DECODER_WIDTHS = (112, 96, 64, 32, 16)
+_ENCODERS = (RESNET34, "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
 _WRITTEN = {
     "basnet": "BASNet",
@@ -86,7 +92,10 @@ class TrainConfig:
     Attributes:
         arch: Which network; `basnet-coarse` is BASNet without its refinement module.
         loss: Which terms of the hybrid loss are added, on every map that the network gives.
-        width: Channels at full resolution; 64 is the paper's network.
+        width: Channels at full resolution; 64 is the paper's network. On another encoder than `resnet34` these are the
+            refinement module's.
+        encoder: `resnet34`, `efficientnet-lite0` to `2`, or `timm:NAME`.
+        decoder_widths: Channels of the decoder's five stages from coarse to fine, on another encoder than `resnet34`.
         scale: What pictures are divided by, stored with the weights: 255, or each picture's own largest value.
         size: Side of the training crop, pixels, a multiple of 32.
         eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
@@ -122,6 +131,8 @@ class TrainConfig:
     arch: Arch = "basnet"
     loss: Loss = "bce+ssim+iou"
     width: int = 64
+    encoder: str = RESNET34
+    decoder_widths: tuple[int, int, int, int, int] = DECODER_WIDTHS
     scale: Scale = "255"
     size: int = 224
     eval_size: int = 256
@@ -182,14 +193,25 @@ class TrainConfig:
             if not holds:
                 raise UsageError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
 
+        self._check_encoder()
         if self.arch in _PLAIN and (self.encoder_lr, self.layer_decay) != (1, 1):
             raise UsageError(f"encoder_lr and layer_decay are of a ResNet encoder, which {self.arch} has not")
         if self.augment == "authors" and self.size > self.store_size:
             raise UsageError(f"size is {self.size}; the authors' crops are at most store_size, {self.store_size}")
 
+    def _check_encoder(self) -> None:
+        if self.encoder not in _ENCODERS and not re.fullmatch(r"timm:[\w.\-]+", self.encoder):
+            raise UsageError(f"encoder is {self.encoder!r}; it must be one of {', '.join(_ENCODERS)} or timm:NAME")
+        if self.encoder != RESNET34 and self.arch not in ("basnet", "basnet-coarse"):
+            raise UsageError(f"encoder {self.encoder}: arch {self.arch} is built on resnet34; leave --encoder out")
+        if len(self.decoder_widths) != 5 or min(self.decoder_widths) < 1:
+            raise UsageError(f"decoder_widths is {self.decoder_widths}; it must be five numbers, each at least 1")
+        if self.encoder.startswith("timm:") and self.layer_decay != 1:
+            raise UsageError(f"layer_decay: the stages of {self.encoder} have no common names; leave it out")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and checkpoints."""
-        return {**asdict(self), "crop_scale": list(self.crop_scale)}
+        return {**asdict(self), "crop_scale": list(self.crop_scale), "decoder_widths": list(self.decoder_widths)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -204,7 +226,8 @@ class TrainConfig:
         if unknown:
             raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")
         low, high = values.get("crop_scale", (0.7, 1.0))
-        return cls(**{**values, "crop_scale": (float(low), float(high))})
+        widths = tuple(int(w) for w in values.get("decoder_widths", DECODER_WIDTHS))
+        return cls(**{**values, "crop_scale": (float(low), float(high)), "decoder_widths": widths})
 
 
 def lr_factor(config: TrainConfig, parameter: str) -> float:
@@ -214,10 +237,11 @@ def lr_factor(config: TrainConfig, parameter: str) -> float:
     >>> [lr_factor(config, f"predict.{name}") for name in ("encoder.stage6.0", "encoder.stage5.0", "bridge.0")]
     [0.1, 0.05, 1.0]
     """
-    found = re.search(r"(?:^|\.)encoder\.(?:stage(\d)|stem)\.", f"{parameter}.")
+    found = re.search(r"(?:^|\.)encoder\.(?:stage(\d)|(\w+))\.", f"{parameter}.")
     if found is None:
         return 1.0
-    return config.encoder_lr * float(config.layer_decay ** (6 - int(found.group(1) or 0)))
+    stages = 6 if config.encoder == RESNET34 else 5
+    return config.encoder_lr * float(config.layer_decay ** (stages - int(found.group(1) or 0)))
 
 
 def named(arch: str) -> str:

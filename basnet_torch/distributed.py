@@ -22,6 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basnet_torch.batches import Share
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
 __all__ = ["SyncedBatchNorm2d", "World", "synchronise_norms", "world_from_environment"]
@@ -54,12 +55,12 @@ class World:
         return Share(rank=self.rank, size=self.size)
 
     @contextmanager
-    def joined(self, device: str) -> Iterator[None]:
+    def joined(self, device: Device) -> Iterator[None]:
         """Meet the other processes, over NCCL for CUDA and gloo for the CPU, and part together at the end."""
         if self.size == 1:
             yield
             return
-        distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+        distributed.init_process_group("gloo" if device == CPU else "nccl")
         try:
             yield
             self.wait()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basnet_torch.config import Arch
+from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch
+from basnet_torch.encoders import FeatureEncoder, feature_encoder
 from basnet_torch.spec import check_size
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "BASNet",
     "BasicBlock",
     "CoarseBASNet",
+    "CoarseFeatureMaps",
     "CoarseMaps",
     "ConvBNReLU",
     "Encoder",
+    "FeatureMaps",
+    "FeaturePredictModule",
     "NamedMaps",
     "SaliencyMaps",
     "SaliencyNetwork",
@@ -71,6 +75,29 @@ class CoarseMaps(NamedTuple):
     decoder4: Tensor
     decoder5: Tensor
     decoder6: Tensor
+    bridge: Tensor
+
+
+class FeatureMaps(NamedTuple):
+    """The seven maps of BASNet on an encoder of five stages, each N,1,H,W: as `SaliencyMaps`, decoder 1 at stride 2."""
+
+    refined: Tensor
+    decoder1: Tensor
+    decoder2: Tensor
+    decoder3: Tensor
+    decoder4: Tensor
+    decoder5: Tensor
+    bridge: Tensor
+
+
+class CoarseFeatureMaps(NamedTuple):
+    """`FeatureMaps` without the refined one."""
+
+    decoder1: Tensor
+    decoder2: Tensor
+    decoder3: Tensor
+    decoder4: Tensor
+    decoder5: Tensor
     bridge: Tensor
 
 
@@ -202,6 +229,41 @@ class PredictModule(nn.Module):
         return cast(list[Tensor], self.side_outputs(decoded, bridge))
 
 
+class FeaturePredictModule(nn.Module):
+    """The coarse half of BASNet on an encoder of `basnet_torch.encoders`: five stages at strides 2 to 32.
+
+    Args:
+        encoder: Gives five feature maps.
+        widths: Channels of the decoder's stages from coarse (stride 32) to fine (stride 2); the bridge has the first.
+    """
+
+    def __init__(self, encoder: FeatureEncoder, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        deepest = widths[0]
+        inputs = (encoder.channels[-1], deepest, deepest)
+        self.bridge = nn.Sequential(*(ConvBNReLU(c, deepest, dilation=2) for c in inputs))
+        below = (deepest, *widths)
+        stages = {
+            f"stage{5 - i}": _decoder_stage(below[i] + encoder.channels[4 - i], w, w, dilation=2 if i == 0 else 1)
+            for i, w in enumerate(widths)
+        }
+        self.decoder = nn.ModuleDict(stages)
+        sides = {f"stage{5 - i}": nn.Conv2d(w, 1, 3, padding=1) for i, w in enumerate(widths)}
+        self.side_outputs = nn.ModuleDict({**sides, "bridge": nn.Conv2d(deepest, 1, 3, padding=1)})
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Six logit maps N,1,H,W: decoder stages 1 to 5, then the bridge."""
+        encoded = self.encoder(image)
+        bridge = x = self.bridge(encoded[-1])
+        logits = [enlarge(self.side_outputs["bridge"](bridge), 32)]
+        for number in range(5, 0, -1):
+            x = x if number == 5 else double(x)
+            x = self.decoder[f"stage{number}"](torch.cat((x, encoded[number - 1]), 1))
+            logits.append(enlarge(self.side_outputs[f"stage{number}"](x), 2**number))
+        return logits[::-1]
+
+
 class RefinementModule(nn.Module):
     """A small U-shaped network that learns the residual between the coarse map and the truth, at 64 channels' width."""
 
@@ -232,10 +294,12 @@ class SaliencyNetwork(nn.Module):
         arch: Its name in `--arch` and in checkpoints.
         first_layer: The convolution on the picture, whose output channels are the width.
         width: Channels at full resolution.
+        encoder_name: Its encoder in `--encoder`.
     """
 
     arch: ClassVar[Arch]
     first_layer: ClassVar[str] = "encoder.stem.conv"
+    encoder_name: str = RESNET34
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -257,10 +321,13 @@ class SaliencyNetwork(nn.Module):
 
 
 class BASNet(SaliencyNetwork):
-    """Picture to eight saliency maps.
+    """Picture to saliency maps: eight on the paper's encoder, seven on an encoder of five stages.
 
     Args:
-        width: Channels at full resolution; 64 is the paper's network, 16 is `basnet-lite`.
+        width: Channels at full resolution; 64 is the paper's network. On another encoder than `resnet34` these are the
+            refinement module's alone.
+        encoder: `resnet34` or a name that `basnet_torch.encoders.feature_encoder` knows.
+        decoder_widths: Channels of the five decoder stages from coarse to fine, for an encoder of five stages.
 
     Raises:
         ValueError: From `forward`, when height or width is no multiple of 32.
@@ -269,17 +336,21 @@ class BASNet(SaliencyNetwork):
     arch = "basnet"
     first_layer = "predict.encoder.stem.conv"
 
-    def __init__(self, width: int = PAPER_WIDTH) -> None:
+    def __init__(
+        self, width: int = PAPER_WIDTH, *, encoder: str = RESNET34, decoder_widths: tuple[int, ...] = DECODER_WIDTHS
+    ) -> None:
         super().__init__(width)
-        self.predict = PredictModule(width)
+        self.encoder_name = encoder
+        self.predict = _predict_module(width, encoder, decoder_widths)
         self.refine = RefinementModule(width)
         self.apply(initialise)
 
-    def forward(self, image: Tensor) -> SaliencyMaps:
-        """Logits of all eight maps for normalised pictures `image` N,3,H,W (see `spec.Preprocess`)."""
+    def forward(self, image: Tensor) -> SaliencyMaps | FeatureMaps:
+        """Logits of all maps for normalised pictures `image` N,3,H,W (see `spec.Preprocess`)."""
         check_size(image.shape[-2], image.shape[-1])
         decoder1, *coarser = self.predict(image)
-        return SaliencyMaps(self.refine(decoder1), decoder1, *coarser)
+        kind = SaliencyMaps if self.encoder_name == RESNET34 else FeatureMaps
+        return kind(self.refine(decoder1), decoder1, *coarser)
 
 
 class CoarseBASNet(SaliencyNetwork):
@@ -288,15 +359,25 @@ class CoarseBASNet(SaliencyNetwork):
     arch = "basnet-coarse"
     first_layer = BASNet.first_layer
 
-    def __init__(self, width: int = PAPER_WIDTH) -> None:
+    def __init__(
+        self, width: int = PAPER_WIDTH, *, encoder: str = RESNET34, decoder_widths: tuple[int, ...] = DECODER_WIDTHS
+    ) -> None:
         super().__init__(width)
-        self.predict = PredictModule(width)
+        self.encoder_name = encoder
+        self.predict = _predict_module(width, encoder, decoder_widths)
         self.apply(initialise)
 
-    def forward(self, image: Tensor) -> CoarseMaps:
-        """Logits of seven maps for normalised pictures `image` N,3,H,W."""
+    def forward(self, image: Tensor) -> CoarseMaps | CoarseFeatureMaps:
+        """Logits of all maps but the refined one for normalised pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
-        return CoarseMaps(*self.predict(image))
+        kind = CoarseMaps if self.encoder_name == RESNET34 else CoarseFeatureMaps
+        return kind(*self.predict(image))
+
+
+def _predict_module(width: int, encoder: str, decoder_widths: tuple[int, ...]) -> PredictModule | FeaturePredictModule:
+    if encoder == RESNET34:
+        return PredictModule(width)
+    return FeaturePredictModule(feature_encoder(encoder), decoder_widths)
 
 
 def initialise(module: nn.Module) -> None:

@@ -37,6 +37,7 @@ from basnet_torch.checkpoint import (
 from basnet_torch.config import Autocast, TrainConfig, learning_rate, lr_factor
 from basnet_torch.datasets import PairStore
 from basnet_torch.distributed import World
+from basnet_torch.encoders import normalization
 from basnet_torch.errors import CheckpointError, TrainingError, UsageError
 from basnet_torch.losses import HybridLoss, hybrid_loss
 from basnet_torch.metrics import Scores
@@ -45,7 +46,7 @@ from basnet_torch.records import RunRecord, environment, fingerprint
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.validate import Validator
 
-__all__ = ["StepResult", "Trainer", "finishing"]
+__all__ = ["StepResult", "Trainer", "finishing", "network_from_config"]
 
 _Images = NDArray[np.uint8] | Tensor
 _DTYPES: Mapping[Autocast, torch.dtype] = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +104,7 @@ class Trainer:
         self.device = torch.device(device)
         self.validator = validator
         self._layout = _memory_format(config, self.device)
-        self.model = (init or build(config.arch, config.width)).to(self.device)
+        self.model = (init or network_from_config(config)).to(self.device)
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.average = deepcopy(self.model).requires_grad_(requires_grad=False) if config.ema else self.model
         self._network = _compiled(config, self.world.wrapped(self.model))
@@ -282,6 +283,8 @@ class Trainer:
         return Checkpoint(
             arch=self.config.arch,
             width=self.config.width,
+            encoder=self.config.encoder,
+            decoder_widths=self.config.decoder_widths,
             state=self.average.state_dict(),
             preprocess=self.preprocess,
             postprocess=self.postprocess,
@@ -293,14 +296,15 @@ class Trainer:
         """Write `last.pth`: a checkpoint of the averaged weights that also holds what resuming needs."""
         if not self.world.is_first:
             return
+        checkpoint = self.checkpoint()
         content = {
             "format": FORMAT,
-            "origin": "basnet-deploy",
-            "arch": self.config.arch,
+            "origin": checkpoint.origin,
+            **checkpoint.structure(),
             "preprocess": self.preprocess.to_dict(),
             "postprocess": self.postprocess.to_dict(),
-            "metadata": self.checkpoint().metadata,
-            "state_dict": self.average.state_dict(),
+            "metadata": checkpoint.metadata,
+            "state_dict": checkpoint.state,
             "resume": {
                 "data": self._data,
                 "step": self.step,
@@ -363,9 +367,15 @@ class Trainer:
         write_whole(self.run / "config.json", lambda beside: beside.write_text(text + "\n"))
 
 
+def network_from_config(config: TrainConfig) -> SaliencyNetwork:
+    """The network of a run, freshly initialized."""
+    return build(config.arch, config.width, encoder=config.encoder, decoder_widths=config.decoder_widths)
+
+
 def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
     """How pictures are prepared and maps finished for the weights of a run; the authors' way stretches maps."""
-    preprocess = Preprocess(height=config.eval_size, width=config.eval_size, scale=config.scale)
+    mean, std = normalization(config.encoder)
+    preprocess = Preprocess(height=config.eval_size, width=config.eval_size, scale=config.scale, mean=mean, std=std)
     return preprocess, Postprocess(stretch=config.scale == "image_max")
 
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from basnet_torch.architectures import build
 from basnet_torch.checkpoint import Checkpoint
+from basnet_torch.config import RESNET34
 from basnet_torch.errors import CheckpointError
 
 __all__ = ["widened"]
@@ -40,8 +40,10 @@ def widened(checkpoint: Checkpoint, width: int, *, noise: float = 0.01, seed: in
         raise CheckpointError(f"width {width} is no multiple of the checkpoint's {was}; ask {2 * was}, {3 * was}, ...")
     if factor == 1:
         return checkpoint
+    if checkpoint.encoder != RESNET34:
+        raise CheckpointError(f"width {width}: only a network on {RESNET34} is widened; leave --width out")
     with torch.device("meta"):
-        wanted = build(checkpoint.arch, width).state_dict()
+        wanted = replace(checkpoint, width=width).build().state_dict()
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, value in checkpoint.state.items():

@@ -20,6 +20,14 @@ for _name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
     os.environ[_name] = tempfile.mkdtemp(prefix="basnet-tests-")
     atexit.register(shutil.rmtree, os.environ[_name], ignore_errors=True)
 
+from basnet_runtime import processor
+from tests.cpus import as_on, kernels_of
+
+# All tests as on a CPU of this kind; libraries read what holds their kernels to it when they load.
+if _kind := os.environ.get("BASNET_CPU"):
+    os.environ.update(kernels_of(_kind))
+    processor._CPUINFO = as_on(_kind, Path(os.environ["XDG_CACHE_HOME"]))
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -109,3 +117,13 @@ def _tone(container: Any, stream: Any, seconds: float) -> None:
         frame.pts, frame.rate, frame.time_base = start, rate, Fraction(1, rate)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Let the program find a CPU of that kind, see `tests.cpus`; kernels stay this one's."""
+
+    def found(kind: str) -> None:
+        monkeypatch.setattr(processor, "_CPUINFO", as_on(kind, tmp_path_factory.mktemp("cpu")))
+
+    return found

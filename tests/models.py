@@ -21,10 +21,12 @@ from torch.nn import functional as F
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.backends.openvino import open_openvino
+from basnet_runtime.backends.openvino_provider import why_no_devices
 from basnet_runtime.backends.ort import open_onnxruntime
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.parity import Picture
+from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
 from basnet_torch.model import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
@@ -41,6 +43,9 @@ __all__ = [
     "draw_discs",
     "exported",
     "graph_made_before",
+    "has_openvino_plugin",
+    "needs_bf16",
+    "needs_int8",
     "needs_openvino_plugin",
     "settle_statistics",
     "widened",
@@ -49,9 +54,26 @@ __all__ = [
 
 SIZE = 64
 OPENVINO_PLUGIN = "onnxruntime_ep_openvino"
-needs_openvino_plugin = pytest.mark.skipif(
+has_openvino_plugin = pytest.mark.skipif(
     find_spec(OPENVINO_PLUGIN) is None, reason="OpenVINO's plug-in for ONNX Runtime is not installed"
 )
+
+
+def _skipped(reason: str | None) -> pytest.MarkDecorator:
+    """A mark that skips with the reason why this machine lacks something; None where it has it."""
+    return pytest.mark.skipif(reason is not None, reason=reason or "it is here")
+
+
+def _why_no_openvino_plugin() -> str | None:
+    import onnxruntime
+
+    found = why_no_devices(onnxruntime)
+    return found and f"device openvino: {found.reason}"
+
+
+needs_bf16 = _skipped(why_no_bf16())
+needs_int8 = _skipped(why_no_int8())
+needs_openvino_plugin = _skipped(_why_no_openvino_plugin())
 OPENERS = [  # of `.onnx` files on the processor
     open_onnxruntime,
     open_openvino,

@@ -28,6 +28,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import ModelFileError, UsageError
 
 __all__ = ["AccuracyConfig", "AccuracyReport", "AccuracyRow", "PictureScore", "measure_accuracy"]
@@ -57,7 +58,7 @@ class AccuracyConfig:
     backend: BackendName | None = None
     precision: Precision | None = None
     threads: int | None = None
-    device: str = "cpu"
+    device: Device = CPU
     panels: bool = False
     refine_edges: bool = False
 

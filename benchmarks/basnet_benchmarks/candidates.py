@@ -21,8 +21,10 @@ from basnet_benchmarks.fingerprint import fingerprint_of
 from basnet_benchmarks.torch_variants import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES, open_model
-from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_runtime.model_files import ModelKind, model_kind
+from basnet_runtime.open import open_model
+from basnet_torch.device import CPU, Device
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 
 __all__ = [
     "REFERENCE",
@@ -120,17 +122,15 @@ def _backends() -> tuple[BackendName, ...]:
     return "pytorch", "onnxruntime", "openvino", "tensorrt"
 
 
-def parse_device(text: str) -> str:
-    """The device itself, checked.
+def parse_device(text: str | Device) -> Device:
+    """A device on which every library can be measured.
 
     Raises:
-        UsageError: When it is none of the known ones.
+        UsageError: When it is none.
     """
-    kind, colon, index = text.partition(":")
-    if kind not in ("cpu", "cuda", "tensorrt", "rtx") or (colon and (kind == "cpu" or not index.isdecimal())):
-        also = "; INT8 files are measured in OpenVINO's provider with cpu" if kind == "openvino" else ""
-        raise UsageError(f"device {text!r}: give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}")
-    return text
+    also = "; INT8 files are measured in OpenVINO's provider with cpu" if str(text).startswith("openvino") else ""
+    rule = f"give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}"
+    return Device.parse(text, of=("cpu", "cuda", "tensorrt", "rtx"), rule=rule)
 
 
 class ModelSource:
@@ -167,12 +167,10 @@ class ModelSource:
         self.file = "" if text.startswith(_RANDOM) else text
         if text.startswith(_RANDOM):
             self.checkpoint = _random_checkpoint(text, folder)
-        elif path.suffix in CHECKPOINT_SUFFIXES:
+        elif (kind := _kind(path)) == "checkpoint":
             self.checkpoint = path
-        elif path.suffix in PLAN_SUFFIXES:
+        elif kind == "plan":
             self.plan = path
-        elif path.suffix != ".onnx":
-            raise UsageError(f"{text}: a model is a .pth, .pt, .safetensors, .onnx or .plan file, or random:WIDTH")
         self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_manifest(path)
 
     def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
@@ -215,14 +213,14 @@ class ModelSource:
         # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
-    def variants(self, device: str) -> tuple[Variant, ...]:
+    def variants(self, device: Device) -> tuple[Variant, ...]:
         """Everything that could run it on the device, whether it is installed or not."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
         found: list[Variant] = []
         if self.quantized_for != "openvino":  # ONNX Runtime's own kernels would compute it in FP32
             found.append(Variant(backend="onnxruntime", precision=self.precision))
-        if device == "cpu":
+        if device == CPU:
             found += self._in_openvino()
         if self.checkpoint:
             found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *_torch_variants(device), *found]
@@ -238,9 +236,16 @@ class ModelSource:
             yield Variant(backend="openvino", precision="bf16")
 
 
-def _torch_variants(device: str) -> tuple[Variant, ...]:
+def _kind(path: Path) -> ModelKind:
+    try:
+        return model_kind(path)
+    except ModelFileError as error:
+        raise UsageError(f"{error}, or random:WIDTH") from error
+
+
+def _torch_variants(device: Device) -> tuple[Variant, ...]:
     """What an engine must be compared with on its own device; a processor has no fast half precision."""
-    if device == "cpu":
+    if device == CPU:
         return ()
     ways: tuple[tuple[Precision, Mode], ...] = (("fp16", "channels-last"), ("fp32", "compiled"), ("fp16", "compiled"))
     return tuple(Variant(backend="pytorch", precision=precision, mode=mode) for precision, mode in ways)
@@ -277,7 +282,7 @@ class Candidate:
 
     source: ModelSource
     variant: Variant
-    device: str
+    device: Device
     threads: int
 
     @property
@@ -310,13 +315,13 @@ class Candidate:
     def described(self) -> dict[str, Any]:
         """What `open_described` takes, as plain values that another process can be given."""
         is_torch = self.variant.backend == "pytorch"
-        device = self.variant.provider or self.device
+        device = Device(self.variant.provider) if self.variant.provider else self.device
         widened = self.source.precision == "fp16" and self.variant.precision == "fp32"
         return {
             "path": str(self.path),
             "backend": self.variant.backend,
             "mode": self.variant.mode,
-            "device": device.replace("tensorrt", "cuda").replace("rtx", "cuda") if is_torch else device,
+            "device": device.for_torch() if is_torch else str(device),
             "threads": self.threads,
             "precision": None if widened else self.variant.precision,  # what nobody asked for is not refused
         }
@@ -348,7 +353,7 @@ def noise_batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
 
 
 def candidates_of(
-    sources: Sequence[ModelSource], choices: Sequence[Choice], device: str, threads: int
+    sources: Sequence[ModelSource], choices: Sequence[Choice], device: Device, threads: int
 ) -> list[Candidate]:
     """All variants of all sources that were chosen; no choice takes all.
 

@@ -21,6 +21,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say
+from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of every backend. Default: all allowed.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")]
+MeasuredDevice = Annotated[str, typer.Option(help="cpu, or cuda, tensorrt or rtx, alone or as cuda:N.")]
 RunDevice = Annotated[str, typer.Option(help="cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
@@ -60,7 +61,7 @@ def latency(
     warm_up: Annotated[int, typer.Option(min=1, help="Calls before the first round.")] = 2,
     threads: Threads = None,
     backend: Backends = None,
-    device: Device = "cpu",
+    device: MeasuredDevice = "cpu",
     picture: Annotated[
         Path | None, typer.Option(help="Picture to split the whole way with. Default: a photograph.")
     ] = None,
@@ -71,6 +72,7 @@ def latency(
     overwrite: Overwrite = False,
 ) -> None:
     """Time every backend on the same network, each as a ratio to PyTorch eager FP32 of the same run."""
+    from basnet_benchmarks.candidates import parse_device
     from basnet_benchmarks.latency import LatencyConfig, measure_latency
     from basnet_benchmarks.report import check_output
 
@@ -83,7 +85,7 @@ def latency(
             warm_up=warm_up,
             threads=threads,
             backends=tuple(backend or ()),
-            device=device,
+            device=parse_device(device),
             stages=not no_stages,
             picture=picture,
             memory=not no_memory,
@@ -104,13 +106,14 @@ def parity(
     ] = None,
     threads: Threads = None,
     backend: Backends = None,
-    device: Device = "cpu",
+    device: MeasuredDevice = "cpu",
     panels: Panels = False,
     as_json: AsJson = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare masks with PyTorch FP32 under the parity contract. Exit code 4 when a candidate fails."""
+    from basnet_benchmarks.candidates import parse_device
     from basnet_benchmarks.parity import ParityConfig, measure_parity
     from basnet_benchmarks.report import check_output
 
@@ -121,7 +124,7 @@ def parity(
             pictures=pictures,
             backends=tuple(backend or ()),
             threads=threads,
-            device=device,
+            device=parse_device(device),
             panels=panels or _is_page(output),
         )
         check_output(output, overwrite=overwrite)
@@ -168,7 +171,7 @@ def video(
             backend=backend,
             precision=precision,
             threads=threads,
-            device=device,
+            device=Device.parse(device),
         )
         check_output(output, overwrite=overwrite)
         _show(measure_video(config, say), as_json, output, overwrite)
@@ -201,7 +204,7 @@ def accuracy(
             backend=backend,
             precision=precision,
             threads=threads,
-            device=device,
+            device=Device.parse(device),
             refine_edges=refine_edges,
             panels=panels or _is_page(output),
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -153,12 +154,12 @@ def _timed_graph(run: DeviceRun, runs: int, warm_up: int) -> tuple[tuple[float, 
 class TorchStream:
     """`Stream` by PyTorch, on a stream of its own: the default one can be neither captured nor given to others."""
 
-    def __init__(self, device: str) -> None:
-        """`device`: `cuda` or `cuda:N`."""
+    def __init__(self, device: Device) -> None:
+        """`device`: a CUDA one."""
         import torch
 
         self._cuda: Any = torch.cuda
-        self.raw: Any = self._cuda.Stream(torch.device(device))
+        self.raw: Any = self._cuda.Stream(torch.device(device.for_torch()))
 
     def mark(self) -> Any:
         """See `Stream`."""
@@ -182,15 +183,15 @@ class TorchStream:
 class _TorchBuffers:
     """A batch and its masks on both sides, by PyTorch; page-locked where there is a device to copy to."""
 
-    def __init__(self, batch: NDArray[Any], shape: tuple[int, ...], dtype: str, device: str) -> None:
+    def __init__(self, batch: NDArray[Any], shape: tuple[int, ...], dtype: str, device: Device) -> None:
         import torch
 
-        pin = device != "cpu"
+        pin = device != CPU
         self.here = torch.from_numpy(np.ascontiguousarray(batch))
         self.here = self.here.pin_memory() if pin else self.here
-        self.there = self.here.to(device, copy=True)
+        self.there = self.here.to(device.for_torch(), copy=True)
         kind = getattr(torch, dtype)
-        self.masks_there = torch.empty(shape, dtype=kind, device=device)
+        self.masks_there = torch.empty(shape, dtype=kind, device=device.for_torch())
         self.masks_here = torch.empty(shape, dtype=kind, pin_memory=pin)
 
     def copy_in(self) -> None:
@@ -203,7 +204,7 @@ class _TorchBuffers:
 class TorchRun:
     """A module of PyTorch, eager or compiled."""
 
-    def __init__(self, forward: Callable[[Any], Any], batch: NDArray[Any], stream: Stream, device: str) -> None:
+    def __init__(self, forward: Callable[[Any], Any], batch: NDArray[Any], stream: Stream, device: Device) -> None:
         """`forward`: the batch on the device to float32 masks N,1,H,W there."""
         self.stream = stream
         self._forward = forward
@@ -238,7 +239,7 @@ class TorchRun:
 class BoundSession:
     """An ONNX Runtime session whose input and output are memory that PyTorch holds."""
 
-    def __init__(self, session: Any, buffers: _TorchBuffers, device: str, *, synchronous: bool) -> None:
+    def __init__(self, session: Any, buffers: _TorchBuffers, device: Device, *, synchronous: bool) -> None:
         """`synchronous`: let every run wait for its end; else it returns when everything is enqueued."""
         import onnxruntime
 
@@ -247,13 +248,12 @@ class BoundSession:
         self._options = onnxruntime.RunOptions()
         if not synchronous:
             self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        kind, _, index = device.partition(":")
         for bind, (node,), tensor in (
             (self._binding.bind_input, session.get_inputs(), buffers.there),
             (self._binding.bind_output, session.get_outputs(), buffers.masks_there),
         ):
             dtype = np.dtype(str(tensor.dtype).removeprefix("torch.")).type
-            bind(node.name, kind, int(index or 0), dtype, list(tensor.shape), tensor.data_ptr())
+            bind(node.name, device.kind, device.number, dtype, list(tensor.shape), tensor.data_ptr())
 
     def run(self) -> None:
         """Run once, from memory to memory."""
@@ -263,7 +263,7 @@ class BoundSession:
 class OnnxRuntimeRun:
     """A graph in ONNX Runtime's CUDA provider, which works on the stream that is timed."""
 
-    def __init__(self, path: Path, batch: NDArray[Any], shape: tuple[int, ...], dtype: str, device: str) -> None:
+    def __init__(self, path: Path, batch: NDArray[Any], shape: tuple[int, ...], dtype: str, device: Device) -> None:
         """`shape`, `dtype`: of the masks that the batch gives."""
         self.stream = TorchStream(device)
         self._path, self._device = path, device
@@ -277,9 +277,8 @@ class OnnxRuntimeRun:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        index = self._device.partition(":")[2] or "0"
         stream = str(self.stream.raw.cuda_stream)
-        provider = {"device_id": index, "use_tf32": "0", "user_compute_stream": stream, **more}
+        provider = {"device_id": str(self._device.number), "use_tf32": "0", "user_compute_stream": stream, **more}
         names = [("CUDAExecutionProvider", provider), "CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(self._path, options, providers=names)
         if session.get_providers()[0] != "CUDAExecutionProvider":
@@ -318,9 +317,9 @@ def open_device_run(candidate: Candidate, model: SaliencyModel, batch: NDArray[A
 
     device = candidate.device
     if candidate.variant.backend == "pytorch":
-        device = device.replace("tensorrt", "cuda")
+        device = Device.parse(device.for_torch())
         yield TorchRun(forward_of(model.backend), batch, TorchStream(device), device)
-    elif candidate.variant.backend == "onnxruntime" and device.startswith("cuda"):
+    elif candidate.variant.backend == "onnxruntime" and device.kind == "cuda":
         output = model.backend.output
         sizes = batch.shape[2:] if len(output.shape) == 4 else batch.shape[1:3]
         shape = (len(batch), 1, *sizes) if len(output.shape) == 4 else (len(batch), *sizes)

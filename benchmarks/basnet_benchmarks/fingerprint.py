@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from basnet_runtime.manifest import Manifest, read_manifest, sha256_of
-from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.model_files import model_kind
 from basnet_torch.spec import Preprocess
 
 __all__ = ["fingerprint_of"]
@@ -26,11 +26,12 @@ def fingerprint_of(path: Path) -> str:
         ModelFileError: An `.onnx` cannot be read.
         CheckpointError: A checkpoint cannot be read.
     """
-    if path.suffix in CHECKPOINT_SUFFIXES:
+    kind = model_kind(path)
+    if kind == "checkpoint":
         from basnet_runtime.backends.pytorch import read_checkpoint
 
         return _network(sha256_of(path), read_checkpoint(path).preprocess)
-    if path.suffix == ".onnx" and _is_the_checkpoint(manifest := read_manifest(path)):
+    if kind == "onnx" and _is_the_checkpoint(manifest := read_manifest(path)):
         return _network(manifest.checkpoint_sha256, manifest.preprocess)
     return sha256_of(path)[:_DIGITS]
 

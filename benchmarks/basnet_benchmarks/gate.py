@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from basnet_benchmarks.candidates import parse_device
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
 from basnet_benchmarks.measurement import Estimate
@@ -353,7 +354,7 @@ def _rows_on(
             pictures=config.pictures,
             backends=baseline.devices[device],
             threads=threads,
-            device=device,
+            device=parse_device(device),
         ),
         progress,
     )
@@ -390,7 +391,7 @@ def _timed(
                 rounds=baseline.rounds,
                 backends=tuple(dict.fromkeys(backends)),
                 threads=threads,
-                device=device,
+                device=parse_device(device),
             ),
             progress,
         )

@@ -34,6 +34,7 @@ from basnet_benchmarks.rounds import measure_rounds
 from basnet_benchmarks.stages import StageSplit, default_picture, measure_stages
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = ["COVERS", "LatencyConfig", "LatencyReport", "LatencyRow", "NotRun", "measure_latency"]
@@ -71,7 +72,7 @@ class LatencyConfig:
     warm_up: int = 2
     threads: int | None = None
     backends: tuple[str, ...] = ()
-    device: str = "cpu"
+    device: Device = CPU
     stages: bool = False
     picture: Path | None = None
     memory: bool = False
@@ -201,7 +202,7 @@ class LatencyReport:
                 "calls": self.config.calls,
                 "warm_up": self.config.warm_up,
                 "threads": self.environment.threads,
-                "device": self.config.device,
+                "device": str(self.config.device),
             },
             "results": [row.to_dict() for row in self.rows],
             "throughput": self.throughput,
@@ -232,7 +233,7 @@ def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None)
         ]
         candidates = _candidates(sources, config, threads)
         needs = _needs(candidates, config, progress)  # before this process opens them all and takes the memory
-        if config.device != "cpu":
+        if config.device != CPU:
             _let_cudnn_choose()
         opened, not_run = _opened(candidates, parse_choices(config.backends), stack, progress)
         moments, rows = [clocks()], list[LatencyRow]()
@@ -367,7 +368,7 @@ def _device_times(
     candidate: Candidate, model: SaliencyModel, batch: int, config: LatencyConfig, progress: _Progress
 ) -> DeviceTimes | None:
     """What the device itself takes, where it is one that has events."""
-    if config.device == "cpu" or not config.device_runs:
+    if config.device == CPU or not config.device_runs:
         return None
     progress(f"batch {batch}: {candidate.name} by events on the device")
     inputs = noise_batch(model, batch)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_runtime.processor import is_processor
+from basnet_torch.device import Device
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
@@ -106,28 +106,28 @@ def _measured(order: dict[str, Any]) -> Memory:
     """What the other process does."""
     from basnet_benchmarks.candidates import noise_batch, open_described
 
-    before, free = resident_bytes(), _free_on(order["candidate"]["device"])
+    before, free = resident_bytes(), _free_on(Device.parse(order["candidate"]["device"]))
     with open_described(order["candidate"]) as model:
         opened = resident_bytes()
         batch = noise_batch(model, order["pictures"])
         for _ in range(_RUNS):
             model.backend.infer(batch)
         threads = sum(1 for _ in _TASKS.iterdir())
-        left = _free_on(order["candidate"]["device"])
+        left = _free_on(Device.parse(order["candidate"]["device"]))
     taken = None if free is None or left is None else free - left
     highest = highest_bytes() or resident_bytes()
     return Memory(before_bytes=before, opened_bytes=opened, highest_bytes=highest, threads=threads, device_bytes=taken)
 
 
-def _free_on(device: str) -> int | None:
+def _free_on(device: Device) -> int | None:
     """Free bytes of a CUDA device, where PyTorch is there to ask for them."""
-    if is_processor(device):
+    if device.on_cpu:
         return None
     try:
         import torch
     except ImportError:
         return None
-    free, _ = torch.cuda.mem_get_info(torch.device(device.replace("tensorrt", "cuda")))
+    free, _ = torch.cuda.mem_get_info(torch.device(device.for_torch()))
     return int(free)
 
 

@@ -30,9 +30,10 @@ from basnet_benchmarks.candidates import (
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.panels import Panel, heat_panel
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, DataError, UsageError
 
 __all__ = [
@@ -75,14 +76,12 @@ class ParityConfig:
     pictures: Path | None = None
     backends: tuple[str, ...] = ()
     threads: int | None = None
-    device: str = "cpu"
+    device: Device = CPU
     panels: bool = False
 
     def __post_init__(self) -> None:
-        if self.reference.suffix not in CHECKPOINT_SUFFIXES:
-            raise UsageError(
-                f"reference {self.reference}: give the checkpoint, a {', '.join(CHECKPOINT_SUFFIXES)} file"
-            )
+        if model_kind(self.reference) != "checkpoint":
+            raise UsageError(f"reference {self.reference}: is none; give the checkpoint that was exported")
         if len({path.name for path in self.candidates}) < len(self.candidates):
             raise UsageError(f"candidates {', '.join(map(str, self.candidates))}: each needs a name of its own")
         parse_choices(self.backends)
@@ -320,13 +319,13 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
         )
 
 
-def _reference_device(config: ParityConfig) -> str:
+def _reference_device(config: ParityConfig) -> Device:
     """The candidates' CUDA device where PyTorch sees one; another device's sums would be part of the difference."""
-    if config.device == "cpu":
-        return "cpu"
+    if config.device == CPU:
+        return CPU
     import torch
 
-    return config.device.replace("tensorrt", "cuda") if torch.cuda.is_available() else "cpu"
+    return Device.parse(config.device.for_torch()) if torch.cuda.is_available() else CPU
 
 
 def _candidates(

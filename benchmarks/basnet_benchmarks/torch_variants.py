@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Backend, Precision
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec
 
@@ -65,7 +66,7 @@ class TorchVariant:
 
 
 def open_torch_variant(
-    checkpoint: Checkpoint, *, device: str, precision: Precision, mode: Mode, compiler: str = "inductor"
+    checkpoint: Checkpoint, *, device: Device | str, precision: Precision, mode: Mode, compiler: str = "inductor"
 ) -> TorchVariant:
     """The network in this arithmetic and mode.
 
@@ -84,26 +85,27 @@ def open_torch_variant(
 
     from basnet_torch.checkpoint import model_from_checkpoint
 
+    device = Device.parse(device, of=("cpu", "cuda"))
     if precision not in ("fp32", "fp16") or mode not in MODES[1:]:
         raise UsageError(f"pytorch {precision} {mode}: variants are fp32 and fp16, channels-last or compiled")
-    if device != "cpu":
+    if device != CPU:
         if not torch.cuda.is_available():
             raise BackendUnavailable(f"device {device}: PyTorch {torch.__version__} finds no CUDA device")
         cudnn: Any = torch.backends.cudnn
         cudnn.conv.fp32_precision = "ieee"  # TF32, the default, keeps 10 bits
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    network = model_from_checkpoint(checkpoint).eval().to(device=device, dtype=dtype)
+    network = model_from_checkpoint(checkpoint).eval().to(device=device.for_torch(), dtype=dtype)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs leave it out
 
     def forward(images: Any) -> Any:
         return network.mask(images.to(dtype).contiguous(memory_format=torch.channels_last))
 
     called: _Forward = torch.compile(forward, backend=compiler, dynamic=False) if mode == "compiled" else forward
-    where = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+    where = "cpu" if device == CPU else torch.cuda.get_device_name(device.for_torch())
     how = "channels last" if mode == "channels-last" else "channels last, torch.compile"
     description = f"PyTorch {torch.__version__}, {device}, {precision}, {how}, {where}"
     size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
-    return TorchVariant(called, size, device, description)
+    return TorchVariant(called, size, device.for_torch(), description)
 
 
 def forward_of(backend: Backend) -> _Forward:

@@ -27,7 +27,8 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, open_model
+from basnet_runtime.model_files import model_kind
+from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.salience import salience_score
 from basnet_runtime.threads import allowed_threads
@@ -80,7 +81,7 @@ class VerdictConfig:
             return
         if self.keep:
             raise UsageError("store and keep: a threshold that is not chosen need not be stored")
-        if self.model is None or self.model.suffix not in CHECKPOINT_SUFFIXES:
+        if self.model is None or model_kind(self.model) != "checkpoint":
             raise UsageError("store: a threshold belongs to weights; give the checkpoint as the model, then export it")
         if self.store.suffix not in (".pth", ".safetensors"):
             raise UsageError(f"store {self.store}: write .pth or .safetensors")

@@ -21,6 +21,7 @@ from basnet_benchmarks.rounds import round_order
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.run import RunConfig, Summary, run
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
 
 __all__ = ["VideoConfig", "VideoReport", "VideoResult", "VideoRun", "measure_video"]
@@ -52,7 +53,7 @@ class VideoConfig:
     backend: BackendName | None = None
     precision: Precision | None = None
     threads: int | None = None
-    device: str = "cpu"
+    device: Device = CPU
 
     def __post_init__(self) -> None:
         if self.runs < 1:

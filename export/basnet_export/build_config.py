@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import Graph, Manifest
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
+from basnet_runtime.model_files import PLAN_SUFFIXES, model_kind
 from basnet_runtime.tensorrt_library import Flavor
 from basnet_torch.errors import UsageError
 
@@ -87,8 +87,8 @@ class BuildConfig:
         self._refuse_other_flavors_options()
 
     def _check_files(self) -> None:
-        if self.model.suffix not in (*CHECKPOINT_SUFFIXES, ".onnx"):
-            raise UsageError(f"{self.model}: an engine is built from a .pth, .pt, .safetensors or .onnx file")
+        if model_kind(self.model) == "plan":
+            raise UsageError(f"{self.model}: is a plan; an engine is built from a checkpoint or an .onnx file")
         for name in ("precision", "graph", "size", "pictures", "calibration", "keep_fp32"):
             if getattr(self, name) is not None and not self.is_checkpoint:
                 option = name.replace("_", "-")
@@ -130,7 +130,7 @@ class BuildConfig:
     @property
     def is_checkpoint(self) -> bool:
         """Whether the model has to be exported first."""
-        return self.model.suffix in CHECKPOINT_SUFFIXES
+        return model_kind(self.model) == "checkpoint"
 
     @property
     def target(self) -> Path:

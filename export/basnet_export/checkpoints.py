@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from basnet_export.config import refuse_unfit
 from basnet_runtime.media.files import whole_file
-from basnet_torch.config import named
+from basnet_torch.config import RESNET34, named
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def convert_checkpoint(
     checkpoint = load_checkpoint(source)
     if layout == "authors" and checkpoint.arch != "basnet":
         raise UsageError(f"{source}: is {named(checkpoint.arch)}; the authors' layout has names for BASNet alone")
+    if layout == "authors" and checkpoint.encoder != RESNET34:
+        raise UsageError(f"{source}: is on {checkpoint.encoder}; the authors' layout has names for {RESNET34} alone")
     if size is not None:
         preprocess = replace(checkpoint.preprocess, height=size[0], width=size[1])
         checkpoint = replace(checkpoint, preprocess=preprocess)

@@ -12,6 +12,7 @@ from basnet_runtime.manifest import Manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _unit(raw: Any) -> Any:
 
 
 def check_parity(
-    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: str = "cpu"
+    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU
 ) -> dict[str, Any]:
     """Compare the file with the checkpoint in PyTorch FP32 on the same device; returns the receipt for the manifest.
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
-from basnet_runtime.open import CHECKPOINT_SUFFIXES, PLAN_SUFFIXES
 from basnet_runtime.preflight import read_plan_manifest
 from basnet_torch.config import named
-from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["Description", "describe", "receipt"]
@@ -47,20 +46,17 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Read a `.pth`, `.pt`, `.safetensors`, `.onnx` or `.plan` file.
+    """Read a checkpoint, an ONNX graph or a plan, whatever its suffix.
 
     Raises:
         ModelFileError: For a missing, damaged or unknown file.
         CheckpointError: For a checkpoint that is none.
         BackendUnavailable: When a checkpoint is given and torch is not installed.
     """
-    if path.suffix in CHECKPOINT_SUFFIXES:
+    kind = model_kind(path)
+    if kind == "checkpoint":
         return _checkpoint(path)
-    if path.suffix == ".onnx":
-        return _onnx(path)
-    if path.suffix in PLAN_SUFFIXES:
-        return _plan(path)
-    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
+    return _onnx(path) if kind == "onnx" else _plan(path)
 
 
 def receipt(path: Path) -> dict[str, Any]:
@@ -82,6 +78,7 @@ def _checkpoint(path: Path) -> Description:
     facts: dict[str, Any] = {
         "bytes": f"{path.stat().st_size:,}",
         "origin": checkpoint.origin,
+        "encoder": checkpoint.encoder,
         "width": checkpoint.width,
         "parameters": f"{sum(checkpoint.state[name].numel() for name in trained):,}",
         **_recipe(checkpoint.preprocess, checkpoint.postprocess),
@@ -150,6 +147,7 @@ def _source(manifest: Manifest) -> dict[str, Any]:
     """What every deployed file comes from, and what it was proven to be."""
     return {
         **_quantization(manifest),
+        "encoder": manifest.encoder,
         "width": manifest.width,
         "origin": manifest.origin,
         "checkpoint": f"{manifest.checkpoint} (SHA-256 {manifest.checkpoint_sha256[:12]})",

@@ -32,6 +32,7 @@ from basnet_runtime.parity import Picture
 from basnet_runtime.preflight import check_gpu
 from basnet_runtime.tensorrt_library import TensorRT, open_tensorrt
 from basnet_torch import __version__
+from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
 
 __all__ = ["build_engine"]
@@ -128,7 +129,7 @@ def _receipt(config: BuildConfig, plan: Path, record: Manifest, progress: BuildP
         path = Path(folder) / config.target.name
         path.symlink_to(plan.resolve())
         manifest_path(path).write_text(record.to_json(), encoding="utf-8")
-        return check_parity(path, record, checkpoint, pictures, device="cuda")
+        return check_parity(path, record, checkpoint, pictures, device=Device("cuda"))
 
 
 def _cannot_run_here(plan: Path, record: Manifest, pictures: Sequence[Picture]) -> str:
@@ -156,6 +157,8 @@ def _refuse_existing(config: BuildConfig) -> None:
     for path in (config.target, manifest_path(config.target)):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file")
+        if path.exists() and config.model.exists() and path.samefile(config.model):
+            raise UsageError(f"{path}: is the model itself; name another file with -o")
         if path.exists() and not config.overwrite:
             raise UsageError(f"{path} exists already; --overwrite replaces it")
 

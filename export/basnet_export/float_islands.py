@@ -24,6 +24,7 @@ from basnet_runtime.backends.pytorch import PyTorchBackend
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import Picture
 from basnet_torch.checkpoint import model_from_checkpoint
+from basnet_torch.device import CPU
 from basnet_torch.model import SaliencyNetwork
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Bench(CandidateBench):
         network = RoundedNetwork(model_from_checkpoint(self._checkpoint), self._precision, kept)
         preprocess = self._checkpoint.preprocess
         size = (preprocess.height, preprocess.width)
-        engine = PyTorchBackend(cast(SaliencyNetwork, network), size, "cpu", "fp32", f"{self._precision}, rounded")
+        engine = PyTorchBackend(cast(SaliencyNetwork, network), size, CPU, "fp32", f"{self._precision}, rounded")
         return SaliencyModel(engine, preprocess, self._checkpoint.postprocess, "candidate")
 
 

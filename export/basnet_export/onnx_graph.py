@@ -55,7 +55,8 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
 
     checkpoint = _resized(load_checkpoint(config.checkpoint), config.size)
     progress(
-        f"exporting {named(checkpoint.arch)} of width {checkpoint.width} as {config.graph} graph, {config.precision}"
+        f"exporting {named(checkpoint.arch)} on {checkpoint.encoder}, width {checkpoint.width}, "
+        f"as {config.graph} graph, {config.precision}"
     )
     with whole_file(config.target, overwrite=config.overwrite) as beside:
         try:
@@ -259,6 +260,7 @@ def _manifest(config: ExportConfig, checkpoint: Checkpoint, graph: onnx.ModelPro
         precision=config.precision,
         store=config.store if config.precision == "fp32" else config.precision,
         arch=checkpoint.arch,
+        encoder=checkpoint.encoder,
         width=checkpoint.width,
         preprocess=checkpoint.preprocess,
         postprocess=checkpoint.postprocess,
@@ -308,6 +310,8 @@ def _resized(checkpoint: Checkpoint, size: tuple[int, int] | None) -> Checkpoint
 def _refuse_existing(config: ExportConfig) -> None:
     if not config.checkpoint.is_file():
         return  # the checkpoint's own message comes first
+    if config.target.exists() and config.target.samefile(config.checkpoint):
+        raise UsageError(f"{config.target}: is the checkpoint itself; name another file with -o")
     for path in (config.target, manifest_path(config.target)):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file")

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from basnet_runtime.backends.base import Precision
 from basnet_torch.errors import UsageError
-from basnet_torch.model import BasicBlock, ConvBNReLU, SaliencyNetwork
+from basnet_torch.model import SaliencyNetwork
 
 __all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
 
@@ -165,18 +165,40 @@ def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
-    """Put `join(conv, norm)` in the convolution's place and nothing in the norm's."""
-    for module in list(network.modules()):
-        if isinstance(module, ConvBNReLU):
-            _join(module, "conv", "norm", join)
-        elif isinstance(module, BasicBlock):
-            _join(module, "conv1", "norm1", join)
-            _join(module, "conv2", "norm2", join)
-            if isinstance(module.shortcut, nn.Sequential):
-                _join(module.shortcut, "0", "1", join)
+    """Put `join(conv, norm)` in the convolution's place, and in the norm's what it does beside normalizing."""
+    for conv_name, norm_name in _norms_after_convolutions(network):
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        _put(network, conv_name, join(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)))
+        # timm's batch norms carry their activation
+        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+        _put(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
 
 
-def _join(owner: nn.Module, conv: str, norm: str, join: Join) -> None:
-    joined = join(getattr(owner, conv), getattr(owner, norm))
-    setattr(owner, conv, joined)
-    setattr(owner, norm, nn.Identity())
+def _norms_after_convolutions(network: SaliencyNetwork) -> list[tuple[str, str]]:
+    """The names of each convolution and the batch norm that alone reads it, found by running shapes through a copy."""
+    probe = copy.deepcopy(network).to("meta").eval()
+    names = {module: name for name, module in probe.named_modules()}
+    made: list[tuple[Tensor, nn.Module]] = []  # kept alive, so that no two tensors are taken for one
+    pairs: list[tuple[str, str]] = []
+
+    def after_convolution(module: nn.Module, _: object, output: Tensor) -> None:
+        made.append((output, module))
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        conv = next((conv for output, conv in made if output is inputs[0]), None)
+        if conv is not None:
+            pairs.append((names[conv], names[module]))
+
+    for module in probe.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(after_convolution)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(before_norm)
+    with torch.no_grad():
+        probe(torch.zeros(2, 3, 64, 64, device="meta", dtype=next(probe.parameters()).dtype))
+    return pairs
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, module)

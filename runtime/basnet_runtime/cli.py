@@ -15,6 +15,7 @@ import typer
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.cuda.base import CudaName
+from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ def run(
     hwaccel: Annotated[
         Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
     ] = "auto",
+    page: Annotated[
+        int | None,
+        typer.Option(min=1, help="Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture."),
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
@@ -112,12 +117,13 @@ def run(
             kind=OutputKind.parse(kind),
             model=model,
             backend=backend,
-            device=device,
+            device=Device.parse(device),
             threads=threads,
             precision=precision,
             cuda=cuda,
             batch=batch,
             max_pixels=max_pixels,
+            page=page,
             recursive=recursive,
             overwrite=overwrite,
             skip_existing=skip_existing,

@@ -52,13 +52,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Library:
-    """A library to ask: `code` prints one line about it."""
+    """A library to ask: `code` prints one line about it, as JSON of state, detail and fix where it `tells_state`."""
 
     name: str
     packages: tuple[str, ...]
     code: str
     fix: str
     needed: bool = False
+    tells_state: bool = False
 
 
 _LIBRARIES = (
@@ -93,7 +94,9 @@ _LIBRARIES = (
     _Library(
         name="openvino",
         packages=("openvino",),
-        code="import openvino as o; print(o.__version__.split('-')[0] + ', devices', *o.Core().available_devices)",
+        code="from basnet_torch.telemetry import without_openvino_telemetry as silent\n"
+        "with silent():\n import openvino as o\n"
+        "print(o.__version__.split('-')[0] + ', devices', *o.Core().available_devices)",
         fix="pip install 'basnet-deploy[openvino]'",
     ),
     _Library(
@@ -127,11 +130,11 @@ _LIBRARIES = (
 _OPENVINO_PROVIDER = _Library(
     name="openvino provider",
     packages=("onnxruntime-ep-openvino",),
-    code="import onnxruntime as o, onnxruntime_ep_openvino as p; n = p.get_ep_name(); "
-    "o.register_execution_provider_library(n, p.get_library_path()); "
-    "f = [d for d in o.get_ep_devices() if d.ep_name == n and 'ov_device' in d.ep_metadata]; "
-    "print(f[0].ep_metadata['version'].split('+')[0] + ', for onnxruntime' if f else 'finds no device')",
+    code="import json, onnxruntime as o; from basnet_runtime.backends import openvino_provider as p; "
+    "n = p.why_no_devices(o); s = 'ok' if n is None else 'error' if n.is_fault else 'missing'; "
+    "print(json.dumps([s, n.reason, n.fix] if n else [s, p.openvino_version() + ', for onnxruntime', '']))",
     fix="pip install 'basnet-deploy[openvino-ep]'",
+    tells_state=True,
 )
 
 
@@ -190,6 +193,9 @@ def _examine_library(library: _Library) -> Finding:
     if answer.returncode:
         reason = _last_line(answer.stderr) or f"its process ended with {answer.returncode}"
         return Finding(name=library.name, state="error", detail=f"installed, but broken: {reason}", fix=library.fix)
+    if library.tells_state:
+        told, detail, fix = json.loads(_last_line(answer.stdout))
+        return Finding(name=library.name, state=told, detail=detail, fix=fix)
     return Finding(name=library.name, state="ok", detail=_last_line(answer.stdout))
 
 

@@ -37,7 +37,7 @@ FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
 _RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created", "arch"), str),
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created", "arch", "encoder"), str),
     **dict.fromkeys(("width", "opset"), int),
     "exporter": Mapping,
     "parity": (Mapping, NoneType),
@@ -47,6 +47,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 _LATER: dict[str, Any] = {
     "engine": None,
     "arch": "basnet",
+    "encoder": "resnet34",
     "quantization": None,
     "keep_fp32": (),
 }  # what older files do not have
@@ -66,6 +67,7 @@ class Manifest:
         store: What its weights are kept as.
         width: Channels at full resolution; 64 is the paper's network.
         arch: Which network, as `basnet-train --arch` names it.
+        encoder: Which encoder, as `basnet-train --encoder` names it.
         preprocess: How pictures are prepared (inside the `frame` graph).
         postprocess: How maps are finished (inside the `frame` graph).
         input: What the file takes.
@@ -99,6 +101,7 @@ class Manifest:
     created: str
     store: Precision = "fp32"
     arch: str = "basnet"
+    encoder: str = "resnet34"
     onnx_sha256: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None

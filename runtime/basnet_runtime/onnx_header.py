@@ -14,7 +14,7 @@ from pathlib import Path
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["OnnxHeader", "read_onnx_header"]
+__all__ = ["OnnxHeader", "read_onnx_header", "refuse_foreign"]
 
 # Field numbers of onnx.proto, by message.
 _IR_VERSION, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSET, _METADATA = 1, 2, 3, 7, 8, 14
@@ -52,7 +52,7 @@ def read_onnx_header(path: Path) -> OnnxHeader:
     """
     content = _content(path)
     size = len(content)
-    _refuse_foreign(path, content[:512], size)
+    refuse_foreign(path, content[:512], size)
     try:
         return _header(memoryview(content))
     except ValueError as error:  # also what is no UTF-8
@@ -74,7 +74,8 @@ def _content(path: Path) -> mmap.mmap:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}); see who may read it") from error
 
 
-def _refuse_foreign(path: Path, head: bytes, size: int) -> None:
+def refuse_foreign(path: Path, head: bytes, size: int) -> None:
+    """Raise ModelFileError for what downloads leave instead of a file, and for another tool's files."""
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ModelFileError(f"{path}: is a web page of {size:,} bytes, not a model; download the file itself")
     if head.startswith(b"version https://git-lfs"):

@@ -13,22 +13,22 @@ from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.processor import is_processor, why_no_int8
-from basnet_torch.errors import ModelFileError, UsageError
+from basnet_runtime.model_files import model_kind
+from basnet_runtime.processor import why_no_int8
+from basnet_torch.device import CPU, Device
+from basnet_torch.errors import UsageError
 
-__all__ = ["BUILTIN", "BUILTIN_INT8", "CHECKPOINT_SUFFIXES", "PLAN_SUFFIXES", "builtin_model", "open_model"]
+__all__ = ["BUILTIN", "BUILTIN_INT8", "builtin_model", "open_model"]
 
 BUILTIN = Path(__file__).parent / "models" / "basnet-lite.onnx"
 BUILTIN_INT8 = BUILTIN.with_name("basnet-lite-int8.onnx")
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
-PLAN_SUFFIXES = (".plan", ".engine")
 
 
 def open_model(
     path: Path | str | None = None,
     *,
     backend: BackendName | None = None,
-    device: str = "cpu",
+    device: Device | str = CPU,
     threads: int | None = None,
     precision: Precision | None = None,
     cuda: CudaName = "cuda-core",
@@ -36,8 +36,8 @@ def open_model(
     """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
 
     Args:
-        path: A checkpoint (`.pth`, `.pt`, `.safetensors`), an exported `.onnx` or a TensorRT engine (`.plan`); None
-            opens the built-in model, in INT8 where processor and library have it.
+        path: A checkpoint (`.pth`, `.ckpt`, `.safetensors` ...), an exported `.onnx` or a TensorRT engine (`.plan`),
+            judged by content; None opens the built-in model, in INT8 where processor and library have it.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
         device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `openvino`, its provider for the processor, and
@@ -52,45 +52,45 @@ def open_model(
         CheckpointError: The checkpoint is unreadable or of another network.
         UsageError: The arguments do not go together.
     """
+    device = Device.parse(device)
     path = builtin_model(backend, device, precision) if path is None else Path(path)
-    if path.suffix in CHECKPOINT_SUFFIXES:
+    kind = model_kind(path)
+    if kind == "checkpoint":
         return _open_checkpoint(path, backend, device, threads, precision)
-    if path.suffix == ".onnx":
+    if kind == "onnx":
         return _open_onnx(path, backend, device, threads, precision)
-    if path.suffix in PLAN_SUFFIXES:
-        return _open_plan(path, backend, device, precision, cuda)
-    raise ModelFileError(f"{path}: a model is a .pth, .pt, .safetensors, .onnx or .plan file")
+    return _open_plan(path, backend, device, precision, cuda)
 
 
-def builtin_model(backend: BackendName | None = None, device: str = "cpu", precision: Precision | None = None) -> Path:
+def builtin_model(backend: BackendName | None = None, device: Device = CPU, precision: Precision | None = None) -> Path:
     """The built-in model's file: INT8 where a processor that adds it exactly runs it, unless another type is asked."""
     if precision == "int8":
         return BUILTIN_INT8
-    here = is_processor(device) and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None
+    here = device.on_cpu and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None
     return BUILTIN_INT8 if here and _runs_int8(BUILTIN_INT8, backend, device) else BUILTIN
 
 
-def _runs_int8(path: Path, backend: BackendName | None, device: str) -> bool:
+def _runs_int8(path: Path, backend: BackendName | None, device: Device) -> bool:
     """Whether the library that an INT8 file is for is there, and no other is asked."""
-    if read_manifest(path).quantized_for == "openvino" and device == "cpu":
+    if read_manifest(path).quantized_for == "openvino" and device == CPU:
         return backend in (None, "openvino") and find_spec("openvino") is not None
     return backend in (None, "onnxruntime", "openvino")
 
 
 def _open_plan(
-    path: Path, backend: BackendName | None, device: str, precision: Precision | None, cuda: CudaName
+    path: Path, backend: BackendName | None, device: Device, precision: Precision | None, cuda: CudaName
 ) -> SaliencyModel:
     from basnet_runtime.backends.trt import open_engine
 
     if backend not in (None, "tensorrt"):
         raise UsageError(f"{path.name} with backend {backend}: a plan runs in tensorrt; leave --backend out")
-    device = "cuda" if device == "cpu" else device
+    device = Device("cuda") if device == CPU else device
     engine, manifest = open_engine(path, device=device, precision=precision, cuda=cuda)
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name, engine.profiles)
 
 
 def _open_checkpoint(
-    path: Path, backend: BackendName | None, device: str, threads: int | None, precision: Precision | None
+    path: Path, backend: BackendName | None, device: Device, threads: int | None, precision: Precision | None
 ) -> SaliencyModel:
     if backend not in (None, "pytorch"):
         raise UsageError(
@@ -104,11 +104,11 @@ def _open_checkpoint(
 
 
 def _open_onnx(
-    path: Path, backend: BackendName | None, device: str, threads: int | None, precision: Precision | None
+    path: Path, backend: BackendName | None, device: Device, threads: int | None, precision: Precision | None
 ) -> SaliencyModel:
     manifest = read_manifest(path)
     backend = backend or _default_backend(manifest, device, precision)
-    if "openvino" in (backend, device) and precision == "fp16" == manifest.precision:
+    if "openvino" in (backend, device.kind) and precision == "fp16" == manifest.precision:
         raise UsageError(
             f"{path.name} with precision fp16: OpenVINO computes fp16 files in fp32 on the CPU; "
             "leave --precision out to allow that, or run it with --backend onnxruntime --device cuda"
@@ -117,9 +117,9 @@ def _open_onnx(
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
 
 
-def _default_backend(manifest: Manifest, device: str, precision: Precision | None) -> BackendName:
+def _default_backend(manifest: Manifest, device: Device, precision: Precision | None) -> BackendName:
     """ONNX Runtime where it can do what is asked, else OpenVINO; what is not installed is no candidate."""
-    if device != "cpu":
+    if device != CPU:
         return "onnxruntime"
     candidates: tuple[BackendName, ...] = ("onnxruntime", "openvino")
     if (precision or manifest.precision) == "bf16" or manifest.quantized_for == "openvino":
@@ -129,7 +129,7 @@ def _default_backend(manifest: Manifest, device: str, precision: Precision | Non
 
 
 def _engine(
-    path: Path, manifest: Manifest, backend: BackendName, device: str, threads: int | None, precision: Precision
+    path: Path, manifest: Manifest, backend: BackendName, device: Device, threads: int | None, precision: Precision
 ) -> Backend:
     if backend == "openvino":
         from basnet_runtime.backends.openvino import open_openvino
@@ -141,7 +141,7 @@ def _engine(
         from basnet_runtime.backends.ort import open_onnxruntime
 
         _refuse_other_precision(path, manifest, precision, allowed=())
-        if manifest.quantized_for == "openvino" and device != "openvino":
+        if manifest.quantized_for == "openvino" and device.kind != "openvino":
             raise UsageError(
                 f"{path.name} in ONNX Runtime on {device}: it is quantised for OpenVINO, and other kernels would "
                 "compute it in FP32; leave --backend and --device out, or take --device openvino"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-__all__ = ["is_processor", "processor_flags", "why_no_bf16", "why_no_int8"]
+__all__ = ["processor_flags", "why_no_bf16", "why_no_int8"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -13,15 +13,10 @@ _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 _X86 = ("x86_64", "amd64", "i686")
 
 
-def is_processor(device: str) -> bool:
-    """Whether a `--device` is the processor: `cpu`, or `openvino`, ONNX Runtime's provider for it."""
-    return device in ("cpu", "openvino")
-
-
-def processor_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
+def processor_flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
     """The instruction sets the system lists for its first processor, or None where it lists none."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = (cpuinfo or _CPUINFO).read_text().splitlines()
     except OSError:
         return None
     for line in lines:
@@ -31,7 +26,7 @@ def processor_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
     return None
 
 
-def why_no_bf16(cpuinfo: Path = _CPUINFO) -> str | None:
+def why_no_bf16(cpuinfo: Path | None = None) -> str | None:
     """None when the processor multiplies in bfloat16; otherwise the reason it is refused, for people."""
     flags = processor_flags(cpuinfo)
     if flags is None:
@@ -41,7 +36,7 @@ def why_no_bf16(cpuinfo: Path = _CPUINFO) -> str | None:
     return None
 
 
-def why_no_int8(cpuinfo: Path = _CPUINFO, machine: str | None = None) -> str | None:
+def why_no_int8(cpuinfo: Path | None = None, machine: str | None = None) -> str | None:
     """None when sums of byte products are exact here; otherwise the reason INT8 files are refused, for people.
 
     x86 without VNNI adds pairs of u8 * s8 in 16 bits, which saturate: masks would be wrong without a word.

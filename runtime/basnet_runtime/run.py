@@ -24,11 +24,11 @@ from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
-from basnet_runtime.processor import is_processor
 from basnet_runtime.salience import SalienceLog
 from basnet_runtime.timing import STAGES
 from basnet_runtime.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
-from basnet_torch.errors import BasnetError, UsageError
+from basnet_torch.device import CPU, Device
+from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class RunConfig:
         cuda: For an engine, the library that moves its data on the GPU.
         batch: Pictures per network run.
         max_pixels: Pictures above this are refused.
+        page: Of files of several pictures the one of that number, from 1; None takes the main one.
         recursive: Take subfolders too.
         overwrite: Replace existing outputs.
         skip_existing: Leave out inputs whose output exists.
@@ -74,12 +75,13 @@ class RunConfig:
     kind: OutputKind = field(default_factory=OutputKind)
     model: Path | None = None
     backend: BackendName | None = None
-    device: str = "cpu"
+    device: Device = CPU
     threads: int | None = None
     precision: Precision | None = None
     cuda: CudaName = "cuda-core"
     batch: int = 1
     max_pixels: int = 300_000_000
+    page: int | None = None
     recursive: bool = False
     overwrite: bool = False
     skip_existing: bool = False
@@ -103,6 +105,8 @@ class RunConfig:
             raise UsageError(f"feather is {self.feather}; it must be 0 to {_MOST_FEATHER} pixels")
         if self.max_pixels < 1:
             raise UsageError(f"max-pixels is {self.max_pixels}; it must be at least 1")
+        if self.page is not None and self.page < 1:
+            raise UsageError(f"page is {self.page}; pages count from 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +148,7 @@ class Summary:
         results: Finished outputs.
         failures: Inputs without a result.
         notes: About the run as a whole.
+        left_out: Suffix to how many files of the folders are no pictures or video.
         frames: Frames in all.
         seconds: Time with frames on their way; opening the model is not part of it.
         seconds_by_stage: Stage to (wall, processor) seconds; `other` is what no stage accounts for.
@@ -154,6 +159,7 @@ class Summary:
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     seconds: float = 0.0
     seconds_by_stage: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -188,6 +194,7 @@ class Summary:
             "results": [result.to_dict() for result in self.results],
             "failures": [{"source": os.fspath(item.source), "error": item.error} for item in self.failures],
             "notes": self.notes,
+            "left_out": self.left_out,
             "frames": self.frames,
             "seconds": round(self.seconds, 4),
             "frames_per_second": round(self.frames_per_second, 3),
@@ -225,6 +232,7 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     plan, journal = _plan(config)
     summary.failures += plan.failures
     summary.notes += plan.notes
+    summary.left_out |= plan.left_out
     if not plan.jobs:
         return summary
     with _working(config, watcher, summary, journal, plan.jobs) as work:
@@ -359,6 +367,8 @@ def _check_output(config: RunConfig, job: Job) -> None:
     from basnet_runtime.media.pictures import check_picture_output
     from basnet_runtime.run_video import check_video_output
 
+    if config.page is not None and job.media != "picture":
+        raise MediaError(f"{job.source}: is {_ARTICLES[job.media]}; --page is for pictures")
     if job.media == "picture":
         suffix = job.target.suffix.lower()
         if config.picture_format not in (None, _FORMATS.get(suffix, suffix[1:])):
@@ -371,6 +381,7 @@ def _check_output(config: RunConfig, job: Job) -> None:
         check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
 
 
+_ARTICLES = {"animation": "an animation", "video": "a video"}
 _FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
 _NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
 
@@ -399,12 +410,12 @@ def _open_model(config: RunConfig) -> SaliencyModel:
 
 
 @contextmanager
-def opencv_out_of_the_way(device: str) -> Iterator[None]:
+def opencv_out_of_the_way(device: Device) -> Iterator[None]:
     """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
     import cv2
 
     before = cv2.getNumThreads()
-    if is_processor(device):
+    if device.on_cpu:
         cv2.setNumThreads(1)
     try:
         yield
@@ -439,6 +450,7 @@ class _Work:
         source = PictureSource(
             jobs,
             max_pixels=self.config.max_pixels,
+            page=self.config.page,
             check_size=self.model.check_size,
             put_aside=None if self.model.takes_frames else HUGE_PIXELS,
         )
@@ -466,14 +478,15 @@ class _Work:
         from basnet_runtime.media.pictures import PictureFile
 
         start, decisions = time.perf_counter(), SalienceLog()
-        with PictureFile(job.source, max_pixels=self.config.max_pixels) as picture:
+        config = self.config
+        with PictureFile(job.source, max_pixels=config.max_pixels, page=config.page) as picture:
             decision = run_huge(
                 picture,
                 job.target,
                 model=self.model,
                 finisher=Finisher(self.model, Finishing(empty_weak=self.config.empty_weak)),
                 composer=self.composer,
-                overwrite=self.config.overwrite,
+                overwrite=config.overwrite,
             )
         decisions.add(decision)
         self.watcher.advanced()

@@ -7,14 +7,23 @@ import onnxruntime
 import pytest
 import torch
 
-from basnet_benchmarks import latency
+from basnet_benchmarks import device_times, latency, memory, parity
 from basnet_benchmarks.candidates import ModelSource, Variant, candidates_of, open_described
-from basnet_benchmarks.device_times import BoundSession, DeviceTimes, TimedBackend, TorchRun, measure_device
+from basnet_benchmarks.device_times import (
+    BoundSession,
+    DeviceTimes,
+    TimedBackend,
+    TorchRun,
+    measure_device,
+    open_device_run,
+)
 from basnet_benchmarks.device_times import _TorchBuffers as TorchBuffers
+from basnet_benchmarks.parity import ParityConfig
 from basnet_benchmarks.torch_variants import forward_of, open_torch_variant
 from basnet_runtime.backends.pytorch import read_checkpoint
 from basnet_runtime.backends.trt import TensorRTBackend
 from basnet_runtime.open import open_model
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from tests.conftest import make_fake_model
 
@@ -95,8 +104,8 @@ def batch(bench_models):
 def test_a_bound_session_works_from_memory_to_memory(bench_models, batch):
     """The same calls as on CUDA, with memory of the processor."""
     session = onnxruntime.InferenceSession(bench_models.onnx, providers=["CPUExecutionProvider"])
-    buffers = TorchBuffers(batch, (2, 1, 64, 64), "float32", "cpu")
-    bound = BoundSession(session, buffers, "cpu", synchronous=True)
+    buffers = TorchBuffers(batch, (2, 1, 64, 64), "float32", CPU)
+    bound = BoundSession(session, buffers, CPU, synchronous=True)
     bound.run()
     buffers.copy_out()
     with open_model(bench_models.onnx, threads=1) as model:
@@ -110,7 +119,7 @@ def test_a_bound_session_works_from_memory_to_memory(bench_models, batch):
 
 def test_a_run_of_pytorch_computes_what_the_backend_does(bench_models, batch):
     with open_model(bench_models.checkpoint, threads=1) as model:
-        run = TorchRun(forward_of(model.backend), batch, FakeStream(), "cpu")
+        run = TorchRun(forward_of(model.backend), batch, FakeStream(), CPU)
         run.copy_in()
         run.compute()
         run.copy_out()
@@ -144,7 +153,7 @@ def test_variants_need_their_device_and_a_known_name(bench_models):
 
 def test_on_cuda_everything_stands_side_by_side(bench_models, tmp_path):
     source = ModelSource(str(bench_models.checkpoint), tmp_path)
-    names = [str(c.variant) for c in candidates_of([source], (), "cuda", 1)]
+    names = [str(c.variant) for c in candidates_of([source], (), Device("cuda"), 1)]
     assert names == [
         "pytorch fp32",
         "pytorch bf16",
@@ -153,10 +162,9 @@ def test_on_cuda_everything_stands_side_by_side(bench_models, tmp_path):
         "pytorch fp16 compiled",
         "onnxruntime fp32",
     ]
-    cpu = [str(c.variant) for c in candidates_of([source], (), "cpu", 1)]
+    cpu = [str(c.variant) for c in candidates_of([source], (), CPU, 1)]
     assert not [name for name in cpu if "compiled" in name or "channels" in name]
-    (halves,) = [c for c in candidates_of([source], (), "tensorrt:1", 1) if c.variant.mode == "channels-last"]
-    assert halves.described()["device"] == "cuda:1"
+    (halves,) = [c for c in candidates_of([source], (), Device("cuda"), 1) if c.variant.mode == "channels-last"]
     assert halves.contract == "fp16"
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="CUDA"):
@@ -167,6 +175,24 @@ def test_the_engine_times_itself():
     """The method's name and arguments are those of the real class, which needs a device to be made."""
     assert callable(TensorRTBackend.device_times)
     assert isinstance(TensorRTBackend.__new__(TensorRTBackend), TimedBackend)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt", "rtx"])
+def test_pytorch_stands_beside_every_provider_on_the_same_gpu(kind, bench_models, tmp_path, monkeypatch):
+    source, asked = ModelSource(str(bench_models.checkpoint), tmp_path), Device(kind, 1)
+    candidates = candidates_of([source], (), asked, 1)
+    devices = {c.variant.backend: c.described()["device"] for c in candidates}
+    assert devices == {"pytorch": "cuda:1", "onnxruntime": f"{kind}:1"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index, 9))
+    config = ParityConfig(reference=bench_models.checkpoint, device=asked)
+    assert parity._reference_device(config) == Device("cuda", 1)
+    assert memory._free_on(asked) == 1
+    timed = []
+    monkeypatch.setattr(device_times, "TorchStream", lambda _: FakeStream())
+    monkeypatch.setattr(device_times, "TorchRun", lambda *arguments: timed.append(arguments[-1]))
+    with open_model(bench_models.checkpoint, threads=1) as model, open_device_run(candidates[0], model, np.empty(1)):
+        assert timed == [Device("cuda", 1)]
 
 
 def test_ratios_on_the_device_are_taken_by_graphs_where_there_are_any():

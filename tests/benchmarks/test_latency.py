@@ -87,7 +87,7 @@ def test_only_what_was_asked_by_name_must_open():
         (("x.onnx",), {"batches": (0,)}, "batches"),
         (("x.onnx",), {"backends": ("onnx",)}, "backend 'onnx'"),
         (("x.onnx",), {"backends": ("pytorch:fp31",)}, "fp31"),
-        (("x.onnx",), {"device": "gpu"}, "device 'gpu'"),
+        (("x.onnx",), {"device": "gpu"}, "device gpu: give cpu, or cuda, tensorrt or rtx"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(models, options, message):

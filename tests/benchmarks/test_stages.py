@@ -13,13 +13,14 @@ from basnet_benchmarks.environment import clocks
 from basnet_benchmarks.latency import LatencyConfig, measure_latency
 from basnet_benchmarks.memory import Memory, memory_of
 from basnet_benchmarks.stages import STEPS, _with_copies, default_picture, measure_stages
+from basnet_torch.device import Device
 from basnet_torch.errors import UsageError
 from tests.conftest import make_fake_model
 
 
 def candidate(source, backend="onnxruntime", precision="fp32", device="cpu"):
     variant = Variant(backend=backend, precision=precision)
-    return Candidate(source=source, variant=variant, device=device, threads=1)
+    return Candidate(source=source, variant=variant, device=Device.parse(device), threads=1)
 
 
 def test_every_step_of_every_round_is_there():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from basnet_runtime import doctor
+from basnet_runtime.backends.openvino_provider import why_no_devices
 from basnet_runtime.doctor import Finding
+from tests.models import has_openvino_plugin
 
 RUNNER = CliRunner()
 OK = [Finding(name=name, state="ok", detail="1.0") for name in ("gpu", "onnxruntime", "openvino", "pytorch")]
@@ -42,6 +45,31 @@ def test_broken_library_is_a_finding():
     )
     crash = doctor._Library(name="x", packages=("numpy",), code="import os; os.abort()", fix="")
     assert "its process ended with -6" in doctor._examine_library(crash).detail
+
+
+@pytest.mark.parametrize(
+    ("told", "state", "fix"),
+    [
+        ('["ok", "1.8.1, for onnxruntime", ""]', "ok", ""),
+        ('["missing", "offers nothing on this one", "use --backend openvino"]', "missing", "use --backend openvino"),
+        ('["error", "needs ONNX Runtime 1.23", "pip install --upgrade onnxruntime"]', "error", "--upgrade onnxruntime"),
+    ],
+)
+def test_the_provider_says_itself_what_is_wrong(told, state, fix):
+    """A reinstall, the advice for what cannot be imported, helps neither an old ONNX Runtime nor another CPU."""
+    asked = replace(doctor._OPENVINO_PROVIDER, packages=("numpy",), code=f"print('{told}')")
+    finding = doctor._examine_library(asked)
+    assert finding.state == state
+    assert finding.fix.endswith(fix)
+
+
+@has_openvino_plugin
+def test_the_provider_is_asked_what_it_offers():
+    finding = doctor._examine_library(doctor._OPENVINO_PROVIDER)
+    import onnxruntime
+
+    reason = why_no_devices(onnxruntime)
+    assert (finding.state, finding.fix) == (("ok", "") if reason is None else ("missing", reason.fix))
 
 
 def test_both_onnxruntimes_are_an_error():

@@ -21,7 +21,9 @@ from basnet_runtime.cli import app
 from basnet_runtime.console import say
 from basnet_runtime.media.journal import JOURNAL_NAME
 from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, exit_on_error
+from basnet_torch.unexpected import log_path
 from tests.processes import HEARS_CTRL_C
 
 RUNNER = CliRunner()
@@ -231,10 +233,24 @@ def test_max_pixels(folder):
 def test_options_reach_the_model(folder, opened):
     call("photo.jpg", "--engine", "m.onnx", "--backend", "openvino", "--threads", 3, "--precision", "bf16")
     call("photo.jpg", "--model", "m.pth", "--device", "cuda:1", "--overwrite")
-    ours = {"cuda": "cuda-core"}
+    ours, gpu = {"cuda": "cuda-core"}, Device("cuda", 1)
     assert opened == [
-        {"path": Path("m.onnx"), "backend": "openvino", "device": "cpu", "threads": 3, "precision": "bf16", **ours},
-        {"path": Path("m.pth"), "backend": None, "device": "cuda:1", "threads": None, "precision": None, **ours},
+        {
+            "path": Path("m.onnx"),
+            "backend": "openvino",
+            "device": CPU,
+            "threads": 3,
+            "precision": "bf16",
+            **ours,
+        },
+        {
+            "path": Path("m.pth"),
+            "backend": None,
+            "device": gpu,
+            "threads": None,
+            "precision": None,
+            **ours,
+        },
     ]
 
 
@@ -248,10 +264,14 @@ def test_a_missing_backend_ends_with_3(folder, monkeypatch):
     assert answer.stderr == "error: onnxruntime is not installed; pip install 'basnet-deploy[cpu]'\n"
 
 
-def test_defects_keep_their_traceback(folder, monkeypatch, make_model):
+def test_a_defect_is_one_line_and_its_traceback_is_in_the_log(folder, monkeypatch, make_model):
     monkeypatch.setattr(sys.modules["basnet_runtime.open"], "open_model", lambda *_, **__: make_model(fail_at=0))
     answer = call("photo.jpg")
-    assert isinstance(answer.exception, RuntimeError)
+    assert answer.exit_code == 3
+    (line,) = answer.stderr.splitlines()
+    told = "error: fake, fake backend: every picture fails: unexpected: RuntimeError: fake failure at picture 0"
+    assert line == f"{told}; traceback in {log_path()}"
+    assert "Traceback" in log_path().read_text()
     assert names(folder) == ["photo.jpg"]
 
 

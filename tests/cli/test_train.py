@@ -226,6 +226,7 @@ def test_every_option_has_a_test():
         "--threads",
     }
     elsewhere |= {"--refine", "--width", "--size", "--eval-size", "--store-size", "--crop-scale", "--batch", "--steps"}
+    elsewhere |= {"--encoder", "--encoder-weights", "--decoder-widths"}  # tests/torch/test_encoders.py
     elsewhere |= {"--teacher", "--autocast", "--channels-last", "--on-bad-pair", "--tensorboard", "--help"}
     command = typer.main.get_command(app)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}

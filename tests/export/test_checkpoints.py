@@ -1,11 +1,21 @@
 """`basnet-export checkpoint`: the same weights in another form."""
 
+import shutil
+
+import pytest
 import torch
 from typer.testing import CliRunner
 
+from basnet_export.build_config import BuildConfig
 from basnet_export.cli import app
+from basnet_runtime.open import BUILTIN
 from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
+from basnet_torch.errors import UsageError
 from basnet_torch.model import BASNet
+
+
+def inspected(path):
+    return CliRunner().invoke(app, ["inspect", str(path)])
 
 
 def call(*arguments):
@@ -59,3 +69,40 @@ def test_what_the_authors_layout_loses_is_said(tmp_path):
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: the authors' layout holds weights alone;")
     assert "height 64 becomes 256, width 64 becomes 256" in result.stderr
+
+
+def test_files_are_judged_by_content(tmp_path):
+    save_authors_checkpoint(tmp_path / "weights.onnx", BASNet(2).state_dict())
+    for name in ("weights.ckpt", "weights.bin", "weights"):
+        shutil.copy(tmp_path / "weights.onnx", tmp_path / name)
+    shutil.copy(BUILTIN, tmp_path / "graph.pth")
+    for name in ("weights.onnx", "weights.ckpt", "weights.bin", "weights"):
+        assert "PyTorch checkpoint of BASNet" in inspected(tmp_path / name).stdout
+    assert "ONNX, tensor graph of BASNet" in inspected(tmp_path / "graph.pth").stdout
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    contents = {"a.bin": b"hello", "b.bin": b"<html>", "c": b"", "d.bin": b"version https://git-lfs.github.com/spec/v1"}
+    said = ("5 bytes of no known kind", "is a web page", "0 bytes of no known kind", "git lfs pull")
+    for (name, content), message in zip(contents.items(), said, strict=True):
+        (tmp_path / name).write_bytes(content)
+        result = inspected(tmp_path / name)
+        assert (result.exit_code, len(result.stderr.splitlines()), message in result.stderr) == (1, 1, True)
+    assert "is a folder" in inspected(tmp_path).stderr
+    assert "no such file" in inspected(tmp_path / "absent.bin").stderr
+    refused = CliRunner().invoke(app, ["onnx", str(shutil.copy(BUILTIN, tmp_path / "graph.pth"))])
+    assert (refused.exit_code, "is no PyTorch checkpoint" in refused.stderr) == (1, True)
+
+
+def test_a_checkpoint_named_like_its_export_is_not_overwritten(tmp_path):
+    save_authors_checkpoint(tmp_path / "weights.onnx", BASNet(2).state_dict())
+    before = (tmp_path / "weights.onnx").read_bytes()
+    result = CliRunner().invoke(app, ["onnx", str(tmp_path / "weights.onnx"), "--overwrite"])
+    assert (result.exit_code, "is the checkpoint itself" in result.stderr) == (2, True)
+    assert (tmp_path / "weights.onnx").read_bytes() == before
+
+
+def test_an_engine_is_not_built_from_a_plan(tmp_path):
+    (tmp_path / "a.plan").write_bytes(b"plan")
+    with pytest.raises(UsageError, match="is a plan"):
+        BuildConfig(model=tmp_path / "a.plan")

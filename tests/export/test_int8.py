@@ -23,10 +23,9 @@ from basnet_runtime.parity import ParityReport, compare, tolerance_for
 from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import BackendUnavailable, ParityError, UsageError
 from tests.export.test_architectures import trained
-from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported
+from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8
 
 LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide
-needs_vnni = pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_file_keeps_the_contract_and_says_how_it_was_made(int8_file):
     assert report.max_abs > 1e-4  # a file that is FP32 in truth would pass as well
 
 
-@needs_vnni
+@needs_int8
 def test_openvino_runs_it_alike(int8_file):
     with (
         open_model(int8_file, threads=1) as first,
@@ -94,7 +93,7 @@ def test_openvino_runs_it_alike(int8_file):
     assert difference.mean() < 1e-2
 
 
-@needs_vnni
+@needs_int8
 def test_for_openvino_only_what_convolutions_read_is_quantised(calibration, tmp_path):
     for picture in LARGE:
         write_picture(tmp_path / "pictures" / f"{picture.name}.png", picture.image_HWC)

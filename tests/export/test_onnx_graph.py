@@ -17,7 +17,6 @@ from basnet_export.samples import BUNDLED, load_pictures
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
-from basnet_runtime.processor import why_no_bf16
 from basnet_torch.checkpoint import load_checkpoint, save_checkpoint
 from basnet_torch.errors import ExportError, MediaError, ParityError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -29,10 +28,10 @@ from tests.models import (
     discs,
     exported,
     graph_made_before,
+    needs_bf16,
     with_weights,
 )
 
-needs_bf16 = pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
 EXPORTS = [
     {"precision": "fp32", "graph": "tensor"},
     {"precision": "fp32", "graph": "frame"},

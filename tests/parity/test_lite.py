@@ -8,10 +8,9 @@ from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN_INT8, open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.checkpoint import load_checkpoint
 from basnet_torch.datasets import decode_image, decode_mask, find_pairs
-from tests.models import needs_openvino_plugin
+from tests.models import needs_int8, needs_openvino_plugin
 
 
 def test_files_are_small_and_belong_together(lite_onnx, lite_checkpoint):
@@ -38,7 +37,7 @@ def test_backends_keep_the_contract(lite_onnx, lite_checkpoint, backend):
     assert report, str(report)
 
 
-@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+@needs_int8
 @pytest.mark.parametrize("device", ["cpu", pytest.param("openvino", marks=needs_openvino_plugin)])
 def test_the_int8_file_is_of_these_weights_and_keeps_its_contract(device, lite_checkpoint):
     assert read_manifest(BUILTIN_INT8).checkpoint_sha256 == sha256_of(lite_checkpoint)
@@ -48,7 +47,7 @@ def test_the_int8_file_is_of_these_weights_and_keeps_its_contract(device, lite_c
     assert report, str(report)
 
 
-@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+@needs_int8
 @needs_openvino_plugin
 def test_onnx_runtimes_provider_gives_openvinos_int8_masks():
     """Two builds of OpenVINO may add floats in another order, and bytes not at all."""

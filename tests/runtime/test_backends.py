@@ -18,10 +18,18 @@ from basnet_runtime.processor import processor_flags, why_no_bf16
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
-from tests.models import OPENVINO_PLUGIN, SIZE, disc_checkpoint, discs, exported, needs_openvino_plugin
+from tests.models import (
+    OPENVINO_PLUGIN,
+    SIZE,
+    disc_checkpoint,
+    discs,
+    exported,
+    has_openvino_plugin,
+    needs_bf16,
+    needs_openvino_plugin,
+)
 
 PROVIDER = pytest.param("provider", marks=needs_openvino_plugin)
-needs_bf16 = pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
 
 
 def opened(name, path=None, **options):
@@ -211,18 +219,25 @@ def _broken(monkeypatch, onnxruntime, plugin, folder):
     monkeypatch.setattr(plugin, "get_ep_name", lambda: "EmptyExecutionProvider")
 
 
+def _old(monkeypatch, onnxruntime, plugin, folder):
+    """1.22 registers plug-ins and cannot give a session their devices."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
+    monkeypatch.delattr(onnxruntime.SessionOptions, "add_provider_for_devices")
+
+
 def _elsewhere(monkeypatch, onnxruntime, plugin, folder):
     monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *_: None)
 
 
-@needs_openvino_plugin
+@has_openvino_plugin
 @pytest.mark.parametrize(
     ("state", "line"),
     [
         (_older, "needs ONNX Runtime 1.23, this is .*; pip install --upgrade onnxruntime"),
         (_broken, r"cannot load its plug-in \(.*empty.so.*\); pip install --force-reinstall onnxruntime-ep-openvino"),
-        (_elsewhere, "OpenVINO does not run on this processor; use --device cpu"),
+        (_old, "needs ONNX Runtime 1.23, this is 1.22.1; pip install --upgrade onnxruntime"),
+        (_elsewhere, "runs on CPUs of Intel alone and offers nothing on this one; use --backend openvino, which has"),
     ],
 )
 def test_a_plugin_that_does_not_work_is_one_line(state, line, monkeypatch, tmp_path):
@@ -231,9 +246,29 @@ def test_a_plugin_that_does_not_work_is_one_line(state, line, monkeypatch, tmp_p
 
     path = exported(precision="fp32", graph="tensor")
     state(monkeypatch, onnxruntime, plugin, tmp_path)
-    with pytest.raises(BackendUnavailable, match=line) as caught:
-        opened("provider", path)
-    assert "\n" not in str(caught.value)
+    for _ in range(2):  # the second time is no other
+        with pytest.raises(BackendUnavailable, match=f"^device openvino: .*{line}") as caught:
+            opened("provider", path)
+        assert "\n" not in str(caught.value)
+
+
+@has_openvino_plugin
+@pytest.mark.parametrize("first", ["registered by the program around", "asked by several at once"])
+def test_the_plugin_is_registered_once_in_a_process(first):
+    """Whatever it offers here, it offers again."""
+    around = "ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())"
+    program = f"""
+import onnxruntime as ort, onnxruntime_ep_openvino as plugin
+from concurrent.futures import ThreadPoolExecutor
+from basnet_runtime.backends.openvino_provider import why_no_devices
+{around if "around" in first else ""}
+with ThreadPoolExecutor(4) as pool:
+    answers = list(pool.map(lambda _: why_no_devices(ort), range(4)))
+assert len(set(answers)) == 1, answers
+assert answers[0] is None or not answers[0].is_fault, answers
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_where_there_is_no_plugin_none_is_to_be_installed(monkeypatch):
@@ -266,7 +301,6 @@ def test_a_batch_that_fails_is_one_line_and_no_other_provider_takes_it(batch, mo
     assert capfd.readouterr().out == ""
 
 
-@needs_openvino_plugin
 def test_the_provider_computes_no_bf16():
     path = exported(precision="bf16", graph="tensor", check=False)
     with pytest.raises(BackendUnavailable, match="computes in FP32 here, not in bf16; use --backend openvino"):

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from basnet_benchmarks.candidates import Candidate, ModelSource, candidates_of
 from basnet_runtime.manifest import METADATA_KEY
 from basnet_runtime.open import open_model
+from basnet_torch.device import CPU
 from basnet_torch.errors import UsageError
 from tests.runtime.test_manifest import manifest
 
@@ -54,7 +55,7 @@ def test_fp16_that_was_asked_is_refused_where_it_is_not_computed(fp16_file):
 
 
 def test_benchmarks_name_it_by_what_it_computes_and_judge_it_by_what_it_is(fp16_file, tmp_path):
-    found = candidates_of([ModelSource(str(fp16_file), tmp_path)], (), "cpu", threads=1)
+    found = candidates_of([ModelSource(str(fp16_file), tmp_path)], (), CPU, threads=1)
     assert [(str(c.variant), c.contract) for c in found] == [("onnxruntime fp16", "fp16"), ("openvino fp32", "fp16")]
     for candidate in found:
         with candidate.open() as model:
@@ -64,5 +65,5 @@ def test_benchmarks_name_it_by_what_it_computes_and_judge_it_by_what_it_is(fp16_
 def test_other_files_are_judged_by_the_arithmetic(fp16_file, tmp_path):
     source = ModelSource(str(fp16_file), tmp_path)
     source.precision = "fp32"
-    contracts = [Candidate(source=source, variant=v, device="cpu", threads=1).contract for v in source.variants("cpu")]
+    contracts = [Candidate(source=source, variant=v, device=CPU, threads=1).contract for v in source.variants(CPU)]
     assert contracts == ["fp32", "fp32", "bf16"]

@@ -128,7 +128,7 @@ def test_results_of_earlier_runs_are_left_out(tree):
     (tree / "b.cutout.png").write_bytes(b"x")
     plan = planned("in")
     assert len(plan.jobs) == 3
-    assert plan.notes == ("1 files look like results of an earlier run and are left out",)
+    assert plan.notes[0] == "1 files look like results of an earlier run and are left out"
     assert targets(planned("in/b.cutout.png")) == ["in/b.cutout.mask.png"]
 
 
@@ -201,3 +201,97 @@ def test_whole_file_without_hard_links(tmp_path, monkeypatch):
     with whole_file(tmp_path / "a", overwrite=False) as path:
         path.write_bytes(b"x")
     assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_what_a_folder_leaves_out_is_counted_by_suffix(tree):
+    (tree / "sub" / "more.TXT").write_bytes(b"x")
+    (tree / "sub" / "README").write_bytes(b"x")
+    os.mkfifo(tree / "sub" / "pipe.jpg")
+    plan = planned("in", recursive=True)
+    assert plan.left_out == {".txt": 3, "": 1, ".jpg": 1}
+    assert plan.notes == (
+        "5 files are no pictures or video and left out, by suffix: 3 .txt, 1 without suffix, 1 .jpg",
+    )
+    assert planned("in/*").left_out == {".txt": 1}
+    assert planned("in/a.jpg").left_out == {}
+    assert planned("in", "in/*", recursive=True).left_out == {".txt": 3, "": 1, ".jpg": 1}
+
+
+def test_pictures_of_rare_formats_are_found_in_folders(tree):
+    for suffix in ("ppm", "tga", "qoi", "hdr", "ico", "pcx", "bmp", "PGM"):
+        (tree / f"x-{suffix}.{suffix}").write_bytes(b"x")
+    plan = planned("in")
+    assert len(plan.jobs) == 3 + 8
+    assert {job.media for job in plan.jobs} == {"picture", "video"}
+
+
+@pytest.fixture
+def linked(tree):
+    """A tree with links to a folder outside, to one inside, to the tree itself and in a circle."""
+    outside = tree.parent / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "o.jpg").write_bytes(b"x")
+    (outside / "deep" / "p.jpg").write_bytes(b"x")
+    (tree / "a-link").symlink_to(outside)
+    (tree / "b-link").symlink_to(outside)
+    (tree / "again").symlink_to("sub")
+    (tree / "sub" / "up").symlink_to("..")
+    (tree / "sub" / "self").symlink_to(".")
+    (outside / "back").symlink_to(tree)
+    (tree / "broken").symlink_to("nowhere")
+    return tree
+
+
+def test_linked_folders_are_entered_once_each(linked):
+    assert targets(planned("in", recursive=True, output="out")) == [
+        "out/a-link/deep/p.mask.png",
+        "out/a-link/o.mask.png",
+        "out/a.mask.png",
+        "out/b.mask.png",
+        "out/clip.mask.mp4",
+        "out/sub/a.mask.png",
+        "out/sub/deep/c.mask.png",
+    ]
+    assert targets(planned("in")) == ["in/a.mask.png", "in/b.mask.png", "in/clip.mask.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/**/*.jpg", ["a-link/deep/p", "a-link/o", "a", "sub/a"]),
+        ("in/*/*.jpg", ["a-link/o", "sub/a"]),
+        ("in/**/**/*.jpg", ["a-link/deep/p", "a-link/o", "a", "sub/a"]),
+        ("in/[ab]*/*.jpg", ["a-link/o", "again/a"]),
+        ("in/**", ["a-link/deep/p", "a-link/o", "a", "b", "sub/a", "sub/deep/c"]),
+    ],
+)
+def test_linked_folders_in_patterns(linked, pattern, expected):
+    names = [name for name in targets(planned(pattern, output="out")) if name.endswith(".png")]
+    assert names == sorted(f"out/{name}.mask.png" for name in expected)
+
+
+def test_a_folder_that_is_a_link_itself(linked):
+    (linked.parent / "entry").symlink_to(linked / "sub")
+    assert targets(planned("entry", output="out")) == ["out/a.mask.png"]
+    assert "out/deep/c.mask.png" in targets(planned("entry", recursive=True, output="out"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/.h*", [".hidden.mask.png"]),
+        ("in/*.jpg", ["a.mask.png"]),
+        ("in/[!a].PNG", ["b.mask.png"]),
+        ("in/?.jpg", ["a.mask.png"]),
+        ("i[n]/sub/a.jpg", ["sub/a.mask.png", "in/sub/a.mask.png"]),
+        ("in/sub/**/c.*", ["deep/c.mask.png"]),
+        ("./in/*.jpg", ["a.mask.png"]),
+    ],
+)
+def test_patterns_as_the_shell_knows_them(tree, pattern, expected):
+    (name,) = targets(planned(pattern, output="out"))
+    assert name.removeprefix("out/") in expected
+
+
+def test_absolute_patterns(tree):
+    assert targets(planned(f"{tree}/**/*.jpg", output="out")) == ["out/a.mask.png", "out/sub/a.mask.png"]

@@ -12,9 +12,9 @@ import basnet_runtime as bn
 from basnet_runtime import open as opening
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
-from basnet_runtime.processor import why_no_bf16
+from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, CheckpointError, ModelFileError, UsageError
-from tests.models import checkpoint_file, discs, exported
+from tests.models import checkpoint_file, discs, exported, needs_bf16
 
 IMAGE = discs()[0].image_HWC
 
@@ -41,6 +41,7 @@ def test_the_builtin_model_is_int8_where_it_is_exact(options, reason, int8, tmp_
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     (tmp_path / "int8.onnx").touch()
     asked = {"backend": None, "device": "cpu", "precision": None, **options}
+    asked["device"] = Device.parse(asked["device"])
     assert (opening.builtin_model(**asked) == tmp_path / "int8.onnx") == int8
 
 
@@ -61,7 +62,7 @@ def test_the_builtin_model_is_int8_where_its_library_is(backend, device, install
     monkeypatch.setattr(opening, "read_manifest", lambda _: made)
     monkeypatch.setattr(opening, "find_spec", lambda _: object() if installed else None)
     (tmp_path / "int8.onnx").touch()
-    assert (opening.builtin_model(backend, device, None) == tmp_path / "int8.onnx") == int8
+    assert (opening.builtin_model(backend, Device.parse(device), None) == tmp_path / "int8.onnx") == int8
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_checkpoint_runs_in_pytorch(fp32):
             open_model(checkpoint_file(), backend=backend)
 
 
-@pytest.mark.skipif(why_no_bf16() is not None, reason=why_no_bf16() or "")
+@needs_bf16
 def test_bf16_is_given_to_who_can(fp32):
     with open_model(fp32, precision="bf16", threads=1) as model:
         assert model.backend.name == "openvino"

@@ -7,6 +7,7 @@ import pytest
 from basnet_runtime import run as running
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.run import RunConfig, Summary, run
+from basnet_torch.device import Device
 from basnet_torch.errors import UsageError
 
 
@@ -44,7 +45,7 @@ def test_opencv_gives_way_on_the_cpu_and_gets_its_threads_back(
 
     monkeypatch.setattr(model.backend, "infer", infer)
     monkeypatch.setattr(running, "_open_model", lambda _: model)
-    config = RunConfig(inputs=(str(tmp_path / "a.png"),), device=device)
+    config = RunConfig(inputs=(str(tmp_path / "a.png"),), device=Device.parse(device))
     if fails:
         with pytest.raises(UsageError, match="fails"):
             run(config, Quiet())

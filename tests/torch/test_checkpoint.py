@@ -1,9 +1,13 @@
 """Every form a checkpoint is found in loads; everything else is refused in one line that says what was found."""
 
+import argparse
 import pickle
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from basnet_torch.checkpoint import (
     Checkpoint,
@@ -58,6 +62,14 @@ def without_counters(state):
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def other(state):
+    return {name: value + 1 for name, value in state.items()}
+
+
 WILD = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3},
     "model": lambda s: {"model": s},
@@ -68,6 +80,42 @@ WILD = {
     "no counters": without_counters,
     "tensor beside the wrapper": lambda s: {"model": s, "best_loss": torch.tensor(0.3)},
     "scalar beside": lambda s: {**s, "epoch": 7},
+    "torch.compile": lambda s: prefixed("_orig_mod.", s),
+    "compiled under DataParallel": lambda s: prefixed("module._orig_mod.", s),
+    "compiled in part": lambda s: {name.replace("refunet.", "refunet._orig_mod."): v for name, v in s.items()},
+    "Lightning": lambda s: {
+        "state_dict": {**prefixed("model.", s), "loss.window": torch.ones(11)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "Lightning with an average": lambda s: {
+        "state_dict": {**prefixed("model.", other(s)), **prefixed("ema_model.module.", s)}
+    },
+    "BasicSR": lambda s: {"params": other(s), "params_ema": s},
+    "timm": lambda s: {
+        "state_dict": other(s),
+        "state_dict_ema": s,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}},
+        "args": argparse.Namespace(lr=0.1),
+        "metric": np.float64(0.9),
+    },
+    "an average of a part": lambda s: {"model": s, "ema": {"inconv.weight": s["inconv.weight"] + 1}},
+    "GAN": lambda s: {**prefixed("generator.net.", s), **prefixed("discriminator.", {"conv.weight": torch.zeros(3)})},
+    "AveragedModel": lambda s: {"swa_model": {"n_averaged": torch.tensor(3), **prefixed("module.", s)}},
+    "deep": lambda s: {"models": {"saliency": {"weights": s}}, "step": torch.tensor(7)},
+    "counters of a profiler": lambda s: {**s, "total_ops": torch.zeros(1), "inconv.total_params": torch.zeros(1)},
+    "scalar among the weights": lambda s: {**s, "temperature": torch.tensor(0.5)},
+    "counters of another type": lambda s: {
+        name: v.reshape(1).float() if name.endswith("num_batches_tracked") else v for name, v in s.items()
+    },
+}
+SAID = {
+    "state_dict": "",
+    "torch.compile": "weights taken from the file itself, prefix '_orig_mod.' removed\n",
+    "Lightning": "weights taken from state_dict, prefix 'model.' removed\n",
+    "BasicSR": "weights taken from params_ema (also there: params)\n",
+    "timm": "weights taken from state_dict_ema (also there: state_dict)\n",
+    "an average of a part": "weights taken from model\n",
 }
 
 
@@ -78,6 +126,44 @@ def test_wild_forms_load(small_model, tmp_path, form, legacy):
     state = authors_from_ours(small_model.state_dict())
     torch.save(WILD[form](state), path, _use_new_zipfile_serialization=not legacy)
     assert same_outputs(small_model, path)
+
+
+@pytest.mark.parametrize("form", SAID)
+def test_what_was_taken_is_said_once(small_model, tmp_path, form, capsys):
+    path = tmp_path / "basnet.pth"
+    torch.save(WILD[form](authors_from_ours(small_model.state_dict())), path)
+    for _ in range(2):
+        load_checkpoint(path)
+    assert capsys.readouterr().err == (f"{path}: {SAID[form]}" if SAID[form] else "")
+
+
+def test_our_own_names_are_found_under_a_prefix_too(small_model, tmp_path):
+    torch.save({"state_dict": prefixed("model.", small_model.state_dict())}, tmp_path / "ours.ckpt")
+    assert load_checkpoint(tmp_path / "ours.ckpt").origin == "unknown"
+    assert same_outputs(small_model, tmp_path / "ours.ckpt")
+
+
+def test_files_are_read_by_content_whatever_they_are_called(small_model, tmp_path):
+    state = authors_from_ours(small_model.state_dict())
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "a.pth")
+    torch.save(state, tmp_path / "b.safetensors")
+    torch.save(state, tmp_path / "c")
+    for name in ("a.pth", "b.safetensors", "c"):
+        assert same_outputs(small_model, tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "torch 0.4 format"])
+def test_a_newer_pickle_says_what_it_is(small_model, tmp_path, protocol, legacy):
+    """Of protocol 3 torch reads all that a state dict needs, of 4 and 5 nothing."""
+    path = tmp_path / "basnet.pth"
+    state = authors_from_ours(small_model.state_dict())
+    torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    if protocol == 3:
+        assert same_outputs(small_model, path)
+        return
+    with pytest.raises(CheckpointError, match=rf"saved with pickle protocol {protocol}, .*torch\.save\(torch\.load\("):
+        load_checkpoint(path)
 
 
 def test_half_precision_loads_as_float32(small_model, tmp_path):
@@ -103,6 +189,13 @@ def write_truncated_legacy(path):
     path.write_bytes(path.read_bytes()[:-20000])
 
 
+def write_torchscript(path):
+    """What tells such an archive from a state dict's: torch deprecates the functions that write a real one."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("version", b"3"), ("data.pkl", b"\x80\x02}."), ("constants.pkl", b"\x80\x02).")):
+            archive.writestr(f"program/{name}", content)
+
+
 def write_not_finite(path):
     state = BASNet(4).state_dict()
     state["refine.input.weight"].fill_(float("nan"))
@@ -118,8 +211,10 @@ REFUSED = {
     "picture": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99)), "is no PyTorch checkpoint"),
     "numbers for names": (lambda p: torch.save({0: torch.zeros(1)}, p), "its tensors have no names"),
     "lfs pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "code": (lambda p: p.write_bytes(pickle.dumps({"a": Code()})), "never run here|no complete PyTorch"),
-    "code in zip": (lambda p: torch.save({"a": Code()}, p), "never run here"),
+    "code": (lambda p: p.write_bytes(pickle.dumps({"a": Code()})), "is a plain pickle, not a file of torch.save"),
+    "code in protocol 4": (lambda p: torch.save({"a": Code()}, p, pickle_protocol=4), "pickle protocol 4"),
+    "TorchScript": (write_torchscript, "is a TorchScript program"),
+    "code in zip": (lambda p: torch.save({"a": Code()}, p), r"objects \(builtins.print\), which are never run here"),
     "list": (lambda p: torch.save([torch.zeros(1)], p), "holds a list"),
     "no tensors": (lambda p: torch.save({"epoch": 1}, p), "'epoch' but no tensors"),
     "foreign": (lambda p: torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, p), "another network than BASNet"),

@@ -21,8 +21,10 @@ from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_grap
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
+from basnet_torch.telemetry import without_openvino_telemetry
 
 __all__ = ["OpenVinoBackend", "open_openvino"]
 
@@ -91,7 +93,7 @@ class OpenVinoBackend:
 def open_openvino(
     path: Path,
     *,
-    device: str = "cpu",
+    device: Device | str = CPU,
     threads: int | None = None,
     precision: Precision = "fp32",
     stored: Precision | None = None,
@@ -112,11 +114,12 @@ def open_openvino(
         ModelFileError: The file is no graph that OpenVINO can read.
         UsageError: Another device or precision was asked.
     """
-    if device != "cpu":
-        raise UsageError(
-            f"device {device}: --backend openvino runs on cpu; other devices, and OpenVINO as the provider of ONNX "
-            "Runtime, are of --backend onnxruntime"
-        )
+    Device.parse(
+        device,
+        of=("cpu",),
+        rule="--backend openvino runs on cpu; other devices, and OpenVINO as the provider of ONNX Runtime, are of "
+        "--backend onnxruntime",
+    )
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision {precision}: OpenVINO computes in fp32 or bf16 on the CPU")
     reason = why_no_int8() if stored == "int8" else None
@@ -159,14 +162,11 @@ def _computed(stored: Precision | None, precision: Precision) -> str:
 
 def _import_openvino() -> ModuleType:
     try:
-        import openvino
+        with without_openvino_telemetry():
+            import openvino
     except ImportError as error:
         here = ", or take --device openvino" if find_spec("onnxruntime_ep_openvino") else ""
         raise BackendUnavailable(f"OpenVINO is not installed; pip install 'basnet-deploy[openvino]'{here}") from error
-    except RuntimeError as error:  # its telemetry looks for a home folder
-        raise BackendUnavailable(
-            f"OpenVINO does not start here: {str(error).rstrip('.')}; set HOME, or take --backend onnxruntime"
-        ) from error
     return cast(ModuleType, openvino)
 
 

@@ -12,52 +12,104 @@ import json
 import platform
 import sys
 import threading
+from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 from basnet_runtime.backends.graph_cache import can_keep_graphs, graph_folder
+from basnet_runtime.installed import installed_version
 from basnet_torch.errors import BackendUnavailable
 
-__all__ = ["has_plugin_here", "openvino_devices", "openvino_options", "openvino_version"]
+__all__ = ["NoDevices", "has_plugin_here", "openvino_devices", "openvino_options", "openvino_version", "why_no_devices"]
 
 _PACKAGE = "onnxruntime-ep-openvino"
-_loading = threading.Lock()
+_OLDEST = (1, 23)  # ONNX Runtime, from which on it loads plug-ins from Python
+_lock = threading.Lock()
+_answers: dict[str, str] = {}  # of a plug-in's file: why it cannot be registered, or empty
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoDevices:
+    """Why the plug-in offers none.
+
+    Attributes:
+        reason: For people.
+        fix: The command or option that helps.
+        is_fault: Whether something is broken, and not only absent.
+    """
+
+    reason: str
+    fix: str
+    is_fault: bool = False
 
 
 def openvino_devices(ort: ModuleType) -> list[Any]:
-    """The processor as the plug-in's device; the plug-in is loaded when it is first asked for.
+    """The CPU as the plug-in's device; the plug-in is loaded when it is first asked for, once in a process.
 
     Raises:
         BackendUnavailable: The plug-in is not installed or does not load, or does not support this ONNX Runtime or this
-            processor.
+            CPU.
     """
+    found = _devices_of(ort)
+    if isinstance(found, NoDevices):
+        raise BackendUnavailable(f"device openvino: {found.reason}; {found.fix}")
+    return found
+
+
+def why_no_devices(ort: ModuleType) -> NoDevices | None:
+    """None where `openvino_devices` has some."""
+    found = _devices_of(ort)
+    return found if isinstance(found, NoDevices) else None
+
+
+def _devices_of(ort: ModuleType) -> list[Any] | NoDevices:
     try:
         import onnxruntime_ep_openvino as plugin
-    except ImportError as error:
-        raise BackendUnavailable(f"device openvino: {_why_no_plugin()}") from error
-    if not hasattr(ort, "register_execution_provider_library"):
-        raise BackendUnavailable(
-            f"device openvino: needs ONNX Runtime 1.23, this is {ort.__version__}; pip install --upgrade onnxruntime"
+    except ImportError:
+        return _why_no_plugin()
+    if _release(ort.__version__) < _OLDEST or not hasattr(ort, "register_execution_provider_library"):
+        package = "onnxruntime" if installed_version("onnxruntime") else "onnxruntime-gpu"
+        return NoDevices(
+            reason=f"needs ONNX Runtime {'.'.join(map(str, _OLDEST))}, this is {ort.__version__}",
+            fix=f"pip install --upgrade {package}",
+            is_fault=True,
         )
-    with _loading:  # a library can be registered once
-        devices = _found(ort, plugin) or _registered(ort, plugin)
-    if not devices:
-        raise BackendUnavailable("device openvino: OpenVINO does not run on this processor; use --device cpu")
-    return devices
+    with _lock:  # a library can be registered once, and a second attempt would hide why the first one failed
+        if not _found(ort, plugin) and plugin.get_library_path() not in _answers:
+            _answers[plugin.get_library_path()] = _why_not_registered(ort, plugin)
+    reason = _answers.get(plugin.get_library_path(), "")
+    if reason:
+        return NoDevices(
+            reason=f"ONNX Runtime cannot load its plug-in ({reason})",
+            fix=f"pip install --force-reinstall {_PACKAGE}",
+            is_fault=True,
+        )
+    return _found(ort, plugin) or NoDevices(
+        reason="its plug-in for ONNX Runtime runs on CPUs of Intel alone and offers nothing on this one",
+        fix="use --backend openvino, which has no such limit, or --device cpu",
+    )
 
 
-def _registered(ort: ModuleType, plugin: ModuleType) -> list[Any]:
+def _release(text: str) -> tuple[int, ...]:
+    """Major and minor of a version.
+
+    >>> _release("1.23.0.dev2")
+    (1, 23)
+    """
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _why_not_registered(ort: ModuleType, plugin: ModuleType) -> str:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     try:
         ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     except (state.Fail, state.EPFail, state.InvalidArgument, state.RuntimeException, RuntimeError, OSError) as error:
         line = str(error).rsplit(" : ", maxsplit=1)[-1].strip().split("\n", maxsplit=1)[0][:160]
-        raise BackendUnavailable(
-            f"device openvino: ONNX Runtime cannot load its plug-in ({line}); pip install --force-reinstall {_PACKAGE}"
-        ) from error
-    return _found(ort, plugin)
+        # No other sign tells that the program around us has registered it: it offers nothing, and cannot be listed.
+        return "" if "already registered" in line else line
+    return ""
 
 
 def _found(ort: ModuleType, plugin: ModuleType) -> list[Any]:
@@ -65,11 +117,12 @@ def _found(ort: ModuleType, plugin: ModuleType) -> list[Any]:
     return [d for d in ort.get_ep_devices() if d.ep_name == name and d.ep_metadata.get("ov_device") == "CPU"]
 
 
-def _why_no_plugin() -> str:
-    """Why the plug-in is not there, and what to do, for people."""
+def _why_no_plugin() -> NoDevices:
     if not has_plugin_here():
-        return "there is no plug-in for ONNX Runtime on this platform; use --device cpu"
-    return "its plug-in for ONNX Runtime is not installed; pip install 'basnet-deploy[openvino-ep]'"
+        return NoDevices(reason="there is no plug-in for ONNX Runtime on this platform", fix="use --device cpu")
+    return NoDevices(
+        reason="its plug-in for ONNX Runtime is not installed", fix="pip install 'basnet-deploy[openvino-ep]'"
+    )
 
 
 def has_plugin_here() -> bool:

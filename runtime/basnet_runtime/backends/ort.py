@@ -22,15 +22,16 @@ from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.backends.workers import Landed, Workers
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.processor import is_processor, why_no_int8
+from basnet_runtime.processor import why_no_int8
 from basnet_runtime.threads import allowed_threads
-from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
+from basnet_torch.device import CPU, Device, DeviceKind
+from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
 from basnet_torch.spec import TensorSpec
 
 __all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
 
 # What is asked by device, most specific first; each falls to the next for single operations it does not have.
-_PROVIDERS = {
+_PROVIDERS: dict[DeviceKind, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
     "openvino": ("OpenVINOExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -42,6 +43,7 @@ _MISSING = {
     "tensorrt": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
     "rtx": "take a build of ONNX Runtime with it, or build an engine with 'basnet-export engine --flavor rtx'",
 }
+_RULE = "ONNX Runtime runs on cpu, openvino, or on cuda, tensorrt, rtx, each alone or as cuda:N"
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
@@ -122,7 +124,7 @@ class OnnxRuntimeBackend:
 def open_onnxruntime(
     path: Path,
     *,
-    device: str = "cpu",
+    device: Device | str = CPU,
     threads: int | None = None,
     stored: Precision | None = None,
     keep: bool = True,
@@ -142,17 +144,18 @@ def open_onnxruntime(
         ModelFileError: The file is no graph that ONNX Runtime can read.
         UsageError: The device is of another kind.
     """
-    kind, index = _parsed(device)
+    device = Device.parse(device, rule=_RULE)
+    kind = device.kind
     if stored == "bf16" and kind == "openvino":
         raise BackendUnavailable(
             f"{path}: OpenVINO's provider computes in FP32 here, not in bf16; use --backend openvino"
         )
-    reason = why_no_int8() if stored == "int8" and is_processor(kind) else None
+    reason = why_no_int8() if stored == "int8" and device.on_cpu else None
     if reason:
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ort = _import_onnxruntime(kind)
     threads = threads or allowed_threads()
-    providers = [] if kind == "openvino" else _provider_options(ort, kind, index)
+    providers = [] if kind == "openvino" else _provider_options(ort, device)
     keeps = keep and kind == "cpu" and stored != "fp8"
 
     def opened(streams: int) -> Any:
@@ -161,18 +164,18 @@ def open_onnxruntime(
         return _session(ort, path, providers, _options(ort, threads if streams == 1 else 1, stored), keeps=keeps)
 
     session = opened(1)
-    _check_active(session.get_providers(), kind, device)
-    where = f"{threads} threads" if is_processor(kind) else f"device {index}"
+    _check_active(session.get_providers(), device)
+    where = f"{threads} threads" if device.on_cpu else f"device {device.number}"
     provider = _PROVIDERS[kind][0] + (f" {openvino_version()}" if kind == "openvino" else "")
     description = f"ONNX Runtime {ort.__version__}, {provider}, {_computed(stored, kind)}{where}"
-    lone = (lambda: opened(threads)) if is_processor(kind) else None
+    lone = (lambda: opened(threads)) if device.on_cpu else None
     return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
 
 
-def _check_active(active: Sequence[str], kind: str, device: str) -> None:
-    if active[0] != _PROVIDERS[kind][0]:
+def _check_active(active: Sequence[str], device: Device) -> None:
+    if active[0] != _PROVIDERS[device.kind][0]:
         raise BackendUnavailable(
-            f"device {device}: ONNX Runtime runs {', '.join(active)} instead of {_PROVIDERS[kind][0]}, "
+            f"device {device}: ONNX Runtime runs {', '.join(active)} instead of {_PROVIDERS[device.kind][0]}, "
             "whose CUDA libraries did not load; install the CUDA and cuDNN that this onnxruntime-gpu was built for, "
             "or ask --device cpu"
         )
@@ -199,15 +202,6 @@ def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
     return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, threads or allowed_threads()))
 
 
-def _parsed(device: str) -> tuple[str, int]:
-    kind, _, index = device.partition(":")
-    if kind not in _PROVIDERS or (index and not index.isdecimal()) or (is_processor(kind) and index):
-        raise UsageError(
-            f"device {device}: ONNX Runtime runs on cpu, openvino, or on cuda, tensorrt, rtx, each alone or as cuda:N"
-        )
-    return kind, int(index or 0)
-
-
 def _import_onnxruntime(kind: str) -> ModuleType:
     extra = {"cpu": "cpu", "openvino": "cpu,openvino-ep"}.get(kind, "gpu")
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
@@ -230,15 +224,17 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def _provider_options(ort: ModuleType, kind: str, index: int) -> list[Any]:
-    available, wanted = ort.get_available_providers(), _PROVIDERS[kind]
+def _provider_options(ort: ModuleType, device: Device) -> list[Any]:
+    available, wanted = ort.get_available_providers(), _PROVIDERS[device.kind]
     if wanted[0] not in available:
         raise BackendUnavailable(
-            f"device {kind}: this ONNX Runtime has {', '.join(available)} but no {wanted[0]}; "
-            f"{_MISSING.get(kind, 'install onnxruntime again')}"
+            f"device {device.kind}: this ONNX Runtime has {', '.join(available)} but no {wanted[0]}; "
+            f"{_MISSING.get(device.kind, 'install onnxruntime again')}"
         )
     options = {
-        name: {"device_id": str(index)} for name in wanted if name in available and name != "CPUExecutionProvider"
+        name: {"device_id": str(device.number)}
+        for name in wanted
+        if name in available and name != "CPUExecutionProvider"
     }
     wanted = tuple(name for name in wanted if name in available)
     if "CUDAExecutionProvider" in options:
@@ -269,15 +265,14 @@ def _session(ort: ModuleType, path: Path, providers: list[Any], options: Any, *,
 
 def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
     """A session that OpenVINO compiles as a whole."""
+    devices = openvino_devices(ort)  # first: what is asked below is not in every ONNX Runtime
     options = _options(ort, threads)
     # OpenVINO optimises by itself, and reads quantised layers better as they were written.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # What OpenVINO cannot run is an error; else ONNX Runtime would run it on its own kernels without a word.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 4  # it would also print the line that the error below makes of it
-    options.add_provider_for_devices(
-        openvino_devices(ort), openvino_options(threads=threads, streams=streams, keep=keep)
-    )
+    options.add_provider_for_devices(devices, openvino_options(threads=threads, streams=streams, keep=keep))
     session = _opened(ort, path, None, options)
     if keep:
         forget_old_graphs()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.processor import why_no_bf16
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec
 
@@ -33,14 +34,14 @@ class PyTorchBackend:
     name: Literal["pytorch"] = "pytorch"
 
     def __init__(
-        self, model: SaliencyNetwork, size: tuple[int, int], device: str, precision: Precision, description: str
+        self, model: SaliencyNetwork, size: tuple[int, int], device: Device, precision: Precision, description: str
     ) -> None:
         """`model` is in evaluation mode on `device`; `size` is the network's input height and width."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, *size))
         self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
         self.description = description
         self._model: SaliencyNetwork | None = model
-        self._device = device
+        self._device = device.for_torch()
         self._bf16 = precision == "bf16"
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -87,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_pytorch(
-    checkpoint: Checkpoint, *, device: str = "cpu", threads: int | None = None, precision: Precision = "fp32"
+    checkpoint: Checkpoint, *, device: Device | str = CPU, threads: int | None = None, precision: Precision = "fp32"
 ) -> PyTorchBackend:
     """The network of a checkpoint, ready to run.
 
@@ -104,16 +105,16 @@ def open_pytorch(
     torch = _import_torch()
     from basnet_torch.checkpoint import model_from_checkpoint
 
-    _check(torch, device, precision)
+    device = _checked(torch, device, precision)
     threads = threads or allowed_threads()
     torch.set_num_threads(threads)
-    model = model_from_checkpoint(checkpoint).to(device)
+    model = model_from_checkpoint(checkpoint).to(device.for_torch())
     if precision == "bf16":
         _convolutions_to_bf16(model)
-    elif device != "cpu":
+    elif device != CPU:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # TF32, the default, keeps 10 bits: no FP32 reference
     size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
-    where = f"{threads} threads" if device == "cpu" else torch.cuda.get_device_name(device)
+    where = f"{threads} threads" if device == CPU else torch.cuda.get_device_name(device.for_torch())
     description = f"PyTorch {torch.__version__}, {device}, {precision}, {where}"
     return PyTorchBackend(model, size, device, precision, description)
 
@@ -129,24 +130,23 @@ def _import_torch() -> ModuleType:
     return torch
 
 
-def _check(torch: ModuleType, device: str, precision: Precision) -> None:
+def _checked(torch: ModuleType, asked: Device | str, precision: Precision) -> Device:
     if precision not in ("fp32", "bf16"):
         raise UsageError(
             f"precision {precision}: PyTorch runs a checkpoint in fp32 or bf16; export to ONNX for {precision}"
         )
-    kind, colon, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device {device}: PyTorch runs on cpu, cuda or cuda:N")
-    if device == "cpu":
+    device = Device.parse(asked, of=("cpu", "cuda"), rule="PyTorch runs on cpu, cuda or cuda:N")
+    if device == CPU:
         reason = why_no_bf16() if precision == "bf16" else None
         if reason:
             raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
-        return
+        return device
     if not torch.cuda.is_available():
         raise BackendUnavailable(f"device {device}: PyTorch {torch.__version__} finds no CUDA device; use --device cpu")
     count = torch.cuda.device_count()
-    if int(index or 0) >= count:
+    if device.number >= count:
         raise BackendUnavailable(f"device {device}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    return device
 
 
 def _convolutions_to_bf16(model: SaliencyNetwork) -> None:

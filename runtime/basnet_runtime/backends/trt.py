@@ -26,6 +26,7 @@ from basnet_runtime.cuda.arrays import DeviceArray
 from basnet_runtime.cuda.base import Cuda, CudaName, DeviceView
 from basnet_runtime.engine_facts import EngineFacts, Shape
 from basnet_runtime.manifest import Manifest
+from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
 from basnet_torch.spec import TensorSpec
 
@@ -312,7 +313,7 @@ class TensorRTBackend:
 
 
 def open_engine(
-    path: Path, *, device: str = "cuda:0", precision: Precision | None = None, cuda: CudaName = "cuda-core"
+    path: Path, *, device: Device | str = "cuda:0", precision: Precision | None = None, cuda: CudaName = "cuda-core"
 ) -> tuple[TensorRTBackend, Manifest]:
     """An engine ready to run, and its manifest.
 
@@ -331,7 +332,7 @@ def open_engine(
     from basnet_runtime.cuda.devices import open_cuda
     from basnet_runtime.preflight import check_gpu, preflight
 
-    index = _index(device)
+    index = Device.parse(device, of=("cuda",), rule="a TensorRT engine runs on cuda or cuda:N").number
     manifest, facts, library = preflight(path)
     if precision not in (None, manifest.precision):
         raise UsageError(f"{path.name} is {manifest.precision}, not {precision}; build it of a {precision} graph")
@@ -352,10 +353,3 @@ def open_engine(
 def _closed_there(engine: Contexts, cuda: Cuda) -> None:
     with cuda.current():
         engine.close()
-
-
-def _index(device: str) -> int:
-    kind, colon, index = device.partition(":")
-    if kind != "cuda" or (colon and not index.isdecimal()):
-        raise UsageError(f"device {device}: a TensorRT engine runs on cuda or cuda:N")
-    return int(index or 0)

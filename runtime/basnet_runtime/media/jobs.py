@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from basnet_runtime.media.compose import KINDS, OutputKind
 from basnet_runtime.media.files import fitting_name
+from basnet_runtime.media.folders import files_below, matching
+from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected
 
@@ -22,27 +25,8 @@ __all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs", "settled"
 
 Media = Literal["picture", "animation", "video"]
 Suffix = Callable[[Path, OutputKind], str]
-_ANIMATED = frozenset((".apng", ".avif", ".avifs", ".gif", ".png", ".webp"))
-_PICTURES = frozenset(
-    (
-        *(
-            ".apng",
-            ".avif",
-            ".avifs",
-            ".bmp",
-            ".dib",
-            ".gif",
-            ".heic",
-            ".heif",
-            ".j2k",
-            ".jfif",
-            ".jp2",
-            ".jpe",
-            ".jpeg",
-        ),
-        *(".jpf", ".jpg", ".jpx", ".jxl", ".png", ".tif", ".tiff", ".webp"),
-    )
-)
+_MOVING = ("AVIF", "GIF", "HEIF", "PNG", "WebP")
+_STILLS = ("alias_pix", "brender_pix", "ico", "image2", "msp")
 _VIDEOS = frozenset(
     (
         *(".264", ".265", ".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv"),
@@ -84,12 +68,14 @@ class Plan:
         jobs: In order of the inputs.
         failures: Inputs that cannot be run at all.
         notes: What was left out, for people.
+        left_out: Suffix to how many files of the folders were left out because they are no pictures or video.
         folder: Where a job of many files keeps its journal; None for single files.
     """
 
     jobs: tuple[Job, ...]
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -130,7 +116,7 @@ def plan_jobs(
     Raises:
         UsageError: The output is one file and there are several inputs.
     """
-    found, failures = _expanded(inputs, recursive)
+    found, failures, left_out = _expanded(inputs, recursive)
     notes, files = _without_own_outputs([file for file in found if file.named or wanted(file.path)])
     single = _single_output(output, inputs, files)
     suffixes: dict[Media, Suffix] = {
@@ -148,7 +134,8 @@ def plan_jobs(
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
             failures.append(Failure(source=file.path, error=unexpected(file.path, error)))
     folder = None if single else _job_folder(inputs, output)
-    return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), folder=folder)
+    notes += _left_out_note(left_out)
+    return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), left_out=dict(left_out), folder=folder)
 
 
 def settled(
@@ -189,54 +176,49 @@ def _job_folder(inputs: Sequence[str], output: str | None) -> Path | None:
     return Path(inputs[0]) if len(inputs) == 1 and Path(inputs[0]).is_dir() else None
 
 
-def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure]]:  # noqa: FBT001
+def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure], Counter[str]]:  # noqa: FBT001
     found: dict[Path, _Found] = {}
+    others: set[Path] = set()
     failures = []
     for text in inputs:
         files = list(_files_of(text, recursive))
+        others |= {file.path for file in files if not (file.named or _is_media(file.path))}
+        files = [file for file in files if file.path not in others or file.named]
         if not files:
             failures.append(Failure(source=Path(text), error=_why_nothing(text, recursive)))
         for file in files:
             known = found.get(file.path)
             if known is None or file.named:
                 found[file.path] = file
-    return list(found.values()), failures
+    left_out = Counter(path.suffix.lower() for path in sorted(others - found.keys()))
+    return list(found.values()), failures, left_out
 
 
 def _files_of(text: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
     path = Path(text)
     if path.is_dir():
-        yield from _files_in(path, recursive)
+        yield from (_Found(path=file, root=path, named=False) for file in files_below(path, recursive=recursive))
     elif os.path.lexists(path):
         yield _Found(path=path, root=path.parent, named=True)
     elif glob.has_magic(text):
-        yield from _files_matching(text, recursive)
+        parts = Path(text).parts
+        root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+        yield from (_Found(path=file, root=root, named=False) for file in matching(text, recursive=recursive))
 
 
-def _files_in(folder: Path, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(names):
-            path = Path(parent, name)
-            if not name.startswith(".") and _is_media(path):
-                yield _Found(path=path, root=folder, named=False)
-
-
-def _files_matching(pattern: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
-    parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:fixed])
-    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
-        path = Path(name)
-        if path.is_dir():
-            if recursive:
-                yield from (_Found(path=file.path, root=root, named=False) for file in _files_in(path, recursive))
-        elif _is_media(path):
-            yield _Found(path=path, root=root, named=False)
+def _left_out_note(left_out: Mapping[str, int]) -> list[str]:
+    if not left_out:
+        return []
+    by_suffix = ", ".join(
+        f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(left_out.items(), key=lambda item: -item[1])
+    )
+    count = sum(left_out.values())
+    what = "file is no picture or video" if count == 1 else "files are no pictures or video"
+    return [f"{count} {what} and left out, by suffix: {by_suffix}"]
 
 
 def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in _PICTURES | _VIDEOS and not _is_special(path)
+    return path.suffix.lower() in PICTURE_SUFFIXES | _VIDEOS and not _is_special(path)
 
 
 def _is_special(path: Path) -> bool:
@@ -268,7 +250,7 @@ def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found
         return False
     if len(inputs) == 1 and len(files) <= 1 and not Path(inputs[0]).is_dir():
         return True
-    if Path(output).suffix.lower() in _PICTURES | _VIDEOS:
+    if Path(output).suffix.lower() in PICTURE_SUFFIXES | _VIDEOS:
         raise UsageError(f"--output {output} is one file, but there are {len(files)} inputs; name a folder")
     return False
 
@@ -294,7 +276,7 @@ class _Naming:
 
 
 def media_of(path: Path) -> Media:
-    """What a file holds: by suffix; by content where the suffix says nothing.
+    """What a file holds: by its first bytes, and by its suffix where these say nothing.
 
     Raises:
         MediaError: It is a pipe, device or socket, or a broken link.
@@ -302,17 +284,35 @@ def media_of(path: Path) -> Media:
     if _is_special(path):
         raise MediaError(f"{path}: is a pipe, device or socket; give a file")
     suffix = path.suffix.lower()
-    if suffix in _VIDEOS:
-        return "video"
     if not path.exists():
         raise MediaError(f"{path}: no such file (a broken link)")
-    if suffix in _PICTURES:
-        return "animation" if suffix in _ANIMATED and _is_animation(path) else "picture"
-    from basnet_runtime.media.pictures import is_picture
+    head = _head_of(path)
+    kind = picture_format(head, suffix, lambda: _tail_of(path))
+    if suffix in _VIDEOS and (kind is None or kind.name == "JPEG"):  # a row of JPEG is a video
+        return "video"
+    if kind is not None:
+        return "animation" if kind.name in _MOVING and _is_animation(path) else "picture"
+    if suffix in PICTURE_SUFFIXES and not is_video_head(head):
+        return "picture"
+    return "video" if _is_video(path) else "picture"
 
-    if _is_animation(path):  # first: FFmpeg takes an animated AVIF for a video
-        return "animation"
-    return "picture" if is_picture(path) or not _is_video(path) else "video"
+
+def _head_of(path: Path) -> bytes:
+    """Nothing where it cannot be read; whoever reads it next says why."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _tail_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(-TAIL_BYTES, os.SEEK_END)
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _is_animation(path: Path) -> bool:
@@ -326,7 +326,9 @@ def _is_video(path: Path) -> bool:
 
     try:
         with open_input(path) as container:
-            return bool(container.streams.video)
+            name = container.format.name
+            is_still = name.endswith("_pipe") or name in _STILLS  # FFmpeg calls any picture a video of one frame
+            return bool(container.streams.video) and not is_still
     except MediaError:
         return False
 

@@ -13,11 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Metadata", "clean_exif", "metadata_of", "stored_orientation", "surviving", "tagged"]
+__all__ = ["Metadata", "clean_exif", "hdr_curve", "metadata_of", "stored_orientation", "surviving", "tagged"]
 
 _ORIENTATION = 0x0112
 _THUMBNAIL_AT, _THUMBNAIL_SIZE = 0x0201, 0x0202
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>))\s*([1-8])""")
+_CURVES = {16: "PQ", 18: "HLG"}
+_CODED_COLORS = re.compile(rb"colrnclx..(..)", re.DOTALL)  # the curve, of AVIF and HEIC
+_PNG_COLORS = re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL)
 _RAW_PROFILE = re.compile(r"^png-comment-\d+-Raw profile type (exif|APP1)$", re.IGNORECASE)
 
 
@@ -59,6 +62,19 @@ def metadata_of(image: Any, notes: list[str]) -> Metadata:
         x_per_mm=x,
         y_per_mm=y,
     )
+
+
+def hdr_curve(head: bytes) -> str | None:
+    r"""The name of the curve that makes the picture HDR; None where it is none.
+
+    >>> hdr_curve(b"\0\0\0\x0cftypavif" + b"colrnclx" + struct.pack(">HHH", 9, 16, 9))
+    'PQ'
+    """
+    if head[4:8] == b"ftyp" and (found := _CODED_COLORS.search(head)):
+        return _CURVES.get(int.from_bytes(found[1], "big"))
+    if head[:4] == b"\x89PNG" and (found := _PNG_COLORS.search(head)):
+        return _CURVES.get(found[1][0])
+    return None
 
 
 def surviving(metadata: Metadata | None, *, is_mask: bool) -> Metadata | None:

@@ -35,6 +35,7 @@ class PictureSource:
         jobs: Sequence[Job],
         *,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        page: int | None = None,
         check_size: Callable[[str, int, int], None] = lambda *_: None,
         put_aside: int | None = None,
     ) -> None:
@@ -43,6 +44,7 @@ class PictureSource:
         Args:
             jobs: What to read.
             max_pixels: Larger pictures are refused.
+            page: Of files of several pictures the one of that number, from 1; None takes the main one.
             check_size: Called with a picture's path, height and width; raises BasnetError to refuse it.
             put_aside: Pictures above this many pixels are not read but noted in `aside`.
         """
@@ -51,6 +53,7 @@ class PictureSource:
         self._jobs = jobs
         self._check_size = check_size
         self._max_pixels = max_pixels
+        self._page = page
         self.failures: list[Failure] = []
         self.notes: dict[int, list[str]] = {}
 
@@ -67,7 +70,7 @@ class PictureSource:
     def _read(self, index: int, room: Room, clock: StageClock) -> Frame | None:
         path = self._jobs[index].source
         try:
-            with PictureFile(path, max_pixels=self._max_pixels) as picture:
+            with PictureFile(path, max_pixels=self._max_pixels, page=self._page) as picture:
                 if self._is_put_aside(picture):
                     self.aside.append(self._jobs[index])
                     return None

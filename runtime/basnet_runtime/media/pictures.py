@@ -3,8 +3,8 @@
     with PictureFile(Path("photo.jpg")) as picture:
         frame = picture.read()
 
-libvips reads and writes; BMP and JPEG 2000, which it does not read, go through OpenCV as bytes. Nothing is shrunk on
-the way: the network's own plain bilinear resize needs the full picture.
+libvips reads and writes; what it does not read goes through OpenCV or FFmpeg as bytes (see `stills`). Nothing is shrunk
+on the way: the network's own plain bilinear resize needs the full picture.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import logging
 import mmap
 import os
 import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +22,14 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
+from basnet_runtime.media.bands import color_and_alpha
 from basnet_runtime.media.files import reason, whole_file
+from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.frame import Frame, UInt8
-from basnet_runtime.media.heic import HEIC_ADVICE, heic_image, heic_size, is_heic
-from basnet_runtime.media.metadata import Metadata, metadata_of, stored_orientation, tagged
+from basnet_runtime.media.heic import HEIC_ADVICE, Heic, opened_heic
+from basnet_runtime.media.metadata import Metadata, hdr_curve, metadata_of, stored_orientation, tagged
+from basnet_runtime.media.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, opencv_still
+from basnet_runtime.media.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.errors import MediaError, UsageError
 
 __all__ = [
@@ -64,7 +67,6 @@ PICTURE_OUTPUTS = tuple(sorted(_WRITE_OPTIONS))
 _LONGEST_SIDE = {".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
 _STRIP_PIXELS = 4_000_000
 _SPLIT_PIXELS = 16_000_000
-_UNCOMPRESSED_MAX = 100_000_000  # OpenCV decodes these whole, next to the file's own bytes
 _OUR_PROFILE = "srgb"
 
 
@@ -87,16 +89,6 @@ def vips_errors() -> tuple[type[Exception], ...]:
     return vips_module().Error, UnicodeDecodeError
 
 
-@lru_cache(maxsize=1)
-def cv2_module() -> Any:
-    """OpenCV, quiet."""
-    import cv2
-
-    with suppress(AttributeError):
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
-
-
 class PictureFile:
     """One opened picture: its size is known from the header, `read` decodes it. A context manager.
 
@@ -106,21 +98,30 @@ class PictureFile:
         notes: What a user should know about how it was read, for example that only its first frame is used.
     """
 
-    def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, whole: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, whole: bool = False, page: int | None = None
+    ) -> None:
         """Open and read the header.
 
         Args:
             path: The file.
             max_pixels: The most pixels that `read`, or one of `frames`, may decode.
             whole: Open all frames of an animation.
+            page: Of a file of several pictures the one of that number, from 1; None takes the main one.
 
         Raises:
-            MediaError: It cannot be opened, is no known picture, is damaged, or has more than `max_pixels` pixels.
+            MediaError: It cannot be opened, is no known picture, is damaged, has more than `max_pixels` pixels, or no
+                such page.
         """
         self.path = path
         self.notes: list[str] = []
+        self._page = page
         self._pages = ""
-        self._is_heic = False
+        self._kind: PictureKind | None = None
+        self._heic: Heic | None = None
+        self._tiff: TiffPage | None = None
+        self._complaints: frozenset[str] = frozenset()
+        self._still: Still | None = None
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -139,18 +140,59 @@ class PictureFile:
         head = _head(self.path, self._file)
         if not head:
             raise MediaError(f"{self.path}: the file is empty")
-        if is_heic(head) and (size := self._of_heic(heic_size)) is not None:
-            self.height, self.width = size
-            self._refuse_above(max_pixels)
-            self._is_heic = True
-            self._image = self._load(access="sequential")
-        elif (size := _opencv_size(head)) is not None:
-            self.height, self.width = size
-            max_pixels = min(max_pixels, _UNCOMPRESSED_MAX)
-        else:
-            self._image = self._load(access="sequential")
-            self.height, self.width = self._image.height, self._image.width
-        self._refuse_above(max_pixels)
+        self._kind = kind = picture_format(head, self.path.suffix.lower(), self._tail)
+        with self._named():
+            if kind is not None and kind.reader == "none":
+                raise MediaError(f"is {kind.name}, which no installed library reads; convert it to PNG or JPEG")
+            if is_heic(head) and (heic := opened_heic(self._file, self._page)) is not None:
+                self._heic = heic
+                self.height, self.width = heic.size
+                self._refuse_above(max_pixels)
+                self._image = self._load(access="sequential")
+            elif kind is not None and kind.reader in ("opencv", "ffmpeg"):
+                self._open_still(kind, head, max_pixels)
+            else:
+                self._open_vips(head)
+            if (curve := hdr_curve(head)) is not None:
+                self.notes.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
+        self._refuse_above(max_pixels if kind is None else min(max_pixels, STILL_PIXELS.get(kind.reader, max_pixels)))
+
+    def _open_still(self, kind: PictureKind, head: bytes, max_pixels: int) -> None:
+        if self._page not in (None, 1) and kind.codec != "ico":
+            raise MediaError(f"has 1 page; there is no page {self._page}")
+        size = kind.size(head)
+        if size is None:  # the header does not say, so the decoder is limited instead
+            self._still = self._decoded_still(min(max_pixels, STILL_PIXELS["ffmpeg"]))
+            size = self._still.image_HWC.shape[:2]
+        self.height, self.width = size
+
+    def _open_vips(self, head: bytes) -> None:
+        if is_tiff(head):
+            self._tiff = chosen_page(self._file, self._page)
+        if self._tiff is not None:
+            check_page(self._tiff)
+            self._pages = self._tiff.options
+        self._image = self._load(access="sequential")
+        if self._tiff is None and self._page is not None:
+            if self._page > self.pages:
+                raise MediaError(f"has {self.pages} page{'s' * (self.pages > 1)}; there is no page {self._page}")
+            if self.pages > 1:
+                self._pages = f"page={self._page - 1}"
+                self._image = self._load(access="sequential")
+        self.height, self.width = self._image.height, self._image.width
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors begin with the file's name."""
+        try:
+            yield
+        except MediaError as error:
+            named = str(error).startswith(f"{self.path}: ")
+            raise error if named else MediaError(f"{self.path}: {error}") from error
+
+    def _tail(self) -> bytes:
+        size = os.fstat(self._file.fileno()).st_size
+        return os.pread(self._file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
 
     def _refuse_above(self, max_pixels: int) -> None:
         if self.nbytes > 3 * max_pixels:
@@ -212,7 +254,7 @@ class PictureFile:
     @property
     def has_strips(self) -> bool:
         """Whether `strips` can deliver it."""
-        return self._image is not None and not self._is_heic
+        return self._image is not None and self._heic is None
 
     @property
     def metadata(self) -> Metadata | None:
@@ -230,12 +272,13 @@ class PictureFile:
         try:
             image = self._colours(self._upright())
             region = vips.Region.new(image)
-            for strip in rows:
-                count = strip.stop - strip.start
-                data = region.fetch(0, strip.start, image.width, count)
-                pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
-                image_HWC, alpha_HW = _planes(pixels)
-                yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
+            with self._undamaged():
+                for strip in rows:
+                    count = strip.stop - strip.start
+                    data = region.fetch(0, strip.start, image.width, count)
+                    pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
+                    image_HWC, alpha_HW = _planes(pixels)
+                    yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
         except vips_errors() as error:
             raise self._broken(error) from error
 
@@ -247,9 +290,12 @@ class PictureFile:
         """
         try:
             if self._image is None:
-                return Frame(image_HWC=self._read_opencv(), index=index)
+                still = self._still or self._decoded_still(STILL_PIXELS["ffmpeg"])
+                self.notes += still.notes
+                return Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW, index=index)
             metadata = metadata_of(self._image, self.notes)
-            image_HWC, alpha_HW = self._read_vips()
+            with self._undamaged():
+                image_HWC, alpha_HW = self._read_vips()
         except vips_errors() as error:
             raise self._broken(error) from error
         except MemoryError as error:
@@ -269,33 +315,77 @@ class PictureFile:
     ) -> None:
         self.close()
 
-    def _of_heic(self, read: Callable[[BinaryIO], T]) -> T:
-        try:
-            return read(self._file)
-        except MediaError as error:
-            raise MediaError(f"{self.path}: {error}") from error
-
     def _load(self, access: str) -> Any:
         vips = vips_module()
-        if self._is_heic:
-            return self._of_heic(lambda file: heic_image(file, vips))
+        if self._heic is not None:
+            return self._heic.image(vips)
         # By descriptor: libvips reads options out of names such as "a[page=1].png".
         self._file.seek(0)
         source = vips.Source.new_from_descriptor(self._file.fileno())
         try:
-            return vips.Image.new_from_source(
-                source, self._pages and f"[{self._pages}]", access=access, fail_on="truncated"
-            )
+            if self._tiff is not None:
+                image = self._load_tiff(source, access)
+            elif self._kind is not None and self._kind.name == "JPEG":
+                # Not by what libvips finds itself: its loader for gain maps leaves XMP and IPTC out.
+                image = vips.Image.jpegload_source(source, access=access, fail_on="truncated")
+            else:
+                options = self._pages and f"[{self._pages}]"
+                image = vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
         except vips_errors() as error:
             raise self._broken(error) from error
+        image, notes = color_and_alpha(image, self._tiff)
+        self.notes += [note for note in notes if note not in self.notes]
+        return image
 
-    def _broken(self, error: Exception) -> MediaError:
-        return MediaError(f"{self.path}: cannot be read: {library_detail(error)}")
+    def _load_tiff(self, source: Any, access: str) -> Any:
+        """Strict, but for what the header alone is at fault: libtiff's complaints about a tag say nothing of pixels."""
+        vips, options = vips_module(), f"[{self._pages}]"
+        vips.vips_lib.vips_error_clear()
+        image = vips.Image.new_from_source(source, options, access=access, fail_on="error")
+        self._complaints = _said_by_vips()
+        if any(_NO_CODEC.search(line) for line in self._complaints):
+            raise self._broken("\n".join(self._complaints))
+        if self._complaints:
+            self._file.seek(0)
+            source = vips.Source.new_from_descriptor(self._file.fileno())
+            image = vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
+        return image
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Around the reading of pixels: libtiff and libvips go on where a block of a TIFF cannot be decoded.
+
+        Raises:
+            MediaError: One could not.
+        """
+        if self._tiff is None:
+            yield
+            return
+        with self._named():
+            check_blocks(self._file, self._tiff, _check_jpeg)
+            vips_module().vips_lib.vips_error_clear()
+            yield
+            said = sorted(_said_by_vips() - self._complaints)
+            vips_module().vips_lib.vips_error_clear()
+            if said:
+                raise self._broken("\n".join(said))
+
+    def _broken(self, error: Exception | str) -> MediaError:
+        text = _message(error)
+        if self._tiff is not None and _NO_CODEC.search(text):
+            return MediaError(
+                f"{self.path}: cannot be read: this build of libvips has no {compression_name(self._tiff)}, which "
+                "compresses it; save it with deflate or LZW"
+            )
+        if self._kind is not None and self._kind.name == "JPEG XL":
+            return MediaError(f"{self.path}: is JPEG XL, which this build of libvips does not read; convert it to PNG")
+        detail = library_detail(text)
+        damaged = "is damaged: " if self._tiff is not None and "tiff2vips" in detail else "cannot be read: "
+        return MediaError(f"{self.path}: {damaged}{detail}")
 
     def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
         image = self._upright()
-        if self.pages > 1:
-            self.notes.append(f"has {self.pages} frames or pages; only the first is used")
+        self._note_pages()
         image = self._colours(image)
         return _split(image) if image.bands == 4 else (_pixels(image), None)
 
@@ -327,20 +417,22 @@ class PictureFile:
                 self.notes.append("its colour profile is unusable and was left out")
         return image.colourspace("srgb").cast("uchar")
 
-    def _read_opencv(self) -> UInt8:
-        cv2 = cv2_module()
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            encoded = np.frombuffer(data, np.uint8)
-            try:
-                image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-            except cv2.error as error:
-                raise MediaError(f"{self.path}: cannot be read: {library_detail(error)}") from error
-            finally:
-                del encoded  # the map cannot close while an array looks at it
-        if image is None:
-            raise MediaError(f"{self.path}: cannot be read: the file is damaged or of an unknown variant")
-        upright: UInt8 = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-        return upright
+    def _note_pages(self) -> None:
+        """Say what of a file of several pictures is used, unless it was asked for."""
+        if self._page is not None:
+            return
+        if self._tiff is not None and (self._tiff.number > 1 or self._tiff.inner >= 0):
+            used = f"page {self._tiff.number}" if self._tiff.inner < 0 else f"a page inside page {self._tiff.number}"
+            self.notes.append(f"its first page is a thumbnail; {used} is used")
+        elif self.pages > 1:
+            self.notes.append(f"has {self.pages} frames or pages; only the first is used")
+
+    def _decoded_still(self, max_pixels: int) -> Still:
+        with self._named():
+            if self._kind is not None and self._kind.reader == "ffmpeg":
+                return ffmpeg_still(self._kind, self._file, self.path, max_pixels=max_pixels, page=self._page)
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return opencv_still(data)
 
 
 def read_picture(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Frame:
@@ -477,30 +569,12 @@ def _alpha_8bit(alpha: Any) -> Any:
 
 def _head(path: Path, file: BinaryIO) -> bytes:
     try:
-        return os.pread(file.fileno(), 4096, 0)
+        return os.pread(file.fileno(), HEAD_BYTES, 0)
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
 
 
-def _opencv_size(head: bytes) -> tuple[int, int] | None:
-    """Height and width when this is a BMP or JPEG 2000 header, else None.
-
-    >>> _opencv_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -5))
-    (5, 7)
-    """
-    if head[:2] == b"BM" and len(head) >= 26:
-        core = struct.unpack_from("<I", head, 14)[0] == 12
-        width, height = struct.unpack_from("<HH" if core else "<ii", head, 18)
-        return abs(height), abs(width)
-    if head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" and (at := head.find(b"ihdr")) > 0 and len(head) >= at + 12:
-        height, width = struct.unpack_from(">II", head, at + 4)
-        return height, width
-    if head[:4] == b"\xff\x4f\xff\x51" and len(head) >= 24:
-        right, bottom, left, top = struct.unpack_from(">IIII", head, 8)
-        return bottom - top, right - left
-    return None
-
-
+_NO_CODEC = re.compile(r"not configured|not implemented|built without")
 _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
     "hevc": HEIC_ADVICE,
@@ -524,6 +598,21 @@ def library_detail(error: Exception | str) -> str:
             return meaning
     lines = [line.strip() for line in text.splitlines()]
     return next((line for line in lines if not _NOISE.match(line)), "the file is damaged or of an unknown variant")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Decode strictly; bytes too many between two parts, which some scanners write, are no damage."""
+    try:
+        vips_module().Image.jpegload_buffer(data, access="sequential", fail_on="warning").avg()
+    except vips_errors() as error:
+        if "extraneous bytes" not in (text := _message(error)):
+            raise MediaError(library_detail(text)) from error
+
+
+def _said_by_vips() -> frozenset[str]:
+    """The lines that libvips has put down since its errors were cleared last."""
+    text = vips_module().ffi.string(vips_module().vips_lib.vips_error_buffer()).decode(errors="replace")
+    return frozenset(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _message(error: Exception | str) -> str:

@@ -1,0 +1,281 @@
+r"""What a file is, by its first bytes: which pictures there are, and which library reads each.
+
+    >>> picture_format(b"qoif\0\0\0\7\0\0\0\5\3\0").name
+    'QOI'
+
+A suffix decides only where a format has no signature of its own (Targa, WBMP).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "HEAD_BYTES",
+    "PICTURE_SUFFIXES",
+    "TAIL_BYTES",
+    "PictureKind",
+    "is_heic",
+    "is_video_head",
+    "picture_format",
+]
+
+HEAD_BYTES = 4096
+TAIL_BYTES = 26
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".apng", ".avif", ".avifs", ".bmp", ".bw", ".dds", ".dib", ".dpx", ".exr", ".gif", ".hdr", ".heic", ".heics"),
+        *(".heif", ".heifs", ".hif", ".icb", ".ico", ".j2c", ".j2k", ".jfif", ".jls", ".jp2", ".jpc", ".jpe", ".jpeg"),
+        *(".jpf", ".jpg", ".jpx", ".jxl", ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".phm", ".png", ".pnm", ".ppm"),
+        *(".psd", ".qoi", ".ras", ".rgba", ".sgi", ".sun", ".tga", ".tif", ".tiff", ".vda", ".vst", ".wbmp", ".webp"),
+        *(".xbm", ".xpm", ".xwd"),
+    )
+)
+_HEVC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_AV1_BRANDS = (b"avif", b"avis")
+_TARGA_SUFFIXES = (".icb", ".tga", ".vda", ".vst")
+
+Reader = Literal["libvips", "heic", "opencv", "ffmpeg", "none"]
+Size = Callable[[bytes], tuple[int, int] | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureKind:
+    """One format of pictures.
+
+    Attributes:
+        name: What people call it.
+        reader: The library that reads it; `none` where no installed one does.
+        codec: FFmpeg's name of its decoder.
+        size: Height and width from the first bytes, where the reader does not tell before decoding.
+    """
+
+    name: str
+    reader: Reader
+    codec: str = ""
+    size: Size = lambda _: None
+
+
+def is_heic(head: bytes) -> bool:
+    r"""Whether a file's first bytes announce HEVC pictures.
+
+    >>> is_heic(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"), is_heic(b"\0\0\0\x1cftypavif\0\0\0\0mif1avif")
+    (True, False)
+    """
+    return any(brand in _HEVC_BRANDS for brand in _brands(head))
+
+
+def is_video_head(head: bytes) -> bool:
+    """Whether these are the first bytes of a common container of video."""
+    return (
+        (head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") and picture_format(head) is None)
+        or head[:4] in (b"\x1aE\xdf\xa3", b"OggS", b"FLV\1", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75")
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or (head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G")
+    )
+
+
+def picture_format(head: bytes, suffix: str = "", tail: Callable[[], bytes] = lambda: b"") -> PictureKind | None:
+    """The format of a picture; None where the bytes are those of no picture.
+
+    Args:
+        head: The first `HEAD_BYTES` of the file, or all of it.
+        suffix: Of the file's name, in lower case.
+        tail: Reads the last `TAIL_BYTES` of the file; called where nothing else has told.
+    """
+    if head[4:8] == b"ftyp":
+        return _of_brands(_brands(head))
+    for signature, kind in _SIGNATURES:
+        if signature.match(head):
+            return kind
+    if (suffix in _TARGA_SUFFIXES or tail()[-18:-2] == b"TRUEVISION-XFILE") and _is_targa(head):
+        return _TARGA
+    if suffix == ".wbmp" and head[:2] == b"\0\0":
+        return _WBMP
+    return next((kind for at, mark, kind in _FURTHER_IN if head[at : at + len(mark)] == mark), None)
+
+
+def _brands(head: bytes) -> list[bytes]:
+    if head[4:8] != b"ftyp":
+        return []
+    brands = head[8 : int.from_bytes(head[:4], "big")][:256]
+    return [brands[at : at + 4] for at in range(0, len(brands), 4)]
+
+
+def _of_brands(brands: list[bytes]) -> PictureKind | None:
+    if any(brand in _HEVC_BRANDS for brand in brands):
+        return _HEIC
+    if any(brand in _AV1_BRANDS for brand in brands):
+        return _AVIF
+    if brands[:1] == [b"crx "]:
+        return _none("Canon CR3 raw")
+    return _HEIF if brands[:1] in ([b"mif1"], [b"msf1"]) else None
+
+
+def _is_targa(head: bytes) -> bool:
+    if len(head) < 18:
+        return False
+    mapped, kind, depth = head[1], head[2], head[16]
+    width, height = struct.unpack_from("<HH", head, 12)
+    return mapped in (0, 1) and kind in (1, 2, 3, 9, 10, 11) and depth in (8, 15, 16, 24, 32) and width * height > 0
+
+
+def _fixed(layout: str, at: int, *, width_first: bool = True) -> Size:
+    """A size that always stands in the same place."""
+
+    def size(head: bytes) -> tuple[int, int] | None:
+        if len(head) < at + struct.calcsize(layout):
+            return None
+        first, second = struct.unpack_from(layout, head, at)
+        return (second, first) if width_first else (first, second)
+
+    return size
+
+
+def _bmp_size(head: bytes) -> tuple[int, int] | None:
+    r"""Of both its headers.
+
+    >>> _bmp_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -5))
+    (5, 7)
+    """
+    if len(head) < 26:
+        return None
+    core = struct.unpack_from("<I", head, 14)[0] == 12
+    width, height = struct.unpack_from("<HH" if core else "<ii", head, 18)
+    return abs(height), abs(width)
+
+
+def _jp2_size(head: bytes) -> tuple[int, int] | None:
+    at = head.find(b"ihdr")
+    return _fixed(">II", at + 4, width_first=False)(head) if at > 0 else None
+
+
+def _j2k_size(head: bytes) -> tuple[int, int] | None:
+    if len(head) < 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">IIII", head, 8)
+    return bottom - top, right - left
+
+
+def _pcx_size(head: bytes) -> tuple[int, int] | None:
+    if len(head) < 12:
+        return None
+    left, top, right, bottom = struct.unpack_from("<4H", head, 4)
+    return bottom - top + 1, right - left + 1
+
+
+_NETPBM = re.compile(rb"P[1-6FfHh](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
+_PAM = re.compile(rb"^(WIDTH|HEIGHT)\s+(\d+)", re.MULTILINE)
+_XBM = re.compile(rb"#define\s+\S*?(width|height)\s+(\d+)")
+_XPM = re.compile(rb'"\s*(\d+)\s+(\d+)\s+\d+\s+\d+')
+_RADIANCE = re.compile(rb"^-Y\s+(\d+)\s+\+X\s+(\d+)", re.MULTILINE)
+
+
+def _netpbm_size(head: bytes) -> tuple[int, int] | None:
+    r"""Of the plain and the packed formats, comments and all.
+
+    >>> _netpbm_size(b"P6\n# a comment\n7 5\n255\n")
+    (5, 7)
+    """
+    found = _NETPBM.match(head)
+    return (int(found[2]), int(found[1])) if found else None
+
+
+def _named_size(pattern: re.Pattern[bytes]) -> Size:
+    def size(head: bytes) -> tuple[int, int] | None:
+        found = {name.lower(): int(value) for name, value in pattern.findall(head)}
+        return (found[b"height"], found[b"width"]) if len(found) == 2 else None
+
+    return size
+
+
+def _radiance_size(head: bytes) -> tuple[int, int] | None:
+    found = _RADIANCE.search(head)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _xpm_size(head: bytes) -> tuple[int, int] | None:
+    found = _XPM.search(head)
+    return (int(found[2]), int(found[1])) if found else None
+
+
+def _vips(name: str) -> PictureKind:
+    return PictureKind(name=name, reader="libvips")
+
+
+def _ffmpeg(name: str, codec: str, size: Size) -> PictureKind:
+    return PictureKind(name=name, reader="ffmpeg", codec=codec, size=size)
+
+
+def _none(name: str) -> PictureKind:
+    return PictureKind(name=name, reader="none")
+
+
+_AVIF, _HEIF = _vips("AVIF"), _vips("HEIF")
+_HEIC = PictureKind(name="HEIC", reader="heic")
+_TARGA = _ffmpeg("Targa", "targa", _fixed("<HH", 12))
+_WBMP = _ffmpeg("WBMP", "wbmp", lambda head: (head[3], head[2]) if len(head) > 3 and max(head[2:4]) < 128 else None)
+_SIGNATURES = tuple(
+    (re.compile(text, re.DOTALL), kind)
+    for text, kind in (
+        (rb"\xff\xd8\xff\xf7", _ffmpeg("JPEG-LS", "jpegls", _fixed(">HH", 7, width_first=False))),
+        (rb"\xff\xd8", _vips("JPEG")),
+        (rb"\x89PNG\r\n\x1a\n", _vips("PNG")),
+        (rb"GIF8[79]a", _vips("GIF")),
+        (rb"RIFF....WEBP", _vips("WebP")),
+        (rb"II\*\0....CR", _none("Canon CR2 raw")),
+        (rb"II[*+]\0|MM\0[*+]", _vips("TIFF")),
+        (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _vips("JPEG XL")),
+        (rb"\x08\xf2\xa6\xb6|\xb6\xa6\xf2\x08", _vips("libvips' own format")),
+        (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", PictureKind(name="BMP", reader="opencv", size=_bmp_size)),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n", PictureKind(name="JPEG 2000", reader="opencv", size=_jp2_size)),
+        (rb"\xff\x4f\xff\x51", PictureKind(name="JPEG 2000", reader="opencv", size=_j2k_size)),
+        (rb"P[14]\s+[#\d]", _ffmpeg("PBM", "pbm", _netpbm_size)),
+        (rb"P[25]\s+[#\d]", _ffmpeg("PGM", "pgm", _netpbm_size)),
+        (rb"P[36]\s+[#\d]", _ffmpeg("PPM", "ppm", _netpbm_size)),
+        (rb"P7\n", _ffmpeg("PAM", "pam", _named_size(_PAM))),
+        (rb"P[Ff]\s+[#\d]", _ffmpeg("PFM", "pfm", _netpbm_size)),
+        (rb"P[Hh]\s+[#\d]", _ffmpeg("PHM", "phm", _netpbm_size)),
+        (rb"#\?R(ADIANCE|GBE)\n", _ffmpeg("Radiance HDR", "hdr", _radiance_size)),
+        (rb"\x59\xa6\x6a\x95", _ffmpeg("Sun raster", "sunrast", _fixed(">II", 4))),
+        (rb"qoif", _ffmpeg("QOI", "qoi", _fixed(">II", 4))),
+        (rb"\x0a[\0\x02\x03\x04\x05]\x01[\x01\x02\x04\x08]", _ffmpeg("PCX", "pcx", _pcx_size)),
+        (rb"\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]", _ffmpeg("SGI", "sgi", _fixed(">HH", 6))),
+        (rb"\0\0\x01\0[\x01-\xff]\0[^\0].{3}\0?", PictureKind(name="ICO", reader="ffmpeg", codec="ico")),
+        (rb"DDS \x7c\0\0\0", _ffmpeg("DDS", "dds", _fixed("<II", 12, width_first=False))),
+        (rb"8BPS\0\x01", _ffmpeg("Photoshop", "psd", _fixed(">II", 14, width_first=False))),
+        (rb"\x76\x2f\x31\x01", _ffmpeg("OpenEXR", "exr", lambda _: None)),
+        (rb"SDPX", _ffmpeg("DPX", "dpx", _fixed(">II", 772))),
+        (rb"XPDS", _ffmpeg("DPX", "dpx", _fixed("<II", 772))),
+        (rb"#define\s+\S*width\s+\d+\s", _ffmpeg("XBM", "xbm", _named_size(_XBM))),
+        (rb"/\* XPM \*/", _ffmpeg("XPM", "xpm", _xpm_size)),
+        (rb"\0\0[\0-\x0f].\0\0\0\x07\0\0\0[\0-\x02]\0\0\0[\x01-\x20]", _ffmpeg("XWD", "xwd", _fixed(">II", 16))),
+        (rb"\0\0\x02\0[\x01-\xff]\0", _none("Windows cursor")),
+        (rb"%PDF-", _none("PDF")),
+        (rb"%!PS|\xc5\xd0\xd3\xc6", _none("PostScript")),
+        (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg[\s>]", _none("SVG")),
+        (rb"gimp xcf ", _none("GIMP XCF")),
+        (rb"FORM....(ILBM|PBM )", _none("IFF ILBM")),
+        (rb"icns", _none("Apple icon")),
+        (rb"\xd7\xcd\xc6\x9a", _none("WMF")),
+        (rb"AT&TFORM", _none("DjVu")),
+        (rb"FUJIFILMCCD-RAW", _none("Fujifilm raw")),
+        (rb"IIR[OS]|MMOR", _none("Olympus raw")),
+        (rb"IIU\0", _none("Panasonic raw")),
+        (rb"FOVb", _none("Sigma raw")),
+        (rb"II\xbc\x01", _none("JPEG XR")),
+        (rb"BPG\xfb", _none("BPG")),
+        (rb"FLIF", _none("FLIF")),
+        (rb"SIMPLE  =", _none("FITS")),
+        (rb"\x8aMNG|\x8bJNG", _none("MNG")),
+        (rb"\xabKTX", _none("KTX")),
+        (rb"id=ImageMagick", _none("MIFF")),
+        (rb"BLP[12]", _none("BLP")),
+        (rb"P[GC] [ML][ML]", _none("PGX")),
+    )
+)
+_FURTHER_IN = ((40, b" EMF", _none("EMF")), (128, b"DICM", _none("DICOM")))
