@@ -43,7 +43,7 @@ test-gpu: $(GPU_VENV)/ready  ## Run the tests that need a CUDA device; fails whe
 gpu-report: $(REPORT_VENV)/ready  ## Measure latency and parity on every backend here; GPU rows read "not proven" without one
 	PYTHON=$(REPORT_VENV)/bin/python bash benchmarks/gpu_report.sh
 
-report: $(VENV)/ready  ## Measure on the CPU what the README shows, and write its numbers anew (see benchmarks/cpu_report.sh)
+report: $(VENV)/ready  ## Measure on the CPU what docs/results.md shows, and write its tables anew (see benchmarks/cpu_report.sh)
 	PYTHON=$(VENV)/bin/python bash benchmarks/cpu_report.sh
 
 dist: $(VENV)/ready  ## Build the wheel into dist/

@@ -203,7 +203,7 @@ class Postprocess:
     Attributes:
         stretch: Stretch the map to its own minimum and maximum, per picture, as the authors do.
         empty_below: Nothing salient is found in a map whose score (the value that its strongest thousandth reaches) is
-            below this; one whose largest value is below it is not stretched either. `basnet-bench verdict` chooses it.
+            below this; one whose largest value is below it is not stretched either. `basnet-bench threshold` finds it.
     """
 
     stretch: bool = False

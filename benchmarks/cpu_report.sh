@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Measures on this machine's processor what README.md and the model card show: JSON and Markdown into
-# benchmarks/reports, a page of it (report.html), and the numbers between the documents' markers written anew.
-# A page that also shows the pictures is build/cpu-report/report.html; pictures of data sets are not committed.
+# Measures on this machine's CPU what docs/results.md shows: JSON into benchmarks/reports, and the document's tables written
+# anew. A page that also shows pictures is build/cpu-report/report.html; pictures of data sets are not committed.
 #
 #   DATASETS    data sets with masks, the first also for parity; none: bundled photographs, no accuracy
 #   VIDEO       film for frames per second (a drawn one)        CALIBRATION  pictures for INT8; none: no INT8 is made
@@ -46,7 +45,6 @@ measure() {
   if [ $code -ne 0 ]; then status=1; fi
   if [ $code -ne 0 ] && [ $code -ne 4 ]; then return 0; fi
   bench report "$work/$name.json" --brief -o "$reports/$name.json" --overwrite
-  bench report "$reports/$name.json" -o "$reports/$name.md" --overwrite
 }
 
 # exported NAME ARGUMENTS...: one graph of the built-in checkpoint, kept between calls as long as that is the same
@@ -74,7 +72,6 @@ if [ ${#wide_models[@]} -gt 0 ]; then
   measure latency-wide latency "$wide" "${wide_models[@]}" --backend pytorch:fp32 --backend onnxruntime \
     --backend openvino:int8 --rounds "${WIDE_ROUNDS:-24}" --no-stages --no-memory
 fi
-measure throughput-cpu latency "$lite.safetensors" --rounds 6 --batch 1,2,4,8
 pictures=()
 if [ ${#datasets[@]} -gt 0 ]; then pictures=("${datasets[0]}"); fi
 measure parity-dev parity "$lite.safetensors" "$lite.onnx" "${models[@]}" ${pictures:+--pictures "${pictures[0]}"} --panels
@@ -94,16 +91,12 @@ for file in "${models[@]}"; do
 done
 measure video-cpu video "${VIDEO:-tests/data/pan.mp4}" "${engines[@]}" --runs "${VIDEO_RUNS:-6}"
 
-# page FOLDER: one page of those of the reports that lie there
-page() {
-  local name found=()
-  for name in "${names[@]}"; do
-    if [ -f "$1/$name.json" ]; then found+=("$1/$name.json"); fi
-  done
-  if [ ${#found[@]} -gt 0 ]; then bench report "${found[@]}" -o "$1/report.html" --overwrite; fi
-}
-page "$reports"
-page "$work"
-bench tables README.md runtime/basnet_runtime/models/README.md
-echo "Reports: $reports; page with pictures: $work/report.html"
+measured=()
+for name in "${names[@]}"; do
+  if [ -f "$work/$name.json" ]; then measured+=("$work/$name.json"); fi
+done
+if [ ${#measured[@]} -gt 0 ]; then bench report "${measured[@]}" -o "$work/report.html" --overwrite; fi
+LC_ALL=C # the order of the tables
+bench report "$reports"/*.json -o "${DOCUMENT:-docs/results.md}" --overwrite
+echo "Results: $reports, ${DOCUMENT:-docs/results.md}; page with pictures: $work/report.html"
 exit $status

@@ -41,6 +41,7 @@ def test_types_are_marked(names, package):
         "basnet_runtime/models/basnet-lite.safetensors",
         "basnet_runtime/models/README.md",
         "basnet_export/pictures/coffee.jpg",
+        "basnet_benchmarks/report.html.j2",
     ],
 )
 def test_data_files_are_there(names, name):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.fingerprint import fingerprint_of
-from basnet_benchmarks.panels import Panel, truth_panel
 from basnet_benchmarks.parity import Pictures
+from basnet_benchmarks.report import Panel, thumbnails
 from basnet_benchmarks.saliency_scores import SaliencyCurves, SaliencyMeter, SaliencyScores
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.media.edges import refined_edges
@@ -223,7 +223,10 @@ class _Extremes:
         bisect.insort(self._ordered, score, key=lambda own: own.mae)
         named = {own.name for own in (*self.best, *self.worst)}
         if self._wanted and score.name in named:
-            self._shown[score.name] = _panel(score, picture, mask_HW)
+            assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
+            images: dict[str, NDArray[Any]] = {"photo": picture.image_HWC, "truth": picture.truth_HW, "mask": mask_HW}
+            caption = f"MAE {score.mae:.3f}, IoU at 0.5 {score.iou:.3f}"
+            self._shown[score.name] = Panel(group="", name=score.name, caption=caption, images=thumbnails(images))
         self._shown = {name: panel for name, panel in self._shown.items() if name in named}
 
     @property
@@ -246,15 +249,3 @@ class _Extremes:
             for own in scores
             if own.name in self._shown
         )
-
-
-def _panel(score: PictureScore, picture: Picture, mask_HW: Float32) -> Panel:
-    assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
-    return truth_panel(
-        group="",
-        name=score.name,
-        caption=f"MAE {score.mae:.3f}, IoU at 0.5 {score.iou:.3f}",
-        image_HWC=picture.image_HWC,
-        truth_HW=picture.truth_HW,
-        mask_HW=mask_HW,
-    )

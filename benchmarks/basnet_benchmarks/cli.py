@@ -5,15 +5,14 @@ basnet-bench parity basnet.pth basnet.onnx --pictures dev
 basnet-bench video clip.mp4 --model basnet.onnx
 basnet-bench accuracy basnet.onnx DUTS-TE ECSSD
 basnet-bench gate benchmarks/baseline.json
-basnet-bench gpu --pictures DUTS-TE
 basnet-bench report latency.json parity.json -o report.html
-basnet-bench tables README.md
 
 This module only translates: options to a configuration, a report to a table or JSON. Heavy libraries load inside.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,10 +21,10 @@ import typer
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say
 from basnet_torch.device import Device
-from basnet_torch.errors import UsageError, exit_on_error
+from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
 
 if TYPE_CHECKING:
-    from basnet_benchmarks.report import Report
+    from basnet_benchmarks.results import Result
 
 __all__ = ["app", "main"]
 
@@ -74,7 +73,6 @@ def latency(
     """Time every backend on the same network, each as a ratio to PyTorch eager FP32 of the same run."""
     from basnet_benchmarks.candidates import parse_device
     from basnet_benchmarks.latency import LatencyConfig, measure_latency
-    from basnet_benchmarks.report import check_output
 
     with exit_on_error():
         config = LatencyConfig(
@@ -90,7 +88,7 @@ def latency(
             picture=picture,
             memory=not no_memory,
         )
-        check_output(output, overwrite=overwrite)
+        _check(output, overwrite=overwrite)
         _show(measure_latency(config, say), as_json, output, overwrite)
 
 
@@ -115,7 +113,6 @@ def parity(
     """Compare masks with PyTorch FP32 under the parity contract. Exit code 4 when a candidate fails."""
     from basnet_benchmarks.candidates import parse_device
     from basnet_benchmarks.parity import ParityConfig, measure_parity
-    from basnet_benchmarks.report import check_output
 
     with exit_on_error():
         config = ParityConfig(
@@ -127,7 +124,7 @@ def parity(
             device=parse_device(device),
             panels=panels or _is_page(output),
         )
-        check_output(output, overwrite=overwrite)
+        _check(output, overwrite=overwrite)
         result = measure_parity(config, say)
         _show(result, as_json, output, overwrite)
     if result.exit_code:
@@ -158,7 +155,6 @@ def video(
     Several engines run in interleaved rounds, each once per round. Their ratios to the first engine are medians over
     the rounds, so that a machine that drifts slows both sides of each; six runs or more give confidence intervals.
     """
-    from basnet_benchmarks.report import check_output
     from basnet_benchmarks.video import VideoConfig, measure_video
 
     with exit_on_error():
@@ -173,7 +169,7 @@ def video(
             threads=threads,
             device=Device.parse(device),
         )
-        check_output(output, overwrite=overwrite)
+        _check(output, overwrite=overwrite)
         _show(measure_video(config, say), as_json, output, overwrite)
 
 
@@ -195,7 +191,6 @@ def accuracy(
 ) -> None:
     """Score masks where the truth is known: F, S and E measures, MAE, boundaries; .html shows curves and pictures."""
     from basnet_benchmarks.accuracy import AccuracyConfig, measure_accuracy
-    from basnet_benchmarks.report import check_output
 
     with exit_on_error():
         config = AccuracyConfig(
@@ -208,7 +203,7 @@ def accuracy(
             refine_edges=refine_edges,
             panels=panels or _is_page(output),
         )
-        check_output(output, overwrite=overwrite)
+        _check(output, overwrite=overwrite)
         _show(measure_accuracy(config, say), as_json, output, overwrite)
 
 
@@ -231,7 +226,6 @@ def gate(
 ) -> None:
     """Pass or fail a change: masks by the contract, speed against BASELINE. Exit code 4 when something fails."""
     from basnet_benchmarks.gate import GateConfig, run_gate
-    from basnet_benchmarks.report import check_output
 
     with exit_on_error():
         config = GateConfig(
@@ -243,7 +237,7 @@ def gate(
             threads=threads,
             candidates=tuple(candidate or ()),
         )
-        check_output(output, overwrite=overwrite)
+        _check(output, overwrite=overwrite)
         if output is not None and output.resolve() == baseline.resolve():
             raise UsageError(f"output {output}: is the baseline, which --update writes; name another file")
         result = run_gate(config, say)
@@ -263,60 +257,15 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Show saved results in one file: a page with plots and pictures, Markdown for a pull request, or JSON."""
-    from basnet_benchmarks.report import check_output, save_all
+    from basnet_benchmarks.report import save_all
 
     with exit_on_error():
-        check_output(output, overwrite=overwrite)
-        save_all(reports, output, overwrite=overwrite, brief=brief)
+        _check(output, overwrite=overwrite)
+        save_all(reports, output, overwrite=overwrite, short=brief)
 
 
 @app.command()
-def gpu(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="New folder. Default: in reports.")] = None,
-    plans: Annotated[Path | None, typer.Option(help="Folder that keeps the engines. Default: none are kept.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Trained weights of width 64. Default: random.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="To show parity on. Default: five photographs.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Pictures that INT8 is calibrated on.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Steps whose names begin so; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, few rounds: tries this itself.")] = False,
-) -> None:
-    """Prove on a CUDA device all that can be proven: engines, tests, latency, parity, video, memory."""
-    from basnet_benchmarks.gpu_report import default_output, run_gpu_report
-    from basnet_benchmarks.gpu_steps import GpuConfig
-
-    with exit_on_error():
-        config = GpuConfig(
-            output=output or default_output(),
-            plans=plans,
-            checkpoint=checkpoint,
-            pictures=pictures,
-            calibration=calibration,
-            only=tuple(only or ()),
-            quick=quick,
-        )
-        failed = run_gpu_report(config)
-    raise SystemExit(1 if failed else 0)
-
-
-@app.command()
-def tables(
-    documents: Annotated[list[Path], typer.Argument(metavar="MARKDOWN...", help="Files with marked blocks.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit code 4 when a number is out of date.")
-    ] = False,
-) -> None:
-    """Rewrite the tables and numbers of Markdown files, between their markers, from committed JSON reports."""
-    from basnet_benchmarks.documents import rewrite
-
-    with exit_on_error():
-        changed = [path for path in documents if rewrite(path, check=check)]
-    for path in changed:
-        say(f"{path}: {'is out of date; run basnet-bench tables' if check else 'written anew'}")
-    raise SystemExit(4 if check and changed else 0)
-
-
-@app.command()
-def verdict(
+def threshold(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=".pth, .onnx or .plan; 'lite' is the built-in model.")],
     choose: Annotated[Path, typer.Argument(metavar="DATASET", help="Its every second picture chooses the threshold.")],
     report: Annotated[list[Path] | None, typer.Argument(metavar="[DATASET]...", help="Further ones report.")] = None,
@@ -333,11 +282,10 @@ def verdict(
     overwrite: Overwrite = False,
 ) -> None:
     """Choose the score below which nothing salient is found, count wrong verdicts, and store it with the weights."""
-    from basnet_benchmarks.report import check_output
-    from basnet_benchmarks.verdict import VerdictConfig, measure_verdict
+    from basnet_benchmarks.threshold import ThresholdConfig, measure_threshold
 
     with exit_on_error():
-        config = VerdictConfig(
+        config = ThresholdConfig(
             model=None if model == "lite" else Path(model),
             choose=choose,
             report=tuple(report or ()),
@@ -351,8 +299,8 @@ def verdict(
             precision=precision,
             threads=threads,
         )
-        check_output(output, overwrite=overwrite)
-        _show(measure_verdict(config, say), as_json, output, overwrite)
+        _check(output, overwrite=overwrite)
+        _show(measure_threshold(config, say), as_json, output, overwrite)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -366,12 +314,31 @@ def _is_page(output: Path | None) -> bool:
     return output is not None and output.suffix == ".html"
 
 
-def _show(result: Report, as_json: bool, output: Path | None, overwrite: bool) -> None:
-    from basnet_benchmarks.report import json_text, save, terminal
+def _check(output: Path | None, *, overwrite: bool) -> None:
+    """Refuse an output that could not be written later, before anything is measured."""
+    from basnet_benchmarks.report import panels_path
 
-    typer.echo(json_text(result) if as_json else terminal(result), nl=not as_json)
+    if output is None:
+        return
+    if output.suffix not in (".json", ".md", ".html"):
+        raise UsageError(f"output {output}: its name must end in .json, .md or .html")
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if output.suffix == ".html" and missing:
+        raise BackendUnavailable(f"{output}: needs {' and '.join(missing)}; pip install 'basnet-deploy[report]'")
+    beside = [panels_path(output)] if output.suffix == ".json" else []
+    existing = next((path for path in (output, *beside) if path.exists()), None)
+    if existing and not overwrite:
+        raise UsageError(f"{existing} exists already; --overwrite replaces it")
+
+
+def _show(result: Result, as_json: bool, output: Path | None, overwrite: bool) -> None:
+    from basnet_benchmarks.report import save
+    from basnet_benchmarks.results import json_text, terminal, values_of
+
+    values = values_of(result)
+    typer.echo(json_text(values) if as_json else terminal(values), nl=not as_json)
     if output is not None:  # last, so that a file that cannot be written does not lose what was measured
-        save(result, output, overwrite=overwrite)
+        save(values, output, overwrite=overwrite, panels=getattr(result, "panels", ()))
 
 
 def main() -> None:

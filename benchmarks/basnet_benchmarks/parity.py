@@ -28,7 +28,7 @@ from basnet_benchmarks.candidates import (
     parse_device,
 )
 from basnet_benchmarks.environment import Environment, environment
-from basnet_benchmarks.panels import Panel, heat_panel
+from basnet_benchmarks.report import Panel, heat_map, thumbnails
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
@@ -389,15 +389,17 @@ def _panels(
     for picture in pictures:
         measures = measures_by_picture.pop(picture.name, None)
         if measures is not None:
-            yield heat_panel(
-                group=name,
-                name=picture.name,
-                caption=f"worst in {', '.join(measures)}: {_said(own[picture.name])}",
-                image_HWC=picture.image_HWC,
-                truth_HW=picture.truth_HW,
-                reference_HW=reference.mask(picture.image_HWC),
-                candidate_HW=model.mask(picture.image_HWC),
-            )
+            reference_HW, candidate_HW = reference.mask(picture.image_HWC), model.mask(picture.image_HWC)
+            label, heat_HWC = heat_map(reference_HW, candidate_HW)
+            images: dict[str, NDArray[Any]] = {
+                "photo": picture.image_HWC,
+                **({} if picture.truth_HW is None else {"truth": picture.truth_HW}),
+                "reference mask": reference_HW,
+                "candidate mask": candidate_HW,
+                label: heat_HWC,
+            }
+            caption = f"worst in {', '.join(measures)}: {_said(own[picture.name])}"
+            yield Panel(group=name, name=picture.name, caption=caption, images=thumbnails(images))
 
 
 def _said(own: Difference) -> str:

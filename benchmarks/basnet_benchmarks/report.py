@@ -1,244 +1,395 @@
-"""Results for people and for machines: tables for a terminal, Markdown for a pull request, JSON, one page of HTML.
+"""Files of results: JSON, Markdown, and the HTML page with plots and pictures.
 
-Every form is made from the JSON values, so that a saved report can be shown again in any of them; see `tables`.
+    save(values_of(result), Path("accuracy.html"), overwrite=False, panels=result.panels)
+    save_all([Path("latency.json"), Path("accuracy.json")], Path("report.html"), overwrite=False)
+
+The page sets speed against accuracy where the fingerprints of the networks agree, never by name. Thumbnails lie beside
+the JSON as `NAME.panels.json`, because pictures of data sets are not ours to publish with the numbers.
+
+Legend: H height, W width of the picture; photographs are uint8 RGB, masks float32 in 0..1.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path, PurePath
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from basnet_benchmarks.panels import Panel, panels_path, read_panels, write_panels
-from basnet_benchmarks.tables import escaped_markdown, markdown_rows, table_of
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_benchmarks.results import Values, brief, candidate_name, json_text, markdown, read_result, shown
 from basnet_torch.errors import BackendUnavailable, UsageError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = [
-    "Report",
-    "SavedReport",
-    "check_output",
-    "html",
-    "json_text",
-    "markdown",
-    "panels_of",
+    "KEPT_ABOVE",
+    "Panel",
+    "heat_map",
+    "page",
+    "panels_path",
+    "read_panels",
     "save",
     "save_all",
-    "terminal",
-    "values_of",
-    "write_text",
+    "thumbnails",
 ]
 
-_DIGITS = 6  # significant, of every number: what is beyond is noise of any measurement made here
-_NARROWEST = 150  # columns, where the output is no terminal and so has no width
-
-
-class Report(Protocol):
-    """What a command measured."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with `command` and `environment` among them."""
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+KEPT_ABOVE = "<!-- basnet-bench report writes everything below this line -->"
+_SIDE = 224  # pixels of a thumbnail's longer side
+_JPEG = "data:image/jpeg;base64,"
+# Okabe and Ito's set, told apart by the color-blind
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6bb1", "#7f7f7f")
+_Plot = tuple[str, str]  # caption and SVG
+_Bar = tuple[str, Values]  # label and estimate
+_Line = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SavedReport:
-    """A report that was read back from its JSON."""
+class Panel:
+    """Thumbnails of one picture, side by side.
 
-    values: dict[str, Any]
+    Attributes:
+        group: What it is shown under: a data set and `best` or `worst`, or a candidate.
+        name: The picture's.
+        caption: What is to be said of it, with numbers.
+        images: Labels with `data:` addresses of JPEG.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """From a file that `save` wrote.
-
-        Raises:
-            UsageError: The file cannot be read, is no JSON, or is no report.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"report {path}: cannot be read ({error.strerror})") from error
-        except ValueError:
-            values = None
-        if not isinstance(values, dict) or "command" not in values:
-            raise UsageError(f"report {path}: is no report; give JSON that a command of basnet-bench wrote")
-        return cls(values=values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values as they were read."""
-        return self.values
+    group: str
+    name: str
+    caption: str
+    images: tuple[tuple[str, str], ...]
 
 
-def values_of(report: Report) -> dict[str, Any]:
-    """The JSON values of a report: numbers of six significant digits; those that JSON lacks become null."""
-    values = _plain(report.to_dict())
-    assert isinstance(values, dict)  # noqa: S101 - for the type checker
-    return values
+def thumbnails(images: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, str], ...]:
+    """Shrink photographs uint8 H,W,3 and masks float32 H,W for a `Panel`."""
+    import cv2
+
+    found = []
+    for label, image in images.items():
+        factor = min(1.0, _SIDE / max(image.shape[:2]))
+        height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+        pixels = image[..., ::-1] if image.ndim == 3 else _gray(image)
+        small = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_AREA)
+        _, data = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 82))
+        found.append((label, _JPEG + base64.b64encode(data.tobytes()).decode("ascii")))
+    return tuple(found)
 
 
-def json_text(report: Report) -> str:
-    """Everything, raw times included; a list or object of plain values stays on its line."""
-    return _dumped(values_of(report))
+def heat_map(reference_HW: Float32, candidate_HW: Float32) -> tuple[str, UInt8]:
+    """Color the difference of two masks, brightest where it is largest; with a label that says how large."""
+    import cv2
+
+    difference_HW = np.abs(candidate_HW - reference_HW)
+    largest = float(np.nanmax(difference_HW, initial=0.0))
+    share_HW = np.nan_to_num(difference_HW / (largest or 1), nan=1.0, posinf=1.0)
+    heat_HWC = cv2.applyColorMap(_gray(share_HW), cv2.COLORMAP_INFERNO)[..., ::-1]
+    return f"difference, 0 (black) to {largest:.2g} (yellow)", np.asarray(heat_HWC, np.uint8)
 
 
-def terminal(report: Report) -> str:
-    """A table and notes for a terminal or a log, no wider than that."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    table = table_of(values_of(report))
-    grid = RichTable(title=Text(table.title), title_justify="left")
-    for column in table.columns:
-        grid.add_column(Text(column), justify="right" if column in table.numbers else "left", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*map(Text, row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _NARROWEST)
-    with console.capture() as capture:
-        console.print(grid)
-        for line in (*table.notes, *table.environment):
-            console.print(Text(line), soft_wrap=True)
-    return capture.get().rstrip("\n")
+def _gray(mask_HW: NDArray[Any]) -> UInt8:
+    return np.asarray(np.rint(np.nan_to_num(mask_HW).clip(0, 1) * 255), np.uint8)
 
 
-def markdown(report: Report) -> str:
-    """The same for a pull request: a table, its notes, and where it was measured."""
-    table = table_of(values_of(report))
-    lines = [f"### {table.title}", "", *markdown_rows(table), ""]
-    lines += [f"- {escaped_markdown(note)}" for note in table.notes]
-    lines += ["", "<details><summary>Environment</summary>", ""]
-    lines += [f"- {escaped_markdown(line)}" for line in table.environment]
-    return "\n".join([*lines, "", "</details>", ""])
+def panels_path(result: Path) -> Path:
+    """Name the file of thumbnails beside a result's JSON: `parity.panels.json` beside `parity.json`."""
+    return result.with_name(f"{result.stem}.panels.json")
 
 
-def html(reports: Sequence[Report], panels: Mapping[int, Sequence[Panel]] | None = None) -> str:
-    """One page of all reports, with plots; pictures are those of the reports, or given by place.
+def read_panels(path: Path) -> tuple[Panel, ...]:
+    """Read thumbnails; none where there is no such file.
 
     Raises:
-        BackendUnavailable: matplotlib is not installed.
+        UsageError: The file is something else; an address that is no JPEG would go into a page as it stands.
     """
-    from basnet_benchmarks.report_page import report_page
-
-    own = {place: panels_of(report) for place, report in enumerate(reports)}
-    return report_page([values_of(report) for report in reports], {**own, **(panels or {})})
-
-
-def panels_of(report: Report) -> tuple[Panel, ...]:
-    """The pictures that a report kept; most keep none."""
-    return tuple(getattr(report, "panels", ()))
-
-
-def check_output(output: Path | None, *, overwrite: bool, suffixes: Sequence[str] = (".json", ".md", ".html")) -> None:
-    """Refuse a file that could not be written later, before anything is measured.
-
-    Raises:
-        UsageError: The suffix is unknown, or the file exists and may not be replaced.
-        BackendUnavailable: The file holds plots, which need matplotlib, and that is not installed.
-    """
-    if output is None:
-        return
-    if output.suffix not in suffixes:
-        known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
-        raise UsageError(f"output {output}: its name must end in {known}")
-    if output.suffix in (".html", ".svg") and find_spec("matplotlib") is None:
-        raise BackendUnavailable(f"{output}: its plots need matplotlib; pip install 'basnet-deploy[report]'")
-    beside = [panels_path(output)] if output.suffix == ".json" else []
-    existing = next((path for path in (output, *beside) if path.exists()), None)
-    if existing and not overwrite:
-        raise UsageError(f"{existing} exists already; --overwrite replaces it")
+    if not path.exists():
+        return ()
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        panels = tuple(Panel(**{**row, "images": tuple(map(tuple, row["images"]))}) for row in rows)
+        if not all(address.startswith(_JPEG) for panel in panels for _, address in panel.images):
+            raise ValueError("an image is no JPEG")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: holds no pictures of a report ({error}); measure again with --panels") from error
+    return panels
 
 
-def save(report: Report, output: Path, *, overwrite: bool) -> None:
-    """Write JSON, Markdown or HTML by the file's suffix, whole or not at all; pictures lie beside the JSON.
+def save(values: Values, output: Path, *, overwrite: bool, panels: Sequence[Panel] = ()) -> None:
+    """Write JSON (thumbnails beside it), Markdown or HTML by the file's suffix.
 
     Raises:
         MediaError: The file cannot be written.
     """
-    text = html([report]) if output.suffix == ".html" else _text_of(report, output)
-    if output.suffix == ".json" and panels_of(report):
-        write_panels(panels_of(report), panels_path(output), overwrite=overwrite)
-    write_text(text, output, overwrite=overwrite)
+    if output.suffix == ".html":
+        return _write(page([values], [panels]), output, overwrite=overwrite)
+    if output.suffix == ".md":
+        return _write(markdown(values), output, overwrite=overwrite)
+    if panels:
+        text = json.dumps([asdict(panel) for panel in panels], indent=1) + "\n"
+        _write(text, panels_path(output), overwrite=overwrite)
+    return _write(json_text(values), output, overwrite=overwrite)
 
 
-def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, brief: bool = False) -> None:
-    """Show saved reports again, in one file: HTML with the pictures that lie beside them, Markdown, or JSON.
+def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, short: bool = False) -> None:
+    """Show saved results in one file.
 
     Args:
-        paths: Reports, as `save` wrote them to JSON.
-        output: Its suffix says what is written. JSON of one report is that report, of several a list of them.
+        paths: JSON files that `save` wrote.
+        output: .html with the thumbnails beside them, .md, whose text above `KEPT_ABOVE` stays, or .json.
         overwrite: Whether an existing file may be replaced.
-        brief: Leave lists of single pictures and folder names out of JSON.
+        short: Leave single pictures and folder names out of JSON.
 
     Raises:
-        UsageError: A file is no report.
+        UsageError: A file is no result.
         MediaError: The file cannot be written.
     """
-    reports = [SavedReport.read(path) for path in paths]
+    results = [read_result(path) for path in paths]
     if output.suffix == ".html":
-        panels = {place: read_panels(panels_path(path)) for place, path in enumerate(paths)}
-        write_text(html(reports, panels), output, overwrite=overwrite)
+        text = page(results, [read_panels(panels_path(path)) for path in paths])
     elif output.suffix == ".md":
-        write_text("\n".join(map(markdown, reports)), output, overwrite=overwrite)
+        before, mark, _ = (output.read_text(encoding="utf-8") if output.exists() else "").partition(KEPT_ABOVE)
+        named = bool(mark) or len(paths) > 1
+        parts = [markdown(values, path.stem if named else "") for values, path in zip(results, paths, strict=True)]
+        text = "\n".join([f"{before}{mark}\n" if mark else "", *parts]).lstrip("\n")
     else:
-        own = [_brief(report.values) if brief else report.values for report in reports]
-        write_text(_dumped(own[0] if len(own) == 1 else own), output, overwrite=overwrite)
+        found = [brief(values) if short else values for values in results]
+        text = json_text(found[0] if len(found) == 1 else found)
+    _write(text, output, overwrite=overwrite)
 
 
-def write_text(text: str, output: Path, *, overwrite: bool) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        MediaError: The file cannot be written.
-    """
+def _write(text: str, output: Path, *, overwrite: bool) -> None:
     from basnet_runtime.media.files import whole_file
 
     with whole_file(output, overwrite=overwrite) as beside:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
 
 
-def _text_of(report: Report, output: Path) -> str:
-    return json_text(report) if output.suffix == ".json" else markdown(report)
+def page(results: Sequence[Values], panels: Sequence[Sequence[Panel]]) -> str:
+    """Make the HTML page of results, of any commands in any order, with each one's panels.
+
+    Raises:
+        UsageError: A result is of an unknown command, or a part of it is missing.
+        BackendUnavailable: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401 - before anything is drawn
+        from jinja2 import Environment, PackageLoader
+    except ImportError as error:
+        raise BackendUnavailable(f"page: needs {error.name}; pip install 'basnet-deploy[report]'") from error
+    plots = tuple(_speed_against_accuracy(results))
+    sections: list[dict[str, Any]] = [{"title": "Speed against accuracy", "plots": plots}] if plots else []
+    for command in dict.fromkeys(str(values.get("command")) for values in results):
+        own = [i for i, values in enumerate(results) if values.get("command") == command]
+        tables = tuple(shown(results[i]) for i in own)
+        draw: Callable[..., Iterator[_Plot]] = _PLOTS.get(command, lambda *_: iter(()))
+        together = [[results[i] for i in own]] if command == "accuracy" else [[results[i]] for i in own]
+        try:
+            plots = tuple(chain.from_iterable(draw(*group) for group in together))
+        except (KeyError, TypeError, IndexError) as error:
+            raise UsageError(f"the {command} result lacks a value ({error!r}); measure it with this version") from error
+        pictures = tuple(chain.from_iterable(panels[i] for i in own))
+        sections.append({"title": command.capitalize(), "results": tables, "plots": plots, "panels": pictures})
+    templates = Environment(loader=PackageLoader("basnet_benchmarks", "."), autoescape=True, trim_blocks=True)
+    return templates.get_template("report.html.j2").render(sections=sections)
 
 
-def _brief(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the lists of single pictures, which grow with the data set, and without this machine's folders."""
-    dropped = ("pictures", "file")
-    short = {key: item for key, item in values.items() if key != "reference_file"}
-    for name in {"candidates", "ways"} & short.keys():
-        short[name] = [_without(dropped, row) if isinstance(row, Mapping) else row for row in short[name]]
-    if isinstance(short.get("pictures"), str):
-        short["pictures"] = PurePath(short["pictures"]).name
-    return short
+def _speed_against_accuracy(results: Sequence[Values]) -> Iterator[_Plot]:
+    """Candidates that were timed, and whose masks were scored or compared in another result of the page."""
+
+    def ran(row: Values) -> tuple[str, str]:
+        return row.get("fingerprint", ""), re.sub(r", \d+ threads?$", "", row["runs_on"])
+
+    latency, accuracy, parity = (
+        [v for v in results if v.get("command") == name] for name in ("latency", "accuracy", "parity")
+    )
+    timed = [row for v in latency for row in v["results"] if row["pictures"] == 1]
+    scores = {ran(v): v["datasets"][0]["max_f"] for v in accuracy}
+    apart = {ran(row): row["report"]["mean_abs"] for v in parity for row in v["candidates"] if row["report"]}
+    for what, unit, found, least in (
+        ("maxF", "maxF, 0..1, higher is better", scores, 0.02),
+        ("Mean difference from PyTorch FP32, worst picture", "mean difference, 0..1, lower is better", apart, None),
+    ):
+        points = {
+            f"{row['model']} on {row['runs_on']}": (row["pictures_per_second"], found[ran(row)])
+            for row in timed
+            if row.get("fingerprint") and found.get(ran(row))
+        }
+        if len(points) > 1:
+            yield f"{what} against speed", _points(points, x="pictures per second, batch 1", y=unit, least=least)
 
 
-def _without(dropped: Collection[str], row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in row.items() if key not in dropped}
+def _latency(values: Values) -> Iterator[_Plot]:
+    where = f"on {values['settings']['device']}"
+    networks = dict.fromkeys((row["width"], *row["size"], row["pictures"]) for row in values["results"])
+    for network in networks:
+        rows = [row for row in values["results"] if (row["width"], *row["size"], row["pictures"]) == network]
+        what = "width {}, {} x {}, batch {}, {}".format(*network, where)
+        times = [(candidate_name(row), row["median_s"]) for row in rows]
+        yield f"Time of a call, {what}: medians with their 95 % interval", _bars(times, x="seconds per call")
+        ratios = [(candidate_name(r), r["ratio_to_pytorch_fp32"]) for r in rows if r["ratio_to_pytorch_fp32"]]
+        if len(ratios) > 1:
+            yield f"Speed-up, {what}, with its 95 % interval", _bars(ratios, x="ratio to PyTorch eager FP32", line=1)
+    lines = {
+        candidate_name(row): (list(map(int, rates)), list(rates.values()))
+        for row in values.get("throughput", ())
+        if len(rates := row["pictures_per_second"]) > 1
+    }
+    if lines:
+        yield f"Throughput over batch sizes, {where}", _curves(lines, x="pictures per call", y="pictures per second")
+    steps = {
+        candidate_name(row): {name: 1000 * part["median_s"]["value"] for name, part in row["stages"].items()}
+        for row in values.get("stages", ())
+    }
+    if steps:
+        yield "Time of one picture from file to file, medians", _stacked(steps, x="milliseconds per picture")
 
 
-def _dumped(values: Any) -> str:
-    return _compact(json.dumps(values, indent=1, allow_nan=False)) + "\n"
+def _accuracy(*results: Values) -> Iterator[_Plot]:
+    """Curves of all models and data sets together."""
+    rows = {f"{v['model']}, {row['dataset']}": row["curves"] for v in results for row in v["datasets"]}
+    levels = [level / 255 for level in range(256)]
+    recall = {name: (own["recall"], own["precision"]) for name, own in rows.items()}
+    yield "Precision against recall at 256 thresholds", _curves(recall, x="recall, 0..1", y="precision, 0..1")
+    lines = {name: (levels, own["f"]) for name, own in rows.items()}
+    drawn = _curves(lines, x="threshold of the mask, 0..1", y="F, beta^2 = 0.3, 0..1", peaks=True)
+    yield "F of mean precision and mean recall; the dot is maxF", drawn
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+def _parity(values: Values) -> Iterator[_Plot]:
+    """How near each candidate comes to its limits: 1 is the limit."""
+    bars: list[_Bar] = []
+    for row in (row for row in values["candidates"] if row["report"]):
+        limits, report = row["report"]["tolerance"], row["report"]
+        for name in ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou"):
+            limit, value = limits.get(name), report[name]
+            if isinstance(limit, int | float) and value is not None:
+                used = (1 - value) / (1 - limit) if name == "boundary_iou" else value / limit
+                bars.append((f"{candidate_name(row)}: {name}", {"value": used, "low": None, "high": None}))
+    if bars:
+        caption = "What each candidate uses of its contract on its worst picture: beyond 1 it fails"
+        yield caption, _bars(bars, x="measured value as a share of the limit", line=1)
 
 
-def _compact(text: str) -> str:
-    """The indented text with every innermost list and object on one line; no JSON string holds a line's end."""
-    return re.sub(r"[\[{]\n[^\[\]{}]*[\]}]", lambda found: _one_line(found[0]), text)
+def _video(values: Values) -> Iterator[_Plot]:
+    rates = [(f"{row['model']} on {row['runs_on']}", row["frames_per_second"]) for row in values["results"]]
+    if len(rates) > 1:
+        yield f"Frames per second of {values['source']}, file to file", _bars(rates, x="frames per second")
+    spent = {}
+    for row in values["results"]:
+        run = sorted(row["runs"], key=lambda own: own["frames_per_second"])[len(row["runs"]) // 2]
+        cpu = run["cpu_seconds_by_stage"]
+        spent[f"{row['model']} on {row['runs_on']}"] = {name: 1000 * cpu[name] / run["frames"] for name in cpu}
+    caption = f"CPU time of each stage of {values['source']}, all threads together, of the median run"
+    yield caption, _stacked(spent, x="milliseconds of CPU time per frame")
 
 
-def _one_line(text: str) -> str:
-    inner = re.sub(r"\s*\n\s*", " ", text[1:-1]).strip()
-    return f"{text[0]}{inner}{text[-1]}"
+_PLOTS: dict[str, Callable[..., Iterator[_Plot]]] = {
+    "accuracy": _accuracy,
+    "latency": _latency,
+    "parity": _parity,
+    "video": _video,
+}
+
+
+def _curves(lines: Mapping[str, _Line], *, x: str, y: str, peaks: bool = False) -> str:
+    """Lines from zero, one per name; `peaks` marks the largest value of each."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, (along, values)) in enumerate(lines.items()):
+            color = _COLORS[index % len(_COLORS)]
+            axes.plot(along, values, color=color, label=name)
+            if peaks:
+                top = int(np.argmax(values))
+                axes.plot(along[top], values[top], "o", color=color)
+        axes.set(xlabel=x, ylabel=y, ylim=(0, None), xlim=(0, None))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+    return _svg(draw, width=4.2, height=3.4)
+
+
+def _bars(items: Sequence[_Bar], *, x: str, line: float | None = None) -> str:
+    """Horizontal bars from zero, each with its number and interval; `line` is marked across all."""
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(items))[::-1]
+        values = [estimate["value"] or 0.0 for _, estimate in items]
+        ends = [estimate["high"] or value for (_, estimate), value in zip(items, values, strict=True)]
+        axes.barh(places, values, height=0.6, color=_COLORS[0])
+        for place, value, end, (_, estimate) in zip(places, values, ends, items, strict=True):
+            if estimate["low"] is not None:
+                axes.plot((estimate["low"], end), (place, place), color="black")
+            axes.annotate(_short(value), (end, place), (5, 0), textcoords="offset points", va="center")
+        if line is not None:
+            axes.axvline(line, color="black", linewidth=1, linestyle=":")
+        axes.set_yticks(places, [label for label, _ in items])
+        axes.set(xlabel=x, xlim=(0, 1.15 * max(*ends, line or 1e-12)), ylim=(-0.6, len(items) - 0.4))
+
+    return _svg(draw, width=8, height=1 + 0.36 * len(items))
+
+
+def _stacked(rows: Mapping[str, Mapping[str, float]], *, x: str) -> str:
+    """One horizontal bar per row, made of named parts."""
+
+    def draw(axes: Axes) -> None:
+        places, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
+        for index, part in enumerate(dict.fromkeys(part for values in rows.values() for part in values)):
+            lengths = np.array([values.get(part, 0.0) for values in rows.values()])
+            axes.barh(places, lengths, 0.6, left, color=_COLORS[index % len(_COLORS)], label=part)
+            left += lengths
+        for place, total in zip(places, left, strict=True):
+            axes.annotate(_short(total), (total, place), (5, 0), textcoords="offset points", va="center")
+        axes.set_yticks(places, list(rows))
+        axes.set(xlabel=x, xlim=(0, 1.15 * max(*left, 1e-12)))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+
+    return _svg(draw, width=8, height=1 + 0.4 * len(rows))
+
+
+def _points(points: Mapping[str, tuple[float, float]], *, x: str, y: str, least: float | None) -> str:
+    """Points by their number; the upright axis shows `least` at least, and is logarithmic without it."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, (along, value)) in enumerate(points.items()):
+            color = _COLORS[index % len(_COLORS)]
+            axes.plot(along, value, "o", color=color, label=f"{index + 1}  {name}")
+            axes.annotate(str(index + 1), (along, value), (6, 4), textcoords="offset points")
+        axes.set(xlabel=x, ylabel=y, xlim=(0, 1.1 * max(along for along, _ in points.values())))
+        if least is None:
+            axes.set_yscale("log")
+        else:
+            low, high = axes.get_ylim()
+            missing = max(0.0, least - (high - low)) / 2
+            axes.set_ylim(low - missing, high + missing)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+    return _svg(draw, width=8, height=4)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
+    """A figure of one pair of axes, in inches, which grow to hold all text."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "basnet", "font.size": 9}):
+        axes = (figure := Figure(figsize=(width, height))).add_subplot()
+        axes.grid(color="#ddd")
+        axes.set_axisbelow(True)
+        draw(axes)
+        text = io.StringIO()
+        none: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata=none)
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from basnet_benchmarks.accuracy import AccuracyConfig, PictureScore, _Extremes, measure_accuracy
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.parity import ParityConfig, Pictures, measure_parity
-from basnet_benchmarks.report import html, markdown
+from basnet_benchmarks.report import page
+from basnet_benchmarks.results import markdown, values_of
 from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
 from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.open import open_model
@@ -201,7 +202,7 @@ def test_several_data_sets_and_their_best_and_worst_pictures(bench_models, data_
     first = report.rows[0]
     assert [panel.name for panel in first.panels] == [own.name for own in (*first.best, *first.worst)]
     assert {label for label, _ in report.panels[0].images} == {"photo", "truth", "mask"}
-    assert "1 pictures hold no object" in markdown(report)
+    assert "1 pictures hold no object" in markdown(values_of(report))
     assert not measure_accuracy(replace(config, panels=False)).panels
 
 
@@ -227,8 +228,8 @@ def test_refined_edges_are_scored(bench_models, data_set):
         meter.add((refined_edges(picture.image_HWC, mask) / 255).astype(np.float32), picture.truth_HW)
     assert refined.rows[0].scores.to_dict() == pytest.approx(meter.scores().to_dict(), abs=1e-6)
     assert refined.rows[0].scores != plain.rows[0].scores
-    assert "edges are refined" in markdown(refined)
-    assert "edges are refined" not in markdown(plain)
+    assert "its edges refined" in markdown(values_of(refined))
+    assert "its edges refined" not in markdown(values_of(plain))
 
 
 def test_pictures_without_masks_are_refused(bench_models, picture_folder):
@@ -266,4 +267,4 @@ def test_parity_shows_photo_truth_masks_and_heat(bench_models, data_set):
     said = [label.split(",")[0] for label, _ in result.panels[0].images]
     assert said == ["photo", "truth", "reference mask", "candidate mask", "difference"]
     assert "worst in" in result.panels[0].caption
-    assert "What each candidate uses of its contract" in html([result])
+    assert "What each candidate uses of its contract" in page([values_of(result)], [result.panels])

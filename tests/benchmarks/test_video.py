@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from basnet_benchmarks import video
 from basnet_benchmarks.cli import app
-from basnet_benchmarks.report import values_of
+from basnet_benchmarks.results import values_of
 from basnet_benchmarks.rounds import round_order
 from basnet_benchmarks.video import VideoConfig, measure_video
 from basnet_runtime.run import Summary
 from basnet_torch.errors import UsageError
-from tests.benchmarks.test_report import video_comparison, video_result
+from tests.benchmarks.test_results import video_comparison, video_result
 
 CLIP = Path("clip.mp4")
 

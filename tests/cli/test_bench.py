@@ -28,8 +28,8 @@ def test_latency_prints_json_and_writes_markdown(bench_models, tmp_path):  # noq
     assert [row["pictures"] for row in values["results"]] == [1, 2]
     assert "round 1 of 1" in result.stderr
     text = output.read_text()
-    assert "throughput: good.onnx, onnxruntime fp32: " in text
-    assert "whole way of coffee.jpg: good.onnx, onnxruntime fp32: " in text
+    assert "From file to file, coffee.jpg, ms:" in text
+    assert "| good.onnx, onnxruntime fp32 | " in text
     assert set(values["stages"][0]["stages"]) == {
         "decode",
         "prepare",

@@ -1,6 +1,6 @@
 """Chooses the score below which nothing salient is said to be found, and counts how often that verdict is wrong.
 
-    report = measure_verdict(VerdictConfig(model=Path("basnet.safetensors"), choose=Path("DUTS-TE")))
+    report = measure_threshold(ThresholdConfig(model=Path("basnet.safetensors"), choose=Path("DUTS-TE")))
 
 Every picture of a data set shows an object. What shows none is cut out of the same pictures: the largest square of
 background that keeps clear of the mask. That is real material, but no perfect truth: a piece of background may well
@@ -34,7 +34,7 @@ from basnet_runtime.salience import salience_score
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import UsageError
 
-__all__ = ["VerdictConfig", "VerdictReport", "VerdictRow", "background_square", "measure_verdict"]
+__all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
 
 Bool = NDArray[np.bool_]
 _SHARES = (0.75, 0.625, 0.5, 0.4375, 0.375)  # of the short side, the largest that fits is taken
@@ -43,7 +43,7 @@ _Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictConfig:
+class ThresholdConfig:
     """What to judge, on what to choose and on what to report.
 
     Attributes:
@@ -90,7 +90,7 @@ class VerdictConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictRow:
+class ThresholdRow:
     """One set of pictures.
 
     Attributes:
@@ -116,7 +116,7 @@ class VerdictRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictReport:
+class ThresholdReport:
     """A whole run; `before` is the threshold the model came with."""
 
     model: str
@@ -127,12 +127,12 @@ class VerdictReport:
     chosen: bool
     stored: str | None
     environment: Environment
-    rows: tuple[VerdictRow, ...]
+    rows: tuple[ThresholdRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "command": "verdict",
+            "command": "threshold",
             "model": self.model,
             "runs_on": self.runs_on,
             "threshold": self.threshold,
@@ -153,9 +153,9 @@ class _Scores:
     objects: tuple[float, ...] = ()
     empty: tuple[float, ...] = ()
 
-    def row(self, threshold: float) -> VerdictRow:
+    def row(self, threshold: float) -> ThresholdRow:
         objects, empty = np.array(self.objects), np.array(self.empty)
-        return VerdictRow(
+        return ThresholdRow(
             name=self.name,
             objects=len(objects),
             lost=int(np.count_nonzero(objects < threshold)),
@@ -165,7 +165,7 @@ class _Scores:
         )
 
 
-def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None) -> VerdictReport:
+def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: None) -> ThresholdReport:
     """Score every picture and piece of background, choose the threshold, count the errors, store it where asked.
 
     Raises:
@@ -188,7 +188,7 @@ def measure_verdict(config: VerdictConfig, progress: _Progress = lambda _: None)
         name, runs_on = model.name, model.backend.description
     if config.store is not None and config.model is not None:
         _store(config.model, config.store, threshold, overwrite=config.overwrite)
-    return VerdictReport(
+    return ThresholdReport(
         model=name,
         runs_on=runs_on,
         threshold=threshold,

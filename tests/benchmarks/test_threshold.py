@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from basnet_benchmarks import verdict
+from basnet_benchmarks import threshold
 from basnet_benchmarks.cli import app
-from basnet_benchmarks.verdict import VerdictConfig, background_square, measure_verdict
+from basnet_benchmarks.threshold import ThresholdConfig, background_square, measure_threshold
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from basnet_torch.errors import UsageError
@@ -38,11 +38,11 @@ def data_set(tmp_path):
 
 @pytest.fixture
 def brightness(monkeypatch, make_model):
-    monkeypatch.setattr(verdict, "open_model", lambda *_, **__: make_model())
+    monkeypatch.setattr(threshold, "open_model", lambda *_, **__: make_model())
 
 
 def test_the_threshold_is_chosen_on_one_half_and_counted_on_the_other(data_set, brightness):
-    report = measure_verdict(VerdictConfig(choose=data_set, lost=0.2, report=(data_set,)))
+    report = measure_threshold(ThresholdConfig(choose=data_set, lost=0.2, report=(data_set,)))
     chose, others, whole = report.rows
     assert report.threshold == pytest.approx(120 / 255, abs=0.002)  # of 100, 120, 140, 160, 180 one may be lost
     assert (chose.objects, chose.lost, others.objects, others.lost) == (5, 1, 5, 1)
@@ -54,7 +54,7 @@ def test_the_threshold_is_chosen_on_one_half_and_counted_on_the_other(data_set, 
 
 
 def test_keep_counts_at_the_models_own(data_set, brightness):
-    report = measure_verdict(VerdictConfig(choose=data_set, keep=True))
+    report = measure_threshold(ThresholdConfig(choose=data_set, keep=True))
     assert report.threshold == 0.1
     assert [row.lost for row in report.rows] == [0, 0]
     assert all(row.found == row.empty > 0 for row in report.rows)  # the dim ground is brighter than that
@@ -81,7 +81,7 @@ def test_the_command_stores_the_threshold_with_the_weights(data_set, tmp_path):
     )
     source, target = tmp_path / "made.safetensors", tmp_path / "stored.safetensors"
     save_checkpoint(source, made, dtype=torch.float16)
-    args = ["verdict", str(source), str(data_set), "--nothing", str(data_set / "images"), "--store", str(target)]
+    args = ["threshold", str(source), str(data_set), "--nothing", str(data_set / "images"), "--store", str(target)]
     answer = CliRunner().invoke(app, [*args, "--json", "--threads", "1"])
     assert answer.exit_code == 0, answer.stderr
     found = json.loads(answer.stdout)
@@ -111,8 +111,8 @@ def test_the_command_stores_the_threshold_with_the_weights(data_set, tmp_path):
 )
 def test_bad_options_are_one_line(tmp_path, options, told):
     paths = {key: tmp_path / value if isinstance(value, str) else value for key, value in options.items()}
-    with pytest.raises(verdict.UsageError, match=told):
-        VerdictConfig(choose=tmp_path, **paths)
+    with pytest.raises(threshold.UsageError, match=told):
+        ThresholdConfig(choose=tmp_path, **paths)
 
 
 @pytest.mark.parametrize("pictures", [1, 10])
@@ -120,6 +120,6 @@ def test_without_an_object_nothing_is_chosen(data_set, brightness, pictures):
     for mask in (data_set / "masks").iterdir():
         cv2.imwrite(str(mask), np.zeros((120, 120), np.uint8))
     with pytest.raises(UsageError, match="none of the pictures that choose, every second, has an object"):
-        measure_verdict(VerdictConfig(choose=data_set, limit=pictures))
-    report = measure_verdict(VerdictConfig(choose=data_set, limit=pictures, keep=True))
+        measure_threshold(ThresholdConfig(choose=data_set, limit=pictures))
+    report = measure_threshold(ThresholdConfig(choose=data_set, limit=pictures, keep=True))
     assert [row.objects for row in report.rows] == [0, 0]
