@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from basnet_runtime.media.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.files import PendingFile, reason
 from basnet_runtime.media.frame import Composed, Frame, UInt8
+from basnet_runtime.media.metadata import hdr_note, upright
 from basnet_runtime.media.pictures import (
     DEFAULT_MAX_PIXELS,
     PictureFile,
@@ -32,6 +35,7 @@ from basnet_runtime.media.pictures import (
     vips_module,
 )
 from basnet_runtime.media.spool import Spool
+from basnet_runtime.media.stills import still_of
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import MediaError, UsageError
 
@@ -104,7 +108,7 @@ def _kind(head: bytes) -> str | None:
         return ".webp"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
         return ".png"
-    if head[4:12] == b"ftypavis":
+    if is_avif_sequence(head):
         return ".avif"
     return None
 
@@ -190,7 +194,9 @@ class AnimationSource:
         """
         self.path = path
         self.notes: list[str] = []
-        self._animation: Any = None
+        self._orientation = 1
+        self._decoded: list[NDArray[Any]] = []
+        self._top = 65535
         self._picture: PictureFile | None = None
         try:
             with path.open("rb") as file:
@@ -207,33 +213,56 @@ class AnimationSource:
 
     def _streamed_traits(self, max_pixels: int) -> AnimationTraits:
         self._picture = picture = PictureFile(self.path, max_pixels=max_pixels, whole=True)
-        return AnimationTraits(
-            height=picture.height, width=picture.width, delays=tuple(picture.delays), loops=picture.loops
-        )
+        self._orientation = picture.orientation
+        return self._traits(picture.height, picture.width, picture.delays, picture.loops)
+
+    def _traits(self, height: int, width: int, delays: Sequence[int], loops: int) -> AnimationTraits:
+        """Upright."""
+        if self._orientation > 4:
+            height, width = width, height
+        return AnimationTraits(height=height, width=width, delays=tuple(delays), loops=loops)
 
     def _whole_traits(self, head: bytes, max_pixels: int) -> AnimationTraits:
         """By OpenCV, which decodes everything at once; the header says beforehand how much that is."""
-        cv2, (height, width) = cv2_module(), _announced_size(head)
+        height, width = _announced_size(head)
         if not 0 < height * width <= max_pixels:
             raise MediaError(f"{self.path}: {width}x{height} is above the limit of --max-pixels, or no size at all")
+        self.notes += hdr_note(head)
         self._refuse_whole(max(1, _png_frames(head)) * height * width)
         most = _WHOLE_MAX // (height * width) + 1
         try:
             data = self.path.read_bytes()
-            if _kind(head) == ".png" and not _png_is_whole(data):
+        except OSError as error:
+            raise MediaError(f"{self.path}: cannot be read: {reason(error)}") from error
+        if _kind(head) == ".png":
+            if not _png_is_whole(data):
                 raise MediaError(f"{self.path}: cannot be read: the file is cut short or damaged")
-            read, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8).reshape(1, -1), 0, most)
-        except MediaError:
-            raise
-        except (cv2.error, OSError) as error:
+            with PictureFile(self.path, max_pixels=max_pixels) as first:
+                self._orientation = first.orientation
+        else:
+            self._orientation, self._top = avif_orientation(data), (1 << avif_bits(data)) - 1
+        delays, loops = self._decode_whole(data, most, is_avif=_kind(head) == ".avif")
+        height, width = self._decoded[0].shape[:2]
+        self._refuse_whole(len(self._decoded) * height * width)
+        return self._traits(height, width, delays, loops)
+
+    def _decode_whole(self, data: bytes, most: int, *, is_avif: bool) -> tuple[list[int], int]:
+        """All frames into memory; their delays, and how often they are played."""
+        cv2 = cv2_module()
+        try:
+            _, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8).reshape(1, -1), 0, most)
+            self._decoded = list(animation.frames)
+            if self._decoded:
+                return [int(delay) for delay in animation.durations][: len(self._decoded)], int(animation.loop_count)
+            if is_avif:
+                self._decoded, delays = gray_frames(data, most)
+        except cv2.error as error:
             raise MediaError(f"{self.path}: cannot be read: {library_detail(error)}") from error
-        if not read or not animation.frames:
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}") from error
+        if not self._decoded:
             raise MediaError(f"{self.path}: cannot be read: the animation is damaged or of an unknown variant")
-        height, width = animation.frames[0].shape[:2]
-        self._refuse_whole(len(animation.frames) * height * width)
-        self._animation = animation
-        delays = tuple(int(delay) for delay in animation.durations)[: len(animation.frames)]
-        return AnimationTraits(height=height, width=width, delays=delays, loops=int(animation.loop_count))
+        return delays, 0
 
     def _refuse_whole(self, pixels: int) -> None:
         if pixels > _WHOLE_MAX:
@@ -249,24 +278,25 @@ class AnimationSource:
             MediaError: The file is damaged or cut short.
         """
         delays = self.traits.delays
-        decoded = self._opencv_frames() if self._picture is None else self._picture.frames()
+        decoded = self._whole_frames() if self._picture is None else self._picture.frames()
         for index, delay in enumerate(delays):
             room.wait(4 * self.traits.height * self.traits.width)
             with clock.stage("decode"):
                 frame = next(decoded)
-            yield Frame(image_HWC=frame.image_HWC, alpha_HW=frame.alpha_HW, index=index, pts=index, duration=delay)
+                image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
+                if self._orientation != 1:
+                    image_HWC = upright(image_HWC, self._orientation)
+                    alpha_HW = None if alpha_HW is None else upright(alpha_HW, self._orientation)
+            yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, pts=index, duration=delay)
 
-    def _opencv_frames(self) -> Iterator[Frame]:
-        cv2 = cv2_module()
-        for pixels in self._animation.frames:
-            image_HWC = cast(UInt8, cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
-            alpha_HW = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-            opaque = alpha_HW is None or alpha_HW.min() == 255
-            yield Frame(image_HWC=image_HWC, alpha_HW=None if opaque else alpha_HW)
+    def _whole_frames(self) -> Iterator[Frame]:
+        for pixels in self._decoded:
+            still = still_of(pixels, self._top, blue_first=True)
+            yield Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW)
 
     def close(self) -> None:
         """Close the file."""
-        self._animation = None
+        self._decoded = []
         if self._picture is not None:
             self._picture.close()
 

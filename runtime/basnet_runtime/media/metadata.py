@@ -13,7 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Metadata", "clean_exif", "hdr_curve", "metadata_of", "stored_orientation", "surviving", "tagged"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Metadata", "clean_exif", "hdr_note", "metadata_of", "stored_orientation", "surviving", "tagged", "upright"]
 
 _ORIENTATION = 0x0112
 _THUMBNAIL_AT, _THUMBNAIL_SIZE = 0x0201, 0x0202
@@ -64,17 +67,20 @@ def metadata_of(image: Any, notes: list[str]) -> Metadata:
     )
 
 
-def hdr_curve(head: bytes) -> str | None:
-    r"""The name of the curve that makes the picture HDR; None where it is none.
+def hdr_note(head: bytes) -> list[str]:
+    r"""What a user should know where the picture is HDR.
 
-    >>> hdr_curve(b"\0\0\0\x0cftypavif" + b"colrnclx" + struct.pack(">HHH", 9, 16, 9))
-    'PQ'
+    >>> hdr_note(b"\0\0\0\x0cftypavif" + b"colrnclx" + struct.pack(">HHH", 9, 16, 9))
+    ['is HDR (PQ); masks are found on its samples as they are stored']
     """
+    curve = 0
     if head[4:8] == b"ftyp" and (found := _CODED_COLORS.search(head)):
-        return _CURVES.get(int.from_bytes(found[1], "big"))
-    if head[:4] == b"\x89PNG" and (found := _PNG_COLORS.search(head)):
-        return _CURVES.get(found[1][0])
-    return None
+        curve = int.from_bytes(found[1], "big")
+    elif head[:4] == b"\x89PNG" and (found := _PNG_COLORS.search(head)):
+        curve = found[1][0]
+    if curve not in _CURVES:
+        return []
+    return [f"is HDR ({_CURVES[curve]}); masks are found on its samples as they are stored"]
 
 
 def surviving(metadata: Metadata | None, *, is_mask: bool) -> Metadata | None:
@@ -113,6 +119,21 @@ def stored_orientation(image: Any) -> int:
     if "xmp-data" in fields and (found := _XMP_ORIENTATION.search(bytes(image.get("xmp-data")))):
         return int(found[2])
     return 1
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pixels H,W or H,W,C that lie as EXIF says, turned and mirrored so that they stand.
+
+    >>> upright(np.array([[1, 2]]), 6).tolist(), upright(np.array([[1, 2]]), 2).tolist()
+    ([[1], [2]], [[2, 1]])
+    """
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _raw_profile(text: str) -> bytes:

@@ -27,7 +27,7 @@ from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.frame import Frame, UInt8
 from basnet_runtime.media.heic import HEIC_ADVICE, Heic, opened_heic
-from basnet_runtime.media.metadata import Metadata, hdr_curve, metadata_of, stored_orientation, tagged
+from basnet_runtime.media.metadata import Metadata, hdr_note, metadata_of, stored_orientation, tagged
 from basnet_runtime.media.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, opencv_still
 from basnet_runtime.media.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.errors import MediaError, UsageError
@@ -153,8 +153,7 @@ class PictureFile:
                 self._open_still(kind, head, max_pixels)
             else:
                 self._open_vips(head)
-            if (curve := hdr_curve(head)) is not None:
-                self.notes.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
+            self.notes += hdr_note(os.pread(self._file.fileno(), 1 << 16, 0) if head[4:8] == b"ftyp" else head)
         self._refuse_above(max_pixels if kind is None else min(max_pixels, STILL_PIXELS.get(kind.reader, max_pixels)))
 
     def _open_still(self, kind: PictureKind, head: bytes, max_pixels: int) -> None:
@@ -246,10 +245,14 @@ class PictureFile:
             raise self._broken(error) from error
 
     @property
+    def orientation(self) -> int:
+        """How the stored pixels lie, 1 to 8, as EXIF counts."""
+        return 1 if self._image is None else stored_orientation(self._image)
+
+    @property
     def upright_size(self) -> tuple[int, int]:
         """Height and width as it is delivered."""
-        turned = self._image is not None and stored_orientation(self._image) > 4
-        return (self.width, self.height) if turned else (self.height, self.width)
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
     @property
     def has_strips(self) -> bool:

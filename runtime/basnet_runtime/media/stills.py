@@ -7,7 +7,7 @@ Radiance, PFM) is white, and that is said.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,7 +19,7 @@ from basnet_runtime.media.formats import PictureKind
 from basnet_runtime.media.frame import UInt8
 from basnet_torch.errors import MediaError
 
-__all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "opencv_still"]
+__all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "opencv_still", "still_of"]
 
 # These are decoded whole, next to the file's own bytes; FFmpeg's frames are copied once more.
 STILL_PIXELS = {"opencv": 100_000_000, "ffmpeg": 64_000_000}
@@ -69,10 +69,7 @@ def opencv_still(data: Any) -> Still:
         del encoded  # a map cannot close while an array looks at it
     if pixels is None:
         raise MediaError("cannot be read: the file is damaged or of an unknown variant")
-    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    if pixels.dtype != np.uint8:
-        pixels = _eight_bit(pixels, (1 << _jpeg2000_bits(head)) - 1)
-    return _planes(pixels, blue_first=True)
+    return still_of(pixels, (1 << _jpeg2000_bits(head)) - 1, blue_first=True)
 
 
 def _jpeg2000_bits(head: bytes) -> int:
@@ -142,12 +139,12 @@ def _of_frame(kind: PictureKind, frame: Any, file: BinaryIO) -> Still:
     if "f32" in name or "f16" in name:
         return _linear(frame, clear=clear)
     if bits > 8:
-        pixels = _eight_bit(frame.reformat(format="rgba64le" if clear else "rgb48le").to_ndarray(), 65535)
+        pixels = frame.reformat(format="rgba64le" if clear else "rgb48le").to_ndarray()
     else:
         pixels = frame.reformat(format="rgba" if clear else "rgb24").to_ndarray()
     if clear and not _has_true_alpha(kind, file):
         pixels = pixels[..., :3]
-    return _planes(pixels)
+    return still_of(pixels, 65535)
 
 
 def _has_true_alpha(kind: PictureKind, file: BinaryIO) -> bool:
@@ -165,25 +162,29 @@ def _linear(frame: Any, *, clear: bool) -> Still:
     light = values[..., :3]
     shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     pixels = np.dstack([shown, values[..., 3:]])
-    still = _planes(_eight_bit(pixels, 1))
-    return Still(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW, notes=(_LINEAR,))
+    return replace(still_of(pixels, 1), notes=(_LINEAR,))
 
 
-def _eight_bit(values: NDArray[Any], top: float) -> UInt8:
-    """Values from 0 to `top` as bytes."""
-    return cast(UInt8, np.rint(values.astype(np.float32) * np.float32(255 / top)).clip(0, 255).astype(np.uint8))
+def still_of(pixels: NDArray[Any], top: float, *, blue_first: bool = False) -> Still:
+    """Decoded samples as 8-bit color and, unless everything is opaque, transparency.
 
-
-def _planes(pixels_HWC: UInt8, *, blue_first: bool = False) -> Still:
-    """Gray or RGB with or without alpha, as colour and, unless everything is opaque, alpha."""
-    cv2, bands = cv2_module(), pixels_HWC.shape[2]
-    alpha_HW = np.ascontiguousarray(pixels_HWC[..., -1]) if bands in (2, 4) else None
+    Args:
+        pixels: H,W or H,W,C with 1 to 4 channels: gray or color, with or without alpha.
+        top: The value that is white, where samples are no bytes.
+        blue_first: As OpenCV gives them.
+    """
+    cv2 = cv2_module()
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels.astype(np.float32) * np.float32(255 / top)).clip(0, 255).astype(np.uint8)
+    bands = pixels.shape[2]
+    alpha_HW = np.ascontiguousarray(pixels[..., -1]) if bands in (2, 4) else None
     if alpha_HW is not None and alpha_HW.min() == 255:
         alpha_HW = None
     if bands < 3:
-        image_HWC = cv2.cvtColor(np.ascontiguousarray(pixels_HWC[..., 0]), cv2.COLOR_GRAY2RGB)
+        image_HWC = cv2.cvtColor(np.ascontiguousarray(pixels[..., 0]), cv2.COLOR_GRAY2RGB)
     elif blue_first:
-        image_HWC = cv2.cvtColor(pixels_HWC, cv2.COLOR_BGRA2RGB if bands == 4 else cv2.COLOR_BGR2RGB)
+        image_HWC = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if bands == 4 else cv2.COLOR_BGR2RGB)
     else:
-        image_HWC = np.ascontiguousarray(pixels_HWC[..., :3])
+        image_HWC = np.ascontiguousarray(pixels[..., :3])
     return Still(image_HWC=cast(UInt8, image_HWC), alpha_HW=alpha_HW)
