@@ -6,12 +6,17 @@ This module only translates: options to a `RunConfig`, a `Summary` to lines or J
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
+from basnet_runtime.arguments import plain_arguments
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.cuda.base import CudaName
@@ -151,8 +156,6 @@ def run(
 
 
 def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from basnet_runtime.pipes import is_piped, run_piped
     from basnet_runtime.run import Summary, follow
     from basnet_runtime.run import run as run_files
@@ -161,18 +164,15 @@ def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
         raise UsageError("--json and the result would both go to standard output; give -o FILE")
 
     summary = Summary()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = not quiet and stderr_console().is_terminal
+    shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
     try:
-        with Progress(
-            *columns, console=stderr_console(), transient=True, refresh_per_second=5, disable=not shown
-        ) as bar:
+        with _Bar(shown=shown) as bar:
             if watch:
                 tell = _Teller(summary, quiet)
-                follow(config, _Bar(bar), summary, tell)
+                follow(config, bar, summary, tell)
                 tell()  # of what was done in the look that was interrupted
                 return summary
-            return (run_piped if is_piped(config) else run_files)(config, _Bar(bar), summary)
+            return (run_piped if is_piped(config) else run_files)(config, bar, summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures or summary.notes:
             _report(summary, as_json, quiet)
@@ -200,21 +200,48 @@ class _Teller:
 
 
 class _Bar:
-    """Shows a run as a progress bar."""
+    """Progress bars of a run, on a terminal; rich is loaded by the first one."""
 
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._progress: Any = None
         self._task: Any = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
     def started(self, what: str, total: int) -> None:
+        if not self._shown or total == 1:  # one step is no progress to show, and rich takes longer than a photo
+            return
         from rich.markup import escape
 
+        if self._progress is None:
+            self._progress = self._opened()
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(escape(what), total=total or None)
 
     def advanced(self) -> None:
-        self._progress.advance(self._task)
+        if self._task is not None:
+            self._progress.advance(self._task)
+
+    @staticmethod
+    def _opened() -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = stderr_console()
+        progress = Progress(
+            *columns, console=console, transient=True, refresh_per_second=5, disable=not console.is_terminal
+        )
+        progress.start()
+        return progress
 
 
 def _report(summary: Summary, as_json: bool, quiet: bool, *, told: bool = False) -> None:
@@ -254,4 +281,29 @@ def main() -> None:
     for name in (signal.SIGTERM, signal.SIGHUP):  # else half a file would stay behind
         if signal.getsignal(name) != signal.SIG_IGN:  # nohup asks for this
             signal.signal(name, signal.default_int_handler)
-    app()
+    values = plain_arguments(run, sys.argv[1:])
+    if values is None:
+        app()
+        return
+    _import_numpy()
+    try:
+        run(**values)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # as typer has it: whoever reads has gone, and the last flush must not say so
+        with suppress(OSError, AttributeError), Path(os.devnull).open("wb") as nowhere:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere.fileno(), stream.fileno())
+        raise SystemExit(1) from None
+
+
+def _import_numpy() -> None:
+    """Load numpy without the threads of its matrix library: nothing here multiplies matrices, and they cost 25 ms."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401 - the number is read when it loads
+    finally:
+        del os.environ[name]  # other libraries have matrix libraries of their own

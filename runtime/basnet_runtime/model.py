@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Backend, OverlappedBackend, Ticket
-from basnet_runtime.engine_facts import Profile
 from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
+    from basnet_runtime.engine_facts import Profile
     from basnet_runtime.predict import Prediction, VideoPrediction
     from basnet_runtime.salience import SalienceDecision
 
@@ -111,9 +111,12 @@ class SaliencyModel:
         """Batches that are worth having in flight; 1 where a backend runs one after the other."""
         return self._overlapped.depth if self._overlapped else 1
 
-    def submit(self, prepared: Sequence[NDArray[Any]]) -> Ticket:
-        """Start prepared pictures as one batch, whose raw maps the ticket gives; the next may be started meanwhile."""
-        return self._overlapped.submit(prepared) if self._overlapped else _Done(self.infer(prepared))
+    def submit(self, prepared: Sequence[NDArray[Any]], *, overlap: bool = True) -> Ticket:
+        """Start prepared pictures as one batch, whose raw maps the ticket gives; the next may be started meanwhile.
+
+        Without `overlap` nothing is set up for batches beside each other, and the ticket is done when this returns.
+        """
+        return self._overlapped.submit(prepared) if self._overlapped and overlap else _Done(self.infer(prepared))
 
     def infer(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Run prepared pictures as one batch (for the `frame` graph they share one size); returns N,... raw maps."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.manifest import Manifest, read_manifest
+from basnet_runtime.manifest import Manifest, read_manifest, read_manifest_beside
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.processor import why_no_int8
@@ -53,7 +53,9 @@ def open_model(
         UsageError: The arguments do not go together.
     """
     device = Device.parse(device)
-    path = builtin_model(backend, device, precision) if path is None else Path(path)
+    if path is None:
+        return _open_onnx(builtin_model(backend, device, precision), backend, device, threads, precision)
+    path = Path(path)
     kind = model_kind(path)
     if kind == "checkpoint":
         return _open_checkpoint(path, backend, device, threads, precision)
@@ -72,7 +74,8 @@ def builtin_model(backend: BackendName | None = None, device: Device = CPU, prec
 
 def _runs_int8(path: Path, backend: BackendName | None, device: Device) -> bool:
     """Whether the library that an INT8 file is for is there, and no other is asked."""
-    if read_manifest(path).quantized_for == "openvino" and device == CPU:
+    manifest = read_manifest_beside(path) or read_manifest(path)  # it is checked when the file is opened
+    if manifest.quantized_for == "openvino" and device == CPU:
         return backend in (None, "openvino") and find_spec("openvino") is not None
     return backend in (None, "onnxruntime", "openvino")
 
@@ -136,7 +139,14 @@ def _engine(
 
         _refuse_other_precision(path, manifest, precision, allowed=("fp32", "bf16"))
         compute: Precision = "bf16" if precision == "bf16" else "fp32"
-        return open_openvino(path, device=device, threads=threads, precision=compute, stored=manifest.precision)
+        return open_openvino(
+            path,
+            device=device,
+            threads=threads,
+            precision=compute,
+            stored=manifest.precision,
+            digest=manifest.onnx_sha256,
+        )
     if backend == "onnxruntime":
         from basnet_runtime.backends.ort import open_onnxruntime
 
@@ -146,7 +156,9 @@ def _engine(
                 f"{path.name} in ONNX Runtime on {device}: it is quantised for OpenVINO, and other kernels would "
                 "compute it in FP32; leave --backend and --device out, or take --device openvino"
             )
-        return open_onnxruntime(path, device=device, threads=threads, stored=manifest.precision)
+        return open_onnxruntime(
+            path, device=device, threads=threads, stored=manifest.precision, digest=manifest.onnx_sha256
+        )
     if backend == "pytorch":
         raise UsageError(
             f"{path.name} with backend pytorch: PyTorch runs the checkpoint, not its export; give the .pth"

@@ -209,6 +209,7 @@ class Pipeline:
         memory: dict[str, NDArray[Any]] | None = None,
         remember: int = 0,
         on_failure: Callable[[Frame, Exception], None] | None = None,
+        overlap: bool = True,
     ) -> None:
         """Get ready.
 
@@ -222,6 +223,7 @@ class Pipeline:
             memory: Of an earlier run over the frames before, see `Finisher.memory`.
             remember: Every so many frames the memory goes along with the result; 0 for never.
             on_failure: Receives a frame that could not be computed, and why; None ends the run with that error.
+            overlap: Whether batches may run beside each other; a lone picture need not wait for that to be set up.
         """
         self._model = model
         self._composer = composer
@@ -232,6 +234,7 @@ class Pipeline:
         self._memory = memory or {}
         self._remember = remember
         self._on_failure = on_failure
+        self._overlap = overlap
         self._warm = False
 
     def run(self, source: Source, sink: Sink, clock: StageClock | None = None) -> RunReport:
@@ -269,10 +272,10 @@ class Pipeline:
                 prepared = [self._model.prepare(frame.flattened()) for frame in frames]
             with clock.stage("network"):
                 if self._warm:
-                    return self._model.submit(prepared)
+                    return self._model.submit(prepared, overlap=self._overlap)
                 self._warm = True
                 with clock.adopt("network"):  # some libraries start their threads at the first run
-                    return self._model.submit(prepared)
+                    return self._model.submit(prepared, overlap=self._overlap)
         except Exception as error:
             if lost is None:
                 raise

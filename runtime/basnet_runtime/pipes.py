@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO, TextIO
 
-from basnet_runtime.media.animation import animation_suffix
 from basnet_runtime.media.files import reason
 from basnet_runtime.media.jobs import Failure, media_of
-from basnet_runtime.media.video_container import default_suffix
 from basnet_runtime.run import RunConfig, Summary, Watcher, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected
@@ -64,6 +61,8 @@ def run_piped(
         target = target or _open_stream("output", sys.stdout)
         if target.isatty():
             raise UsageError("the result would be written to the terminal; give -o FILE, or send it on with > or |")
+    from tempfile import TemporaryDirectory
+
     with TemporaryDirectory(prefix="basnet-") as folder, _named_pipes(folder):
         path = Path(folder) / "stdin" if config.inputs[0] == PIPE else Path(config.inputs[0])
         if config.inputs[0] == PIPE:
@@ -121,8 +120,12 @@ def _suffix(path: Path, config: RunConfig) -> str:
         case "picture":
             return f".{config.picture_format or 'png'}"
         case "animation":
+            from basnet_runtime.media.animation import animation_suffix
+
             return animation_suffix(path, config.kind, config.picture_format)
         case "video":
+            from basnet_runtime.media.video_container import default_suffix
+
             return default_suffix(path, config.kind, config.video)
 
 

@@ -21,6 +21,7 @@ from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
 from basnet_runtime.media.journal import Journal, noted
+from basnet_runtime.media.video_open import camera_of, is_address
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import Pipeline, RunReport
@@ -306,15 +307,18 @@ def _working(
 
 def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
     """What is left to do, and the record of the job where it has a folder."""
-    from basnet_runtime.run_video import clear_finished, stream_plan
+    if any(is_address(text) or camera_of(text) is not None for text in config.inputs):
+        from basnet_runtime.run_video import stream_plan
 
-    if (streams := stream_plan(config.inputs, config.output)) is not None:
+        streams = stream_plan(config.inputs, config.output)
         plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
         return _checked(config, plan), None
     plan = _named(config)
     journal = _journal(config, plan)
     finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
     if config.video.resume and not config.overwrite:
+        from basnet_runtime.run_video import clear_finished
+
         finished |= clear_finished(
             plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
         )
@@ -342,8 +346,16 @@ def _checked(config: RunConfig, plan: Plan) -> Plan:
 
 def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
     """The inputs with the names of their outputs."""
-    from basnet_runtime.media.animation import animation_suffix
-    from basnet_runtime.media.video_container import default_suffix
+
+    def video_suffix(path: Path, kind: OutputKind) -> str:
+        from basnet_runtime.media.video_container import default_suffix
+
+        return default_suffix(path, kind, config.video)
+
+    def of_animation(path: Path, kind: OutputKind) -> str:
+        from basnet_runtime.media.animation import animation_suffix
+
+        return animation_suffix(path, kind, config.picture_format)
 
     return plan_jobs(
         config.inputs,
@@ -351,9 +363,9 @@ def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -
         output=config.output,
         recursive=config.recursive,
         keep_suffix=config.keep_suffix,
-        video_suffix=partial(default_suffix, options=config.video),
+        video_suffix=video_suffix,
         picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
-        animation_suffix=lambda path, kind: animation_suffix(path, kind, config.picture_format),
+        animation_suffix=of_animation,
         wanted=wanted,
     )
 
@@ -363,20 +375,22 @@ def _journal(config: RunConfig, plan: Plan) -> Journal | None:
 
 
 def _check_output(config: RunConfig, job: Job) -> None:
-    from basnet_runtime.media.animation import check_animation_output
-    from basnet_runtime.media.pictures import check_picture_output
-    from basnet_runtime.run_video import check_video_output
-
     if config.page is not None and job.media != "picture":
         raise MediaError(f"{job.source}: is {_ARTICLES[job.media]}; --page is for pictures")
     if job.media == "picture":
+        from basnet_runtime.media.pictures import check_picture_output
+
         suffix = job.target.suffix.lower()
         if config.picture_format not in (None, _FORMATS.get(suffix, suffix[1:])):
             raise UsageError(f"{job.target}: is no {config.picture_format}; leave --format out, or name it so")
         check_picture_output(job.target, alpha=config.kind.has_alpha)
     elif job.media == "animation":
+        from basnet_runtime.media.animation import check_animation_output
+
         check_animation_output(job.target, config.kind)
     else:
+        from basnet_runtime.run_video import check_video_output
+
         source = job.stream or job.source
         check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
 
@@ -460,6 +474,7 @@ class _Work:
         pipeline = self._pipeline(
             lambda _: self.watcher.advanced(),
             on_failure=lambda frame, error: lost.append(_failure(jobs[frame.index].source, error)),
+            overlap=len(jobs) > 1,
         )
         try:
             self.summary.add(pipeline.run(source, sink))

@@ -50,18 +50,16 @@ def check_video_output(
         check_output(source, target, kind, options)
 
 
-def stream_plan(inputs: Sequence[str], output: str | None) -> Plan | None:
-    """The plan for a camera or network stream; None where the inputs are files.
+def stream_plan(inputs: Sequence[str], output: str | None) -> Plan:
+    """The plan for inputs of which at least one is a camera or network stream.
 
     Raises:
         UsageError: There is something else beside it, or no output is named.
     """
-    streams = [text for text in inputs if is_address(text) or camera_of(text) is not None]
-    if not streams:
-        return None
+    stream = next(text for text in inputs if is_address(text) or camera_of(text) is not None)
     if len(inputs) > 1 or output is None or output == "-" or not Path(output).suffix:
-        raise UsageError(f"{streams[0]}: a camera or network stream is run alone, into a file: -o FILE")
-    job = Job(source=Path(streams[0]), target=Path(output), media="video", stream=streams[0])
+        raise UsageError(f"{stream}: a camera or network stream is run alone, into a file: -o FILE")
+    job = Job(source=Path(stream), target=Path(output), media="video", stream=stream)
     return Plan(jobs=(job,))
 
 

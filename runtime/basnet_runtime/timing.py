@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from basnet_runtime.backends.workers import WORKER_NAME
+from basnet_runtime.backends.base import WORKER_NAME
 
 __all__ = ["STAGES", "Stage", "StageClock", "StageTime", "thread_seconds"]
 

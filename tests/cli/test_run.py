@@ -21,6 +21,7 @@ from basnet_runtime.cli import app
 from basnet_runtime.console import say
 from basnet_runtime.media.journal import JOURNAL_NAME
 from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_runtime.model import SaliencyModel
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, exit_on_error
 from basnet_torch.unexpected import log_path
@@ -121,6 +122,21 @@ def test_a_weak_mask_is_kept_and_said_and_emptied_on_request(folder, emptied):
     assert f"note: dim.png: {said}" in answer.stderr
     expected = np.full(DIM.shape, 0 if emptied else 20)
     np.testing.assert_allclose(mask_of(folder / "out" / "dim.mask.png"), expected, atol=1)
+
+
+@pytest.mark.parametrize(("count", "overlaps"), [(1, False), (2, True)])
+def test_only_several_pictures_overlap(folder, monkeypatch, count, overlaps):
+    asked = []
+    submit = SaliencyModel.submit
+
+    def spy(self, prepared, *, overlap=True):
+        asked.append(overlap)
+        return submit(self, prepared, overlap=overlap)
+
+    monkeypatch.setattr(SaliencyModel, "submit", spy)
+    write_picture(folder / "second.png", BRIGHT)
+    assert call(*["photo.jpg", "second.png"][:count], "-o", "out").exit_code == 0
+    assert asked == [overlaps] * count
 
 
 def test_the_old_option_is_gone(folder):

@@ -66,6 +66,36 @@ def test_a_damaged_one_is_made_again(opened, length, graph, cache):
     assert all(path.stat().st_size > 50_000 for path in cache.iterdir())
 
 
+@pytest.mark.parametrize("opened", OPENERS[:2])
+def test_a_flipped_bit_is_noticed(opened, graph, cache):
+    expected = masks(graph, opened)
+    whole = {kept: kept.read_bytes() for kept in cache.iterdir()}
+    for kept, content in whole.items():
+        middle = len(content) // 2  # in the weights, where no library looks for damage
+        kept.write_bytes(content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :])
+    assert np.array_equal(masks(graph, opened)[0], expected[0])
+    assert {kept: len(kept.read_bytes()) for kept in cache.iterdir()} == {k: len(c) for k, c in whole.items()}
+    used = {kept: kept.stat().st_ino for kept in cache.iterdir()}
+    assert np.array_equal(masks(graph, opened)[0], expected[0])
+    assert {kept: kept.stat().st_ino for kept in cache.iterdir()} == used
+
+
+@pytest.mark.parametrize("opened", OPENERS[:2])
+def test_what_is_kept_in_a_folder_without_writing_is_used(opened, graph, cache, monkeypatch):
+    expected = masks(graph, opened)
+
+    def refused(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    kept = {path: path.stat().st_ino for path in cache.iterdir()}
+    for name in ("touch", "unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, refused)
+    monkeypatch.setattr(f"basnet_runtime.backends.{'ort' if opened is OPENERS[0] else 'openvino'}.whole_file", refused)
+    for one, other in zip(expected, masks(graph, opened), strict=True):
+        assert np.array_equal(one, other)
+    assert {path: path.stat().st_ino for path in cache.iterdir()} == kept
+
+
 def test_a_file_that_is_no_graph_is_still_named_and_leaves_nothing(cache, tmp_path):
     path = tmp_path / "no.onnx"
     path.write_bytes(b"no graph")

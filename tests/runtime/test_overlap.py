@@ -90,6 +90,14 @@ def test_results_come_in_order_with_batches_in_flight(batch):
     assert not backend.flying
 
 
+def test_a_lone_picture_sets_nothing_up_for_overlap(monkeypatch):
+    backend, sink = Flying(), Sink()
+    monkeypatch.setattr(backend, "submit", None)
+    model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
+    Pipeline(model, Composer(OutputKind()), overlap=False).run(Source(2), sink)
+    assert [int(item.pixels[0, 0]) for item in sink.items] == [0, 1]
+
+
 def test_as_many_fly_as_are_worth_it():
     backend = Flying()
     model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")

@@ -5,18 +5,21 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
-from basnet_torch.spec import TensorSpec
+    from numpy.typing import NDArray
 
-__all__ = ["Backend", "BackendName", "OverlappedBackend", "Precision", "Ticket"]
+    from basnet_torch.spec import TensorSpec
+
+__all__ = ["WORKER_NAME", "Backend", "BackendName", "OverlappedBackend", "Precision", "Ticket"]
 
 BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+WORKER_NAME = "network"  # what the threads of batches beside each other are called, by which their time is found
 
 
 class Backend(Protocol):

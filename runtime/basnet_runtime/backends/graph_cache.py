@@ -2,8 +2,8 @@
 
     kept = graph_path(path, by="onnxruntime-1.32.0")
 
-What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. OpenVINO names
-and writes its own files, in the same folder.
+What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. Only OpenVINO as
+a provider of ONNX Runtime names and writes its own files, in the same folder.
 """
 
 from __future__ import annotations
@@ -17,20 +17,32 @@ from pathlib import Path
 from basnet_runtime.manifest import sha256_of
 from basnet_runtime.processor import processor_flags
 
-__all__ = ["can_keep_graphs", "forget_old_graphs", "graph_folder", "graph_path"]
+__all__ = ["can_keep_graphs", "forget_old_graphs", "graph_folder", "graph_path", "note_use"]
 
 _MOST_BYTES = 1 << 30  # of all graphs that are kept
 
 
-def graph_path(path: Path, *, by: str) -> Path:
+def graph_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") -> Path:
     """Where the graph that the library `by` makes of the file `path` is kept; whether it is there or not.
+
+    Args:
+        path: The model's file.
+        by: The library's name and version, and the settings that shape what it makes.
+        digest: The file's SHA-256 where the caller has just computed it; empty computes it here.
+        suffix: Of the kept file.
 
     Raises:
         OSError: The file cannot be read.
     """
     processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
-    key = hashlib.sha256(f"{sha256_of(path)} {by} {processor}".encode()).hexdigest()
-    return graph_folder() / f"{key[:32]}.onnx"
+    key = hashlib.sha256(f"{digest or sha256_of(path)} {by} {processor}".encode()).hexdigest()
+    return graph_folder() / f"{key[:32]}{suffix}"
+
+
+def note_use(kept: Path) -> None:
+    """Mark a kept graph as used last, where its folder may be written to."""
+    with suppress(OSError):
+        kept.touch()
 
 
 def forget_old_graphs() -> None:

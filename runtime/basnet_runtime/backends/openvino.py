@@ -6,29 +6,40 @@ with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
 
 from __future__ import annotations
 
+import io
+import struct
+import sys
 import threading
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
-from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_graphs, graph_folder
-from basnet_runtime.backends.workers import Landed, Workers
+from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.media.files import whole_file
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
 from basnet_torch.telemetry import without_openvino_telemetry
+
+if TYPE_CHECKING:
+    from basnet_runtime.backends.workers import Workers
 
 __all__ = ["OpenVinoBackend", "open_openvino"]
 
 _DTYPES = {"f32": "float32", "u8": "uint8"}
+_CONVERTER = "openvino.tools.ovc"
+_CHECKSUM = struct.Struct("<I")
 
 
 class OpenVinoBackend:
@@ -68,6 +79,8 @@ class OpenVinoBackend:
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
         """Start a batch; see `OverlappedBackend`."""
+        from basnet_runtime.backends.workers import Landed, Workers
+
         batch: NDArray[Any] = np.stack(list(pictures))
         if self._lone is None or self.depth == 1:
             return Landed(self.infer(batch))
@@ -98,6 +111,7 @@ def open_openvino(
     precision: Precision = "fp32",
     stored: Precision | None = None,
     keep: bool = True,
+    digest: str = "",
 ) -> OpenVinoBackend:
     """A graph compiled for exactly the arithmetic that was asked.
 
@@ -108,6 +122,7 @@ def open_openvino(
         precision: `fp32` or `bf16`, what convolutions compute in.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the compiled model is kept for the next start.
+        digest: The file's SHA-256 where it is known already.
 
     Raises:
         BackendUnavailable: OpenVINO, or bfloat16 on this processor, is not there.
@@ -127,8 +142,13 @@ def open_openvino(
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ov = _import_openvino()
     threads = threads or allowed_threads()
-    keep = keep and can_keep_graphs()
-    compiled = _compiled(ov, path, threads, precision, keep=keep)
+
+    def opened(streams: int) -> Any:
+        if not keep:
+            return _compiled(ov, path, threads, precision, streams)
+        return _from_kept_model(ov, path, threads, precision, streams, digest)
+
+    compiled = opened(1)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if active != _hint(precision):
         raise BackendUnavailable(f"precision {precision}: OpenVINO would compute in {active}; use --precision fp32")
@@ -138,7 +158,7 @@ def open_openvino(
         compiled,
         description,
         threads=threads,
-        lone=lambda: _compiled(ov, path, threads, precision, streams=threads, keep=keep),
+        lone=lambda: opened(threads),
     )
 
 
@@ -162,7 +182,7 @@ def _computed(stored: Precision | None, precision: Precision) -> str:
 
 def _import_openvino() -> ModuleType:
     try:
-        with without_openvino_telemetry():
+        with without_openvino_telemetry(), _without_converter():
             import openvino
     except ImportError as error:
         here = ", or take --device openvino" if find_spec("onnxruntime_ep_openvino") else ""
@@ -170,34 +190,94 @@ def _import_openvino() -> ModuleType:
     return cast(ModuleType, openvino)
 
 
+@contextmanager
+def _without_converter() -> Iterator[None]:
+    """Import openvino without its model converter, half of its import time; who asks for the converter still gets it.
+
+    openvino imports `openvino.tools.ovc` at its end, and goes on where that cannot be imported.
+    """
+    if "openvino" in sys.modules or _CONVERTER in sys.modules:
+        yield
+        return
+    sys.modules[_CONVERTER] = cast(ModuleType, None)  # what Python takes for "cannot be imported"
+    try:
+        yield
+    finally:
+        del sys.modules[_CONVERTER]
+    openvino = sys.modules["openvino"]
+    if not hasattr(openvino, "convert_model"):
+        vars(openvino).setdefault("__getattr__", _converter)
+
+
+def _converter(name: str) -> Any:
+    if name == "convert_model":
+        with without_openvino_telemetry():
+            return import_module(_CONVERTER).convert_model
+    raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+
+
 def _hint(precision: Precision) -> str:
     return "bf16" if precision == "bf16" else "f32"
 
 
-def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, *, streams: int = 1, keep: bool) -> Any:
-    core = ov.Core()
-    if keep:
-        core.set_property({"CACHE_DIR": str(graph_folder())})
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
-        raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
-    config = {
+def _config(threads: int, precision: Precision, streams: int) -> dict[str, Any]:
+    return {
         "INFERENCE_PRECISION_HINT": _hint(precision),  # left to itself OpenVINO takes bf16 where it can
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
         "NUM_STREAMS": streams,
     }
+
+
+def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int) -> Any:
+    core = ov.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
+        raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
     try:
         model = core.read_model(path)
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
-        compiled = core.compile_model(model, "CPU", config)
+        return core.compile_model(model, "CPU", _config(threads, precision, streams))
     except RuntimeError as error:
         line = next((t.strip() for t in reversed(str(error).splitlines()) if t.strip()), "no reason given")[:160]
         raise ModelFileError(f"{path}: OpenVINO cannot read it ({line}); export it again") from error
-    if keep:
-        forget_old_graphs()
+
+
+def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int, digest: str) -> Any:
+    """What `_compiled` gives, without parsing and optimizing from the second time on.
+
+    OpenVINO's own cache would do, but a file there that was cut short is compiled into, and its key is a path and a
+    time. Here a checksum stands before the model, and one that cannot be kept costs time only.
+    """
+    config = _config(threads, precision, streams)
+    settings = " ".join(f"{name}={value}" for name, value in sorted(config.items()))
+    kept: Path | None = None
+    with suppress(OSError):
+        kept = graph_path(path, by=f"openvino-{ov.__version__} {settings}", digest=digest, suffix=".openvino")
+        if (model := _checked(kept)) is not None:
+            with suppress(RuntimeError):  # of another build of the same version
+                compiled = ov.Core().import_model(ov.Tensor(model), "CPU", config)
+                note_use(kept)
+                return compiled
+    compiled = _compiled(ov, path, threads, precision, streams)
+    if kept is not None:
+        with suppress(MediaError, OSError, RuntimeError):
+            compiled.export_model(stream := io.BytesIO())
+            with whole_file(kept, overwrite=True) as beside:
+                beside.write_bytes(_CHECKSUM.pack(zlib.crc32(stream.getbuffer())) + stream.getbuffer())
+            forget_old_graphs()
     return compiled
+
+
+def _checked(kept: Path) -> NDArray[np.uint8] | None:
+    """The bytes of a kept model, or None where there are none or they are damaged."""
+    if not kept.is_file():
+        return None
+    content = np.fromfile(kept, np.uint8)
+    model = content[_CHECKSUM.size :]
+    whole = model.size > 0 and content[: _CHECKSUM.size].tobytes() == _CHECKSUM.pack(zlib.crc32(model.data))
+    return model if whole else None
 
 
 def _spec(port: Any) -> TensorSpec:

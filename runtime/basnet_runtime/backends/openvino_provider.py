@@ -13,7 +13,6 @@ import platform
 import sys
 import threading
 from dataclasses import dataclass
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -132,6 +131,8 @@ def has_plugin_here() -> bool:
 
 def openvino_version() -> str:
     """The plug-in's own version; that of OpenVINO in it is not told."""
+    from importlib.metadata import version
+
     return version(_PACKAGE)
 
 

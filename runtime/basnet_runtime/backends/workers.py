@@ -13,9 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["WORKER_NAME", "Landed", "Workers"]
+from basnet_runtime.backends.base import WORKER_NAME
 
-WORKER_NAME = "network"  # what its threads are called, by which their time is found
+__all__ = ["Landed", "Workers"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0

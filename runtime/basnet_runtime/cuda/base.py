@@ -7,13 +7,15 @@ one that PyTorch and ONNX Runtime use, and only between entering and leaving `cu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["CaptureFailed", "Cuda", "CudaName", "DeviceBytes", "DeviceView", "Gpu", "PinnedBytes"]
 

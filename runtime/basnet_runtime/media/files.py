@@ -6,7 +6,6 @@ import errno
 import hashlib
 import itertools
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from basnet_torch.errors import MediaError
 
 __all__ = ["RUN", "PendingFile", "fitting_name", "reason", "remove_partials", "whole_file"]
 
-RUN = secrets.token_hex(6)  # in the name of every temporary file of this process
+RUN = os.urandom(6).hex()  # in the name of every temporary file of this process
 _NUMBERS = itertools.count()
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_NAME = 255  # bytes, on every common file system

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from basnet_runtime.media.video_open import HwAccel
 from basnet_torch.errors import UsageError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 __all__ = ["CODECS", "Codec", "Moment", "Span", "VideoOptions"]
 
@@ -43,6 +45,8 @@ class Moment:
         if found := _FRAME.fullmatch(text):
             return cls(frame=int(found[1]))
         if found := _CLOCK.fullmatch(text):
+            from fractions import Fraction
+
             hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
             return cls(seconds=hours * 3600 + minutes * 60 + seconds)
         raise UsageError(f"{text!r} is no place in a video; write seconds (12.5), a time (1:02:03.5) or a frame (300f)")

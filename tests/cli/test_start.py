@@ -1,0 +1,159 @@
+"""What one photo in a process of its own loads and reads, and that plain command lines mean what typer reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from basnet_runtime import cli
+from basnet_runtime.arguments import plain_arguments
+from basnet_runtime.media.pictures import write_picture
+
+NEVER = {"av", "concurrent.futures", "importlib.metadata", "onnx", "pydantic", "rich", "tensorrt", "torch"}
+ONLY_ONE = {"onnxruntime", "openvino"}
+_RUN = """
+import json, sys
+from basnet_runtime.cli import main
+sys.argv = ["basnet-run", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "library"),
+    [
+        (["--precision", "fp32", "--backend", "onnxruntime"], "onnxruntime"),
+        (["--precision", "fp32", "--backend", "openvino", "-o", "out.webp"], "openvino"),
+        (["--precision", "fp32", "--kind", "cutout", "--threads=1"], "onnxruntime"),
+    ],
+)
+def test_one_photo_loads_what_it_needs(options, library, tmp_path):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    write_picture(tmp_path / "photo.jpg", np.full((40, 60, 3), 90, np.uint8))
+    command = [sys.executable, "-c", _RUN, "photo.jpg", *options]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(answer.stdout))
+    assert loaded & (NEVER | ONLY_ONE) == {library}
+    assert "openvino.tools.ovc" not in loaded
+    assert not any(
+        name.startswith("basnet_runtime.media.video_") and name[-5:] not in ("_open", "tions") for name in loaded
+    )
+    assert "1 frames in" in answer.stderr
+
+
+def typers(words):
+    """What typer reads, or the exit code."""
+    seen = {}
+    app = typer.Typer()
+
+    @app.command()
+    @functools.wraps(cli.run)
+    def record(**values):
+        seen.update(values)
+
+    answer = CliRunner().invoke(app, words)
+    return seen if answer.exit_code == 0 else answer.exit_code
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "photo.jpg",
+        "a.jpg b.jpg -o out --kind color:#20c060 --format webp",
+        "--overwrite a.jpg --json --quiet --json --page 2",
+        "- -o -",
+        "in -o out --watch --recursive --skip-existing --keep-suffix",
+        "a.jpg --model=m.onnx --backend openvino --device cuda:1 --threads 3 --precision bf16 --batch 4",
+        "a.jpg --engine m.plan --cuda pycuda --threshold 0.5 --feather=2 --refine-edges --empty-weak",
+        "c.mp4 --codec av1 --quality 80 --start 1:30 --end 300f --resume --no-sound --hwaccel none --stabilise",
+        "a.jpg --max-pixels 5 --feather .5 --threshold 1e-1",
+    ],
+)
+def test_plain_lines_mean_what_typer_reads(line):
+    words = line.split()
+    values = plain_arguments(cli.run, words)
+    assert values is not None
+    assert values == typers(words)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("", 2),
+        ("--help", 0),
+        ("a.jpg --help", 0),
+        ("a.jpg --no-such", 2),
+        ("a.jpg -o", 2),
+        ("a.jpg --threads 0", 2),
+        ("a.jpg --threads two", 2),
+        ("a.jpg --threads 1_0", None),
+        ("a.jpg --quality 101", 2),
+        ("a.jpg --feather nan", None),
+        ("a.jpg --threshold 0.5.1", 2),
+        ("a.jpg --format bmp", 2),
+        ("a.jpg --format PNG", None),
+        ("a.jpg --overwrite=yes", 2),
+        ("a.jpg --kind mask --kind blur", None),
+        ("a.jpg -oout", None),
+        ("-- -odd.jpg", None),
+        ("--keep-weak a.jpg", 2),
+        ("a.jpg -o --json", None),
+        ("--json", 2),
+    ],
+)
+def test_other_lines_are_left_to_typer(line, code):
+    assert plain_arguments(cli.run, line.split()) is None
+    if code:
+        assert typers(line.split()) == code
+
+
+def test_an_empty_value_is_left_to_typer():
+    assert plain_arguments(cli.run, ["a.jpg", "-o", ""]) is None
+
+
+@pytest.mark.parametrize(("words", "code"), [(["none.jpg"], 1), (["a.jpg", "--kind", "odd"], 2), (["--odd"], 2)])
+def test_exit_codes_of_the_command(words, code, tmp_path):
+    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", *words]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == code
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr
+
+
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path):
+    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", "none.jpg", "--json"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told
+
+
+def test_a_bar_is_for_several_frames_on_a_terminal():
+    with cli._Bar(shown=True) as bar:
+        bar.started("photo.jpg", 1)
+        bar.advanced()
+        assert bar._progress is None
+        bar.started("pictures", 3)
+        bar.advanced()
+        assert bar._progress.tasks[0].completed == 1
+        bar.started("clip.mp4", 0)
+        assert [task.total for task in bar._progress.tasks] == [None]
+    with cli._Bar(shown=False) as bar:
+        bar.started("pictures", 3)
+        bar.advanced()
+        assert bar._progress is None
