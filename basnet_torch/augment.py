@@ -90,7 +90,10 @@ def _drawn(rng: np.random.Generator, jitter: tuple[float, float], stretch: float
 def augmented(
     images_NSSC: Tensor, masks_NSS: Tensor, size: int, chances: Chances, *, largest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Window, flip, colour, blur and JPEG: float N,3,size,size and N,1,size,size, both in 0..255."""
+    """Window, flip, colour, blur and JPEG: float N,3,size,size and N,1,size,size, both in 0..255.
+
+    Masks N,S,S,2 with what is left out of them give N,2,size,size.
+    """
     images, masks = windows(images_NSSC, masks_NSS, size, chances, largest=largest)
     images = coloured(images, chances.brightness, chances.contrast, chances.saturation)
     images = blurred(images, chances.sigma)
@@ -105,7 +108,8 @@ def windows(
     `largest` is the largest window that can be drawn, as a share: how finely is sampled must not depend on the batch.
     """
     pictures = images_NSSC.permute(0, 3, 1, 2).float() - _GREY
-    planes = torch.cat((pictures, masks_NSS[:, None].float()), 1)
+    truths = masks_NSS[:, None] if masks_NSS.ndim == 3 else masks_NSS.permute(0, 3, 1, 2)
+    planes = torch.cat((pictures, truths.float()), 1)
     finer = max(
         1, math.ceil(largest * images_NSSC.shape[1] / size - 0.25)
     )  # so many samples a pixel and axis, against aliasing

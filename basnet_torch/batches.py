@@ -50,7 +50,7 @@ class Augment:
             raise ValueError(f"stretch is {self.stretch}; it must be at least 1")
 
     def __call__(self, image_SSC: UInt8, mask_SS: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """One crop: uint8 size,size,3 and uint8 size,size."""
+        """One crop: uint8 size,size,3 and uint8 size,size, or size,size,2 of a mask with what is left out."""
         side = image_SSC.shape[0]
         height, width = self._crop_sides(side, rng)
         top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
@@ -64,7 +64,7 @@ class Augment:
         share = rng.uniform(*self.scale)
         ratio = self.stretch ** rng.uniform(-0.5, 0.5)
         height, width = (round(side * share * r) for r in (ratio, 1 / ratio))
-        return min(height, side), min(width, side)
+        return max(1, min(height, side)), max(1, min(width, side))
 
     def _fit(self, crop: UInt8) -> UInt8:
         if crop.shape[:2] == (self.size, self.size):
@@ -101,7 +101,7 @@ class AuthorsCrop:
     size: int
 
     def __call__(self, image_SSC: UInt8, mask_SS: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """One crop: uint8 size,size,3 and uint8 size,size."""
+        """One crop: uint8 size,size,3 and uint8 size,size, or size,size,2 of a mask with what is left out."""
         return RandomCrop(self.size)(Sample(image_SSC, mask_SS), rng)
 
 
@@ -151,7 +151,7 @@ class BatchStream:
         self._order = Order(len(store) * (1 + mirrored), seed)
 
     def at(self, step: int) -> tuple[UInt8, UInt8]:
-        """The batch of step `step` (from 0): images uint8 N,S,S,3 and masks uint8 N,S,S."""
+        """The batch of step `step` (from 0): images uint8 N,S,S,3 and truths uint8 N,S,S or N,S,S,2."""
         crops = [self._sample(position) for position in self._share.positions(step, self._batch)]
         images, masks = zip(*crops, strict=True)
         return np.stack(images), np.stack(masks)
@@ -159,7 +159,7 @@ class BatchStream:
     def _sample(self, position: int) -> tuple[UInt8, UInt8]:
         index, rng = self._order.at(position)
         mirrored, index = divmod(index, len(self._store))
-        image, mask = self._store.images[index], self._store.masks[index]
+        image, mask = self._store.images[index], self._store.truth(index)
         if mirrored:
             image, mask = image[:, ::-1], mask[:, ::-1]
         return self._augment(image, mask, rng)
@@ -187,14 +187,14 @@ class DeviceStream:
         _check_batch(batch, len(store))
         self._device = torch.device(device)
         self._images = torch.from_numpy(store.images).to(self._device)
-        self._masks = torch.from_numpy(store.masks).to(self._device)
+        self._masks = torch.from_numpy(store.truths).to(self._device)
         self._augment = augment
         self._batch = batch
         self._share = share or Share()
         self._order = Order(len(store), seed)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of step `step` (from 0): images float N,3,S,S and masks float N,1,S,S, both in 0..255."""
+        """The batch of step `step` (from 0): images float N,3,S,S and truths float N,1,S,S or N,2,S,S, in 0..255."""
         import torch
 
         from basnet_torch.augment import Chances, augmented

@@ -25,6 +25,7 @@ from basnet_torch.config import (
     Autocast,
     Compiler,
     Loss,
+    MaskValues,
     OnBadPair,
     Optimizer,
     Schedule,
@@ -156,6 +157,12 @@ def train(
     on_bad_pair: Annotated[
         OnBadPair, typer.Option(help="Pairs that lack a file, cannot be read, or differ in size.")
     ] = "refuse",
+    mask_values: Annotated[
+        MaskValues,
+        typer.Option(
+            help="Values of masks: gray; labels (not 0 is object, 255 left out); auto: gray, label maps refused."
+        ),
+    ] = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
 ) -> None:
     """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
@@ -182,7 +189,7 @@ def train(
             }
         if resume:
             values |= {name: value for name, value in _saved(run).items() if name not in typed}
-        source = _Source(data=tuple(data), val=tuple(val or ()), on_bad=on_bad_pair)
+        source = _Source(data=tuple(data), val=tuple(val or ()), on_bad=on_bad_pair, values=mask_values)
         _run(
             values,
             source,
@@ -194,11 +201,12 @@ def train(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
-    """Which pairs to read, and what to do about bad ones."""
+    """Which pairs to read, how, and what to do about bad ones."""
 
     data: tuple[Path, ...]
     val: tuple[Path, ...]
     on_bad: OnBadPair
+    values: MaskValues
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +242,8 @@ def _run(values: dict[str, Any], source: _Source, place: _Place, resume: bool, s
         world.wait()  # until all have looked at the run, before the first writes to it
         trainer = _trainer(config, source, place, None if resume else _initial(config, start), world)
         if resume:
-            trainer.resume(place.run / "last.pth")
+            for line in trainer.resume(place.run / "last.pth"):
+                typer.echo(line, err=True)
         _follow(trainer)
     world.leave()
 
@@ -368,8 +377,9 @@ def _trainer(
     import torch
 
     from basnet_torch.datasets import DataReport, find_pairs, load_pairs
-    from basnet_torch.trainer import Trainer
+    from basnet_torch.trainer import Trainer, refuse_single_values
 
+    refuse_single_values(config)  # before minutes go into reading data
     torch.set_num_threads(_threads(place.threads, world))
     report = DataReport()
     pairs = find_pairs(source.data, on_bad=source.on_bad, report=report)
@@ -381,13 +391,14 @@ def _trainer(
         def show(done: int) -> None:
             progress.update(task, completed=done)
 
-        store = load_pairs(pairs, config.store_size, show, on_bad=source.on_bad, report=report)
+        store = load_pairs(pairs, config.store_size, show, on_bad=source.on_bad, values=source.values, report=report)
     _refuse_too_few(config, len(store))
     for line in report.lines() if world.is_first else ():
         typer.echo(f"data: {line}", err=True)
     facts = {
         "sources": [str(s) for s in source.data],
         "validation": [str(s) for s in source.val],
+        "mask_values": source.values,
         "report": report.counts(),
     }
     return Trainer(
@@ -424,14 +435,15 @@ def _make_folder(run: Path) -> None:
 
 
 def _validator(config: TrainConfig, source: _Source) -> Validator:
-    from basnet_torch.datasets import find_pairs
+    from basnet_torch.datasets import DataReport, find_pairs
     from basnet_torch.trainer import finishing
     from basnet_torch.validate import Validator
 
-    pairs = find_pairs(source.val, on_bad=source.on_bad)
-    validator = Validator(pairs, *finishing(config), on_bad=source.on_bad)
-    if len(validator) < len(pairs):
-        typer.echo(f"validation: {len(pairs) - len(validator)} of {len(pairs)} pairs are bad and skipped", err=True)
+    report = DataReport()
+    pairs = find_pairs(source.val, on_bad=source.on_bad, report=report)
+    validator = Validator(pairs, *finishing(config), on_bad=source.on_bad, values=source.values, report=report)
+    for line in report.lines():
+        typer.echo(f"validation: {line}", err=True)
     return validator
 
 

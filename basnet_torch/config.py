@@ -20,6 +20,7 @@ __all__ = [
     "Autocast",
     "Compiler",
     "Loss",
+    "MaskValues",
     "OnBadPair",
     "Optimizer",
     "Schedule",
@@ -33,6 +34,7 @@ Arch = Literal["basnet", "basnet-coarse", "fcn", "segnet", "unet", "hed"]
 Loss = Literal["bce", "bce+ssim", "bce+iou", "bce+ssim+iou"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 OnBadPair = Literal["refuse", "skip"]
+MaskValues = Literal["auto", "gray", "labels"]
 Schedule = Literal["constant", "cosine"]
 Autocast = Literal["fp32", "bf16", "fp16"]
 Augmentation = Literal["crop", "strong", "authors"]

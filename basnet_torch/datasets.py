@@ -2,6 +2,8 @@
 
 A source is a folder or zip file laid out as `layouts` knows them, or a folder of such zip files. What is wrong with the
 data is counted before training starts, and refused or skipped as asked.
+
+Legend: N pairs, S side length, H height, W width.
 """
 
 from __future__ import annotations
@@ -19,35 +21,29 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_torch.config import OnBadPair
-from basnet_torch.errors import DataError
+from basnet_torch.config import MaskValues, OnBadPair
+from basnet_torch.errors import BadPairError, DataError, MaskValuesError, UsageError
+from basnet_torch.folders import files_below
 from basnet_torch.layouts import Matched, matched
+from basnet_torch.masks import Truth, decode_mask, decode_picture, refuse_without_labels
+from basnet_torch.unexpected import unexpected
 
-__all__ = [
-    "DataReport",
-    "Pair",
-    "PairStore",
-    "decode_image",
-    "decode_mask",
-    "decode_pair",
-    "find_pairs",
-    "load_pairs",
-]
+__all__ = ["DataReport", "Pair", "PairStore", "find_pairs", "load_pairs", "read_pair"]
 
 UInt8 = NDArray[np.uint8]
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _SHOWN = 3
-_FAINT = 128  # a mask's brightest value below which nothing of it would count as object
 
 
 @dataclass(kw_only=True, slots=True)
 class DataReport:
     """What was found in the data, by names; filled by `find_pairs` and `load_pairs`.
 
-    `without_mask`, `without_picture`, `unequal` and `unreadable` are bad pairs, refused or skipped. The others are
-    used: masks in colour are made grey, those of 0 and 1, or of 0 and another low value, are made black and white,
-    empty masks are pictures without an object.
+    `without_mask` to `unexpected` are bad pairs, refused or skipped. The others are used: masks in colour are made
+    grey, those of 0 and 1, or of 0 and another low value, are made black and white, empty masks are pictures without
+    an object, and label maps may leave pixels out. `unexpected` holds whole lines, which name the pair, the error and
+    the log of its traceback.
     """
 
     pairs: int = 0
@@ -55,10 +51,13 @@ class DataReport:
     without_picture: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
     in_colour: list[str] = field(default_factory=list)
     zero_one: list[str] = field(default_factory=list)
     faint: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line for people about each thing that was found, with its count and first names."""
@@ -67,13 +66,27 @@ class DataReport:
             "without_picture": "masks without a picture, skipped",
             "unequal": "masks of another size than their picture, skipped",
             "unreadable": "pairs that cannot be read, skipped",
+            "ignored": "masks that leave every pixel out, skipped",
+            "unexpected": "pairs that failed unexpectedly, skipped",
             "in_colour": "masks in colour, read as grey",
             "zero_one": "masks of 0 and 1, read as 0 and 255",
             "faint": "masks darker than half of white; those of two values are made white",
             "empty": "masks without an object, kept",
+            "left_out": "label maps with pixels that are left out of the loss and of scores",
         }
         found = [(getattr(self, key), text) for key, text in words.items()]
         return [f"{self.pairs} pairs", *(f"{len(names)} {text} ({_some(names)})" for names, text in found if names)]
+
+    def count(self, pair: Pair, bad: BadPairError | None, odd: Sequence[str] = ()) -> None:
+        """Take up a pair that was read, or could not be."""
+        if bad is None:
+            self.pairs += 1
+        elif bad.kind == "unexpected":
+            self.unexpected.append(str(bad))
+        else:
+            getattr(self, bad.kind).append(pair.name)
+        for kind in odd:
+            getattr(self, kind).append(pair.name)
 
     def counts(self) -> dict[str, int]:
         """How many of each, for the run's record."""
@@ -87,20 +100,46 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One picture with its mask, not yet read."""
+    """One picture with its mask, not yet read.
+
+    Attributes:
+        name: What both files are called.
+        files: The two files' own names, for errors.
+        read_image: Gives the picture's bytes.
+        read_mask: Gives the mask's bytes.
+    """
 
     name: str
+    files: tuple[str, str] = ("", "")
     read_image: Callable[[], bytes]
     read_mask: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class PairStore:
-    """Decoded pairs of one square size: `images` uint8 N,S,S,3 RGB and `masks` uint8 N,S,S."""
+    """Decoded pairs of one square size.
+
+    Attributes:
+        names: Of the pairs.
+        images: uint8 N,S,S,3 RGB.
+        masks: uint8 N,S,S.
+        ignored: uint8 N,S,S, above 0 where any of a pixel is left out of the loss; None where all counts.
+    """
 
     names: tuple[str, ...]
     images: UInt8
     masks: UInt8
+    ignored: UInt8 | None = None
+
+    @property
+    def truths(self) -> UInt8:
+        """Masks with what is left out of them: uint8 N,S,S, or N,S,S,2 where there is any."""
+        return self.masks if self.ignored is None else np.stack((self.masks, self.ignored), 3)
+
+    def truth(self, index: int) -> UInt8:
+        """One of `truths`: uint8 S,S or S,S,2."""
+        mask = self.masks[index]
+        return mask if self.ignored is None else np.stack((mask, self.ignored[index]), 2)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -129,15 +168,19 @@ def find_pairs(
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-        shards = sorted(source.glob("*.zip")) if source.is_dir() else [source]
+        shards = _shards(source) if source.is_dir() else [source]
         found = [_pairs_in_zip(shard) for shard in shards] or [_pairs_in_folder(source)]
         for place, match, reader in found:
             if on_bad == "refuse":
                 _refuse_unpaired(place, match)
             report.without_mask += match.without_mask
             report.without_picture += match.without_picture
-            pairs += [Pair(name=n, read_image=reader(i), read_mask=reader(m)) for n, i, m in match.pairs]
+            pairs += [Pair(name=n, files=(i, m), read_image=reader(i), read_mask=reader(m)) for n, i, m in match.pairs]
     return pairs
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
 
 
 _Reader = Callable[[str], Callable[[], bytes]]
@@ -148,94 +191,71 @@ def _pairs_in_zip(path: Path) -> tuple[Path, Matched, _Reader]:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a readable zip file ({error}); fetch it again") from error
-    names = [
-        n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGE_SUFFIXES and not _is_of_a_mac(n)
-    ]
-    return path, matched(path, names), lambda name: partial(_read_member, archive, name)
+    # Some programs of Windows write names with backslashes.
+    members = {member.replace("\\", "/"): member for member in archive.namelist()}
+    names = [name for name in members if _is_picture(name)]
+    return path, matched(path, names), lambda name: partial(_read_member, archive, members[name])
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as error:
-        raise DataError(f"{archive.filename}: {name} cannot be read ({error}); fetch the zip file again") from error
+        raise BadPairError(f"{archive.filename}: {name} cannot be read ({error}); fetch the zip file again") from error
 
 
 def _read_path(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BadPairError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _pairs_in_folder(root: Path) -> tuple[Path, Matched, _Reader]:
-    files = [p for p in root.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES]
-    names = [name for p in files if not _is_of_a_mac(name := p.relative_to(root).as_posix())]
+    names = [name for path in files_below(root) if _is_picture(name := path.relative_to(root).as_posix())]
     return root, matched(root, names), lambda name: partial(_read_path, root / name)
 
 
-def _is_of_a_mac(name: str) -> bool:
-    """Whether the file holds what macOS puts beside a picture of that name, which is no picture."""
+def _is_picture(name: str) -> bool:
+    """Whether the name is one of a picture, and not of what macOS puts beside a picture of that name."""
     path = PurePosixPath(name)
-    return path.name.startswith("._") or "__MACOSX" in path.parts
+    is_of_a_mac = path.name.startswith("._") or "__MACOSX" in path.parts
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not is_of_a_mac
 
 
 def _refuse_unpaired(source: Path, match: Matched) -> None:
-    for what, names in (("mask", match.without_mask), ("picture", match.without_picture)):
-        if names:
-            some = _some([PurePosixPath(name).stem for name in names])
-            raise DataError(
-                f"{source}: {len(names)} pairs have no {what} ({some}); add or remove them, or --on-bad-pair skip"
-            )
+    lacking = [
+        f"{len(names)} pairs have no {what} ({_some(names)})"
+        for what, names in (("mask", match.without_mask), ("picture", match.without_picture))
+        if names
+    ]
+    if lacking:
+        raise DataError(f"{source}: {', and '.join(lacking)}; add or remove them, or --on-bad-pair skip")
 
 
-def decode_image(data: bytes, name: str) -> UInt8:
-    """Bytes of a picture as uint8 H,W,3 RGB; raises DataError naming it."""
-    return _decode(data, name, cv2.IMREAD_COLOR_RGB)
+def read_pair(pair: Pair, values: MaskValues = "auto") -> tuple[UInt8, Truth]:
+    """Picture uint8 H,W,3 RGB and truth of a pair, of one size: the one reading of training, validation and scores.
 
-
-def decode_mask(data: bytes, name: str) -> UInt8:
-    """Bytes of a mask as uint8 H,W in 0..255, also when stored as 0 and a low value; raises DataError naming it."""
-    return _stretched(_stored_mask(data, name)[0])
-
-
-def _stored_mask(data: bytes, name: str) -> tuple[UInt8, bool]:
-    """A mask as it was stored, uint8 H,W, turned as its EXIF says like its picture; and whether it was in colour."""
-    # What cv2 calls UNCHANGED would be the file's own values, but not turned.
-    stored = _decode(data, name, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    in_colour = stored.ndim == 3
-    mask = np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2GRAY), np.uint8) if in_colour else stored
-    if mask.min() == mask.max():
-        whole = _decode(data, name, cv2.IMREAD_UNCHANGED)
-        if whole.ndim == 3 and whole.shape[2] == 4 and np.ptp(whole[..., 3]):
-            raise DataError(f"{name}: its mask has the object in its transparency alone; store it as grey")
-    return mask, in_colour
-
-
-def _decode(data: bytes, name: str, mode: int) -> UInt8:
+    Raises:
+        BadPairError: For damaged or unequal ones and for anything unexpected, naming pair and files; its traceback
+            then goes to a log.
+        MaskValuesError: The mask's values are not what they are read for.
+    """
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
-    except cv2.error:  # a header that promises more than there may be
-        decoded = None
-    if decoded is None:
-        raise DataError(f"{name}: {len(data)} bytes that are no readable picture; fetch it again or remove the pair")
-    if decoded.dtype == np.uint16 and decoded.max() > 255:  # else eight bits that are stored in sixteen
-        decoded = np.right_shift(decoded.astype(np.uint16), 8)
-    return np.asarray(decoded, np.uint8)
-
-
-def decode_pair(pair: Pair) -> tuple[UInt8, UInt8]:
-    """Picture uint8 H,W,3 RGB and mask uint8 H,W of a pair; raises DataError for damaged or unequal ones, naming it."""
-    image, mask, _ = _stored_pair(pair)
-    return image, _stretched(mask)
-
-
-def _stored_pair(pair: Pair) -> tuple[UInt8, UInt8, bool]:
-    image = decode_image(pair.read_image(), pair.name)
-    mask, in_colour = _stored_mask(pair.read_mask(), pair.name)
-    if image.shape[:2] != mask.shape:
-        raise DataError(f"{pair.name}: picture is {image.shape[:2]} and mask {mask.shape}; they must be equal")
-    return image, mask, in_colour
+        image = decode_picture(pair.read_image(), pair.name)
+        truth = decode_mask(pair.read_mask(), pair.name, values)
+        if image.shape[:2] != truth.mask_HW.shape:
+            sizes = f"picture is {image.shape[:2]} and mask {truth.mask_HW.shape}"
+            raise BadPairError(f"{pair.name}: {sizes}; they must be equal", kind="unequal")
+    except BadPairError as error:
+        raise BadPairError(f"{error} ({' and '.join(pair.files)})", kind=error.kind) from error
+    except MaskValuesError as error:
+        raise MaskValuesError(f"{error} ({pair.files[1]})") from error
+    except DataError:
+        raise
+    except Exception as error:
+        raise BadPairError(unexpected(" and ".join(pair.files), error), kind="unexpected") from error
+    return image, truth
 
 
 def load_pairs(
@@ -244,6 +264,7 @@ def load_pairs(
     on_progress: Callable[[int], None] | None = None,
     *,
     on_bad: OnBadPair = "refuse",
+    values: MaskValues = "auto",
     report: DataReport | None = None,
 ) -> PairStore:
     """Decode all pairs to `size` x `size` (aspect not kept, as in the paper) in memory: 4 * size^2 bytes a pair.
@@ -253,63 +274,83 @@ def load_pairs(
         size: Side length in pixels.
         on_progress: Called with the number decoded so far.
         on_bad: What to do about files that cannot be read and masks of another size than their picture.
+        values: What the masks' values mean; label maps take a byte more for each pixel.
         report: Takes what was found.
 
     Raises:
         DataError: For no pairs, and (unless skipped) for the first bad one, naming it.
+        MaskValuesError: A mask's values are not what they are read for, which is not skipped.
+        UsageError: There is not enough memory for so many pairs of that size.
     """
     report = report or DataReport()
-    images = np.empty((len(pairs), size, size, 3), np.uint8)
-    masks = np.empty((len(pairs), size, size), np.uint8)
+    images, masks, ignored = _rooms(len(pairs), size, values)
 
     def load(i: int) -> _Loaded:
         try:
-            return _load_into(pairs[i], images[i], masks[i])
-        except DataError as error:
+            return _load_into(pairs[i], values, images[i], masks[i], None if ignored is None else ignored[i])
+        except BadPairError as error:
             if on_bad == "refuse":
                 raise
-            return _Loaded(bad="unequal" if "they must be equal" in str(error) else "unreadable")
+            return _Loaded(bad=error)
 
-    kept = []
+    kept, has_labels = [], False
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         for i, loaded in enumerate(pool.map(load, range(len(pairs)))):
-            for kind in (*filter(None, [loaded.bad]), *loaded.odd):
-                getattr(report, kind).append(pairs[i].name)
+            report.count(pairs[i], loaded.bad, loaded.odd)
+            has_labels |= loaded.has_labels
             if loaded.bad is None:
                 kept.append(i)
             if on_progress:
                 on_progress(i + 1)
     if not kept:
-        raise DataError("pairs: none were found, so there is nothing to load")
-    report.pairs = len(kept)
+        raise DataError(_why_none(report))
+    refuse_without_labels("pairs", values, has_labels=has_labels)
     if len(kept) < len(pairs):
         images, masks = images[kept], masks[kept]
-    return PairStore(tuple(pairs[i].name for i in kept), images, masks)
+        ignored = None if ignored is None else ignored[kept]
+    return PairStore(tuple(pairs[i].name for i in kept), images, masks, ignored)
+
+
+def _rooms(count: int, size: int, values: MaskValues) -> tuple[UInt8, UInt8, UInt8 | None]:
+    """Arrays for so many pictures, masks and, of label maps, what is left out."""
+    shape = (count, size, size)
+    try:
+        ignored = np.empty(shape, np.uint8) if values == "labels" else None
+        return np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), ignored
+    except MemoryError as error:
+        needed = 4 * count * size * size / 1e9
+        raise UsageError(f"store_size is {size}: {count} pairs take {needed:,.0f} GB; lower --store-size") from error
+
+
+def _why_none(report: DataReport) -> str:
+    found = "; ".join(report.lines()[1:])
+    return f"pairs: none were found, so there is nothing to load{f' ({found})' if found else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Loaded:
-    bad: str | None = None
+    bad: BadPairError | None = None
     odd: tuple[str, ...] = ()
+    has_labels: bool = False
 
 
-def _load_into(pair: Pair, image_SSC: UInt8, mask_SS: UInt8) -> _Loaded:
-    image, mask, in_colour = _stored_pair(pair)
-    image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(_stretched(mask), len(mask_SS))
-    peak = mask.max()
-    odd = {"in_colour": in_colour, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}
-    return _Loaded(odd=tuple(name for name, holds in odd.items() if holds))
+def _load_into(pair: Pair, values: MaskValues, image_SSC: UInt8, mask_SS: UInt8, ignored_SS: UInt8 | None) -> _Loaded:
+    image, truth = read_pair(pair, values)
+    image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(truth.mask_HW, len(mask_SS))
+    if ignored_SS is not None:
+        ignored_SS[:] = 0 if truth.ignored_HW is None else _touched(truth.ignored_HW, len(ignored_SS))
+    return _Loaded(odd=truth.odd, has_labels=truth.has_labels)
 
 
-def _stretched(mask: UInt8) -> UInt8:
-    """Masks of two values whose brighter one would not count as object, in black and white; others as they are."""
-    peak = mask.max()
-    if not 0 < peak < _FAINT or not np.all((mask == 0) | (mask == peak)):
-        return mask
-    return np.where(mask > 0, np.uint8(255), np.uint8(0))
+def _touched(ignored_HW: NDArray[np.bool_], size: int) -> UInt8:
+    """255 in each pixel that takes anything from what is left out, so that none of it is counted."""
+    shares = cv2.resize(ignored_HW.astype(np.float32), (size, size), interpolation=_method(ignored_HW.shape, size))
+    return np.where(np.asarray(shares) > 1e-6, np.uint8(255), np.uint8(0))
 
 
 def _square(image: UInt8, size: int) -> UInt8:
-    shrinks = image.shape[0] > size or image.shape[1] > size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+    return np.asarray(cv2.resize(image, (size, size), interpolation=_method(image.shape, size)), np.uint8)
+
+
+def _method(shape: tuple[int, ...], size: int) -> int:
+    return cv2.INTER_AREA if shape[0] > size or shape[1] > size else cv2.INTER_LINEAR

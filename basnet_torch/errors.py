@@ -6,6 +6,8 @@ BasnetError                  1
 ├── UsageError               2   (also ValueError)
 ├── CheckpointError          1   (also ValueError)
 ├── DataError                1   (also ValueError)
+│   ├── BadPairError         1
+│   └── MaskValuesError      1
 ├── TrainingError            1   (also ArithmeticError)
 ├── ExportError              1   (also RuntimeError)
 │   └── EngineBuildError     1
@@ -22,14 +24,18 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 __all__ = [
     "BackendUnavailable",
+    "BadKind",
+    "BadPairError",
     "BasnetError",
     "CheckpointError",
     "DataError",
     "EngineBuildError",
     "ExportError",
+    "MaskValuesError",
     "MediaError",
     "ModelFileError",
     "ParityError",
@@ -51,6 +57,9 @@ _OF_THE_SYSTEM = (
 )
 
 
+BadKind = Literal["unequal", "unreadable", "ignored", "unexpected"]
+
+
 class BasnetError(Exception):
     """Something a user can mend; commands print the message alone, without a traceback."""
 
@@ -69,6 +78,18 @@ class CheckpointError(BasnetError, ValueError):
 
 class DataError(BasnetError, ValueError):
     """Training or test data is missing, unpaired or unreadable."""
+
+
+class BadPairError(DataError):
+    """One pair of a data set cannot be used; `kind` is what a data report counts it under."""
+
+    def __init__(self, message: str, *, kind: BadKind = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class MaskValuesError(DataError):
+    """The masks of a data set hold other values than they are read for, which no skipping mends."""
 
 
 class TrainingError(BasnetError, ArithmeticError):

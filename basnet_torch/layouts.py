@@ -13,6 +13,7 @@ A folder of masks is one whose name says so (mask, gt, ground truth ...); its pi
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,7 @@ _DERIVED = re.compile(
 )
 _Masks = tuple[str, Mapping[str, str]]  # a folder, and its files by their stems
 _LOSSY = {".jpg", ".jpeg", ".webp", ".bmp"}
+_LOSSLESS = {".png", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,7 @@ def matched(source: Path, names: Sequence[str]) -> Matched:
     apart = {folder: files for (folder, files), here in zip(folders.items(), found, strict=True) if here is None}
     parts = [here for here in found if here is not None] + _across(source, apart)
     if not any(part.pairs for part in parts):
+        _refuse_other_names(source, parts)
         seen = ", ".join(sorted({PurePosixPath(f).name or "files" for f in folders})) or "no pictures"
         raise DataError(f"{source}: found {seen}; pictures and masks must stand in folders named as one of {KNOWN}")
     return Matched(
@@ -75,10 +78,21 @@ def matched(source: Path, names: Sequence[str]) -> Matched:
     )
 
 
+def _refuse_other_names(source: Path, parts: Sequence[Matched]) -> None:
+    """Where there are pictures and masks, and no two of one name."""
+    for part in parts:
+        if part.without_mask and part.without_picture:
+            picture, mask = part.without_mask[0], part.without_picture[0]
+            raise DataError(
+                f"{source}: no picture has the name of a mask ({picture}, {mask}); "
+                "name each mask as its picture, with or without _mask"
+            )
+
+
 def _beside(source: Path, files: Sequence[str]) -> Matched | None:
     """Pictures `a.jpg` and masks `a.png` of one folder, or None where it is not of that kind."""
     pictures = _by_stem(source, [f for f in files if PurePosixPath(f).suffix.lower() in _LOSSY], strict=False)
-    masks = _by_stem(source, [f for f in files if PurePosixPath(f).suffix.lower() == ".png"], strict=False)
+    masks = _by_stem(source, [f for f in files if PurePosixPath(f).suffix.lower() in _LOSSLESS], strict=False)
     shared = pictures.keys() & masks.keys()
     if len(shared) < max(1, len(masks) / 2) or _MASKS.search(PurePosixPath(files[0]).parent.name):
         return None
@@ -170,7 +184,8 @@ def _picture_folders(masks: str, folders: Mapping[str, Sequence[str]]) -> list[s
 def _by_stem(source: Path, files: Sequence[str], *, strict: bool = True) -> dict[str, str]:
     stems: dict[str, str] = {}
     for name in files:
-        stem = _ENDING.sub("", PurePosixPath(name).stem)
+        # One letter with an accent may be written in two ways, and file systems differ in which they keep.
+        stem = unicodedata.normalize("NFC", _ENDING.sub("", PurePosixPath(name).stem))
         other = stems.setdefault(stem, name)
         if other != name and strict:
             raise DataError(f"{source}: {other} and {name} share a name; keep the one that belongs to the pair")

@@ -45,8 +45,13 @@ class HybridLoss(NamedTuple):
         return None
 
 
-def hybrid_loss(maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou") -> HybridLoss:
+def hybrid_loss(
+    maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou", *, counted: Tensor | None = None
+) -> HybridLoss:
     """The loss of M logit maps N,1,H,W against the truth `target` N,1,H,W in 0..1; `terms` leaves some out.
+
+    Where `counted` N,1,H,W is 0 rather than 1, nothing depends on map and truth: means are over the other pixels of
+    each picture, and windows that reach there see background in both.
 
     >>> from basnet_torch.model import SaliencyMaps
     >>> maps = SaliencyMaps(*(torch.full((1, 1, 32, 32), 20.0) for _ in range(8)))
@@ -58,13 +63,23 @@ def hybrid_loss(maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou") -
         logits = torch.cat([m.float() for m in maps], 1)  # N,M,H,W
         truth = target.float()
         prediction = torch.sigmoid(logits)
-        parts = {"bce": bce(logits, truth).mean((0, 2, 3))}
+        if counted is not None:
+            prediction, truth = prediction * counted, truth * counted
+        crossed = bce(logits, truth)
+        parts = {"bce": crossed.mean((0, 2, 3)) if counted is None else _mean(crossed, counted)}
         if "ssim" in asked:
-            parts["ssim"] = (1 - ssim(prediction, truth)).mean(0)
+            alike = _ssim_map(prediction, truth)
+            parts["ssim"] = (1 - alike.mean((2, 3))).mean(0) if counted is None else _mean(1 - alike, counted)
         if "iou" in asked:
             parts["iou"] = (1 - iou(prediction, truth)).mean(0)
         total = torch.stack([part.sum() for part in parts.values()]).sum()
         return HybridLoss(total, parts, maps._fields)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of each map of N,M,H,W over what counts; pictures weigh the same, one of which nothing does gives 0."""
+    pixels = counted.sum((2, 3)).clamp(min=1)
+    return ((values * counted).sum((2, 3)) / pixels).mean(0)
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -73,7 +88,12 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity per picture and channel, N,C: Gaussian window 11, sigma 1.5, zero padding, equation 5.
+    """Structural similarity per picture and channel, N,C; the mean of `_ssim_map`."""
+    return _ssim_map(prediction, target).mean((2, 3))
+
+
+def _ssim_map(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity per pixel, N,C,H,W: Gaussian window 11, sigma 1.5, zero padding, equation 5.
 
     `prediction` is N,C,H,W in 0..1, `target` N,1,H,W or N,C,H,W.
     """
@@ -89,7 +109,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     covariance = blur(prediction * target) - mean_p * mean_t
     luminance = (2 * mean_p * mean_t + _C1) / (mean_p * mean_p + mean_t * mean_t + _C1)
     structure = (2 * covariance + _C2) / (var_p + var_t + _C2)
-    return (luminance * structure).mean((2, 3))
+    return luminance * structure
 
 
 def iou(prediction: Tensor, target: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ pictures per threshold, F of those means with beta^2 = 0.3, the largest (Achanta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BETA_SQUARED", "AccuracyMeter", "Curves", "Scores", "f_of"]
+__all__ = ["BETA_SQUARED", "AccuracyMeter", "Curves", "Scores", "absolute_error", "counted", "f_of"]
 
 BETA_SQUARED = 0.3
 _LEVELS = 256
@@ -52,8 +53,13 @@ class AccuracyMeter:
         self._absolute = 0.0
         self._pictures = 0
 
-    def add(self, mask_HW: NDArray[np.float32], truth_HW: NDArray[np.float32]) -> None:
-        """Count one picture: `mask_HW` in 0..1 and `truth_HW` in 0..1, foreground above 0.5.
+    def add(
+        self,
+        mask_HW: NDArray[np.float32],
+        truth_HW: NDArray[np.float32],
+        ignored_HW: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count one picture: `mask_HW` in 0..1 and `truth_HW` in 0..1, foreground above 0.5; not where it is ignored.
 
         Raises:
             ValueError: When the two differ in size or the mask holds a value that is not finite.
@@ -62,10 +68,11 @@ class AccuracyMeter:
             raise ValueError(f"mask is {mask_HW.shape} and truth {truth_HW.shape}; they must have one size")
         if not np.isfinite(mask_HW).all():
             raise ValueError("mask holds values that are not finite")
+        mask_HW, truth_HW = counted(mask_HW, ignored_HW), counted(truth_HW, ignored_HW)
         precision, recall = _curves(mask_HW, truth_HW > 0.5)
         self._precision += precision
         self._recall += recall
-        self._absolute += float(np.abs(mask_HW - truth_HW).mean(dtype=np.float64))
+        self._absolute += absolute_error(mask_HW, truth_HW)
         self._pictures += 1
 
     def curves(self) -> Curves:
@@ -89,6 +96,22 @@ class AccuracyMeter:
         best = int(f.argmax())
         mae = self._absolute / self._pictures
         return Scores(max_f=float(f[best]), mae=mae, threshold=best, pictures=self._pictures)
+
+
+def counted(values_HW: NDArray[Any], ignored_HW: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """The values that no `ignored_HW` leaves out, in one row; all of them H,W where nothing is."""
+    return values_HW if ignored_HW is None else values_HW[None, ~ignored_HW]
+
+
+def absolute_error(
+    mask_HW: NDArray[np.float32], truth_HW: NDArray[np.float32], ignored_HW: NDArray[np.bool_] | None = None
+) -> float:
+    """Mean over the pixels that count.
+
+    >>> absolute_error(np.float32([[0, 1]]), np.float32([[1, 1]]), np.array([[True, False]]))
+    0.0
+    """
+    return float(np.abs(counted(mask_HW, ignored_HW) - counted(truth_HW, ignored_HW)).mean(dtype=np.float64))
 
 
 def f_of(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:

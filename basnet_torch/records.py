@@ -114,8 +114,9 @@ def in_words(record: Mapping[str, Any]) -> str:
 def fingerprint(store: PairStore) -> dict[str, Any]:
     """What tells one set of training data from another: how many pairs, and digests of their names and their bytes."""
     content = hashlib.sha256()
-    for part in (store.images, store.masks):
-        content.update(np.ascontiguousarray(part).data)
+    for part in (store.images, store.masks, store.ignored):
+        if part is not None:
+            content.update(np.ascontiguousarray(part).data)
     names = hashlib.sha256("\n".join(store.names).encode()).hexdigest()[:12]
     return {"pairs": len(store), "names": names, "content": content.hexdigest()[:16]}
 

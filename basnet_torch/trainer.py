@@ -46,9 +46,11 @@ from basnet_torch.records import RunRecord, environment, fingerprint
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.validate import Validator
 
-__all__ = ["StepResult", "Trainer", "finishing", "network_from_config"]
+__all__ = ["StepResult", "Trainer", "finishing", "network_from_config", "refuse_single_values"]
 
 _Images = NDArray[np.uint8] | Tensor
+# What another number of changes no step that was done, and so may change when a run is resumed.
+_MAY_CHANGE = ("steps", "eval_every", "save_every")
 _DTYPES: Mapping[Autocast, torch.dtype] = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,6 +100,7 @@ class Trainer:
     ) -> None:
         self.world = world or World()
         _check_shares(config, self.world)
+        refuse_single_values(config)
         torch.manual_seed(config.seed)
         self.config = config
         self.run = run
@@ -208,15 +211,19 @@ class Trainer:
         return names, values
 
     def _loss(self, maps: NamedMaps, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its terms over all maps: against the truth, and where there is a teacher against its mask."""
-        loss = hybrid_loss(maps, target, self.config.loss)
+        """The loss, and its terms over all maps: against the truth, and where there is a teacher against its mask.
+
+        A second plane of `target` is above 0 where a pixel counts in neither.
+        """
+        counted = (target[:, 1:] == 0).float() if target.shape[1] == 2 else None
+        loss = hybrid_loss(maps, target[:, :1], self.config.loss, counted=counted)
         self._refuse_not_finite(loss)
         terms = {name: values.sum() for name, values in loss.terms.items()}
         if self._teacher is None:
             return loss.total, terms
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, self.config.autocast == "bf16"):
             taught = self._teacher.mask(images)
-        distilled = hybrid_loss(maps, taught, self.config.loss)
+        distilled = hybrid_loss(maps, taught, self.config.loss, counted=counted)
         self._refuse_not_finite(distilled)
         share = self.config.distill
         return (1 - share) * loss.total + share * distilled.total, {**terms, "teacher": distilled.total}
@@ -234,15 +241,14 @@ class Trainer:
         return float(norm)
 
     def _to_device(self, images: _Images, masks: _Images) -> tuple[Tensor, Tensor]:
-        """Normalised N,3,S,S and truth N,1,S,S in 0..1; pictures travel as bytes, or are there already."""
+        """Normalised N,3,S,S and truth N,1,S,S in 0..1, with what is left out N,2,S,S; pictures travel as bytes."""
         if isinstance(images, Tensor) and isinstance(masks, Tensor):
             batch_NCHW, target_N1HW = images.to(self.device), masks.to(self.device)
         else:
             batch_NCHW = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, non_blocking=True)
             batch_NCHW = batch_NCHW.permute(0, 3, 1, 2).float()
-            target_N1HW = (
-                torch.from_numpy(np.ascontiguousarray(masks)).to(self.device, non_blocking=True)[:, None].float()
-            )
+            truth = torch.from_numpy(np.ascontiguousarray(masks)).to(self.device, non_blocking=True).float()
+            target_N1HW = truth[:, None] if truth.ndim == 3 else truth.permute(0, 3, 1, 2)
         gain = self._gain
         if self.config.scale == "image_max":
             gain = gain / batch_NCHW.amax((1, 2, 3), keepdim=True).clamp(min=1)
@@ -317,11 +323,15 @@ class Trainer:
         }
         write_whole(self.run / "last.pth", lambda beside: torch.save(content, beside))
 
-    def resume(self, path: Path) -> None:
-        """Continue from a `last.pth` of the same configuration.
+    def resume(self, path: Path) -> tuple[str, ...]:
+        """Continue from a `last.pth` of the same configuration; returns what may be said about it.
+
+        `steps`, `eval_every` and `save_every` may differ. The learning rate of a step is that of the schedule over the
+        new number of steps, so that a cosine that had come to 0 rises to where the longer one is.
 
         Raises:
             CheckpointError: When the file cannot be resumed from, or was written under another configuration.
+            UsageError: When the run has come further than `steps`.
         """
         content = read_file(path)
         saved = content.get("resume")
@@ -336,7 +346,10 @@ class Trainer:
         theirs = TrainConfig.from_dict(
             saved["config"]
         ).to_dict()  # fields of older files that did not exist: as default
-        changed = [k for k in mine if theirs[k] != mine[k]]
+        step = int(saved["step"])
+        if step > self.config.steps:
+            raise UsageError(f"steps is {self.config.steps}, but the run has done {step}; give at least as many")
+        changed = [k for k in mine if theirs[k] != mine[k] and k not in _MAY_CHANGE]
         if changed:
             was = ", ".join(f"{k} {theirs[k]} -> {mine[k]}" for k in changed)
             raise CheckpointError(f"{path}: was trained under another configuration ({was}); use --init for a new run")
@@ -346,7 +359,12 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved.get("scaler"):
             self._scaler.load_state_dict(saved["scaler"])
-        self.step, self.best = int(saved["step"]), saved["best"]
+        self.step, self.best = step, saved["best"]
+        if theirs["steps"] == mine["steps"]:
+            return ()
+        rate = learning_rate(self.config, min(step, mine["steps"] - 1))
+        what = f"resumed at step {step} with {mine['steps']} steps instead of {theirs['steps']}"
+        return (f"{what}: the learning rate is that of a {self.config.schedule} schedule of so many, now {rate:.2g}",)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to `log.jsonl` and `log.txt`."""
@@ -383,6 +401,35 @@ def _check_shares(config: TrainConfig, world: World) -> None:
     if config.batch % (world.size * config.accumulate):
         parts = f"{world.size} processes of {config.accumulate} parts"
         raise UsageError(f"batch is {config.batch}; it must be a multiple of what {parts} share")
+
+
+def refuse_single_values(config: TrainConfig) -> None:
+    """Raise UsageError when a batch norm would get one value a channel, which has no variance.
+
+    Which maps come down to one pixel is the network's own affair, so it is run without computing anything.
+    """
+    if config.batch // config.accumulate > 1:  # of all processes, which share their statistics
+        return
+    single: list[nn.Module] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        if x.numel() == x.shape[1]:
+            single.append(module.eval())
+
+    with torch.device("meta"):
+        model = network_from_config(config)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(look)
+        model.train()
+        with torch.no_grad():
+            model(torch.empty(1, 3, config.size, config.size))
+    if single:
+        raise UsageError(
+            f"batch is {config.batch} and size {config.size}: {len(single)} batch norms would see one picture of one "
+            "pixel, which has no variance; raise --batch (or lower --accumulate), or raise --size"
+        )
 
 
 def _stream(config: TrainConfig, store: PairStore, device: torch.device, world: World) -> BatchStream | DeviceStream:

@@ -28,7 +28,7 @@ _WHITE = (0.95047, 1.0, 1.08883)
 
 
 class Sample(NamedTuple):
-    """A picture uint8 H,W,3 and its mask uint8 H,W."""
+    """A picture uint8 H,W,3 and its mask uint8 H,W, or H,W,2 with what is left out of it."""
 
     image: UInt8
     mask: UInt8
@@ -139,7 +139,7 @@ def _resized(sample: Sample, height: int, width: int) -> Sample:
 
 
 def _room(sample: Sample, side: int) -> tuple[int, int]:
-    height, width = sample.mask.shape
+    height, width = sample.mask.shape[:2]
     if min(height, width) < side:
         raise ValueError(f"side is {side}, but the picture has {height}x{width}; rescale it first")
     return height - side, width - side

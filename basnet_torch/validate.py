@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from basnet_torch.config import Autocast, OnBadPair
-from basnet_torch.datasets import Pair, decode_pair
-from basnet_torch.errors import DataError, TrainingError
+from basnet_torch.config import Autocast, MaskValues, OnBadPair
+from basnet_torch.datasets import DataReport, Pair, read_pair
+from basnet_torch.errors import BadPairError, DataError, TrainingError
+from basnet_torch.masks import Truth, refuse_without_labels
 from basnet_torch.metrics import AccuracyMeter, Scores
 from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
@@ -23,7 +24,7 @@ __all__ = ["Validator"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Case:
     prepared_CHW: NDArray[np.float32]
-    truth_HW: NDArray[np.uint8]
+    truth: Truth
 
 
 class Validator:
@@ -36,6 +37,8 @@ class Validator:
         postprocess: Postprocess,
         *,
         on_bad: OnBadPair = "refuse",
+        values: MaskValues = "auto",
+        report: DataReport | None = None,
     ) -> None:
         """Read all pairs.
 
@@ -44,6 +47,8 @@ class Validator:
             preprocess: What the network takes.
             postprocess: What is done to its maps.
             on_bad: What to do about files that cannot be read and masks of another size than their picture.
+            values: What the masks' values mean.
+            report: Takes what was found.
 
         Raises:
             DataError: For the first bad one, or when all are.
@@ -51,18 +56,21 @@ class Validator:
         self.preprocess = preprocess
         self.postprocess = postprocess
         self._cases: list[_Case] = []
+        report = report or DataReport()
         for pair in pairs:
             try:
-                self._cases.append(self._case(pair))
-            except DataError:
+                image, truth = read_pair(pair, values)
+            except BadPairError as error:
                 if on_bad == "refuse":
                     raise
+                report.count(pair, error)
+                continue
+            report.count(pair, None, truth.odd)
+            self._cases.append(_Case(prepared_CHW=preprocess.apply(image), truth=truth))
         if pairs and not self._cases:
-            raise DataError(f"validation: none of {len(pairs)} pairs can be read")
-
-    def _case(self, pair: Pair) -> _Case:
-        image, truth = decode_pair(pair)
-        return _Case(prepared_CHW=self.preprocess.apply(image), truth_HW=truth)
+            raise DataError(f"validation: none of {len(pairs)} pairs can be read ({'; '.join(report.lines()[1:])})")
+        has_labels = any(case.truth.has_labels for case in self._cases)
+        refuse_without_labels("validation", values, has_labels=has_labels)
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -93,7 +101,7 @@ class Validator:
         for case, mask in zip(cases, masks, strict=True):
             picture = (case.prepared_CHW.transpose(1, 2, 0) - offset) / gain
             size = (self.preprocess.width, self.preprocess.height)
-            truth = cv2.resize(case.truth_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            truth = cv2.resize(case.truth.mask_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
             planes = (truth[..., None], mask[0][..., None] * 255)
             rows.append(np.concatenate([picture, *(np.broadcast_to(p, picture.shape) for p in planes)], 1))
         return np.asarray(np.concatenate(rows).clip(0, 255), np.uint8)
@@ -107,10 +115,11 @@ class Validator:
 
     def _add(self, meter: AccuracyMeter, model: SaliencyNetwork, cases: Sequence[_Case], autocast: Autocast) -> None:
         for mask, case in zip(self._masks(model, cases, autocast), cases, strict=True):
-            height, width = case.truth_HW.shape
+            truth = case.truth
+            height, width = truth.mask_HW.shape
             if not np.isfinite(mask).all():
                 raise TrainingError(
                     "validation: the network gives masks that are not finite; lower lr or use autocast fp32"
                 )
             finished = self.postprocess.apply(mask[0], height, width)
-            meter.add(finished, case.truth_HW.astype(np.float32) / np.float32(255))
+            meter.add(finished, truth.mask_HW.astype(np.float32) / np.float32(255), truth.ignored_HW)

@@ -2,6 +2,8 @@
 
 report = measure_accuracy(AccuracyConfig(model=Path("basnet.onnx"), datasets=(Path("DUTS-TE"),)))
 
+A pair that cannot be scored is named and the others are scored, so that one file of thousands costs no night.
+
 A checkpoint, an exported file and an engine are scored alike: what is scored is the mask that a run gives by default,
 whether salient or not.
 """
@@ -9,8 +11,8 @@ whether salient or not.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.config import MaskValues
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import ModelFileError, UsageError
+from basnet_torch.errors import BasnetError, DataError, MediaError, ModelFileError, UsageError
+from basnet_torch.unexpected import unexpected
 
 __all__ = ["AccuracyConfig", "AccuracyReport", "AccuracyRow", "PictureScore", "measure_accuracy"]
 
@@ -50,6 +54,7 @@ class AccuracyConfig:
         threads: Processor threads; None takes what the container allows.
         device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
         panels: Whether thumbnails of the best and worst pictures are kept for a page.
+        mask_values: What the values of the data sets' masks mean.
         refine_edges: Whether each mask's edges are refined first, as `basnet-run --refine-edges` does.
     """
 
@@ -61,6 +66,8 @@ class AccuracyConfig:
     device: Device = CPU
     panels: bool = False
     refine_edges: bool = False
+
+    mask_values: MaskValues = "auto"
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -88,6 +95,8 @@ class AccuracyRow:
         best: Pictures of the smallest error, the best first.
         worst: Pictures of the largest error, the worst first.
         panels: These pictures, when they were asked for.
+        found: What was odd in the data, by kind, as training counts it.
+        failures: Pairs that could not be scored, and why.
     """
 
     dataset: str
@@ -97,6 +106,8 @@ class AccuracyRow:
     best: tuple[PictureScore, ...]
     worst: tuple[PictureScore, ...]
     panels: tuple[Panel, ...] = ()
+    found: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -105,7 +116,16 @@ class AccuracyRow:
             for kind, pictures in (("best", self.best), ("worst", self.worst))
         }
         curves = self.curves.to_dict()
-        return {"dataset": self.dataset, **self.scores.to_dict(), "empty": self.empty, **named, "curves": curves}
+        failures = [{"name": name, "error": error} for name, error in self.failures]
+        return {
+            "dataset": self.dataset,
+            **self.scores.to_dict(),
+            "empty": self.empty,
+            "found": dict(self.found),
+            "failures": failures,
+            **named,
+            "curves": curves,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +144,18 @@ class AccuracyReport:
     def panels(self) -> tuple[Panel, ...]:
         """Best and worst pictures of every data set."""
         return tuple(panel for row in self.rows for panel in row.panels)
+
+    @property
+    def conclusion(self) -> str:
+        """Which pairs were not scored, in one line; empty when all were."""
+        failed = [error for row in self.rows for _, error in row.failures]
+        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        return f"{len(failed)} pairs were not scored: {'; '.join(failed[:_NAMED])}{more}" if failed else ""
+
+    @property
+    def exit_code(self) -> int:
+        """1 when pairs were not scored."""
+        return 1 if self.conclusion else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -145,11 +177,12 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
     Raises:
         BackendUnavailable: The library or device, or PySODMetrics, is not there.
         UsageError: A data set has no masks.
-        DataError: A data set's layout is not known, or a picture cannot be read.
+        DataError: A data set's layout is not known, its masks are label maps, or none of its pairs can be scored.
         ModelFileError: The model cannot be read, or gives values that are not finite.
     """
     threads = config.threads or allowed_threads()
-    sets = list(zip(_names(config.datasets), map(_with_truth, config.datasets), strict=True))
+    sources = [_with_truth(path, config.mask_values) for path in config.datasets]
+    sets = list(zip(_names(config.datasets), sources, strict=True))
     path = config.model or builtin_model(config.backend, config.device, config.precision)
     with open_model(
         path, backend=config.backend, precision=config.precision, threads=threads, device=config.device
@@ -172,9 +205,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
-def _with_truth(path: Path) -> Pictures:
-    pictures = Pictures(path)
-    if next(iter(pictures)).truth_HW is None:
+def _with_truth(path: Path, values: MaskValues) -> Pictures:
+    pictures = Pictures(path, mask_values=values, on_bad="skip")
+    if not pictures.has_truth:
         raise UsageError(f"{path}: holds pictures and no masks, so nothing can be scored; give a data set")
     return pictures
 
@@ -183,21 +216,33 @@ def _row(
     name: str, pictures: Pictures, model: SaliencyModel, config: AccuracyConfig, progress: _Progress
 ) -> AccuracyRow:
     meter, extremes, empty = SaliencyMeter(), _Extremes(name, config.panels), 0
+    failures: list[tuple[str, str]] = []
     for index, picture in enumerate(pictures):
         if index % 50 == 0:
             progress(f"{name}: {index} pictures scored")
         assert picture.truth_HW is not None  # noqa: S101 - a data set's pictures all have one
-        model.check_size(picture.name, *picture.image_HWC.shape[:2])
-        mask_HW = model.mask(picture.image_HWC)
-        if config.refine_edges:
-            refined_HW = refined_edges(picture.image_HWC, np.rint(mask_HW * 255).astype(np.uint8))
-            mask_HW = refined_HW.astype(np.float32) / np.float32(255)
         try:
-            own = meter.add(mask_HW, picture.truth_HW)
+            mask_HW = _mask(model, picture, config)
+        except MediaError as error:
+            failures.append((picture.name, str(error)))
+            continue
+        except BasnetError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect that this picture brings to light
+            failures.append((picture.name, unexpected(picture.name, error)))
+            continue
+        try:
+            own = meter.add(mask_HW, picture.truth_HW, picture.ignored_HW)
         except ValueError as error:
             raise ModelFileError(f"{model.name}: on {picture.name}: {error}") from error
         empty += not (picture.truth_HW > 0.5).any()
         extremes.add(PictureScore(name=picture.name, **own), picture, mask_HW)
+    failures = [*pictures.failures, *failures]
+    for line in pictures.report.lines():
+        progress(f"{name}: {line}")
+    if extremes.is_empty:
+        why = f" ({failures[0][1]})" if failures else ""
+        raise DataError(f"{name}: none of {len(failures)} pairs can be scored{why}")
     return AccuracyRow(
         dataset=name,
         scores=meter.scores(),
@@ -206,7 +251,18 @@ def _row(
         best=extremes.best,
         worst=extremes.worst,
         panels=extremes.panels,
+        found=pictures.report.counts(),
+        failures=tuple(failures),
     )
+
+
+def _mask(model: SaliencyModel, picture: Picture, config: AccuracyConfig) -> Float32:
+    model.check_size(picture.name, *picture.image_HWC.shape[:2])
+    mask_HW = model.mask(picture.image_HWC)
+    if not config.refine_edges:
+        return mask_HW
+    refined_HW = refined_edges(picture.image_HWC, np.rint(mask_HW * 255).astype(np.uint8))
+    return refined_HW.astype(np.float32) / np.float32(255)
 
 
 class _Extremes:
@@ -228,6 +284,11 @@ class _Extremes:
             caption = f"MAE {score.mae:.3f}, IoU at 0.5 {score.iou:.3f}"
             self._shown[score.name] = Panel(group="", name=score.name, caption=caption, images=thumbnails(images))
         self._shown = {name: panel for name, panel in self._shown.items() if name in named}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no picture was counted."""
+        return not self._ordered
 
     @property
     def best(self) -> tuple[PictureScore, ...]:

@@ -20,6 +20,7 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.console import say
+from basnet_torch.config import MaskValues
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
 
@@ -39,6 +40,10 @@ Panels = Annotated[
     bool, typer.Option("--panels", help="Keep thumbnails of the worst pictures beside .json; .html always has them.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Masks = Annotated[
+    MaskValues,
+    typer.Option(help="Values of masks: gray; labels (not 0 is object, 255 left out); auto: gray, label maps refused."),
+]
 Backends = Annotated[
     list[str] | None,
     typer.Option(
@@ -102,6 +107,7 @@ def parity(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures, or data set with masks. Default: five photographs.")
     ] = None,
+    mask_values: Masks = "auto",
     threads: Threads = None,
     backend: Backends = None,
     device: MeasuredDevice = "cpu",
@@ -119,6 +125,7 @@ def parity(
             reference=reference,
             candidates=tuple(candidates or ()),
             pictures=pictures,
+            mask_values=mask_values,
             backends=tuple(backend or ()),
             threads=threads,
             device=parse_device(device),
@@ -181,6 +188,7 @@ def accuracy(
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
     threads: Threads = None,
     device: RunDevice = "cpu",
+    mask_values: Masks = "auto",
     refine_edges: Annotated[
         bool, typer.Option("--refine-edges", help="Score masks with refined edges, as basnet-run has them.")
     ] = False,
@@ -200,11 +208,16 @@ def accuracy(
             precision=precision,
             threads=threads,
             device=Device.parse(device),
+            mask_values=mask_values,
             refine_edges=refine_edges,
             panels=panels or _is_page(output),
         )
         _check(output, overwrite=overwrite)
-        _show(measure_accuracy(config, say), as_json, output, overwrite)
+        result = measure_accuracy(config, say)
+        _show(result, as_json, output, overwrite)
+    if result.exit_code:
+        say(f"error: {result.conclusion}")
+    raise SystemExit(result.exit_code)
 
 
 @app.command()

@@ -33,8 +33,9 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.config import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable, DataError, UsageError
+from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
 
 __all__ = [
     "PARITY_FAILED",
@@ -69,6 +70,7 @@ class ParityConfig:
         threads: Processor threads; None takes what the container allows.
         device: Of the candidates; the reference runs on the same one where PyTorch can, else on the CPU, which is said.
         panels: Whether thumbnails of each candidate's worst pictures are kept for a page.
+        mask_values: What the values of a data set's masks mean.
     """
 
     reference: Path
@@ -78,6 +80,7 @@ class ParityConfig:
     threads: int | None = None
     device: Device = CPU
     panels: bool = False
+    mask_values: MaskValues = "auto"
 
     def __post_init__(self) -> None:
         if model_kind(self.reference) != "checkpoint":
@@ -208,19 +211,36 @@ class ParityResult:
 class Pictures:
     """Pictures of a folder or a data set, with truth where there are masks; read anew in every pass.
 
-    A folder with pictures directly in it is a folder of pictures. Anything else, zip files included, must be laid out
-    as one of the data sets `basnet_torch.datasets` knows.
+    A folder with pictures directly in it is a folder of pictures, unless masks lie beside them. Anything else, zip
+    files included, must be laid out as one of the data sets `basnet_torch.datasets` knows.
+
+    Attributes:
+        name: Where they come from.
+        has_truth: Whether there are masks.
+        report: What the last pass found, as training says it.
+        failures: Names of the pairs that the last pass left out, and why.
     """
 
-    def __init__(self, source: Path | None) -> None:
-        """None takes the bundled photographs.
+    def __init__(self, source: Path | None, *, mask_values: MaskValues = "auto", on_bad: OnBadPair = "refuse") -> None:
+        """Look for the pictures.
+
+        Args:
+            source: Folder, zip file or data set; None takes the bundled photographs.
+            mask_values: What the masks' values mean.
+            on_bad: Whether pairs that cannot be read end a pass or are left out of it, see `failures`.
 
         Raises:
             UsageError: There is no such folder, or nothing in it.
             DataError: The data set's layout is not known, or pictures and masks do not pair.
         """
+        from basnet_torch.datasets import DataReport
+
         self.name = str(source) if source else "bundled photographs"
-        self._read = self._pairs(source) if source and _is_data_set(source) else self._plain(source)
+        self.report = DataReport()
+        self.failures: list[tuple[str, str]] = []
+        self._values, self._on_bad = mask_values, on_bad
+        self.has_truth = source is not None and _is_data_set(source)
+        self._read = self._pairs(source) if source is not None and self.has_truth else self._plain(source)
 
     def __iter__(self) -> Iterator[Picture]:
         return iter(self._read())
@@ -232,30 +252,51 @@ class Pictures:
         pictures = load_pictures(folder)
         return lambda: pictures
 
-    @staticmethod
-    def _pairs(source: Path) -> Callable[[], Iterable[Picture]]:
-        from basnet_torch.datasets import decode_image, decode_mask, find_pairs
+    def _pairs(self, source: Path) -> Callable[[], Iterable[Picture]]:
+        from basnet_torch.datasets import DataReport, find_pairs, read_pair
+        from basnet_torch.masks import refuse_without_labels
 
-        pairs = find_pairs([source])
+        unpaired = DataReport()
+        pairs = find_pairs([source], on_bad=self._on_bad, report=unpaired)
+        lacking = {"picture": unpaired.without_picture, "mask": unpaired.without_mask}
 
         def read() -> Iterator[Picture]:
+            self.report = DataReport(without_mask=lacking["mask"], without_picture=lacking["picture"])
+            self.failures = [(name, f"{name}: has no {what}") for what, names in lacking.items() for name in names]
+            has_labels = False
             for pair in pairs:
-                image = decode_image(pair.read_image(), pair.name)
-                mask = decode_mask(pair.read_mask(), pair.name)
-                if image.shape[:2] != mask.shape:
-                    sizes = f"picture is {image.shape[:2]} and mask {mask.shape}"
-                    raise DataError(f"{pair.name}: {sizes}; they must be equal")
-                yield Picture(name=pair.name, image_HWC=image, truth_HW=mask.astype(np.float32) / np.float32(255))
+                try:
+                    image, truth = read_pair(pair, self._values)
+                except BadPairError as error:
+                    if self._on_bad == "refuse":
+                        raise
+                    self.report.count(pair, error)
+                    self.failures.append((pair.name, str(error)))
+                    continue
+                self.report.count(pair, None, truth.odd)
+                has_labels |= truth.has_labels
+                yield Picture(
+                    name=pair.name,
+                    image_HWC=image,
+                    truth_HW=truth.mask_HW.astype(np.float32) / np.float32(255),
+                    ignored_HW=truth.ignored_HW,
+                )
+            if self.report.pairs:
+                refuse_without_labels(self.name, self._values, has_labels=has_labels)
 
         return read
 
 
 def _is_data_set(source: Path) -> bool:
     from basnet_runtime.media.pictures import is_picture
+    from basnet_torch.layouts import masks_beside
 
     if not source.exists():
         raise UsageError(f"{source}: no such folder of pictures or data set")
-    return not (source.is_dir() and any(path.is_file() and is_picture(path) for path in source.iterdir()))
+    if not source.is_dir():
+        return True
+    names = [path.name for path in source.iterdir() if path.is_file() and is_picture(path)]
+    return not names or bool(masks_beside(source, names))
 
 
 class RememberingModel:
@@ -297,7 +338,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
         BasnetError: A model or picture cannot be read, or a backend runs none of the candidates.
     """
     threads = config.threads or allowed_threads()
-    pictures = Pictures(config.pictures)
+    pictures = Pictures(config.pictures, mask_values=config.mask_values)
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
         source = ModelSource(str(config.reference), _sub(Path(folder), "reference"), progress)
         reference = stack.enter_context(

@@ -375,6 +375,7 @@ def _accuracy(values: Values) -> _Parts:
         for kind in ("best", "worst"):
             named = ", ".join(f"{picture['name']} (MAE {picture['mae']:.3f})" for picture in row[kind])
             notes.append(f"{row['dataset']}, {kind}: {named}")
+        notes += [f"{row['dataset']}: not scored: {failure['error']}" for failure in row.get("failures", ())]
         if row["empty"]:
             notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     cells = (

@@ -8,6 +8,9 @@ Masks are scored as they are: nothing is stretched to a map's own range first, a
 S-, E- and weighted F-measure come from PySODMetrics. What has thresholds, the F and E curves, is taken of masks in 256
 levels, as they are saved.
 
+Where a truth leaves pixels out, what is counted pixel by pixel (MAE, F, E, IoU) is counted without them; what looks at
+shapes (S, weighted F, boundaries) sees background there in mask and truth alike.
+
 Legend: H height, W width of the picture; masks are float32 in 0..1, truth is foreground above 0.5.
 """
 
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.parity import boundary_iou
 from basnet_torch.errors import BackendUnavailable
-from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter
+from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, counted
 
 __all__ = ["SaliencyCurves", "SaliencyMeter", "SaliencyScores", "relaxed_boundary_f"]
 
@@ -106,25 +109,28 @@ class SaliencyMeter:
         self._boundary: list[float] = []
         self._relaxed: list[float] = []
 
-    def add(self, mask_HW: Float32, truth_HW: Float32) -> dict[str, float]:
+    def add(self, mask_HW: Float32, truth_HW: Float32, ignored_HW: Bool | None = None) -> dict[str, float]:
         """Count one picture; returns its own MAE and IoU at 0.5, by which the best and worst are found.
 
         Raises:
             ValueError: When the two differ in size or the mask holds a value that is not finite.
         """
-        self._accuracy.add(mask_HW, truth_HW)
+        self._accuracy.add(mask_HW, truth_HW, ignored_HW)
+        error = absolute_error(mask_HW, truth_HW, ignored_HW)
+        if ignored_HW is not None:
+            mask_HW, truth_HW = (np.where(ignored_HW, np.float32(0), values) for values in (mask_HW, truth_HW))
         truth, mask = truth_HW > 0.5, mask_HW > 0.5
         clipped = mask_HW.clip(0, 1)
         saved = np.rint(clipped * 255) / 255
         for measure in (self._f, self._e):
-            measure.step(pred=saved, gt=truth, normalize=False)
+            measure.step(pred=counted(saved, ignored_HW), gt=counted(truth, ignored_HW), normalize=False)
         for measure in (self._weighted, self._s):
             measure.step(pred=clipped, gt=truth, normalize=False)
         self._boundary.append(boundary_iou(mask, truth))
         self._relaxed.append(relaxed_boundary_f(mask, truth))
         union = int(np.count_nonzero(mask | truth))
         iou = int(np.count_nonzero(mask & truth)) / union if union else 1.0
-        return {"mae": float(np.abs(mask_HW - truth_HW).mean(dtype=np.float64)), "iou": iou}
+        return {"mae": error, "iou": iou}
 
     def curves(self) -> SaliencyCurves:
         """By threshold, over all pictures so far.

@@ -73,10 +73,11 @@ def _read(path: Path) -> Picture:
 
 
 def _training_pictures(source: Path, count: int, seed: int) -> list[Picture]:
-    from basnet_torch.datasets import decode_image, find_pairs
+    from basnet_torch.datasets import find_pairs
+    from basnet_torch.masks import decode_picture
 
     pairs = _drawn(find_pairs([source]), count, seed)
-    return [Picture(name=pair.name, image_HWC=decode_image(pair.read_image(), pair.name)) for pair in pairs]
+    return [Picture(name=pair.name, image_HWC=decode_picture(pair.read_image(), pair.name)) for pair in pairs]
 
 
 def _drawn(items: list[T], count: int, seed: int) -> list[T]:

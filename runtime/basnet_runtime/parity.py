@@ -65,11 +65,19 @@ class MaskModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """One picture to compare on; `truth_HW` is its true mask in 0..1 where that is known."""
+    """One picture to compare on.
+
+    Attributes:
+        name: For people.
+        image_HWC: uint8 RGB.
+        truth_HW: Its true mask in 0..1, where that is known.
+        ignored_HW: Where nothing is known of that mask, which no score may count; None where all is.
+    """
 
     name: str
     image_HWC: UInt8
     truth_HW: Float32 | None = None
+    ignored_HW: Bool | None = None
 
     def __repr__(self) -> str:
         return f"Picture({self.name!r}, {self.image_HWC.shape})"
@@ -259,7 +267,7 @@ def compare(
         want, got = reference.mask(picture.image_HWC), candidate.mask(picture.image_HWC)
         change = None
         if picture.truth_HW is not None:
-            change = scores.add(picture.truth_HW, _rounded(want) if rounded else want, got)
+            change = scores.add(picture, _rounded(want) if rounded else want, got)
         rows.append(replace(difference(picture.name, want, got, rounded=rounded), mae_change=change))
     if not rows:
         raise UsageError("pictures: there are none, so parity cannot be measured; give a folder of pictures")
@@ -339,17 +347,18 @@ class _ScorePair:
         self._meters: tuple[AccuracyMeter, AccuracyMeter] | None = None
         self._broken = False
 
-    def add(self, truth_HW: Float32, want_HW: Float32, got_HW: Float32) -> float | None:
+    def add(self, picture: Picture, want_HW: Float32, got_HW: Float32) -> float | None:
         """Count one picture and return its change of MAE; a mask that is not finite makes both sums NaN."""
-        from basnet_torch.metrics import AccuracyMeter
+        from basnet_torch.metrics import AccuracyMeter, absolute_error
 
+        assert picture.truth_HW is not None  # noqa: S101 - `compare` has looked
         self._meters = self._meters or (AccuracyMeter(), AccuracyMeter())
         if not (np.isfinite(want_HW).all() and np.isfinite(got_HW).all()):
             self._broken = True
             return None
         for meter, mask_HW in zip(self._meters, (want_HW, got_HW), strict=True):
-            meter.add(mask_HW, truth_HW)
-        want, got = (float(np.abs(mask - truth_HW).mean(dtype=np.float64)) for mask in (want_HW, got_HW))
+            meter.add(mask_HW, picture.truth_HW, picture.ignored_HW)
+        want, got = (absolute_error(mask, picture.truth_HW, picture.ignored_HW) for mask in (want_HW, got_HW))
         return got - want
 
     def change(self, of: Callable[[Scores], float]) -> float | None:

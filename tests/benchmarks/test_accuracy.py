@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import py_sod_metrics as sod
 import pytest
@@ -17,9 +18,13 @@ from basnet_benchmarks.report import page
 from basnet_benchmarks.results import markdown, values_of
 from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
 from basnet_runtime.media.edges import refined_edges
+from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture, boundary_iou
-from basnet_torch.errors import UsageError
+from basnet_torch import datasets
+from basnet_torch.datasets import find_pairs, load_pairs
+from basnet_torch.errors import DataError, MaskValuesError, UsageError
+from basnet_torch.masks import decode_mask
 from tests.torch.conftest import draw_pairs, write_png
 
 
@@ -268,3 +273,129 @@ def test_parity_shows_photo_truth_masks_and_heat(bench_models, data_set):
     assert said == ["photo", "truth", "reference mask", "candidate mask", "difference"]
     assert "worst in" in result.panels[0].caption
     assert "What each candidate uses of its contract" in page([values_of(result)], [result.panels])
+
+
+def with_border(data_set):
+    """The masks as label maps, 1 in a border of 255 that is left out."""
+    for path in (data_set / "masks").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        border = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > mask
+        write_png(path, np.where(border, 255, mask > 0).astype(np.uint8))
+    return data_set
+
+
+def test_label_maps_are_refused_as_training_refuses_them(bench_models, data_set):
+    with_border(data_set)
+    with pytest.raises(MaskValuesError) as told:
+        load_pairs(find_pairs([data_set]), 64)
+    for measure in (
+        lambda: measure_accuracy(AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1)),
+        lambda: measure_parity(ParityConfig(reference=bench_models.checkpoint, pictures=data_set, threads=1)),
+    ):
+        with pytest.raises(MaskValuesError) as caught:
+            measure()
+        assert str(caught.value) == str(told.value)
+
+
+def test_what_label_maps_leave_out_is_not_scored(bench_models, data_set):
+    with open_model(bench_models.onnx, threads=1) as model:
+        masks = {p.name: model.mask(p.image_HWC) for p in Pictures(data_set)}
+    with_border(data_set)
+    config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1, mask_values="labels")
+    (row,) = measure_accuracy(config).rows
+    errors = []
+    for path in (data_set / "masks").iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        errors.append(np.abs(masks[path.stem] - labels)[labels < 255].mean())
+    assert row.scores.mae == pytest.approx(np.mean(errors), abs=1e-5)
+    assert row.found["left_out"] == 3
+    with pytest.raises(MaskValuesError, match="no mask holds a label"):
+        measure_accuracy(replace(config, datasets=(_binary(data_set),)))
+
+
+def _binary(data_set):
+    for path in (data_set / "masks").iterdir():
+        write_png(path, np.where(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) == 1, np.uint8(255), np.uint8(0)))
+    return data_set
+
+
+def test_measures_leave_out_what_is_not_known():
+    """Whatever stands there; of all measures alike."""
+    rng = np.random.default_rng(0)
+    mask, truth = rng.random((60, 80), np.float32), (rng.random((60, 80)) > 0.5).astype(np.float32)
+    ignored = np.zeros(mask.shape, bool)
+    ignored[10:30, 20:50] = True
+    scores = []
+    for inside in (0.0, 1.0):
+        meter = SaliencyMeter()
+        own = meter.add(np.where(ignored, np.float32(inside), mask), np.where(ignored, 1 - truth, truth), ignored)
+        scores.append((meter.scores(), own))
+    assert scores[0] == scores[1]
+    assert scores[0][1]["mae"] == pytest.approx(np.abs(mask - truth)[~ignored].mean(), abs=1e-6)
+
+
+def test_pairs_that_cannot_be_scored_are_named_and_the_others_scored(bench_models, data_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("bad", "lone", "odd"):
+        shutil.copy(data_set / "images/disc0.png", data_set / f"images/{name}.png")
+        shutil.copy(data_set / "masks/disc0.png", data_set / f"masks/{name}.png")
+    (data_set / "masks/bad.png").write_bytes(b"half a mask")
+    (data_set / "masks/lone.png").unlink()
+
+    def explode(data, name, values):
+        if name == "odd":
+            raise AttributeError("a defect")
+        return decode_mask(data, name, values)
+
+    monkeypatch.setattr(datasets, "decode_mask", explode)
+    answer = CliRunner().invoke(app, ["accuracy", str(bench_models.onnx), str(data_set), "--threads", "1", "--json"])
+    assert answer.exit_code == 1
+    (row,) = json.loads(answer.stdout)["datasets"]
+    assert row["pictures"] == 3
+    errors = {failure["name"]: failure["error"] for failure in row["failures"]}
+    assert errors.keys() == {"bad", "images/lone.png", "odd"}
+    assert "11 bytes that are no readable picture" in errors["bad"]
+    assert "unexpected: AttributeError: a defect; traceback in" in errors["odd"]
+    assert answer.stderr.splitlines()[-1].startswith("error: 3 pairs were not scored: ")
+    assert "in explode" in next((tmp_path / "state").rglob("*.log")).read_text()
+    assert "Traceback" not in answer.stderr
+    for line in ("3 pairs", "1 pairs that cannot be read, skipped (bad)", "1 pictures without a mask, skipped"):
+        assert f"set: {line}" in answer.stderr
+
+
+def test_what_a_model_does_not_survive_fails_that_picture(bench_models, data_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    real = SaliencyModel.mask
+    calls = iter(range(9))
+
+    def mask(model, image_HWC):
+        if next(calls) == 1:
+            raise ZeroDivisionError
+        return real(model, image_HWC)
+
+    monkeypatch.setattr(SaliencyModel, "mask", mask)
+    config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1)
+    report = measure_accuracy(config)
+    assert (report.rows[0].scores.pictures, report.exit_code) == (2, 1)
+    assert "disc1: unexpected: ZeroDivisionError" in report.conclusion
+    for path in (data_set / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"set: none of 3 pairs can be scored \(disc0: 0 bytes"):
+        measure_accuracy(config)
+
+
+def test_linked_folders_and_masks_beside_their_pictures_are_data_sets(bench_models, data_set, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("images", "masks"):
+        (linked / name).symlink_to(data_set / name)
+    (data_set / "images/cycle").symlink_to(linked)
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for path in (data_set / "images").glob("*.png"):
+        cv2.imwrite(str(beside / f"{path.stem}.jpg"), cv2.imread(str(path)))
+        shutil.copy(data_set / "masks" / path.name, beside)
+    for folder in (linked, beside):
+        pictures = list(Pictures(folder))
+        assert [picture.name for picture in pictures] == ["disc0", "disc1", "disc2"]
+        assert all(picture.truth_HW is not None for picture in pictures)

@@ -6,17 +6,21 @@ import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
+from basnet_torch import datasets
 from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
 from basnet_torch.cli import _autocast, app
+from basnet_torch.device import CPU
 from basnet_torch.errors import BackendUnavailable
 from basnet_torch.model import BASNet
 from basnet_torch.trainer import StepResult, Trainer
-from tests.torch.conftest import pair_folder  # noqa: F401 - a fixture
+from tests.torch.conftest import pair_folder, write_png  # noqa: F401 - a fixture
 
 SMALL = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
 
@@ -106,12 +110,12 @@ def test_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
 
 def test_bf16_is_taken_only_where_the_processor_has_it(monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    assert _autocast("auto", "cpu") == "fp32"
+    assert _autocast("auto", CPU) == "fp32"
     assert "autocast fp32: torch names no bfloat16" in capsys.readouterr().err
     with pytest.raises(BackendUnavailable, match="use --autocast fp32"):
-        _autocast("bf16", "cpu")
+        _autocast("bf16", CPU)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert [_autocast(asked, "cpu") for asked in ("auto", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+    assert [_autocast(asked, CPU) for asked in ("auto", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
 
 
 EACH = {
@@ -122,7 +126,6 @@ EACH = {
     "--augment": ("authors", lambda c: c["augment"] == "authors"),
     "--crop-stretch": (1.5, lambda c: c["crop_stretch"] == 1.5),
     "--flip": (0.25, lambda c: c["flip"] == 0.25),
-    "--accumulate": (2, lambda c: c["accumulate"] == 2),
     "--optimizer": ("sgd", lambda c: c["optimizer"] == "sgd"),
     "--momentum": (0.5, lambda c: c["momentum"] == 0.5),
     "--lr": (0.01, lambda c: c["lr"] == 0.01),
@@ -167,7 +170,7 @@ def test_bad_pairs_are_refused_or_skipped_and_counted_before_training(pair_folde
     (pair_folder / "DUTS-TR-Mask/disc2.png").unlink()
     common = ("--data", pair_folder, "--steps", 1, "--run")
     refused = call(*common, tmp_path / "a")
-    assert (refused.exit_code, "1 pairs have no mask (disc2)" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "1 pairs have no mask (DUTS-TR-Image/disc2.png)" in refused.stderr) == (1, True)
     skipped = call(*common, tmp_path / "b", "--on-bad-pair", "skip")
     assert skipped.exit_code == 0, skipped.output
     for said in ("data: 4 pairs", "1 pairs that cannot be read, skipped (disc1)", "1 pictures without a mask, skipped"):
@@ -202,6 +205,9 @@ def test_more_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
         (("--arch", "unet", "--no-refine"), 2, "unet has no refinement module"),
         (("--autocast", "fp16"), 3, "autocast fp16: processors train in bf16 or fp32"),
         (("--accumulate", 4), 2, "a divisor of the batch, 2"),
+        (("--batch", 1), 2, "batch is 1 and size 32: 12 batch norms would see one picture of one pixel"),
+        (("--accumulate", 2), 2, "batch is 2 and size 32: 12 batch norms would see one picture of one pixel"),
+        (("--store-size", 10**7), 2, "6 pairs take 2,400,000 GB; lower --store-size"),
         (("--teacher", tmp_path / "none.pth"), 1, "no such file"),
         (("--resnet34", tmp_path / "none.pth", "--arch", "unet"), 2, "unet has no ResNet-34 encoder"),
     ]
@@ -227,7 +233,16 @@ def test_every_option_has_a_test():
     }
     elsewhere |= {"--refine", "--width", "--size", "--eval-size", "--store-size", "--crop-scale", "--batch", "--steps"}
     elsewhere |= {"--encoder", "--encoder-weights", "--decoder-widths"}  # tests/torch/test_encoders.py
-    elsewhere |= {"--teacher", "--autocast", "--channels-last", "--on-bad-pair", "--tensorboard", "--help"}
+    elsewhere |= {
+        "--teacher",
+        "--autocast",
+        "--channels-last",
+        "--on-bad-pair",
+        "--mask-values",
+        "--tensorboard",
+        "--help",
+    }
+    elsewhere |= {"--accumulate", "--mask-values"}
     command = typer.main.get_command(app)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert known == {*EACH, *elsewhere} - {"--help"}
@@ -240,3 +255,52 @@ def test_the_authors_weights_go_on_with_their_way_of_preparing(pair_folder, tmp_
     assert load_checkpoint(tmp_path / "a/last.pth").preprocess.scale == "image_max"
     assert call(*common, "--run", tmp_path / "b", "--scale", 255).exit_code == 0
     assert load_checkpoint(tmp_path / "b/last.pth").preprocess.scale == "255"
+
+
+def test_label_maps_are_refused_or_read_as_asked(pair_folder, tmp_path):  # noqa: F811
+    for path in (pair_folder / "DUTS-TR-Mask").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        border = cv2.dilate(mask, np.ones((9, 9), np.uint8)) > mask
+        write_png(path, np.where(border, 255, mask > 0).astype(np.uint8))
+    common = ("--data", pair_folder, "--val", pair_folder, "--steps", 1, "--run")
+    for more in ((), ("--on-bad-pair", "skip")):
+        refused = call(*common, tmp_path / "a", *more)
+        assert (refused.exit_code, "--mask-values labels reads it" in refused.stderr) == (1, True)
+        assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "a/last.pth").exists()
+    read = call(*common, tmp_path / "b", "--mask-values", "labels")
+    assert read.exit_code == 0, read.output
+    assert "data: 6 label maps with pixels that are left out" in read.stderr
+    assert "validation: 6 label maps with pixels that are left out" in read.stderr
+    facts = json.loads((tmp_path / "b/config.json").read_text())
+    assert (facts["mask_values"], facts["report"]["left_out"]) == ("labels", 6)
+    again = call(*common, tmp_path / "b", "--resume")
+    assert (again.exit_code, "--mask-values labels reads it" in again.stderr) == (1, True)
+
+
+def test_a_step_in_parts_reaches_the_run(pair_folder, tmp_path):  # noqa: F811
+    """Parts of two pictures: of one, at this size, batch norm would see a single value."""
+    result = call("--data", pair_folder, "--run", tmp_path, "--steps", 1, "--batch", 4, "--accumulate", 2)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["accumulate"] == 2
+
+
+def test_resume_takes_more_steps(pair_folder, tmp_path):  # noqa: F811
+    common = ("--data", pair_folder, "--run", tmp_path / "run")
+    assert call(*common, "--steps", 1).exit_code == 0
+    resumed = CliRunner().invoke(app, [str(a) for a in (*common, "--resume", "--steps", 3)])
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout.splitlines()[-1])["step"] == 3
+    assert "resumed at step 1 with 3 steps instead of 1" in resumed.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["steps"] == 3
+    fewer = CliRunner().invoke(app, [str(a) for a in (*common, "--resume", "--steps", 2)])
+    assert (fewer.exit_code, "the run has done 3; give at least as many" in fewer.stderr) == (2, True)
+
+
+def test_an_unexpected_error_names_its_log(pair_folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(datasets, "decode_mask", lambda *_: 1 / 0)
+    result = call("--data", pair_folder, "--run", tmp_path / "run", "--steps", 1, "--on-bad-pair", "skip")
+    assert (result.exit_code, "6 pairs that failed unexpectedly" in result.stderr) == (1, True)
+    assert "unexpected: ZeroDivisionError: division by zero; traceback in" in result.stderr
+    assert "Traceback" not in result.stderr

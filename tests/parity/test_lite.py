@@ -9,7 +9,7 @@ from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN_INT8, open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
 from basnet_torch.checkpoint import load_checkpoint
-from basnet_torch.datasets import decode_image, decode_mask, find_pairs
+from basnet_torch.datasets import find_pairs, read_pair
 from tests.models import needs_int8, needs_openvino_plugin
 
 
@@ -60,12 +60,9 @@ def test_onnx_runtimes_provider_gives_openvinos_int8_masks():
 def test_every_dev_picture_in_onnx_runtime(lite_onnx, lite_checkpoint, data_root):
     """Largest difference 1e-4 and at most 0.01 % of pixels change side, on each of the 200."""
     pictures = [
-        Picture(
-            name=pair.name,
-            image_HWC=decode_image(pair.read_image(), pair.name),
-            truth_HW=decode_mask(pair.read_mask(), pair.name).astype(np.float32) / 255,
-        )
+        Picture(name=pair.name, image_HWC=image, truth_HW=truth.mask_HW.astype(np.float32) / 255)
         for pair in find_pairs([data_root / "dev"])
+        for image, truth in [read_pair(pair)]
     ]
     with open_model(lite_checkpoint) as reference, open_model(lite_onnx, backend="onnxruntime") as candidate:
         report = compare(reference, candidate, pictures, tolerance_for("fp32"))

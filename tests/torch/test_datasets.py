@@ -6,8 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from basnet_torch.datasets import decode_mask, find_pairs, load_pairs
+from basnet_torch.datasets import find_pairs, load_pairs
 from basnet_torch.errors import DataError
+from basnet_torch.masks import decode_mask
 from tests.torch.conftest import write_png
 
 
@@ -47,7 +48,7 @@ def test_names_that_mirrors_use(pair_folder, pictures, masks):
 
 def test_unpaired_pictures_are_counted_and_named(pair_folder):
     (pair_folder / "DUTS-TR-Mask/disc2.png").unlink()
-    with pytest.raises(DataError, match=r"1 pairs have no mask \(disc2"):
+    with pytest.raises(DataError, match=r"1 pairs have no mask \(DUTS-TR-Image/disc2\.png\)"):
         find_pairs([pair_folder])
 
 
@@ -108,4 +109,4 @@ def test_nothing_to_load():
 
 def test_masks_of_zeros_and_ones_are_read_as_black_and_white(tmp_path):
     write_png(tmp_path / "a.png", np.array([[0, 1]], np.uint8))
-    assert decode_mask((tmp_path / "a.png").read_bytes(), "a").tolist() == [[0, 255]]
+    assert decode_mask((tmp_path / "a.png").read_bytes(), "a").mask_HW.tolist() == [[0, 255]]

@@ -1,14 +1,19 @@
 """The twelve data sets as they are published, and as mirrors name their folders."""
 
+import unicodedata
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from basnet_torch.datasets import DataReport, decode_mask, find_pairs, load_pairs
-from basnet_torch.errors import DataError
+from basnet_torch.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.errors import DataError, UsageError
+from basnet_torch.folders import files_below
 from basnet_torch.layouts import matched
+from basnet_torch.masks import decode_mask
 from tests.models import with_exif
 from tests.torch.conftest import write_png
 
@@ -162,7 +167,7 @@ def test_faint_masks_are_stretched(pair_folder, dtype, peak):
     assert (store.masks[0][:36].min(), store.masks[0][36:].max()) == (255, 0)
     assert report.faint == (["disc0"] if 1 < peak < 128 else [])
     stored = (pair_folder / "DUTS-TR-Mask/disc0.png").read_bytes()
-    assert np.array_equal(decode_mask(stored, "disc0"), store.masks[0])
+    assert np.array_equal(decode_mask(stored, "disc0").mask_HW, store.masks[0])
 
 
 def test_an_object_in_transparency_alone_is_refused(pair_folder):
@@ -210,3 +215,86 @@ def test_soft_masks_stay_as_they_are(pair_folder):
     store = load_pairs(find_pairs([pair_folder]), 72, report=report)
     assert np.array_equal(store.masks[0], truth)
     assert report.faint == ["disc0"]
+
+
+@pytest.mark.parametrize("form", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_compared_however_they_are_written(pair_folder, form):
+    for folder, kind in zip(("DUTS-TR-Image", "DUTS-TR-Mask"), form, strict=True):
+        name = unicodedata.normalize(kind, "n\u00e9")
+        (pair_folder / folder / "disc0.png").rename(pair_folder / folder / f"{name}.png")
+    pairs = find_pairs([pair_folder])
+    assert "n\u00e9" in [pair.name for pair in pairs]
+    assert len(load_pairs(pairs, 32)) == 6
+
+
+def test_both_files_are_named_where_a_pair_fails(pair_folder):
+    write_png(pair_folder / "DUTS-TR-Mask/disc0.png", np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match=r"they must be equal \(DUTS-TR-Image/disc0\.png and DUTS-TR-Mask/disc0\.png\)"):
+        load_pairs(find_pairs([pair_folder]), 32)
+    (pair_folder / "DUTS-TR-Mask/disc0.png").rename(pair_folder / "DUTS-TR-Mask/disk0.png")
+    lacking = r"1 pairs have no mask \(DUTS-TR-Image/disc0\.png\), and 1 .* no picture \(DUTS-TR-Mask/disk0\.png\)"
+    with pytest.raises(DataError, match=lacking):
+        find_pairs([pair_folder])
+
+
+def test_masks_of_other_names_are_told_so(tmp_path):
+    files = ["images/a.jpg", "images/b.jpg", "masks/x.png"]
+    with pytest.raises(DataError, match=r"no picture has the name of a mask \(images/a\.jpg, masks/x\.png\)"):
+        matched(tmp_path, files)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png"])
+def test_masks_beside_their_pictures_may_be_of_any_lossless_kind(suffix):
+    files = [f"Imgs/{i}.{end}" for i in range(3) for end in ("jpg", suffix)]
+    assert [pair[2] for pair in matched(Path("set"), files).pairs] == [f"Imgs/{i}.{suffix}" for i in range(3)]
+
+
+def test_zip_files_with_backslashes_are_read(pair_folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(pair_folder.rglob("*.png")):
+            archive.writestr(str(path.relative_to(pair_folder)).replace("/", "\\"), path.read_bytes())
+    assert len(load_pairs(find_pairs([tmp_path / "a.zip"]), 32)) == 6
+
+
+def test_folders_that_are_links_are_entered_once_each(pair_folder, tmp_path):
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "images").symlink_to(pair_folder / "DUTS-TR-Image")
+    (root / "masks").symlink_to(pair_folder / "DUTS-TR-Mask")
+    (root / "again").symlink_to(pair_folder / "DUTS-TR-Image")
+    (pair_folder / "DUTS-TR-Image" / "cycle").symlink_to(root)
+    assert len(find_pairs([root])) == 6
+    (pair_folder / "alias").symlink_to(pair_folder / "DUTS-TR-Mask")
+    found = files_below(pair_folder)
+    assert len(found) == len(set(found)) == 12
+    assert {path.parent.name for path in found} == {"DUTS-TR-Image", "DUTS-TR-Mask"}  # not under the links' names
+
+
+def test_a_link_to_nothing_is_a_file_that_cannot_be_read(pair_folder):
+    (pair_folder / "DUTS-TR-Mask/disc0.png").unlink()
+    (pair_folder / "DUTS-TR-Mask/disc0.png").symlink_to(pair_folder / "absent.png")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_pairs(find_pairs([pair_folder]), 32)
+    assert len(load_pairs(find_pairs([pair_folder]), 32, on_bad="skip")) == 5
+
+
+def test_an_unexpected_error_fails_its_pair_alone(pair_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    pairs = find_pairs([pair_folder])
+
+    def explode():
+        raise AttributeError("a defect")
+
+    pairs[2] = replace(pairs[2], read_mask=explode)
+    with pytest.raises(DataError, match=r"disc2\.png: unexpected: AttributeError: a defect; traceback in .*\.log"):
+        load_pairs(pairs, 32)
+    report = DataReport()
+    assert len(load_pairs(pairs, 32, on_bad="skip", report=report)) == 5
+    assert any("1 pairs that failed unexpectedly, skipped" in line and "a defect" in line for line in report.lines())
+    log = next((tmp_path / "state").rglob("*.log")).read_text()
+    assert "in explode" in log
+
+
+def test_more_memory_than_there_is_is_one_line(pair_folder):
+    with pytest.raises(UsageError, match="store_size is 10000000: 6 pairs take 2,400,000 GB"):
+        load_pairs(find_pairs([pair_folder]), 10_000_000)

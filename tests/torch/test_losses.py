@@ -89,3 +89,36 @@ def test_gradients_are_finite_at_the_extremes(value, truth, dtype):
 def test_the_first_broken_term_is_named():
     maps = maps_of(torch.zeros(1, 1, 32, 32))._replace(decoder3=torch.full((1, 1, 32, 32), float("nan")))
     assert hybrid_loss(maps, torch.zeros(1, 1, 32, 32)).first_not_finite() == "bce of decoder3"
+
+
+def test_what_is_left_out_changes_neither_the_loss_nor_a_gradient():
+    torch.manual_seed(0)
+    counted = torch.ones(2, 1, 32, 32)
+    counted[:, :, 8:20, 4:16] = 0
+    logits, target = torch.randn(2, 1, 32, 32, requires_grad=True), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    loss = hybrid_loss(maps_of(logits), target, counted=counted)
+    loss.total.backward()
+    assert not logits.grad[counted == 0].any()
+    assert logits.grad[counted == 1].all()
+    other = torch.where(counted == 0, 5 * torch.randn_like(logits), logits)
+    truth = torch.where(counted == 0, 1 - target, target)
+    assert torch.equal(hybrid_loss(maps_of(other), truth, counted=counted).total, loss.total)
+    assert not torch.equal(hybrid_loss(maps_of(other), truth).total, hybrid_loss(maps_of(logits), target).total)
+
+
+def test_where_all_counts_the_loss_is_the_same_and_where_nothing_does_it_is_none():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 1, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    whole = hybrid_loss(maps_of(logits), target, counted=torch.ones(2, 1, 32, 32))
+    assert whole.total.item() == pytest.approx(hybrid_loss(maps_of(logits), target).total.item(), rel=1e-6)
+    nothing = hybrid_loss(maps_of(logits), target, counted=torch.zeros(2, 1, 32, 32))
+    assert nothing.total.item() == 0
+
+
+def test_means_are_of_the_pixels_that_count_and_pictures_weigh_the_same():
+    counted = torch.zeros(2, 1, 32, 32)
+    counted[0, :, :16] = counted[1, :, :2] = 1
+    logits, target = torch.randn(2, 1, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    loss = hybrid_loss(maps_of(logits), target, "bce", counted=counted)
+    each = [bce(logits[i, :, :rows], target[i, :, :rows]).mean() for i, rows in ((0, 16), (1, 2))]
+    assert loss.terms["bce"][0].item() == pytest.approx(sum(each).item() / 2, rel=1e-5)

@@ -3,16 +3,20 @@
 import json
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
 from basnet_torch.config import PRESETS, TrainConfig, learning_rate
-from basnet_torch.datasets import PairStore, find_pairs
+from basnet_torch.datasets import PairStore, find_pairs, read_pair
 from basnet_torch.errors import CheckpointError, DataError, TrainingError, UsageError
+from basnet_torch.metrics import AccuracyMeter
+from basnet_torch.model import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.trainer import Trainer, finishing
 from basnet_torch.validate import Validator
+from tests.torch.conftest import write_png
 
 SMALL = {
     "width": 2,
@@ -315,3 +319,80 @@ def test_bad_validation_pairs_are_skipped_where_asked(pair_folder):
     assert len(Validator(pairs, *recipe, on_bad="skip")) == 5
     with pytest.raises(DataError, match="none of 1 pairs can be read"):
         Validator(pairs[:1], *recipe, on_bad="skip")
+
+
+@pytest.mark.parametrize("augment", ["crop", "strong", "authors"])
+def test_what_a_mask_leaves_out_is_not_trained(store, tmp_path, augment):
+    """Whatever stands there, through cropping and resizing, the weights are the same, bit by bit."""
+    ignored = np.zeros_like(store.masks)
+    ignored[:, 10:30, 20:41] = 255
+    scale = (0.5, 1.3) if augment == "strong" else (0.5, 1.0)
+    states = []
+    for number, inside in enumerate((0, 255)):
+        masks = np.where(ignored > 0, np.uint8(inside), store.masks)
+        trainer = Trainer(
+            config(augment=augment, crop_scale=scale, steps=2),
+            PairStore(store.names, store.images, masks, ignored),
+            tmp_path / str(number),
+        )
+        list(trainer.fit())
+        states.append(state_of(trainer))
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_what_a_mask_leaves_out_is_not_scored(pair_folder):
+    border = np.zeros((72, 72), np.uint8)
+    border[20:50] = 255
+    for path in (pair_folder / "DUTS-TR-Mask").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        write_png(path, np.where(border, border, (mask > 0).astype(np.uint8)))
+    pairs = find_pairs([pair_folder])
+    checks = Validator(pairs, Preprocess(height=64, width=64), Postprocess(), values="labels")
+    meter, model = AccuracyMeter(), BASNet(2).eval()
+    with torch.no_grad():
+        for pair in pairs:
+            image, truth = read_pair(pair, "labels")
+            mask = model.mask(torch.from_numpy(checks.preprocess.apply(image))[None]).numpy()[0, 0]
+            finished = cv2.resize(mask, (72, 72), interpolation=cv2.INTER_LINEAR)
+            kept = border == 0
+            meter.add(finished[None, kept], truth.mask_HW[None, kept] / np.float32(255))
+    scores = checks.scores(model)
+    assert (scores.max_f, scores.mae) == pytest.approx((meter.scores().max_f, meter.scores().mae), abs=1e-4)
+
+
+def test_a_finished_run_goes_on_for_more_steps(store, tmp_path):
+    whole = Trainer(config(steps=6, schedule="constant"), store, tmp_path / "whole")
+    losses = [r.loss for r in whole.fit()]
+    list(Trainer(config(steps=3, schedule="constant"), store, tmp_path / "cut").fit())
+    more = Trainer(config(steps=6, schedule="constant", eval_every=2, save_every=5), store, tmp_path / "cut")
+    (said,) = more.resume(tmp_path / "cut/last.pth")
+    assert said.startswith("resumed at step 3 with 6 steps instead of 3: the learning rate is that of a constant")
+    assert [r.loss for r in more.fit()] == losses[3:]
+    for name, value in state_of(whole).items():
+        assert torch.equal(value, state_of(more)[name]), name
+    same = Trainer(config(steps=6, schedule="constant"), store, tmp_path / "cut")
+    assert same.resume(tmp_path / "cut/last.pth") == ()
+    assert not list(same.fit())
+    with pytest.raises(UsageError, match="steps is 5, but the run has done 6"):
+        Trainer(config(steps=5, schedule="constant"), store, tmp_path / "cut").resume(tmp_path / "cut/last.pth")
+
+
+def test_more_steps_follow_the_longer_cosine(store, tmp_path):
+    list(Trainer(config(steps=3, warmup=0), store, tmp_path).fit())
+    longer = config(steps=6, warmup=0)
+    more = Trainer(longer, store, tmp_path)
+    more.resume(tmp_path / "last.pth")
+    assert [r.lr for r in more.fit()] == [learning_rate(longer, step) for step in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("arch", ["basnet", "unet", "hed"])
+@pytest.mark.parametrize("changes", [{"batch": 1}, {"batch": 2, "accumulate": 2}])
+def test_one_picture_that_comes_down_to_one_pixel_is_refused(store, tmp_path, arch, changes):
+    with pytest.raises(UsageError, match="one picture of one pixel, which has no variance; raise --batch"):
+        Trainer(config(arch=arch, size=32, **changes), store, tmp_path)
+    list(Trainer(config(arch=arch, size=64, steps=1, **changes), store, tmp_path).fit())
+
+
+def test_the_smallest_crop_is_a_pixel(store, tmp_path):
+    list(Trainer(config(crop_scale=(0.001, 0.001), steps=1), store, tmp_path).fit())
