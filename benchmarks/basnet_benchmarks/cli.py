@@ -289,6 +289,7 @@ def threshold(
     limit: Annotated[int | None, typer.Option(min=2, help="Most pictures of each data set.")] = None,
     backend: Annotated[BackendName | None, typer.Option(help="Default: chosen by the file.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Default: the file's own.")] = None,
+    mask_values: Masks = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
     output: Output = None,
@@ -310,6 +311,7 @@ def threshold(
             limit=limit,
             backend=backend,
             precision=precision,
+            mask_values=mask_values,
             threads=threads,
         )
         _check(output, overwrite=overwrite)

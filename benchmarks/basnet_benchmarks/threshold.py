@@ -32,6 +32,7 @@ from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.salience import salience_score
 from basnet_runtime.threads import allowed_threads
+from basnet_torch.config import MaskValues
 from basnet_torch.errors import UsageError
 
 __all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
@@ -59,6 +60,7 @@ class ThresholdConfig:
         backend: Library to run with; None chooses.
         precision: What to compute in; None takes the model's own.
         threads: Processor threads; None takes what the container allows.
+        mask_values: What the values of the data sets' masks mean.
     """
 
     choose: Path
@@ -73,6 +75,7 @@ class ThresholdConfig:
     backend: BackendName | None = None
     precision: Precision | None = None
     threads: int | None = None
+    mask_values: MaskValues = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost < 1:
@@ -176,12 +179,12 @@ def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: N
     threads = config.threads or allowed_threads()
     before = environment(threads)
     with open_model(config.model, backend=config.backend, precision=config.precision, threads=threads) as model:
-        chooses, others = _halves(_scored(model, config.choose, config.limit, progress), config.choose)
+        chooses, others = _halves(_scored(model, config.choose, config, progress), config.choose)
         if not chooses.objects and not config.keep:
             raise UsageError(
                 f"{config.choose}: none of the pictures that choose, every second, has an object; give more"
             )
-        rest = [_whole(_scored(model, path, config.limit, progress), path) for path in config.report]
+        rest = [_whole(_scored(model, path, config, progress), path) for path in config.report]
         rest += [_without_object(model, config.nothing)] if config.nothing else []
         own = model.postprocess.empty_below
         threshold = own if config.keep else chosen_threshold(chooses.objects, config.lost)
@@ -238,17 +241,18 @@ def background_square(truth_HW: Bool, rng: np.random.Generator) -> tuple[slice, 
 
 
 def _scored(
-    model: SaliencyModel, source: Path, limit: int | None, progress: _Progress
+    model: SaliencyModel, source: Path, config: ThresholdConfig, progress: _Progress
 ) -> Iterator[tuple[float | None, float | None]]:
     """Of each picture the score of the whole and that of its piece of background, None where there is none."""
     rng = np.random.default_rng(0)
-    for index, picture in enumerate(islice(Pictures(source), limit)):
+    for index, picture in enumerate(islice(Pictures(source, mask_values=config.mask_values), config.limit)):
         if index % 50 == 0:
             progress(f"{source.name}: {index} pictures scored")
         if picture.truth_HW is None:
             raise UsageError(f"{source}: holds pictures and no masks; give a data set, or take --nothing")
         truth = picture.truth_HW > 0.5
-        square = background_square(truth, rng)
+        clear_of = truth if picture.ignored_HW is None else truth | picture.ignored_HW
+        square = background_square(clear_of, rng)
         whole = _score(model, picture) if truth.any() else None
         piece = None if square is None else replace(picture, image_HWC=np.ascontiguousarray(picture.image_HWC[square]))
         yield whole, None if piece is None else _score(model, piece)
