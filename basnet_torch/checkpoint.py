@@ -26,6 +26,7 @@ from basnet_torch.architectures import ARCHITECTURES, build
 from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
 from basnet_torch.errors import CheckpointError, UsageError
 from basnet_torch.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
+from basnet_torch.host import HOST
 from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
 from basnet_torch.model import Encoder, SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
@@ -172,7 +173,7 @@ def save_authors_checkpoint(path: Path, state: Mapping[str, Tensor]) -> None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then rename, so that the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.part")
     try:
         write(beside)
         beside.replace(path)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from basnet_torch.errors import MediaError
+from basnet_torch.host import HOST
 
 __all__ = ["RUN", "PendingFile", "fitting_name", "reason", "remove_partials", "whole_file"]
 
@@ -30,7 +31,7 @@ class PendingFile:
             MediaError: The folder cannot be written.
         """
         self.target = target
-        self.path = target.with_name(f".{RUN}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
+        self.path = target.with_name(f".{RUN}-{HOST}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
         self._overwrite = overwrite
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from basnet_runtime.media.compose import KINDS, OutputKind
 from basnet_runtime.media.files import fitting_name
 from basnet_runtime.media.folders import files_below, matching
 from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
+from basnet_runtime.media.motion_jpeg import is_motion_jpeg
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected
 
@@ -29,8 +30,9 @@ _MOVING = ("AVIF", "GIF", "HEIF", "PNG", "WebP")
 _STILLS = ("alias_pix", "brender_pix", "ico", "image2", "msp")
 _VIDEOS = frozenset(
     (
-        *(".264", ".265", ".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv"),
-        *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"),
+        *(".264", ".265", ".3gp", ".asf", ".avi", ".dv", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v"),
+        *(".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob"),
+        *(".webm", ".wmv", ".y4m"),
     )
 )
 
@@ -289,6 +291,8 @@ def media_of(path: Path) -> Media:
     head = _head_of(path)
     kind = picture_format(head, suffix, lambda: _tail_of(path))
     if suffix in _VIDEOS and (kind is None or kind.name == "JPEG"):  # a row of JPEG is a video
+        return "video"
+    if kind is not None and kind.name == "JPEG" and suffix not in PICTURE_SUFFIXES and is_motion_jpeg(path):
         return "video"
     if kind is not None:
         return "animation" if kind.name in _MOVING and _is_animation(path) else "picture"

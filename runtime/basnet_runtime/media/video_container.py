@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.video_encoder import check_rate, codec_for, containers_of
@@ -17,6 +17,7 @@ from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.stream import Stream
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "holds",
     "keeps_times_below_zero",
     "named",
+    "takes_packet",
 ]
 
 FORMATS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
@@ -80,6 +82,28 @@ def _header(suffix: str, stream: Stream) -> bytes | None:
     with suppress(FFmpegError, ValueError, OSError):  # some trailers want packets
         container.close()
     return file.getvalue()
+
+
+def takes_packet(suffix: str, stream: Stream, packet: Packet[Any]) -> bool:
+    """Whether a container takes the first packet of a stream; some muxers learn from it what the header lacks."""
+    import av
+    from av.error import FFmpegError, InvalidDataError
+
+    before = packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration
+    try:
+        container = av.open(io.BytesIO(), "w", format=FORMATS[suffix])
+        packet.stream = container.add_stream_from_template(stream)
+        container.start_encoding()
+        container.mux_one(packet)
+    except InvalidDataError:  # the packet is damaged; that says nothing of those that follow
+        return True
+    except (FFmpegError, ValueError, OSError, NotImplementedError):
+        return False
+    finally:
+        packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = before
+    with suppress(FFmpegError, ValueError, OSError):
+        container.close()
+    return True
 
 
 def fitting_suffixes(stream: Stream, kind: OutputKind, options: VideoOptions) -> list[str]:

@@ -156,7 +156,7 @@ def choose_encoder(codec: Codec, suffix: str, kind: OutputKind, traits: VideoTra
 def _software(codec: Codec, kind: OutputKind, traits: VideoTraits, quality: int | None) -> Encoder:
     crf = _crf(codec, quality)
     if codec in ("prores", "ffv1"):
-        pixels, options = _intra(codec, kind)
+        pixels, options = _intra(codec, kind, odd=bool(traits.width % 2))
     elif codec in ("vp9", "av1"):
         pixels, options = _of_the_web(codec, kind, crf)
     else:
@@ -166,12 +166,14 @@ def _software(codec: Codec, kind: OutputKind, traits: VideoTraits, quality: int 
     return Encoder(codec=codec, library=_LIBRARIES[codec], pixels=pixels, options=options)
 
 
-def _intra(codec: Codec, kind: OutputKind) -> tuple[str, dict[str, str]]:
+def _intra(codec: Codec, kind: OutputKind, *, odd: bool) -> tuple[str, dict[str, str]]:
     if codec == "ffv1":
         pixels = "gray" if kind.name == "mask" else "bgra" if kind.has_alpha else "bgr0"
         return pixels, {"level": "3", "g": "1", "slicecrc": "1"}
     if kind.has_alpha:
         return "yuva444p10le", {"profile": "4444", "alpha_bits": "16"}
+    if odd:  # FFmpeg leaves the last column of 4:2:2 chroma out where it begins a block of 16 pixels
+        return "yuv444p10le", {"profile": "4444"}
     return "yuv422p10le", {"profile": "hq"}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
 # Of these FFmpeg reads the length from a header. Of others it estimates it from what is there, also of half a file.
 _WITH_LENGTH = {_MATROSKA, "asf", "flv", "mxf", "nut", "rm"}
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_HEAD_BYTES = 1 << 16
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -41,13 +45,15 @@ def promise_of(container: InputContainer, stream: VideoStream) -> Promise:
     name = container.format.name
     if name == _MOV and stream.frames:
         return Promise(frames=_shown_frames(stream))
-    if name == "avi" and stream.duration and stream.time_base:  # its frames are ticks: a dropped one is none
-        return Promise(seconds=float(stream.duration * stream.time_base))
+    if name == "avi" and stream.time_base:  # its frames are ticks: a dropped one is none
+        return Promise(seconds=float(max(stream.frames, stream.duration or 0) * stream.time_base))
     if name == _MATROSKA and (seconds := _tagged_seconds(stream.metadata)):
         return Promise(seconds=seconds)  # the container's may be that of a subtitle without an end
+    if name == "asf" and not container.duration:
+        return Promise(seconds=_asf_seconds(Path(container.name.removeprefix("file:"))), of_all_streams=True)
     if name in _WITH_LENGTH or name == _MOV:
         return Promise(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
-    return Promise(frames=0 if name == "avi" else stream.frames)
+    return Promise(frames=stream.frames)
 
 
 def _shown_frames(stream: VideoStream) -> int:
@@ -56,6 +62,20 @@ def _shown_frames(stream: VideoStream) -> int:
     if not len(index):
         return stream.frames
     return min(stream.frames, sum(not entry.is_discard for entry in index))
+
+
+def _asf_seconds(path: Path) -> float:
+    """Length in the header of an .asf or .wmv; FFmpeg does not tell it where the file is smaller than it says."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_ASF_HEAD_BYTES)
+    except OSError:  # a network stream
+        return 0.0
+    at = head.find(_ASF_PROPERTIES)
+    if at < 0 or at + 88 > len(head):
+        return 0.0
+    length, _, preroll = struct.unpack_from("<QQQ", head, at + 64)
+    return max(0.0, float(length / 1e7 - preroll / 1e3))
 
 
 def _tagged_seconds(tags: Mapping[str, str]) -> float:

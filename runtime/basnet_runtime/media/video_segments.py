@@ -31,6 +31,7 @@ from basnet_runtime.media.video_sink import FrameEncoder, Muxer, OutputPlan, av_
 from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.timing import StageClock
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.host import HOST
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -129,9 +130,9 @@ class SegmentFolder:
                 with whole_file(job, overwrite=True) as path:
                     path.write_text(json.dumps(identity, indent=2, sort_keys=True))
             self._lock_file = job.open()
-            self._lock(self._lock_file)
+            alone = self._locked(self._lock_file)
             self._compare(job.read_text(), identity)
-            self._remove_unfinished()
+            self._remove_unfinished(alone=alone)
             self.facts = [read_facts(path) for path in self.paths()]
         except OSError as error:
             self.close()
@@ -142,13 +143,15 @@ class SegmentFolder:
             self.close()
             raise
 
-    def _lock(self, file: IO[str]) -> None:
+    def _locked(self, file: IO[str]) -> bool:
+        """Whether nobody else works on the folder; on a file system without locks that is not known."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"{self.path}: another run is working on it; wait for it") from None
         except OSError:
-            return  # a file system without locks
+            return False
+        return True
 
     def _compare(self, text: str, identity: Mapping[str, Any]) -> None:
         try:
@@ -163,8 +166,8 @@ class SegmentFolder:
                 "that folder to begin anew"
             )
 
-    def _remove_unfinished(self) -> None:
-        for path in self.path.glob(".*.partial*"):
+    def _remove_unfinished(self, *, alone: bool) -> None:
+        for path in self.path.glob(".*.partial*" if alone else f".*-{HOST}-*.partial*"):
             path.unlink(missing_ok=True)
 
     def paths(self) -> list[Path]:

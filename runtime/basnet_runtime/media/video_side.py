@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from basnet_runtime.media.video_container import copied_streams, holds, keeps_times_below_zero, named
+from basnet_runtime.media.video_container import copied_streams, holds, keeps_times_below_zero, named, takes_packet
 from basnet_runtime.media.video_open import av_detail, open_input
 from basnet_runtime.media.video_options import VideoOptions
 from basnet_runtime.media.video_times import Timeline, watched_streams
@@ -142,7 +142,9 @@ class PacketCopier:
         """Make a stream in the output for each that it holds; `warnings` names those that it does not."""
         self.warnings: list[str] = []
         self._side = side
-        self._outputs = {}
+        self._suffix = suffix
+        self._outputs: dict[int, Stream] = {}
+        self._begun: set[int] = set()
         self._delayed: set[int] = set()
         for stream in side.streams:
             if not holds(suffix, stream):
@@ -193,6 +195,12 @@ class PacketCopier:
                 continue
             packet.pts = (packet.dts or 0) - shift if packet.pts is None else packet.pts - shift
             packet.dts = (packet.dts or 0) - shift
+            if packet.stream.index not in self._begun:
+                self._begun.add(packet.stream.index)
+                if not takes_packet(self._suffix, packet.stream, packet):
+                    self.warnings.append(f"the {named(output)} stream is left out; {self._suffix} refuses its packets")
+                    del self._outputs[packet.stream.index]
+                    continue
             packet.stream = output
             yield packet
 
