@@ -9,6 +9,7 @@ from basnet_runtime.media import edges
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.media.frame import Frame
+from basnet_runtime.parity import boundary_iou
 
 
 def disc(height, width, radius, grow=0.0, soft=1.0):
@@ -34,6 +35,31 @@ def test_a_mask_beside_the_edge_moves_to_it(size, grow):
     rough = (disc(*size, size[0] / 3, grow=grow * size[0], soft=size[0] / 25) * 255).astype(np.uint8)
     refined = refined_edges(picture(alpha), rough)
     assert error(refined, alpha) < 0.87 * error(rough, alpha)
+
+
+@pytest.mark.parametrize("soft", [4, 16, 40])
+@pytest.mark.parametrize("grow", [-6, 0, 6])
+def test_boundaries_are_better_and_no_error_is_added(soft, grow):
+    alpha = disc(360, 480, 110)
+    rough = (disc(360, 480, 110, grow=grow, soft=soft) * 255).astype(np.uint8)
+    refined = refined_edges(picture(alpha, noise=12), rough)
+    assert error(refined, alpha) <= error(rough, alpha)
+    before, after = (boundary_iou(mask > 127, alpha > 0.5) for mask in (rough, refined))
+    if grow:
+        assert after > before + 0.03
+    else:
+        assert after > 0.99  # it lay where it belongs
+
+
+def test_no_pixel_is_less_certain_of_the_side_it_stays_on():
+    rng = np.random.default_rng(0)
+    alpha = disc(300, 400, 90)
+    rough = disc(300, 400, 90, grow=3, soft=20) * 200 + 28 + rng.normal(0, 6, (300, 400))
+    rough = rough.clip(0, 255).astype(np.uint8)
+    refined = refined_edges(picture(alpha, noise=15), rough)
+    stays = (refined > 127) == (rough > 127)
+    assert 0.9 < stays.mean() < 1
+    assert (np.abs(refined - 127.5) >= np.abs(rough - 127.5))[stays].all()
 
 
 def test_a_picture_without_edges_leaves_the_mask():

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
 from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.media.files import whole_file
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_runtime.threads import allowed_threads
@@ -85,7 +86,10 @@ class OpenVinoBackend:
         if self._lone is None or self.depth == 1:
             return Landed(self.infer(batch))
         if self._workers is None:
-            self._workers = Workers(self.depth - 1, alone=self.infer, beside=_on_a_stream(self._lone()))
+            return_free_memory()  # of the first model's loading, before the second one's
+            lone = self._lone()
+            return_free_memory()
+            self._workers = Workers(self.depth - 1, alone=self.infer, beside=_on_a_stream(lone))
         return self._workers.submit(batch)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
 from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.media.files import whole_file
 from basnet_runtime.processor import why_no_int8
@@ -94,7 +95,9 @@ class OnnxRuntimeBackend:
         if self._lone is None or self.depth == 1:
             return Landed(self.infer(batch))
         if self._workers is None:
+            return_free_memory()  # of the first session's loading, before the second one's
             session = self._lone()
+            return_free_memory()
             self._workers = Workers(
                 self.depth - 1,
                 alone=self.infer,
