@@ -111,6 +111,33 @@ def test_transparency_through_opencv(tmp_path, suffix):
     assert np.array_equal(frame.alpha_HW, ALPHA)
 
 
+MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)
+
+
+@pytest.mark.parametrize(
+    ("size", "form", "masks", "fourth", "alpha"),
+    [
+        (40, 0, b"", 0, None),
+        (40, 3, MASKS, 0, None),
+        (40, 3, MASKS, 90, None),
+        (108, 3, MASKS + bytes(4), 90, None),
+        (108, 3, MASKS + struct.pack("<I", 0xFF000000), 90, 90),
+        (124, 3, MASKS + struct.pack("<I", 0xFF000000), 0, None),
+    ],
+)
+def test_the_fourth_byte_of_a_bitmap(tmp_path, size, form, masks, fourth, alpha):
+    pixels = np.full((4, 6, 4), 100, np.uint8)
+    pixels[..., 3] = fourth
+    head = struct.pack("<IiiHHIIiiII", size, 6, -4, 1, 32, form, pixels.nbytes, 0, 0, 0, 0) + masks
+    head = head.ljust(size, b"\0")
+    at = 14 + len(head)
+    data = b"BM" + struct.pack("<IHHI", at + pixels.nbytes, 0, 0, at) + head + pixels.tobytes()
+    (tmp_path / "a.bmp").write_bytes(data)
+    frame = read_picture(tmp_path / "a.bmp")
+    assert frame.image_HWC.min() == frame.image_HWC.max() == 100
+    assert (None if frame.alpha_HW is None else frame.alpha_HW.max()) == alpha
+
+
 def test_jpeg_2000_of_sixteen_bits_and_of_gray(tmp_path):
     for pixels in (RGB[..., ::-1].astype(np.uint16) * 257, GRAY.astype(np.uint16) * 257, GRAY):
         options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
@@ -166,6 +193,12 @@ def icon(*sides):
         directory += struct.pack("<BBBBHHII", side, side, 0, 0, 1, 32, len(png), at)
         at += len(png)
     return struct.pack("<HHH", 0, 1, len(pngs)) + directory + b"".join(pngs)
+
+
+def test_an_icon_that_begins_with_its_largest_picture(tmp_path):
+    data = bytearray(icon(16, 32))
+    data[6:8] = bytes(2)  # 256 is written as 0
+    assert picture_format(bytes(data)).name == "ICO"
 
 
 def test_icons_give_the_largest_or_the_asked_picture(tmp_path):

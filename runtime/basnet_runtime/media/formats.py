@@ -90,7 +90,7 @@ def picture_format(head: bytes, suffix: str = "", tail: Callable[[], bytes] = la
     if head[4:8] == b"ftyp":
         return _of_brands(_brands(head))
     for signature, kind in _SIGNATURES:
-        if signature.match(head):
+        if head.startswith(signature) if isinstance(signature, tuple) else signature.match(head):
             return kind
     if (suffix in _TARGA_SUFFIXES or tail()[-18:-2] == b"TRUEVISION-XFILE") and _is_targa(head):
         return _TARGA
@@ -203,6 +203,10 @@ def _xpm_size(head: bytes) -> tuple[int, int] | None:
     return (int(found[2]), int(found[1])) if found else None
 
 
+def _pattern(text: bytes) -> re.Pattern[bytes]:
+    return re.compile(text, re.DOTALL)
+
+
 def _vips(name: str) -> PictureKind:
     return PictureKind(name=name, reader="libvips")
 
@@ -219,63 +223,66 @@ _AVIF, _HEIF = _vips("AVIF"), _vips("HEIF")
 _HEIC = PictureKind(name="HEIC", reader="heic")
 _TARGA = _ffmpeg("Targa", "targa", _fixed("<HH", 12))
 _WBMP = _ffmpeg("WBMP", "wbmp", lambda head: (head[3], head[2]) if len(head) > 3 and max(head[2:4]) < 128 else None)
-_SIGNATURES = tuple(
-    (re.compile(text, re.DOTALL), kind)
-    for text, kind in (
-        (rb"\xff\xd8\xff\xf7", _ffmpeg("JPEG-LS", "jpegls", _fixed(">HH", 7, width_first=False))),
-        (rb"\xff\xd8", _vips("JPEG")),
-        (rb"\x89PNG\r\n\x1a\n", _vips("PNG")),
-        (rb"GIF8[79]a", _vips("GIF")),
-        (rb"RIFF....WEBP", _vips("WebP")),
-        (rb"II\*\0....CR", _none("Canon CR2 raw")),
-        (rb"II[*+]\0|MM\0[*+]", _vips("TIFF")),
-        (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _vips("JPEG XL")),
-        (rb"\x08\xf2\xa6\xb6|\xb6\xa6\xf2\x08", _vips("libvips' own format")),
-        (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", PictureKind(name="BMP", reader="opencv", size=_bmp_size)),
-        (rb"\0\0\0\x0cjP  \r\n\x87\n", PictureKind(name="JPEG 2000", reader="opencv", size=_jp2_size)),
-        (rb"\xff\x4f\xff\x51", PictureKind(name="JPEG 2000", reader="opencv", size=_j2k_size)),
-        (rb"P[14]\s+[#\d]", _ffmpeg("PBM", "pbm", _netpbm_size)),
-        (rb"P[25]\s+[#\d]", _ffmpeg("PGM", "pgm", _netpbm_size)),
-        (rb"P[36]\s+[#\d]", _ffmpeg("PPM", "ppm", _netpbm_size)),
-        (rb"P7\n", _ffmpeg("PAM", "pam", _named_size(_PAM))),
-        (rb"P[Ff]\s+[#\d]", _ffmpeg("PFM", "pfm", _netpbm_size)),
-        (rb"P[Hh]\s+[#\d]", _ffmpeg("PHM", "phm", _netpbm_size)),
-        (rb"#\?R(ADIANCE|GBE)\n", _ffmpeg("Radiance HDR", "hdr", _radiance_size)),
-        (rb"\x59\xa6\x6a\x95", _ffmpeg("Sun raster", "sunrast", _fixed(">II", 4))),
-        (rb"qoif", _ffmpeg("QOI", "qoi", _fixed(">II", 4))),
-        (rb"\x0a[\0\x02\x03\x04\x05]\x01[\x01\x02\x04\x08]", _ffmpeg("PCX", "pcx", _pcx_size)),
-        (rb"\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]", _ffmpeg("SGI", "sgi", _fixed(">HH", 6))),
-        (rb"\0\0\x01\0[\x01-\xff]\0[^\0].{3}\0?", PictureKind(name="ICO", reader="ffmpeg", codec="ico")),
-        (rb"DDS \x7c\0\0\0", _ffmpeg("DDS", "dds", _fixed("<II", 12, width_first=False))),
-        (rb"8BPS\0\x01", _ffmpeg("Photoshop", "psd", _fixed(">II", 14, width_first=False))),
-        (rb"\x76\x2f\x31\x01", _ffmpeg("OpenEXR", "exr", lambda _: None)),
-        (rb"SDPX", _ffmpeg("DPX", "dpx", _fixed(">II", 772))),
-        (rb"XPDS", _ffmpeg("DPX", "dpx", _fixed("<II", 772))),
-        (rb"#define\s+\S*width\s+\d+\s", _ffmpeg("XBM", "xbm", _named_size(_XBM))),
-        (rb"/\* XPM \*/", _ffmpeg("XPM", "xpm", _xpm_size)),
-        (rb"\0\0[\0-\x0f].\0\0\0\x07\0\0\0[\0-\x02]\0\0\0[\x01-\x20]", _ffmpeg("XWD", "xwd", _fixed(">II", 16))),
-        (rb"\0\0\x02\0[\x01-\xff]\0", _none("Windows cursor")),
-        (rb"%PDF-", _none("PDF")),
-        (rb"%!PS|\xc5\xd0\xd3\xc6", _none("PostScript")),
-        (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg[\s>]", _none("SVG")),
-        (rb"gimp xcf ", _none("GIMP XCF")),
-        (rb"FORM....(ILBM|PBM )", _none("IFF ILBM")),
-        (rb"icns", _none("Apple icon")),
-        (rb"\xd7\xcd\xc6\x9a", _none("WMF")),
-        (rb"AT&TFORM", _none("DjVu")),
-        (rb"FUJIFILMCCD-RAW", _none("Fujifilm raw")),
-        (rb"IIR[OS]|MMOR", _none("Olympus raw")),
-        (rb"IIU\0", _none("Panasonic raw")),
-        (rb"FOVb", _none("Sigma raw")),
-        (rb"II\xbc\x01", _none("JPEG XR")),
-        (rb"BPG\xfb", _none("BPG")),
-        (rb"FLIF", _none("FLIF")),
-        (rb"SIMPLE  =", _none("FITS")),
-        (rb"\x8aMNG|\x8bJNG", _none("MNG")),
-        (rb"\xabKTX", _none("KTX")),
-        (rb"id=ImageMagick", _none("MIFF")),
-        (rb"BLP[12]", _none("BLP")),
-        (rb"P[GC] [ML][ML]", _none("PGX")),
-    )
+_SIGNATURES: tuple[tuple[tuple[bytes, ...] | re.Pattern[bytes], PictureKind], ...] = (
+    ((b"\xff\xd8\xff\xf7",), _ffmpeg("JPEG-LS", "jpegls", _fixed(">HH", 7, width_first=False))),
+    ((b"\xff\xd8",), _vips("JPEG")),
+    ((b"\x89PNG\r\n\x1a\n",), _vips("PNG")),
+    (_pattern(rb"GIF8[79]a"), _vips("GIF")),
+    (_pattern(rb"RIFF....WEBP"), _vips("WebP")),
+    (_pattern(rb"II\*\0....CR"), _none("Canon CR2 raw")),
+    (_pattern(rb"II[*+]\0|MM\0[*+]"), _vips("TIFF")),
+    ((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), _vips("JPEG XL")),
+    ((b"\x08\xf2\xa6\xb6", b"\xb6\xa6\xf2\x08"), _vips("libvips' own format")),
+    (
+        _pattern(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
+        PictureKind(name="BMP", reader="opencv", size=_bmp_size),
+    ),
+    ((b"\0\0\0\x0cjP  \r\n\x87\n",), PictureKind(name="JPEG 2000", reader="opencv", size=_jp2_size)),
+    ((b"\xff\x4f\xff\x51",), PictureKind(name="JPEG 2000", reader="opencv", size=_j2k_size)),
+    (_pattern(rb"P[14]\s+[#\d]"), _ffmpeg("PBM", "pbm", _netpbm_size)),
+    (_pattern(rb"P[25]\s+[#\d]"), _ffmpeg("PGM", "pgm", _netpbm_size)),
+    (_pattern(rb"P[36]\s+[#\d]"), _ffmpeg("PPM", "ppm", _netpbm_size)),
+    ((b"P7\n",), _ffmpeg("PAM", "pam", _named_size(_PAM))),
+    (_pattern(rb"P[Ff]\s+[#\d]"), _ffmpeg("PFM", "pfm", _netpbm_size)),
+    (_pattern(rb"P[Hh]\s+[#\d]"), _ffmpeg("PHM", "phm", _netpbm_size)),
+    (_pattern(rb"#\?R(ADIANCE|GBE)\n"), _ffmpeg("Radiance HDR", "hdr", _radiance_size)),
+    ((b"\x59\xa6\x6a\x95",), _ffmpeg("Sun raster", "sunrast", _fixed(">II", 4))),
+    ((b"qoif",), _ffmpeg("QOI", "qoi", _fixed(">II", 4))),
+    (_pattern(rb"\x0a[\0\x02\x03\x04\x05]\x01[\x01\x02\x04\x08]"), _ffmpeg("PCX", "pcx", _pcx_size)),
+    (_pattern(rb"\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]"), _ffmpeg("SGI", "sgi", _fixed(">HH", 6))),
+    (
+        _pattern(rb"\0\0\x01\0[\x01-\xff]\0...[\0\xff][\0\x01]\0[\0-\x20]\0"),
+        PictureKind(name="ICO", reader="ffmpeg", codec="ico"),
+    ),
+    ((b"DDS \x7c\0\0\0",), _ffmpeg("DDS", "dds", _fixed("<II", 12, width_first=False))),
+    ((b"8BPS\0\x01",), _ffmpeg("Photoshop", "psd", _fixed(">II", 14, width_first=False))),
+    ((b"\x76\x2f\x31\x01",), _ffmpeg("OpenEXR", "exr", lambda _: None)),
+    ((b"SDPX",), _ffmpeg("DPX", "dpx", _fixed(">II", 772))),
+    ((b"XPDS",), _ffmpeg("DPX", "dpx", _fixed("<II", 772))),
+    (_pattern(rb"#define\s+\S*width\s+\d+\s"), _ffmpeg("XBM", "xbm", _named_size(_XBM))),
+    ((b"/* XPM */",), _ffmpeg("XPM", "xpm", _xpm_size)),
+    (_pattern(rb"\0\0[\0-\x0f].\0\0\0\x07\0\0\0[\0-\x02]\0\0\0[\x01-\x20]"), _ffmpeg("XWD", "xwd", _fixed(">II", 16))),
+    (_pattern(rb"\0\0\x02\0[\x01-\xff]\0"), _none("Windows cursor")),
+    ((b"%PDF-",), _none("PDF")),
+    ((b"%!PS", b"\xc5\xd0\xd3\xc6"), _none("PostScript")),
+    (_pattern(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg[\s>]"), _none("SVG")),
+    ((b"gimp xcf ",), _none("GIMP XCF")),
+    (_pattern(rb"FORM....(ILBM|PBM )"), _none("IFF ILBM")),
+    ((b"icns",), _none("Apple icon")),
+    ((b"\xd7\xcd\xc6\x9a",), _none("WMF")),
+    ((b"AT&TFORM",), _none("DjVu")),
+    ((b"FUJIFILMCCD-RAW",), _none("Fujifilm raw")),
+    (_pattern(rb"IIR[OS]|MMOR"), _none("Olympus raw")),
+    ((b"IIU\0",), _none("Panasonic raw")),
+    ((b"FOVb",), _none("Sigma raw")),
+    ((b"II\xbc\x01",), _none("JPEG XR")),
+    ((b"BPG\xfb",), _none("BPG")),
+    ((b"FLIF",), _none("FLIF")),
+    ((b"SIMPLE  =",), _none("FITS")),
+    ((b"\x8aMNG", b"\x8bJNG"), _none("MNG")),
+    ((b"\xabKTX",), _none("KTX")),
+    ((b"id=ImageMagick",), _none("MIFF")),
+    (_pattern(rb"BLP[12]"), _none("BLP")),
+    (_pattern(rb"P[GC] [ML][ML]"), _none("PGX")),
 )
 _FURTHER_IN = ((40, b" EMF", _none("EMF")), (128, b"DICM", _none("DICOM")))

@@ -7,6 +7,7 @@ Radiance, PFM) is white, and that is said.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -69,7 +70,15 @@ def opencv_still(data: Any) -> Still:
         del encoded  # a map cannot close while an array looks at it
     if pixels is None:
         raise MediaError("cannot be read: the file is damaged or of an unknown variant")
+    if head[:2] == b"BM" and pixels.ndim == 3 and not (_bmp_has_alpha(head) and pixels[..., 3:].any()):
+        pixels = pixels[..., :3]
     return still_of(pixels, (1 << _jpeg2000_bits(head)) - 1, blue_first=True)
+
+
+def _bmp_has_alpha(head: bytes) -> bool:
+    """Whether the header has a mask for transparency: OpenCV takes a fourth byte of no meaning for it."""
+    size, form = struct.unpack_from("<I", head, 14)[0], struct.unpack_from("<I", head.ljust(34, b"\0"), 30)[0]
+    return size >= 56 and form == 3 and any(head[66:70])
 
 
 def _jpeg2000_bits(head: bytes) -> int:
@@ -142,7 +151,7 @@ def _of_frame(kind: PictureKind, frame: Any, file: BinaryIO) -> Still:
         pixels = frame.reformat(format="rgba64le" if clear else "rgb48le").to_ndarray()
     else:
         pixels = frame.reformat(format="rgba" if clear else "rgb24").to_ndarray()
-    if clear and not _has_true_alpha(kind, file):
+    if clear and not (_has_true_alpha(kind, file) and pixels[..., 3].any()):
         pixels = pixels[..., :3]
     return still_of(pixels, 65535)
 
