@@ -112,6 +112,25 @@ def test_a_dark_picture_stays_dark_and_what_is_beyond_is_cut(read):
     assert frame.image_HWC[0, :5, 0].tolist() == [2, 128, 255, 255, 0]
 
 
+@pytest.mark.parametrize("bands", [RGB, GRAY], ids=["rgb", "gray"])
+def test_floats_of_another_range_are_refused_and_not_white(read, bands):
+    told = refused(read, tiff_bytes(page(bands.astype(np.float32))))
+    assert told == "most of its samples are floats above 1, which is white; scale them to 0 to 1"
+
+
+def test_eight_bits_of_lab_are_named(read):
+    lab = page(np.full((16, 16, 3), 90, np.uint8), photometric=8)
+    assert "L*a*b*" in refused(read, tiff_bytes(lab))
+
+
+@pytest.mark.parametrize("space", ["lab", "labs", "xyz"])
+def test_other_spaces_of_color(tmp_path, space):
+    vips = vips_module()
+    whole = vips.Image.new_from_memory(RGB.data, WIDTH, HEIGHT, 3, "uchar").copy(interpretation="srgb")
+    whole.colourspace(space).tiffsave(str(tmp_path / "a.tif"))
+    assert np.abs(read_picture(tmp_path / "a.tif").image_HWC.astype(int) - RGB).mean() < 3
+
+
 def test_floats_with_transparency(read):
     values = np.dstack([RGB, BAND]).astype(np.float32) / 255
     frame, _ = read(tiff_bytes(page(values, extra=(2,))))
@@ -284,3 +303,33 @@ def test_what_we_write_keeps_its_transparency(tmp_path):
     frame = read_picture(tmp_path / "a.tif")
     assert np.array_equal(frame.alpha_HW, BAND)
     assert np.array_equal(frame.image_HWC, RGB)
+
+
+def test_errors_of_other_threads_are_no_damage(read, monkeypatch):
+    whole = PictureFile._read_vips
+    vips = vips_module()
+
+    def disturbed(picture):
+        vips.vips_lib.vips_foreign_find_save(b"a.nosuch")  # puts its reason down, as a failing writer does
+        return whole(picture)
+
+    monkeypatch.setattr(PictureFile, "_read_vips", disturbed)
+    frame, _ = read(tiff_bytes(page(RGB)))
+    assert np.array_equal(frame.image_HWC, RGB)
+
+
+@pytest.mark.parametrize("tile", [False, True], ids=["strips", "tiles"])
+def test_bytes_too_many_in_a_jpeg_are_no_damage(tmp_path, read, tile):
+    data = saved("jpeg", tile)
+    clean, _ = read(data)
+    with (tmp_path / "a.tif").open("rb") as file:
+        found = tiff.chosen_page(file, None)
+    offsets, counts = (found.tags[tag] for tag in ((324, 325) if tile else (273, 279)))
+    block = data[offsets[0] : offsets[0] + counts[0]]
+    assert block[-2:] == b"\xff\xd9"
+    longer = block[:-2] + b"\0\0" + block[-2:]  # of no meaning, before the end
+    made = bytearray(data + longer)
+    struct.pack_into("<I", made, data.rindex(struct.pack("<II", *offsets[:2])), len(data))
+    struct.pack_into("<I", made, data.rindex(struct.pack("<II", *counts[:2])), len(longer))
+    frame, _ = read(bytes(made))
+    assert np.array_equal(frame.image_HWC, clean.image_HWC)

@@ -10,7 +10,7 @@ from typing import Any
 from basnet_runtime.media.tiff import TiffPage
 from basnet_torch.errors import MediaError
 
-__all__ = ["color_and_alpha"]
+__all__ = ["color_and_alpha", "has_floats"]
 
 _COLORS = {"b-w": 1, "grey16": 1, "cmyk": 4}
 _PLAIN = ("b-w", "grey16", "srgb", "rgb", "rgb16", "scrgb", "multiband", "cmyk")
@@ -49,6 +49,11 @@ def color_and_alpha(image: Any, page: TiffPage | None) -> tuple[Any, list[str]]:
     elif interpretation == "multiband":
         image = image.copy(interpretation=_named(image.format, colors))
     return image, notes
+
+
+def has_floats(image: Any) -> bool:
+    """Whether the samples, as loaded, are floats whose white is 1."""
+    return image.format in ("float", "double") and image.interpretation in _PLAIN
 
 
 def _selected(image: Any, colors: int, page: TiffPage | None) -> tuple[Any, int]:

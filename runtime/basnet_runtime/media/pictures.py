@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
-from basnet_runtime.media.bands import color_and_alpha
+from basnet_runtime.media.bands import color_and_alpha, has_floats
 from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.frame import Frame, UInt8
@@ -122,6 +122,7 @@ class PictureFile:
         self._tiff: TiffPage | None = None
         self._complaints: frozenset[str] = frozenset()
         self._still: Still | None = None
+        self._has_floats = False
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -319,6 +320,14 @@ class PictureFile:
         self.close()
 
     def _load(self, access: str) -> Any:
+        raw = self._raw(access)
+        self._has_floats = has_floats(raw)
+        image, notes = color_and_alpha(raw, self._tiff)
+        self.notes += [note for note in notes if note not in self.notes]
+        return image
+
+    def _raw(self, access: str) -> Any:
+        """As the library gives it."""
         vips = vips_module()
         if self._heic is not None:
             return self._heic.image(vips)
@@ -327,18 +336,14 @@ class PictureFile:
         source = vips.Source.new_from_descriptor(self._file.fileno())
         try:
             if self._tiff is not None:
-                image = self._load_tiff(source, access)
-            elif self._kind is not None and self._kind.name == "JPEG":
+                return self._load_tiff(source, access)
+            if self._kind is not None and self._kind.name == "JPEG":
                 # Not by what libvips finds itself: its loader for gain maps leaves XMP and IPTC out.
-                image = vips.Image.jpegload_source(source, access=access, fail_on="truncated")
-            else:
-                options = self._pages and f"[{self._pages}]"
-                image = vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
+                return vips.Image.jpegload_source(source, access=access, fail_on="truncated")
+            options = self._pages and f"[{self._pages}]"
+            return vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
         except vips_errors() as error:
             raise self._broken(error) from error
-        image, notes = color_and_alpha(image, self._tiff)
-        self.notes += [note for note in notes if note not in self.notes]
-        return image
 
     def _load_tiff(self, source: Any, access: str) -> Any:
         """Strict, but for what the header alone is at fault: libtiff's complaints about a tag say nothing of pixels."""
@@ -365,10 +370,12 @@ class PictureFile:
             yield
             return
         with self._named():
+            if self._has_floats and (self._raw("sequential") > 1).avg() > 255 / 2:
+                raise MediaError("most of its samples are floats above 1, which is white; scale them to 0 to 1")
             check_blocks(self._file, self._tiff, _check_jpeg)
             vips_module().vips_lib.vips_error_clear()
             yield
-            said = sorted(_said_by_vips() - self._complaints)
+            said = sorted(line for line in _said_by_vips() - self._complaints if _DAMAGE.match(line))
             vips_module().vips_lib.vips_error_clear()
             if said:
                 raise self._broken("\n".join(said))
@@ -577,10 +584,13 @@ def _head(path: Path, file: BinaryIO) -> bytes:
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+# Of what libvips has put down: other threads may fail at the same time, and bytes too many are no damage.
+_DAMAGE = re.compile(r"(tiff2vips|VipsJpeg): (?!.*extraneous bytes)")
 _NO_CODEC = re.compile(r"not configured|not implemented|built without")
 _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
     "hevc": HEIC_ADVICE,
+    "bad labq": "L*a*b* of 8 bits, which this build of libvips does not read; save it with 16 bits or as RGB",
     "not in a known format": "this is no picture in a known format",
     "premature end": "the file is cut short or damaged",
     "end of": "the file is cut short or damaged",
