@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-import tempfile
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -70,6 +69,8 @@ def _logged(said: str, error: BaseException) -> str:
 
 @lru_cache(maxsize=1)
 def _temporary_log() -> Path:
+    import tempfile  # a start without a defect has no use for it, nor for what it loads
+
     descriptor, name = tempfile.mkstemp(prefix="basnet-unexpected-", suffix=".log")
     os.close(descriptor)
     return Path(name)

@@ -17,7 +17,7 @@ from basnet_runtime import cli
 from basnet_runtime.arguments import plain_arguments
 from basnet_runtime.media.pictures import write_picture
 
-NEVER = {"av", "concurrent.futures", "importlib.metadata", "onnx", "pydantic", "rich", "tensorrt", "torch"}
+NEVER = {"av", "concurrent.futures", "importlib.metadata", "onnx", "pydantic", "rich", "tempfile", "tensorrt", "torch"}
 ONLY_ONE = {"onnxruntime", "openvino"}
 _RUN = """
 import json, sys
