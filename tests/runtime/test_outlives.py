@@ -121,7 +121,9 @@ def test_writing(folder, monkeypatch):
     assert made(folder) == ["a.mask.png", "c.mask.png", "d.mask.png"]
     assert not list((folder / "out").glob(".*partial*"))
     monkeypatch.setattr(pictures, "save_image", whole)
-    assert [result.source.name for result in run(config(folder, overwrite=True), Quiet()).results] != []
+    again = run(config(folder), Quiet())
+    assert [result.source.name for result in again.results] == ["b.png"]
+    assert made(folder) == [name.replace(".png", ".mask.png") for name in NAMES]
 
 
 @pytest.fixture

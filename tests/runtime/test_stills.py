@@ -381,3 +381,17 @@ def test_hdr_of_avif_is_said(tmp_path, curve, told):
     with PictureFile(tmp_path / "a.avif") as picture:
         picture.read()
     assert [("HDR" in note, told in note) for note in picture.notes] == ([] if told is None else [(True, True)])
+
+
+def test_hdr_of_heic_is_said(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "a.heic"
+    heif.encode("RGB", (64, 48), np.full((48, 64, 3), 90, np.uint8).tobytes(), str(path), quality=-1)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"colrnclx")
+    assert at > 0
+    data[at + 10 : at + 12] = struct.pack(">H", 16)
+    path.write_bytes(data)
+    with PictureFile(path) as picture:
+        picture.read()
+    assert picture.notes == ["is HDR (PQ); masks are found on its samples as they are stored"]

@@ -333,3 +333,19 @@ def test_bytes_too_many_in_a_jpeg_are_no_damage(tmp_path, read, tile):
     struct.pack_into("<I", made, data.rindex(struct.pack("<II", *counts[:2])), len(longer))
     frame, _ = read(bytes(made))
     assert np.array_equal(frame.image_HWC, clean.image_HWC)
+
+
+@pytest.mark.parametrize("kind", ["u1", "f4"])
+@pytest.mark.parametrize("tile", [0, 16])
+def test_strips_of_a_huge_picture_are_those_of_the_whole(tmp_path, kind, tile):
+    values = np.dstack([RGB, BAND, BAND[::-1]])
+    values = values if kind == "u1" else (values / 255).astype(kind)
+    data = tiff_bytes(page(RGB[::4, ::4], tags=THUMBNAIL), page(values, extra=(0, 2), tile=tile, tags={274: (3, [6])}))
+    (tmp_path / "a.tif").write_bytes(data)
+    whole = read_picture(tmp_path / "a.tif")
+    with PictureFile(tmp_path / "a.tif") as picture:
+        assert picture.upright_size == (WIDTH, HEIGHT)
+        parts = [frame for _, frame in picture.strips([slice(0, 30), slice(30, WIDTH)])]
+    assert np.array_equal(np.vstack([part.image_HWC for part in parts]), whole.image_HWC)
+    assert np.array_equal(np.vstack([part.alpha_HW for part in parts]), whole.alpha_HW)
+    assert np.abs(whole.image_HWC.astype(int) - np.rot90(RGB, -1)).max() <= 1
