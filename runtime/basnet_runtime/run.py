@@ -19,7 +19,7 @@ from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.finish import Finisher, Finishing
 from basnet_runtime.media.compose import Composer, OutputKind
 from basnet_runtime.media.frame import Composed
-from basnet_runtime.media.jobs import Failure, Job, Plan, plan_jobs, settled
+from basnet_runtime.media.jobs import Failure, Job, Plan, left_out_note, plan_jobs, settled
 from basnet_runtime.media.journal import Journal, noted
 from basnet_runtime.media.video_open import camera_of, is_address
 from basnet_runtime.media.video_options import VideoOptions
@@ -271,6 +271,8 @@ def follow(
             if plan.jobs:
                 on_look()
             time.sleep(LOOK_SECONDS)
+    summary.left_out |= plan.left_out
+    summary.notes += left_out_note(plan.left_out)
     return summary
 
 

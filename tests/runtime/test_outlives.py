@@ -264,6 +264,7 @@ def test_a_folder_that_is_watched(folder, monkeypatch):
     monkeypatch.setattr(running, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(watch, "_LOOKS", 1)
     monkeypatch.setattr(PictureFile, "read", fails_for(PictureFile.read, named("b.png"), KeyError("odd")))
+    (folder / "in" / "notes.txt").write_text("x")
     looks = []
 
     def on_look():
@@ -275,5 +276,6 @@ def test_a_folder_that_is_watched(folder, monkeypatch):
 
     summary = follow(config(folder), Quiet(), on_look=on_look)
     assert [failure.source.name for failure in summary.failures] == ["b.png"]
+    assert summary.left_out == {".txt": 1}
     assert looks[0] == ["a.mask.png", "c.mask.png", "d.mask.png"]
     assert looks[1] == [*looks[0], "e.mask.png"]

@@ -57,12 +57,16 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("renamed", [None, "a", "a.dat", "a.jpg", "a.mp4"])
+# Targa has a signature of its own only at its end, which not all writers write.
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        *((name, name) for name in EXACT),
+        *((name, other) for name in EXACT for other in ("a", "a.dat", "a.jpg", "a.mp4") if name != "a.tga"),
+    ],
+)
 def test_by_content_whatever_the_name(tmp_path, name, renamed):
-    if renamed is not None and name == "a.tga":
-        pytest.skip("has no signature: see the test of Targa files")
-    path = tmp_path / (renamed or name)
+    path = tmp_path / renamed
     path.write_bytes(EXACT[name]())
     assert media_of(path) == "picture"
     assert is_picture(path)

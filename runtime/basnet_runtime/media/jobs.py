@@ -22,7 +22,7 @@ from basnet_runtime.media.motion_jpeg import is_motion_jpeg
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.unexpected import unexpected
 
-__all__ = ["Failure", "Job", "Media", "Plan", "media_of", "plan_jobs", "settled"]
+__all__ = ["Failure", "Job", "Media", "Plan", "left_out_note", "media_of", "plan_jobs", "settled"]
 
 Media = Literal["picture", "animation", "video"]
 Suffix = Callable[[Path, OutputKind], str]
@@ -136,7 +136,7 @@ def plan_jobs(
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
             failures.append(Failure(source=file.path, error=unexpected(file.path, error)))
     folder = None if single else _job_folder(inputs, output)
-    notes += _left_out_note(left_out)
+    notes += left_out_note(left_out)
     return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), left_out=dict(left_out), folder=folder)
 
 
@@ -208,7 +208,8 @@ def _files_of(text: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
         yield from (_Found(path=file, root=root, named=False) for file in matching(text, recursive=recursive))
 
 
-def _left_out_note(left_out: Mapping[str, int]) -> list[str]:
+def left_out_note(left_out: Mapping[str, int]) -> list[str]:
+    """Say how many files of the folders are no pictures or video, most frequent suffix first."""
     if not left_out:
         return []
     by_suffix = ", ".join(
