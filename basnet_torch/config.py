@@ -174,7 +174,8 @@ class TrainConfig:
         largest = 2 if self.augment == "strong" else 1
         rules: dict[str, tuple[bool, str]] = {
             **{f: (getattr(self, f) >= 1, "at least 1") for f in _COUNTS},
-            **{f: (getattr(self, f) >= 0, "at least 0") for f in ("seed", "warmup", "clip", "weight_decay")},
+            **{f: (getattr(self, f) >= 0, "at least 0") for f in ("warmup", "clip", "weight_decay")},
+            "seed": (0 <= self.seed < 1 << 63, "0 to 2^63 - 1"),
             "flip": (0 <= self.flip <= 1, "in 0..1"),
             "crop_scale": (
                 0 < self.crop_scale[0] <= self.crop_scale[1] <= largest,
@@ -186,7 +187,7 @@ class TrainConfig:
             ),
             **{f: (0 < getattr(self, f) <= 1, "in 0..1, 0 excluded") for f in ("distill", "encoder_lr", "layer_decay")},
             "momentum": (0 <= self.momentum < 1, "in 0..1, 1 excluded"),
-            "crop_stretch": (self.crop_stretch >= 1, "at least 1"),
+            "crop_stretch": (1 <= self.crop_stretch < math.inf, "at least 1 and finite"),
             "ema": (0 <= self.ema < 1, "in 0..1, 1 excluded"),
             "lr": (math.isfinite(self.lr) and self.lr > 0, "above 0"),
             **{f: (getattr(self, f) in get_args(kinds), f"one of {_names(kinds)}") for f, kinds in _CHOICES.items()},

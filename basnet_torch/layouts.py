@@ -63,7 +63,8 @@ def matched(source: Path, names: Sequence[str]) -> Matched:
     """
     folders: dict[str, list[str]] = {}
     for name in sorted(names):
-        folders.setdefault(PurePosixPath(name).parent.as_posix(), []).append(name)
+        folder = unicodedata.normalize("NFC", PurePosixPath(name).parent.as_posix())
+        folders.setdefault(folder, []).append(name)
     found = [_beside(source, files) for files in folders.values()]
     apart = {folder: files for (folder, files), here in zip(folders.items(), found, strict=True) if here is None}
     parts = [here for here in found if here is not None] + _across(source, apart)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -28,7 +28,7 @@ Bool = NDArray[np.bool_]
 
 _FAINT = 128  # a mask's brightest value below which nothing of it would count as object
 _FEW = 64  # values; a soft mask has more, a label map of one picture less
-_MOST_LABELS = 200  # values; more of 256 are a soft mask
+_MOST_LABELS = 200  # the largest number of a class in eight bits; above it are the light shades of a mask
 _PARTS = range(2, 13)  # masks that are means over so many people or frames have that many even steps
 _VOID = ((224, 224, 192), (255, 255, 255))  # colors of what is left out: PASCAL VOC's, and white
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -158,22 +158,21 @@ def _few_colors(stored: NDArray[np.generic]) -> NDArray[np.int64] | None:
 def _looks_like_labels(gray: NDArray[np.generic]) -> NDArray[np.int64] | None:
     """The values, where they are few and are numbers rather than shades; None of a mask.
 
-    Labels are small numbers, and what is left out is the largest there is. Shades of a mask reach white or stop at one
-    value; a few even steps are means over several people's masks.
+    Labels are small numbers, and what is left out is one large one, most often the largest there is. A mask has light
+    shades as well as dark ones, or one shade; a few even steps are means over several people's masks.
     """
     values = np.unique(np.asarray(gray)).astype(np.int64)
     if len(values) > _FEW or len(values) == 1:
         return None
     peak = int(values[-1])
-    most = 255 if peak <= 255 else 65535
-    between = values[(values > 0) & (values < most)]
     if peak > 255:
+        between = values[(values > 0) & (values < 65535)]
         is_small = (between <= 255).any() or (len(values) > 2 and peak < _FAINT << 8)
         return values if is_small else None
-    if not len(between) or _are_even_steps(between) or between[-1] >= _FAINT:
-        return None
-    is_one_shade = peak < most and len(values) == 2 and values[0] == 0
-    return None if is_one_shade else values
+    small = values[(values > 0) & (values < _FAINT)]
+    is_one_shade = len(values) == 2 and values[0] == 0
+    has_light_shades = len(values) - len(small) - (values[0] == 0) > 1
+    return None if is_one_shade or has_light_shades or not len(small) or _are_even_steps(small) else values
 
 
 def _are_even_steps(shades: NDArray[np.int64]) -> bool:
@@ -186,15 +185,15 @@ def _are_even_steps(shades: NDArray[np.int64]) -> bool:
     return False
 
 
-def _some(values: NDArray[np.int64]) -> str:
+def _some(values: NDArray[Any]) -> str:
     shown = [str(v) for v in values]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:4], "...", shown[-1]])
 
 
 def _stretched(mask: UInt8) -> UInt8:
-    """Masks of two values whose brighter one would not count as object, in black and white; others as they are."""
+    """Masks of 0 and one other value in black and white; others as they are."""
     peak = mask.max()
-    if not 0 < peak < _FAINT or not np.all((mask == 0) | (mask == peak)):
+    if not 0 < peak < 255 or not np.all((mask == 0) | (mask == peak)):
         return mask
     return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
@@ -210,8 +209,12 @@ def _from_labels(stored: NDArray[np.generic], data: bytes, name: str) -> Truth:
         for red, green, blue in _VOID:
             ignored |= (values == (blue, green, red)).all(axis=2)
     else:
-        if len(np.unique(values)) > (_MOST_LABELS if values.max() <= 255 else 65535):
-            raise MaskValuesError(f"{name}: its mask has too many values for a label map; leave --mask-values out")
+        shades = np.unique(values[(values > _MOST_LABELS) & (values < 255)])
+        if values.max() <= 255 and len(shades):
+            raise MaskValuesError(
+                f"{name}: its mask holds {_some(shades)}, and labels are 0 to {_MOST_LABELS}, and 255 for what is left "
+                "out; leave --mask-values out, or store it so"
+            )
         is_object = values != 0
         ignored = values == (255 if values.max() <= 255 else 65535)
     if ignored.all():

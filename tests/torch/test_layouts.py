@@ -227,6 +227,12 @@ def test_accents_are_compared_however_they_are_written(pair_folder, form):
     assert len(load_pairs(pairs, 32)) == 6
 
 
+def test_folders_of_accented_names_pair_however_these_are_written():
+    files = [unicodedata.normalize("NFC", f"n\u00e9/images/{i}.jpg") for i in range(3)]
+    files += [unicodedata.normalize("NFD", f"n\u00e9/masks/{i}.png") for i in range(3)]
+    assert [pair[1:] for pair in matched(Path("set"), files).pairs] == list(zip(files[:3], files[3:], strict=True))
+
+
 def test_both_files_are_named_where_a_pair_fails(pair_folder):
     write_png(pair_folder / "DUTS-TR-Mask/disc0.png", np.zeros((9, 9), np.uint8))
     with pytest.raises(DataError, match=r"they must be equal \(DUTS-TR-Image/disc0\.png and DUTS-TR-Mask/disc0\.png\)"):

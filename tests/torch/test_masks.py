@@ -47,6 +47,7 @@ def colored(array):
 
 LABELS = {
     "object and border": png(stripes([0, 1, 255])),
+    "another value for the border": png(stripes([0, 1, 254])),
     "without a background": png(stripes([1, 255])),
     "classes": png(stripes([0, 1, 2, 15, 20])),
     "classes and border": png(stripes([0, 15, 255])),
@@ -78,6 +79,8 @@ MASKS = {
     "16 bits": png(stripes([0, 65535], np.uint16)),
     "one color on black": png(colored(stripes([0, 1]))),
     "one color of a palette": saved(stripes([0, 1]), "PNG", VOC),
+    "0 and 128": png(stripes([0, 128])),
+    "a light color of a palette": saved(stripes([0, 15]), "PNG", VOC),
     "GIF": saved(stripes([0, 255]), "GIF"),
     "bilevel TIFF": saved(stripes([0, 255]) > 0, "TIFF"),
     "bilevel TIFF by fax": saved(stripes([0, 255]) > 0, "TIFF", compression="group4"),
@@ -137,8 +140,12 @@ def test_a_palette_of_one_color_hides_no_object():
 
 
 def test_what_is_no_label_map_is_not_read_as_one():
-    with pytest.raises(MaskValuesError, match="too many values"):
+    with pytest.raises(MaskValuesError, match=r"holds 201, 202, 203, 204, \.\.\., 254, and labels are 0 to 200"):
         decode_mask(MASKS["soft"], "a", "labels")
+    with pytest.raises(MaskValuesError, match="its mask holds 254, and labels"):
+        decode_mask(LABELS["another value for the border"], "a", "labels")
+    with pytest.raises(MaskValuesError, match="and labels are 0 to 200"):
+        decode_mask(MASKS["rounded"], "a", "labels")
     with pytest.raises(BadPairError, match="leaves every pixel out") as caught:
         decode_mask(png(stripes([255])), "a", "labels")
     assert caught.value.kind == "ignored"
