@@ -226,6 +226,10 @@ def _head(path: Path) -> bytes:
     if path.suffix == ".safetensors" and not is_torch_save(head):
         raise CheckpointError(f"{path}: is no complete safetensors file; download or save it again")
     if not is_torch_save(head):
+        if head[:1] == b"\x08":  # how an ONNX file begins
+            raise CheckpointError(
+                f"{path}: is no PyTorch checkpoint, but perhaps an ONNX file; give what it was exported from"
+            )
         raise CheckpointError(f"{path}: is no PyTorch checkpoint; give a .pth that torch.save wrote, or a .safetensors")
     return head
 

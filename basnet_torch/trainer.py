@@ -386,8 +386,16 @@ class Trainer:
 
 
 def network_from_config(config: TrainConfig) -> SaliencyNetwork:
-    """The network of a run, freshly initialized."""
-    return build(config.arch, config.width, encoder=config.encoder, decoder_widths=config.decoder_widths)
+    """The network of a run, freshly initialized.
+
+    Raises:
+        UsageError: There is not enough memory for it.
+    """
+    try:
+        return build(config.arch, config.width, encoder=config.encoder, decoder_widths=config.decoder_widths)
+    except RuntimeError as error:  # what torch makes of memory that it does not get
+        line = str(error).split("\n", maxsplit=1)[0][:160]
+        raise UsageError(f"width is {config.width}: the network cannot be built ({line}); lower --width") from error
 
 
 def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:

@@ -207,6 +207,7 @@ def test_more_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
         (("--accumulate", 4), 2, "a divisor of the batch, 2"),
         (("--batch", 1), 2, "batch is 1 and size 32: 12 batch norms would see one picture of one pixel"),
         (("--accumulate", 2), 2, "batch is 2 and size 32: 12 batch norms would see one picture of one pixel"),
+        (("--width", 10**6), 2, "width is 1000000: the network cannot be built"),
         (("--store-size", 10**7), 2, "6 pairs take 2,400,000 GB; lower --store-size"),
         (("--teacher", tmp_path / "none.pth"), 1, "no such file"),
         (("--resnet34", tmp_path / "none.pth", "--arch", "unet"), 2, "unet has no ResNet-34 encoder"),
