@@ -23,7 +23,7 @@ from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.openvino_provider import why_no_devices
 from basnet_runtime.backends.ort import open_onnxruntime
-from basnet_runtime.manifest import read_manifest
+from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.parity import Picture
 from basnet_runtime.processor import why_no_bf16, why_no_int8
@@ -47,6 +47,7 @@ __all__ = [
     "needs_bf16",
     "needs_int8",
     "needs_openvino_plugin",
+    "says_int8",
     "settle_statistics",
     "widened",
     "with_weights",
@@ -187,6 +188,16 @@ def exported(*, authors_recipe=False, **options) -> Path:
         **options,
     )
     return export_onnx(config)
+
+
+def says_int8(folder: Path, *, target: str = "cpu") -> Path:
+    """An FP32 graph whose manifest says INT8: for who may run such a file, where no INT8 kernel has to."""
+    made = exported(precision="fp32", graph="tensor")
+    told = replace(read_manifest(made), precision="int8", quantization={"target": target}, onnx_sha256="", parity=None)
+    model = onnx.load(made)
+    onnx.helper.set_model_props(model, {METADATA_KEY: told.to_json()})
+    onnx.save(model, folder / "small.onnx")
+    return folder / "small.onnx"
 
 
 def widened(source: Path, width: int) -> Path:

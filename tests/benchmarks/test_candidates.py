@@ -1,30 +1,13 @@
 """Which libraries a file is measured in, and by which provider."""
 
-from dataclasses import replace
-
-import onnx
 import pytest
 
 from basnet_benchmarks import candidates as module
 from basnet_benchmarks.candidates import ModelSource, candidates_of, parse_choices, parse_device
-from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import open_model
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
-from tests.models import exported, needs_int8, needs_openvino_plugin
-
-
-def int8_file(folder, target):
-    """Its manifest alone says that it is one: what is shown is who gets to run it."""
-    path = folder / "small.onnx"
-    made = exported(precision="fp32", graph="tensor")
-    manifest = replace(
-        read_manifest(made), precision="int8", quantization={"target": target}, onnx_sha256="", parity=None
-    )
-    model = onnx.load(made)
-    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
-    onnx.save(model, path)
-    return path
+from tests.models import exported, needs_int8, needs_openvino_plugin, says_int8
 
 
 @pytest.mark.parametrize(
@@ -38,7 +21,7 @@ def int8_file(folder, target):
 )
 def test_int8_is_measured_in_onnxruntime_by_both_its_providers(target, installed, names, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _: object() if installed else None)
-    source = ModelSource(str(int8_file(tmp_path, target)), tmp_path)
+    source = ModelSource(str(says_int8(tmp_path, target=target)), tmp_path)
     found = candidates_of([source], (), CPU, threads=1)
     assert [str(candidate.variant) for candidate in found] == names
     assert {candidate.contract for candidate in found} == {"int8"}
@@ -48,7 +31,7 @@ def test_int8_is_measured_in_onnxruntime_by_both_its_providers(target, installed
 
 
 def test_what_is_quantised_for_openvino_runs_on_the_processor_alone(tmp_path):
-    source = ModelSource(str(int8_file(tmp_path, "openvino")), tmp_path)
+    source = ModelSource(str(says_int8(tmp_path, target="openvino")), tmp_path)
     with pytest.raises(UsageError, match=r"small.onnx: is quantised for openvino, which runs on --device cpu"):
         candidates_of([source], (), Device("cuda"), threads=1)
     with pytest.raises(
@@ -86,7 +69,7 @@ def test_devices_of_one_library_are_no_device_of_all():
 @needs_openvino_plugin
 @needs_int8
 def test_the_provider_is_what_runs(tmp_path):
-    source = ModelSource(str(int8_file(tmp_path, "openvino")), tmp_path)
+    source = ModelSource(str(says_int8(tmp_path, target="openvino")), tmp_path)
     (found,) = candidates_of([source], parse_choices(["onnxruntime"]), CPU, threads=1)
     assert found.described()["device"] == "openvino"
     with found.open() as model:

@@ -22,6 +22,7 @@ from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import BUILTIN, BUILTIN_INT8
 from basnet_runtime.parity import MEASURES, ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
+from tests.cpus import CPUS, HAS_INT8
 
 ROOT = BUILTIN.parents[3]
 LITE = BUILTIN.with_name("basnet-lite.onnx")
@@ -305,15 +306,32 @@ def test_another_machine_or_checkpoint_is_said_and_not_judged(intact, monkeypatc
     assert run_gate(GateConfig(threads=1, baseline=path)).rows[0].remarks == ()
 
 
-def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(intact, monkeypatch):
-    """Its manifest alone is changed: what is shown is whose rows and whose limits an INT8 file gets."""
+@pytest.fixture
+def on(cpu):
+    """The gate on a CPU of a kind, as the flags say."""
+
+    def there(kind):
+        cpu(kind)
+        module._machine_kind.cache_clear()
+
+    yield there
+    module._machine_kind.cache_clear()
+
+
+def says_int8(folder):
+    """Its manifest alone is changed, so that no INT8 kernel has to run."""
     model = onnx.load(LITE)
     manifest = replace(read_manifest(LITE), precision="int8", onnx_sha256="", parity=None)
     onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
-    onnx.save(model, intact / "small.onnx")
+    onnx.save(model, folder / "small.onnx")
+    return folder / "small.onnx"
+
+
+def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(intact, monkeypatch, on):
+    on("avx2-vnni")
     monkeypatch.setattr(candidates, "find_spec", lambda _: None)  # OpenVINO's provider for ONNX Runtime
     path = write_baseline(intact, "model.onnx")
-    config = GateConfig(threads=1, baseline=path, update=True, candidates=(intact / "small.onnx",))
+    config = GateConfig(threads=1, baseline=path, update=True, candidates=(says_int8(intact),))
     report = run_gate(config)
     names = [NAME, "small.onnx, onnxruntime int8", "small.onnx, openvino int8"]
     assert [row.name for row in report.rows] == names, report.complaint
@@ -322,6 +340,27 @@ def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(in
     assert kept.candidates == ("model.onnx", "small.onnx")
     assert kept.devices["cpu"] == ("onnxruntime:fp32", "onnxruntime:int8", "openvino:int8")
     assert [row.name for row in kept.rows] == names
+
+
+@pytest.mark.parametrize("kind", CPUS)
+def test_a_cpu_of_another_kind_passes_and_says_what_is_not_comparable(kind, intact, monkeypatch, on):
+    """The baseline is of this CPU: fast, and with an INT8 file."""
+    monkeypatch.setattr(candidates, "find_spec", lambda _: None)
+    slow = Timed(speed(0.1, 0.1, 0.1))
+    monkeypatch.setattr(module, "_timed", lambda *_: dict.fromkeys([("model.onnx", "onnxruntime", "fp32")], slow))
+    rows = [saved_row(kind="a CPU of a kind that nobody has"), saved_row(name="small.onnx, onnxruntime int8", kind="x")]
+    changes = {"rounds": 6, "rows": rows, "candidates": ["model.onnx", says_int8(intact).name]}
+    changes["devices"] = {"cpu": ["onnxruntime:fp32", "onnxruntime:int8"]}
+    on(kind)
+    report = run_gate(GateConfig(threads=1, baseline=write_baseline(intact, "", **changes)))
+    assert report.exit_code == 0, report.complaint
+    plain, eight = report.rows
+    assert (plain.verdict, plain.drifts, plain.speed_floor) == ("passed", (), None)
+    assert f"this is {module._machine_kind('cpu')}" in plain.unlike
+    if kind in HAS_INT8:
+        assert (eight.verdict, eight.drifts) == ("passed", ())
+    else:
+        assert (eight.verdict, "no VNNI" in " ".join(eight.remarks)) == ("not proven", True)
 
 
 def test_a_file_for_openvino_is_asked_of_what_runs_it(intact):

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from basnet_export.activation_ranges import observe, ranges_by
 from basnet_export.equalisation import equalised, equalising_shares
 from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
-from tests.models import exported
+from tests.models import exported, needs_int8
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def test_what_is_added_has_one_scale_and_what_is_joined_has_that_of_its_parts(fp
     assert {fp32.graph.input[0].name, fp32.graph.output[0].name}.isdisjoint(shares)
 
 
+@needs_int8
 def test_eight_bits_lose_less(tmp_path):
     """Half of the channels are a hundred times as loud as the others, and count no more."""
     rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
 from basnet_runtime.processor import why_no_int8
-from basnet_torch.errors import BackendUnavailable, ParityError, UsageError
+from basnet_torch.errors import ParityError, UsageError
 from tests.export.test_architectures import trained
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8
 
@@ -258,23 +258,6 @@ def test_without_time_the_earliest_layers_are_kept():
     assert search_islands(parts, Bench(parts, {"predict.encoder.stage1.0"}), seconds=0).kept == tuple(parts)[:1]
 
 
-def test_without_vnni_it_is_refused(int8_file, monkeypatch):
-    for name in ("ort", "openvino"):
-        monkeypatch.setattr(f"basnet_runtime.backends.{name}.why_no_int8", lambda: "no VNNI here")
-    for backend in ("onnxruntime", "openvino"):
-        with pytest.raises(BackendUnavailable, match="int8 on the CPU: no VNNI here"):
-            open_model(int8_file, backend=backend)
-
-
-def test_processors_without_exact_sums(tmp_path):
-    (tmp_path / "old").write_text("flags : avx2 fma\n")
-    (tmp_path / "new").write_text("flags : avx2 avx512_vnni\n")
-    assert "no VNNI" in why_no_int8(tmp_path / "old", "x86_64")
-    assert why_no_int8(tmp_path / "new", "x86_64") is None
-    assert why_no_int8(tmp_path / "old", "aarch64") is None
-    assert "cannot be confirmed" in why_no_int8(tmp_path / "none", "AMD64")
-
-
 def test_file_is_named_after_its_target():
     made = ExportConfig(checkpoint=checkpoint_file(), precision="int8", calibration=disc_folder())
     assert made.target.name == "discs-int8.onnx"
@@ -337,5 +320,7 @@ def test_maps_of_several_depths_that_are_joined_stay_float(target, calibration, 
     made = {output: node for node in onnx.load(out).graph.node for output in node.output}
     joined = next(node for node in made.values() if node.op_type == "Concat")
     assert {made[name].op_type for name in joined.input} <= {"Conv", "Resize"}
+    if why_no_int8():
+        pytest.skip(f"written, but not run: {why_no_int8()}")
     with open_model(out, backend="openvino" if target == "openvino" else "onnxruntime") as model:
         assert all(np.isfinite(model.mask(picture.image_HWC)).all() for picture in discs()[:2])

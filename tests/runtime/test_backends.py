@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto, helper
 
 from basnet_runtime.backends import openvino, ort, pytorch
-from basnet_runtime.processor import processor_flags, why_no_bf16
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -177,21 +176,6 @@ def test_unknown_devices_are_refused(device):
 def test_other_precisions_are_refused(name):
     with pytest.raises(UsageError, match="precision int8"):
         opened(name, precision="int8")
-
-
-def test_bf16_needs_the_processor(monkeypatch, tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
-    assert "avx512f" in processor_flags(cpuinfo)
-    reason = why_no_bf16(cpuinfo)
-    assert "neither avx512_bf16 nor amx_bf16" in reason
-    monkeypatch.setattr(pytorch, "why_no_bf16", lambda: reason)
-    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this processor has neither"):
-        opened("pytorch", precision="bf16")
-    for flag in ("avx512_bf16", "amx_bf16"):
-        cpuinfo.write_text(f"flags : fpu {flag}\n")
-        assert why_no_bf16(cpuinfo) is None
-    assert why_no_bf16(tmp_path / "none") is not None
 
 
 def test_onnxruntime_says_that_it_has_no_bf16(batch):
