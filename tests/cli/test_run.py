@@ -333,13 +333,16 @@ assert not loaded, loaded
 
 
 _SLOW = """
-import sys, time, types
+import pathlib, sys, time, types
 from basnet_runtime.backends.fake import FakeBackend
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.spec import Postprocess, Preprocess
 class Slow(FakeBackend):
     def infer(self, batch):
         time.sleep(0.02)
+        if self.pictures >= 40:
+            pathlib.Path("reached").touch()
+            time.sleep(0.5 if pathlib.Path("stalls").exists() else 0)  # so that nobody has to be quick to stop it
         return super().infer(batch)
 module = types.ModuleType("basnet_runtime.open")
 module.open_model = lambda *_, **__: SaliencyModel(Slow(), Preprocess(height=32, width=32), Postprocess(), "slow")
@@ -353,11 +356,11 @@ main()
 def test_ctrl_c_leaves_a_file_that_plays(tmp_path, write_video, end):
     write_video(tmp_path / "clip.mp4", [np.full((32, 48, 3), i % 256, np.uint8) for i in range(600)])
     command = [*HEARS_CTRL_C, sys.executable, "-c", _SLOW, "clip.mp4", "-o", "out/"]
+    (tmp_path / "stalls").touch()
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "reached").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(1.5)
     os.kill(process.pid, end)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -438,13 +441,15 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
         "main()\n", "from basnet_runtime.media import video_segments as v\nv.SEGMENT_FRAMES = 10\nmain()"
     )
     command = [sys.executable, "-c", short, "in", "-o", "out", "--resume", "--json"]
+    (tmp_path / "stalls").touch()
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     second = tmp_path / "out" / "a.mask.mp4.segments" / "000001.segment"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not second.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait()
+    (tmp_path / "stalls").unlink()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".basnet-run.jsonl", "a.mask.mp4.segments"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     results = json.loads(done.stdout)["results"]
