@@ -268,6 +268,16 @@ def test_linked_folders_in_patterns(linked, pattern, expected):
     assert names == sorted(f"out/{name}.mask.png" for name in expected)
 
 
+def test_a_folder_and_a_link_to_it_as_inputs(tree):
+    (tree.parent / "same").symlink_to(tree)
+    once = ["out/a.mask.png", "out/b.mask.png", "out/clip.mask.mp4"]
+    assert targets(planned("in", "same", output="out")) == once
+    assert targets(planned("same", "in", output="out")) == once
+    assert targets(planned("in", "same/*.jpg", output="out")) == once
+    plan = planned("in/a.jpg", "same/b.PNG", output="out")
+    assert targets(plan) == once[:2]
+
+
 def test_a_folder_that_is_a_link_itself(linked):
     (linked.parent / "entry").symlink_to(linked / "sub")
     assert targets(planned("entry", output="out")) == ["out/a.mask.png"]

@@ -174,6 +174,13 @@ def test_netpbm_of_every_depth(tmp_path, data, wanted):
     assert np.abs(frame.image_HWC[0, :, 1].astype(int) - wanted).max() <= 1
 
 
+def test_pictures_in_a_row_give_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(stills, "_MOST_BYTES", 3 * RGB.nbytes)
+    (tmp_path / "a.ppm").write_bytes(EXACT["a.ppm"]() * 5)
+    assert media_of(tmp_path / "a.ppm") == "picture"
+    assert np.array_equal(read_picture(tmp_path / "a.ppm").image_HWC, RGB)
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "form"),
     [("a.hdr", "hdr", "gbrpf32le"), ("a.exr", "exr", "gbrpf32le"), ("a.pfm", "pfm", "gbrpf32le")],

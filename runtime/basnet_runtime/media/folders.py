@@ -12,9 +12,24 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-__all__ = ["files_below", "folders_below", "matching"]
+__all__ = ["Entered", "files_below", "folders_below", "matching"]
 
 _Identity = tuple[int, int]
+
+
+class Entered:
+    """Which folders files were taken from, and under which name first, over several inputs."""
+
+    def __init__(self) -> None:
+        self._names: dict[_Identity, Path] = {}
+        self._known: dict[Path, bool] = {}
+
+    def first_name(self, folder: Path) -> bool:
+        """Whether this is the name under which the folder was met first."""
+        if folder not in self._known:
+            identity = _identity(folder)
+            self._known[folder] = identity is None or self._names.setdefault(identity, folder) == folder
+        return self._known[folder]
 
 
 def files_below(folder: Path, *, recursive: bool) -> Iterator[Path]:

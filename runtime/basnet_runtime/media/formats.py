@@ -30,7 +30,22 @@ PICTURE_SUFFIXES = frozenset(
     (
         *(".apng", ".avif", ".avifs", ".bmp", ".bw", ".dds", ".dib", ".dpx", ".exr", ".gif", ".hdr", ".heic", ".heics"),
         *(".heif", ".heifs", ".hif", ".icb", ".ico", ".j2c", ".j2k", ".jfif", ".jls", ".jp2", ".jpc", ".jpe", ".jpeg"),
-        *(".jpf", ".jpg", ".jpx", ".jxl", ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".phm", ".png", ".pnm", ".ppm"),
+        *(
+            ".jpf",
+            ".jpg",
+            ".jpx",
+            ".jxl",
+            ".mpo",
+            ".pam",
+            ".pbm",
+            ".pcx",
+            ".pfm",
+            ".pgm",
+            ".phm",
+            ".png",
+            ".pnm",
+            ".ppm",
+        ),
         *(".psd", ".qoi", ".ras", ".rgba", ".sgi", ".sun", ".tga", ".tif", ".tiff", ".vda", ".vst", ".wbmp", ".webp"),
         *(".xbm", ".xpm", ".xwd"),
     )

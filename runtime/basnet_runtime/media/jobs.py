@@ -16,7 +16,7 @@ from typing import Literal
 
 from basnet_runtime.media.compose import KINDS, OutputKind
 from basnet_runtime.media.files import fitting_name
-from basnet_runtime.media.folders import files_below, matching
+from basnet_runtime.media.folders import Entered, files_below, matching
 from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
 from basnet_runtime.media.motion_jpeg import is_motion_jpeg
 from basnet_torch.errors import BasnetError, MediaError, UsageError
@@ -181,6 +181,7 @@ def _job_folder(inputs: Sequence[str], output: str | None) -> Path | None:
 def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure], Counter[str]]:  # noqa: FBT001
     found: dict[Path, _Found] = {}
     others: set[Path] = set()
+    entered = Entered()
     failures = []
     for text in inputs:
         files = list(_files_of(text, recursive))
@@ -189,6 +190,8 @@ def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], lis
         if not files:
             failures.append(Failure(source=Path(text), error=_why_nothing(text, recursive)))
         for file in files:
+            if not file.named and not entered.first_name(file.path.parent):
+                continue
             known = found.get(file.path)
             if known is None or file.named:
                 found[file.path] = file

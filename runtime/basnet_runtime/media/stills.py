@@ -24,6 +24,7 @@ __all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "opencv_still"
 
 # These are decoded whole, next to the file's own bytes; FFmpeg's frames are copied once more.
 STILL_PIXELS = {"opencv": 100_000_000, "ffmpeg": 64_000_000}
+_MOST_BYTES = 1 << 29  # a file may hold more, such as pictures in a row, than its first picture
 _LINEAR = "its samples are linear light; what is brighter than white is white"
 _SIZ = b"\xff\x4f\xff\x51"
 
@@ -110,7 +111,8 @@ def ffmpeg_still(kind: PictureKind, file: BinaryIO, path: Path, *, max_pixels: i
             decoder: Any = av.CodecContext.create(kind.codec, "r")
             decoder.thread_count = 1
             decoder.options = {"max_pixels": str(max_pixels)}
-            data = _named_tuples(file.read()) if kind.codec == "pam" else file.read()
+            data = file.read(_MOST_BYTES)
+            data = _named_tuples(data) if kind.codec == "pam" else data
             frames = [*decoder.decode(av.Packet(data)), *decoder.decode(None)]
             frame = frames[0] if frames else None
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
