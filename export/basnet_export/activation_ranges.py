@@ -62,6 +62,16 @@ class Observed:
         """The largest value of all."""
         return float(self.high_C.max())
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of all."""
+        return max(-self.low, self.high)
+
+    @property
+    def steps(self) -> float:
+        """How many steps of a byte its largest magnitude has: half of them where there are negative values."""
+        return 255.0 if self.low >= 0 else 127.5
+
     def over(self, share_C: Float32 | None) -> Observed:
         """What it is with each channel divided by its share."""
         if share_C is None:

@@ -26,7 +26,7 @@ def join_as_bytes(graph: onnx.GraphProto) -> None:
     """Quantise what is joined or pooled, instead of what comes of it; nodes are left in any order.
 
     Args:
-        graph: With a step for each channel of what is quantised, zero at byte 0, and one step leading back.
+        graph: With a step for each channel of what is quantised, one byte for zero, and one step leading back.
     """
     _Rewriting(graph).run()
 
@@ -38,26 +38,31 @@ class _Rewriting:
         self.graph = graph
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.makers = {output: node for node in graph.node for output in node.output}
-        self.bytes: dict[str, list[tuple[Float32, str]]] = {}  # of a tensor: steps by channel, and what has them
-        self.made: dict[tuple[str, float, bytes], str] = {}
+        # Of a tensor: steps by channel, the byte for zero, and what has them
+        self.bytes: dict[str, list[tuple[Float32, int, str]]] = {}
+        self.made: dict[tuple[str, float, int, bytes], str] = {}
 
     def run(self) -> None:
         quantizers = [node for node in self.graph.node if node.op_type == "QuantizeLinear" and self._by_channel(node)]
         moved = [node for node in quantizers if self._parts(node.input[0])]
         for node in quantizers:
             if not self._parts(node.input[0]):
-                self.bytes.setdefault(node.input[0], []).append((self.constants[node.input[1]], node.output[0]))
+                known = self.constants[node.input[1]], self._zero(node), node.output[0]
+                self.bytes.setdefault(node.input[0], []).append(known)
         for node in moved:
             steps_C = self.constants[node.input[1]]
             for dequantizer in self._readers(node.output[0]):
                 back = self.constants[dequantizer.input[1]]
-                joined = self._in_bytes(node.input[0], steps_C, back)
+                joined = self._in_bytes(node.input[0], steps_C, back, self._zero(node))
                 for reader in self._readers(dequantizer.output[0]):
                     reader.input[:] = [joined if name == dequantizer.output[0] else name for name in reader.input]
         self._prune()
 
     def _by_channel(self, node: onnx.NodeProto) -> bool:
-        return self.constants[node.input[1]].ndim == 1 and not self.constants[node.input[2]].any()
+        return bool(self.constants[node.input[1]].ndim == 1)
+
+    def _zero(self, node: onnx.NodeProto) -> int:
+        return int(self.constants[node.input[2]].flat[0])
 
     def _readers(self, name: str) -> list[onnx.NodeProto]:
         return [node for node in self.graph.node if name in node.input]
@@ -76,47 +81,46 @@ class _Rewriting:
         stored = weight if weight in self.constants else self.makers[weight].input[0]
         return len(self.constants[stored])
 
-    def _in_bytes(self, name: str, steps_C: Float32, back: NDArray[np.float32]) -> str:
+    def _in_bytes(self, name: str, steps_C: Float32, back: NDArray[np.float32], zero: int) -> str:
         """What equals `name` with its channels in these steps, led back by the one step `back`."""
-        key = (name, float(back), steps_C.tobytes())
+        key = (name, float(back), zero, steps_C.tobytes())
         if key not in self.made:
             parts, inputs, start = self._parts(name), [], 0
             for part in parts:
                 stop = start + self._channels(part)
-                inputs.append(self._in_bytes(part, steps_C[start:stop], back))
+                inputs.append(self._in_bytes(part, steps_C[start:stop], back, zero))
                 start = stop
             if parts:
                 self.made[key] = self._copied(self.makers[name], inputs)
             else:
-                self.made[key] = self._led_back(self._quantized(name, steps_C), back)
+                self.made[key] = self._led_back(self._quantized(name, steps_C, zero), back, zero)
         return self.made[key]
 
     def _copied(self, maker: onnx.NodeProto, inputs: list[str]) -> str:
         name = f"{maker.name}.bytes{len(self.made)}"
         return self._added(maker.op_type, inputs, name, maker.attribute)
 
-    def _quantized(self, name: str, steps_C: Float32) -> str:
+    def _quantized(self, name: str, steps_C: Float32, zero: int) -> str:
         from onnx import helper
 
         known = self.bytes.setdefault(name, [])
-        for other_C, output in known:
-            if np.allclose(other_C, steps_C, rtol=_EQUAL, atol=0):
+        for other_C, other_zero, output in known:
+            if zero == other_zero and np.allclose(other_C, steps_C, rtol=_EQUAL, atol=0):
                 return output
         label = f"{name}.bytes{len(known)}"
         steps, zeros = f"{label}.steps", f"{label}.zeros"
         self._constant(steps, steps_C)
-        self._constant(zeros, np.zeros(len(steps_C), np.uint8))
-        known.append(
-            (steps_C, self._added("QuantizeLinear", [name, steps, zeros], label, [helper.make_attribute("axis", 1)]))
-        )
-        return known[-1][1]
+        self._constant(zeros, np.full(len(steps_C), zero, np.uint8))
+        made = self._added("QuantizeLinear", [name, steps, zeros], label, [helper.make_attribute("axis", 1)])
+        known.append((steps_C, zero, made))
+        return made
 
-    def _led_back(self, name: str, back: NDArray[np.float32]) -> str:
+    def _led_back(self, name: str, back: NDArray[np.float32], zero: int) -> str:
         label = f"{name}.back{len(self.made)}"
-        step, zero = f"{label}.step", f"{label}.zero"
+        step, zeros = f"{label}.step", f"{label}.zero"
         self._constant(step, back)
-        self._constant(zero, np.array(0, np.uint8))
-        return self._added("DequantizeLinear", [name, step, zero], label)
+        self._constant(zeros, np.array(zero, np.uint8))
+        return self._added("DequantizeLinear", [name, step, zeros], label)
 
     def _constant(self, name: str, value: NDArray[Any]) -> None:
         from onnx import numpy_helper

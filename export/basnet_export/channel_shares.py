@@ -14,6 +14,7 @@ Legend: O, I channels of output and input, S sampled positions, C channels of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,46 +26,48 @@ from basnet_export.kernel_rounding import LARGEST
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Shares", "channel_shares", "least_error"]
+__all__ = ["Reader", "Shares", "by_input", "channel_shares", "groups_of", "least_error"]
 
 Float32 = NDArray[np.float32]
 Shares: TypeAlias = Mapping[str, Float32]
 
 _POWERS = np.linspace(0, 1, 9)
 _LEAST = 1 / 32  # a channel that was quiet on all calibration pictures may be louder on others
-_STEPS = 255
 _COMPENSATED = 1 / 16  # of the error of weights is left after `rounded_kernel`, as a variance: measured on basnet-lite
 
 
 def channel_shares(
     graph: onnx.GraphProto, observed: Mapping[str, Observed], kernels: Mapping[str, Float32]
 ) -> dict[str, Float32]:
-    """By tensor that an INT8 convolution reads a share for each channel; tensors with negative values have none.
+    """By tensor that an INT8 convolution reads a share for each channel.
 
+    Tensors with negative values are quantized over as much below zero as above, so that channels have one zero point.
     What is joined or pooled on its way has one step for each channel everywhere, so that it becomes bytes once.
 
     Args:
         graph: A `tensor` graph.
         observed: What its tensors were on calibration pictures.
-        kernels: Weights O,I,H,W of the INT8 convolutions by the node's name.
+        kernels: Weights O,I,H,W of the INT8 convolutions by the node's name; I is 1 for depthwise ones.
     """
-    read = [(node.input[0], kernels[node.name]) for node in graph.node if node.name in kernels]
+    read = [
+        (node.input[0], by_input(kernels[node.name], groups_of(node))) for node in graph.node if node.name in kernels
+    ]
     origins = {name: _origins(graph, observed, name) for name, _ in read}
-    origins = {name: found for name, found in origins.items() if all(one.low >= 0 < one.high for one in found.values())}
+    origins = {name: found for name, found in origins.items() if all(one.largest > 0 for one in found.values())}
     seen: dict[str, Observed] = {}
-    readers: dict[str, list[tuple[Observed, Float32]]] = {}
-    for name, kernel_OIHW in read:
+    readers: dict[str, list[tuple[Observed, Reader]]] = {}
+    for name, reader in read:
         start = 0
         for origin, tensor in origins.get(name, {}).items():
             seen[origin] = tensor
             stop = start + len(tensor.high_C)
-            readers.setdefault(origin, []).append((tensor, kernel_OIHW[:, start:stop]))
+            readers.setdefault(origin, []).append((tensor, reader.of(slice(start, stop))))
             start = stop
     top_C = {
-        origin: least_error([tensor], readers[origin]) * np.float32(tensor.high) for origin, tensor in seen.items()
+        origin: least_error([tensor], readers[origin]) * np.float32(tensor.largest) for origin, tensor in seen.items()
     }
     return {
-        name: np.minimum(np.concatenate([top_C[origin] for origin in found]) / np.float32(observed[name].high), 1)
+        name: np.minimum(np.concatenate([top_C[origin] for origin in found]) / np.float32(observed[name].largest), 1)
         for name, found in origins.items()
     }
 
@@ -94,24 +97,54 @@ def _origins(graph: onnx.GraphProto, observed: Mapping[str, Observed], name: str
     return found
 
 
-def least_error(tensors: Sequence[Observed], readers: Sequence[tuple[Observed, Float32]]) -> Float32:
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The weights of a convolution by the channels that they read.
+
+    Attributes:
+        kernel_OCHW: Output channels first, then those of the tensor; a depthwise convolution has one output for each.
+        depthwise: Whether each channel makes an output of its own, so that its weights have steps of their own.
+    """
+
+    kernel_OCHW: Float32
+    depthwise: bool = False
+
+    def of(self, channels: slice) -> Reader:
+        """The part that reads these channels."""
+        return Reader(self.kernel_OCHW[:, channels], self.depthwise)
+
+
+def groups_of(node: onnx.NodeProto) -> int:
+    """The number of groups of a convolution: 1, or for a depthwise one that of its channels."""
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def by_input(kernel_OIHW: Float32, groups: int) -> Reader:
+    """A convolution's weights by what they read."""
+    return Reader(kernel_OIHW.swapaxes(0, 1), depthwise=True) if groups > 1 else Reader(kernel_OIHW)
+
+
+def least_error(tensors: Sequence[Observed], readers: Sequence[tuple[Observed, Reader]]) -> Float32:
     """The one share for each channel of all `tensors` by which what reads them is expected to err least.
 
     Args:
-        tensors: With equal numbers of channels; those that are read are not negative.
-        readers: A tensor and the weights O,I,H,W that read it, for every convolution that reads one.
+        tensors: With equal numbers of channels.
+        readers: A tensor and the weights that read it, for every convolution that reads one.
     """
-    parts = [np.maximum(-tensor.low_C, tensor.high_C) / max(-tensor.low, tensor.high) for tensor in tensors]
+    parts = [np.maximum(-tensor.low_C, tensor.high_C) / tensor.largest for tensor in tensors]
     part_C = np.maximum(np.max(parts, axis=0), _LEAST).astype(np.float32)
     choices = [(part_C**power).astype(np.float32) for power in _POWERS]
     return min(choices, key=lambda share_C: sum(_error(tensor, share_C, kernel) for tensor, kernel in readers))
 
 
-def _error(tensor: Observed, share_C: Float32, kernel_OIHW: Float32) -> float:
+def _error(tensor: Observed, share_C: Float32, reader: Reader) -> float:
     """Expected squared error of what the kernel gives, up to a factor: a step's own error is spread evenly over it."""
-    step_C = share_C * np.float32(tensor.high / _STEPS)
-    filled_C = (tensor.sample_SC > 0).mean(axis=0)  # zero is exact
+    step_C = share_C * np.float32(tensor.largest / tensor.steps)
+    filled_C = (tensor.sample_SC != 0).mean(axis=0)  # zero is exact
+    kernel_OIHW = reader.kernel_OCHW
     inputs = float(np.sum(step_C**2 * filled_C * np.square(kernel_OIHW).sum(axis=(0, 2, 3))))
+    if reader.depthwise:  # a channel's share and its weights' step cancel out
+        return inputs
     step_O = (np.abs(kernel_OIHW).max(axis=(2, 3)) * share_C).max(axis=1) / np.float32(LARGEST)
     squares_C = np.square(tensor.sample_SC).mean(axis=0) / share_C**2
     weights = np.sum(step_O**2) * np.sum(squares_C) * kernel_OIHW[0, 0].size

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_export.activation_ranges import Observed
-from basnet_export.channel_shares import Shares, least_error
+from basnet_export.channel_shares import Reader, Shares, by_input, groups_of, least_error
 
 if TYPE_CHECKING:
     import onnx
@@ -52,9 +52,9 @@ def equalising_shares(
         if not seen:
             continue
         readers = [
-            (observed.get(name, seen[0]), kernel_OIHW)
+            (observed.get(name, seen[0]), reader)
             for name in names
-            for kernel_OIHW in _reading(graph, name, kernels, joined, widths)
+            for reader in _reading(graph, name, kernels, joined, widths)
         ]
         if readers and all(tensor.low >= 0 < tensor.high for tensor, _ in readers):
             shares |= dict.fromkeys(names, least_error(seen, readers))
@@ -78,7 +78,12 @@ def equalised(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
     for node in copy.graph.node:
         if node.op_type == "Conv":
             kernel, *biases = (weights[name] for name in node.input[1:3])
-            values = scaled(numpy_helper.to_array(kernel), shares.get(node.input[0]), shares.get(node.output[0]))
+            values = scaled(
+                numpy_helper.to_array(kernel),
+                shares.get(node.input[0]),
+                shares.get(node.output[0]),
+                groups=groups_of(node),
+            )
             kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
             for bias in biases if node.output[0] in shares else ():
                 offsets = numpy_helper.to_array(bias) / shares[node.output[0]]
@@ -86,10 +91,12 @@ def equalised(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
     return copy
 
 
-def scaled(kernel_OIHW: Float32, read_I: Float32 | None = None, made_O: Float32 | None = None) -> Float32:
-    """Weights that read a tensor divided by `read_I` and make one divided by `made_O`."""
-    if read_I is not None:
-        kernel_OIHW = kernel_OIHW * read_I[None, :, None, None]
+def scaled(
+    kernel_OIHW: Float32, read_C: Float32 | None = None, made_O: Float32 | None = None, *, groups: int = 1
+) -> Float32:
+    """Weights that read a tensor divided by `read_C` and make one divided by `made_O`."""
+    if read_C is not None:
+        kernel_OIHW = kernel_OIHW * (read_C[:, None] if groups > 1 else read_C[None, :])[:, :, None, None]
     if made_O is not None:
         kernel_OIHW = kernel_OIHW / made_O[:, None, None, None]
     return kernel_OIHW
@@ -122,7 +129,7 @@ def _reading(
     kernels: Mapping[str, Float32],
     joined: Mapping[str, Sequence[str]],
     widths: Mapping[str, int],
-) -> list[Float32]:
+) -> list[Reader]:
     """The part of each INT8 convolution's weights that reads the tensor, directly or in a joined map."""
     places = {name: slice(None)}
     for whole, parts in joined.items():
@@ -130,4 +137,4 @@ def _reading(
             start = sum(widths[part] for part in parts[: list(parts).index(name)])
             places[whole] = slice(start, start + widths[name])
     convolutions = (node for node in graph.node if node.name in kernels and node.input[0] in places)
-    return [kernels[node.name][:, places[node.input[0]]] for node in convolutions]
+    return [by_input(kernels[node.name], groups_of(node)).of(places[node.input[0]]) for node in convolutions]

@@ -240,7 +240,7 @@ class _Bench(CandidateBench):
         auto = _BY_CHANNEL if self.shares else AUTO
         asked = auto if self._config.calibration_method == "auto" else (self._config.calibration_method,)
         symmetric = self._config.int8_target == "tensorrt"
-        self.ranges = {method: ranges_by(method, self._observed, symmetric=symmetric) for method in asked}
+        self.ranges = {method: self._ranges_by(method, symmetric=symmetric) for method in asked}
         excess: dict[str, float] = {}
         for method in asked:
             self.method = method
@@ -250,6 +250,14 @@ class _Bench(CandidateBench):
         told = ", ".join(f"{method} {excess[method]:.2f}" for method in ranked)
         progress(f"ranges by {self.method} (worst of the contract's values by its limit: {told})")
         return ranked
+
+    def _ranges_by(self, method: Method, *, symmetric: bool) -> Ranges:
+        """Of each tensor; where channels have ranges of their own, as far below zero as above it, or from zero."""
+        ranges = ranges_by(method, self._observed, symmetric=symmetric)
+        for name in self.shares:
+            largest = max(-ranges[name][0], ranges[name][1])
+            ranges[name] = (0.0 if self._observed[name].low >= 0 else -largest, largest)
+        return ranges
 
     def mix(self, parts: Collection[str], end: float, progress: Progress) -> bool:
         """Ranges of each stage by the method that moves the masks least when that stage alone is INT8.

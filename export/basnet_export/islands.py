@@ -137,8 +137,9 @@ def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, 
             closest = report
         if time.monotonic() > end:
             break
+    tried = f"{', '.join(order[:3])} and {len(order) - 3} more" if len(order) > 4 else ", ".join(order)
     raise ParityError(
-        f"no layers found that keep the contract when they stay FP32, of {', '.join(order)}: nearest was {closest}; "
+        f"no layers found that keep the contract when they stay FP32, of {tried}: nearest was {closest}; "
         "allow more --search-minutes, or use more precision; INT8 may also gain from more pictures to calibrate on"
     )
 

@@ -7,7 +7,8 @@ Weights of a channel are taken one after the other, and the error of each is put
 much their inputs go together on calibration pictures: E. Frantar et al., "GPTQ", ICLR 2023, in the order of the inputs'
 strength.
 
-Legend: O, I channels of output and input, K = I times height times width of a kernel.
+Legend: G groups of channels (1, or as many as channels in a depthwise layer), O, I channels of output and input of a
+group, K = I times height times width of a kernel.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def second_moments(
         seed: Which patches are taken.
 
     Returns:
-        By name a float32 matrix K,K.
+        By name float32 matrices G,K,K, one for each group of channels.
     """
     import torch
     from torch import nn
@@ -61,8 +62,8 @@ def second_moments(
 
     def watch(name: str) -> Callable[..., None]:
         def taken(module: nn.Conv2d, inputs: tuple[torch.Tensor, ...]) -> None:
-            patches_KP = _patches(module, inputs[0], len(pictures), generator)
-            product = patches_KP @ patches_KP.T
+            patches_GKP = _patches(module, inputs[0], len(pictures), generator)
+            product = patches_GKP @ patches_GKP.mT
             moments[name] = moments[name] + product if name in moments else product
 
         return taken
@@ -77,63 +78,69 @@ def second_moments(
 
 
 def _patches(module: Any, image_NCHW: torch.Tensor, pictures: int, generator: torch.Generator) -> torch.Tensor:
-    """Some of the patches that the convolution sees, as columns: K,P."""
+    """Some of the patches that each group of the convolution sees, as columns: G,K,P."""
     import torch
     from torch.nn import functional
 
     size, padding = module.kernel_size, module.padding
     unfolded_KP = functional.unfold(image_NCHW, size, module.dilation, padding, module.stride)[0]
-    wanted = min(unfolded_KP.shape[1], max(256, _PATCHES * unfolded_KP.shape[0] // pictures))
-    return unfolded_KP[:, torch.randperm(unfolded_KP.shape[1], generator=generator)[:wanted]]
+    unfolded_GKP = unfolded_KP.unflatten(0, (module.groups, -1))
+    wanted = min(unfolded_GKP.shape[2], max(256, _PATCHES * unfolded_GKP.shape[1] // pictures))
+    return unfolded_GKP[:, :, torch.randperm(unfolded_GKP.shape[2], generator=generator)[:wanted]]
 
 
-def rounded_kernel(kernel_OIHW: Float32, moments_KK: torch.Tensor, share_I: Float32 | None = None) -> Float32:
+def rounded_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, share_C: Float32 | None = None) -> Float32:
     """Weights that are whole multiples of their channel's step, a 127th of its largest weight.
 
     Args:
-        kernel_OIHW: The weights.
-        moments_KK: Of what they are multiplied with, from `second_moments`.
-        share_I: What each input channel was divided by; the weights are multiplied with it first.
+        kernel_OIHW: The weights, the output channels of all groups after each other.
+        moments_GKK: Of what they are multiplied with, from `second_moments`.
+        share_C: What each input channel was divided by; the weights are multiplied with it first.
 
     Returns:
         The new weights of the same shape; each channel's largest stays its largest, so that its step does too.
     """
     import torch
 
-    weights = torch.from_numpy(kernel_OIHW.astype(np.float64))
-    moments = moments_KK.double()
-    if share_I is not None:
-        share = torch.from_numpy(share_I).double()
-        weights = weights * share[None, :, None, None]
-        by_weight = share.repeat_interleave(kernel_OIHW[0, 0].size)
-        moments = moments / by_weight[:, None] / by_weight[None, :]
-    flat_OK = weights.flatten(1)
-    step_O1 = flat_OK.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-    whole = _compensated(flat_OK / step_O1, moments)
+    groups = len(moments_GKK)
+    weights_GOIHW = torch.from_numpy(kernel_OIHW.astype(np.float64)).unflatten(0, (groups, -1))
+    moments = moments_GKK.double()
+    if share_C is not None:
+        share_GI = torch.from_numpy(share_C).double().unflatten(0, (groups, -1))
+        weights_GOIHW = weights_GOIHW * share_GI[:, None, :, None, None]
+        by_weight = share_GI.repeat_interleave(kernel_OIHW[0, 0].size, dim=1)
+        moments = moments / by_weight[:, :, None] / by_weight[:, None, :]
+    flat_GOK = weights_GOIHW.flatten(2)
+    step_GO1 = flat_GOK.abs().amax(2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    whole = _compensated(flat_GOK / step_GO1, moments)
     # A largest weight that was rounded down would make every other step of its channel finer than it was taken for.
-    largest_O1 = flat_OK.abs().argmax(1, keepdim=True)
-    whole.scatter_(1, largest_O1, LARGEST * flat_OK.gather(1, largest_O1).sign())
-    return (whole * step_O1).reshape(kernel_OIHW.shape).float().numpy()
+    largest_GO1 = flat_GOK.abs().argmax(2, keepdim=True)
+    whole.scatter_(2, largest_GO1, LARGEST * flat_GOK.gather(2, largest_GO1).sign())
+    return (whole * step_GO1).reshape(kernel_OIHW.shape).float().numpy()
 
 
-def _compensated(wanted_OK: torch.Tensor, moments_KK: torch.Tensor) -> torch.Tensor:
+def _compensated(wanted_GOK: torch.Tensor, moments_GKK: torch.Tensor) -> torch.Tensor:
     """Whole numbers from -127 to 127, those whose inputs are largest taken first."""
     import torch
 
-    diagonal = moments_KK.diagonal()
-    order = diagonal.argsort(descending=True)
-    damped = moments_KK[order][:, order]
-    damped.diagonal().add_(_DAMPING * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny))
+    diagonal_GK = moments_GKK.diagonal(dim1=1, dim2=2)
+    order_GK = diagonal_GK.argsort(dim=1, descending=True)
+    rows = order_GK[:, :, None].expand_as(moments_GKK)
+    columns = order_GK[:, None, :].expand_as(moments_GKK)
+    damped = moments_GKK.gather(1, rows).gather(2, columns)
+    damping = _DAMPING * diagonal_GK.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    damped.diagonal(dim1=1, dim2=2).add_(damping)
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    left = wanted_OK[:, order].clone()
+    across = order_GK[:, None, :].expand_as(wanted_GOK)
+    left = wanted_GOK.gather(2, across)
     whole = torch.empty_like(left)
-    for start in range(0, left.shape[1], _BLOCK):
-        block = slice(start, min(start + _BLOCK, left.shape[1]))
-        errors = torch.empty_like(left[:, block])
+    for start in range(0, left.shape[2], _BLOCK):
+        block = slice(start, min(start + _BLOCK, left.shape[2]))
+        errors = torch.empty_like(left[:, :, block])
         for column in range(block.start, block.stop):
-            whole[:, column] = left[:, column].round().clamp(-LARGEST, LARGEST)
-            error = (left[:, column] - whole[:, column]) / factor[column, column]
-            left[:, column : block.stop] -= error[:, None] * factor[column, column : block.stop]
-            errors[:, column - start] = error
-        left[:, block.stop :] -= errors @ factor[block, block.stop :]
-    return whole[:, order.argsort()]
+            whole[:, :, column] = left[:, :, column].round().clamp(-LARGEST, LARGEST)
+            error_GO = (left[:, :, column] - whole[:, :, column]) / factor[:, column, column, None]
+            left[:, :, column : block.stop] -= error_GO[:, :, None] * factor[:, None, column, column : block.stop]
+            errors[:, :, column - start] = error_GO
+        left[:, :, block.stop :] -= errors @ factor[:, block, block.stop :]
+    return torch.empty_like(whole).scatter_(2, across, whole)

@@ -23,7 +23,7 @@ import numpy as np
 
 from basnet_export.activation_ranges import Ranges
 from basnet_export.byte_maps import join_as_bytes
-from basnet_export.channel_shares import Shares
+from basnet_export.channel_shares import Shares, groups_of
 from basnet_export.config import Target
 from basnet_export.kernel_rounding import Kernels
 from basnet_torch.errors import ExportError, UsageError
@@ -41,7 +41,8 @@ __all__ = [
     "quantized_tensors",
 ]
 
-_KINDS = ("Conv", "Relu", "Add", "Concat", "Resize", "MaxPool")
+_RECTIFIERS = ("Relu", "Clip")
+_KINDS = ("Conv", *_RECTIFIERS, "Add", "Concat", "Resize", "MaxPool")
 _FEW_CHANNELS = 3
 
 
@@ -52,10 +53,19 @@ def quantizable_nodes(graph: onnx.GraphProto) -> list[str]:
 
 
 def always_fp32(graph: onnx.GraphProto, target: Target) -> list[str]:
-    """Convolutions that take the picture or a single channel and, where sums become bytes again, that make one."""
+    """Convolutions that take the picture or a single channel and, where sums become bytes again, that make one.
+
+    Convolutions in groups of several channels stay too: no runtime here is known to have fast kernels for them.
+    """
+    fixed = []
     shapes = _weight_shapes(graph)
-    axes = slice(1, 2) if target == "openvino" else slice(0, 2)
-    return [node.name for node in _convolutions(graph) if min(shapes[node.input[1]][axes]) <= _FEW_CHANNELS]
+    for node in _convolutions(graph):
+        out_channels, of_group = shapes[node.input[1]][:2]
+        groups = groups_of(node)
+        few = of_group * groups if target == "openvino" else min(out_channels, of_group * groups)
+        if few <= _FEW_CHANNELS or (groups > 1 and of_group > 1):
+            fixed.append(node.name)
+    return fixed
 
 
 def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
@@ -78,7 +88,7 @@ def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
 def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
     """Every tensor that may be quantised over a range of its own.
 
-    What only a ReLU reads is rectified first, and what is enlarged keeps the range of the smaller map.
+    What only a ReLU or ReLU6 reads is rectified first, and what is enlarged keeps the range of the smaller map.
     """
     nodes = set(quantizable_nodes(graph))
     constant = {tensor.name for tensor in graph.initializer}
@@ -87,7 +97,7 @@ def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
-    passing = {t for t, kinds in readers.items() if kinds == {"Relu"}}
+    passing = {t for t, kinds in readers.items() if len(kinds) == 1 and kinds < {*_RECTIFIERS}}
     passing |= {node.output[0] for node in graph.node if node.op_type == "Resize"}
     return [t for t in dict.fromkeys(touched) if t and t not in constant and t not in passing]
 
@@ -220,10 +230,8 @@ def _quantise_by_channel(graph: onnx.GraphProto, shares: Shares) -> None:
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in shares:
             name, (value, scale, zero) = node.output[0], node.input
-            if constants[zero].any():
-                raise ExportError(f"{value}: has negative values, so its channels have no range of their own")
             steps = constants[scale] * shares[value]
-            added = {f"{name}_scales": steps, f"{name}_zeros": np.zeros(len(steps), constants[zero].dtype)}
+            added = {f"{name}_scales": steps, f"{name}_zeros": np.full(len(steps), constants[zero])}
             graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in added.items())
             node.input[1:] = list(added)
             node.attribute.append(helper.make_attribute("axis", 1))
@@ -241,8 +249,8 @@ def _options(target: Target) -> dict[str, object]:
 
 
 def _completed(graph: onnx.GraphProto, ranges: Ranges) -> Ranges:
-    """With ranges for what only a ReLU reads: the quantiser asks for them and then takes those after the ReLU."""
-    rectified = [node for node in graph.node if node.op_type == "Relu" and node.output[0] in ranges]
+    """With ranges for what only a ReLU or ReLU6 reads: the quantizer asks for them and takes those after it."""
+    rectified = [node for node in graph.node if node.op_type in _RECTIFIERS and node.output[0] in ranges]
     return {**{node.input[0]: ranges[node.output[0]] for node in rectified}, **ranges}
 
 

@@ -12,7 +12,6 @@ from basnet_export.channel_shares import channel_shares
 from basnet_export.kernel_rounding import LARGEST, rounded_kernel, second_moments
 from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
-from basnet_torch.errors import ExportError
 from tests.models import checkpoint_file, draw_discs, exported
 
 
@@ -38,7 +37,7 @@ def moved(kernel, other, inputs):
 
 def test_rounding_by_what_a_layer_sees_moves_it_less_and_keeps_the_grid():
     kernel, inputs = layer()
-    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T))
+    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None])
     assert moved(kernel, rounded, inputs) < 0.5 * moved(kernel, nearest(kernel), inputs)
     step = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / LARGEST
     whole = rounded / step
@@ -51,7 +50,7 @@ def test_inputs_never_seen_and_channels_of_zeros_are_no_trouble():
     kernel[2] = 0
     inputs[9:18] = 0
     for seen in (inputs, np.zeros_like(inputs)):
-        rounded = rounded_kernel(kernel, torch.from_numpy(seen @ seen.T))
+        rounded = rounded_kernel(kernel, torch.from_numpy(seen @ seen.T)[None])
         assert np.isfinite(rounded).all()
         assert not rounded[2].any()
 
@@ -59,7 +58,7 @@ def test_inputs_never_seen_and_channels_of_zeros_are_no_trouble():
 def test_shares_go_into_the_kernel():
     kernel, inputs = layer(loud=10)
     share = np.linspace(0.2, 1, kernel.shape[1]).astype(np.float32)
-    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T), share)
+    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None], share)
     wanted = kernel * share[:, None, None]
     assert np.abs(rounded - wanted).max() < 0.1 * np.abs(wanted).max()
     by_channel = inputs / np.repeat(share, 9)[:, None]
@@ -71,11 +70,11 @@ def observed(*tops, low=0.0):
     return Observed(low_C=np.float32([low] * len(tops)), high_C=np.float32(tops), sample_SC=sample)
 
 
-def share_of(tensor, kernel):
+def share_of(tensor, kernel, groups=1):
     """Of the input of the one convolution of a graph."""
     from onnx import TensorProto, helper
 
-    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=groups)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
     graph = helper.make_graph([node], "graph", ends[:1], ends[1:])
     return channel_shares(graph, {"x": tensor}, {"conv": kernel}).get("x")
@@ -88,7 +87,35 @@ def test_quiet_channels_get_a_smaller_share():
     assert 1 / 8 <= share[1] < 1  # never less than it needs
     assert 1 / 32 <= share[2] <= share[1]
     assert np.all(share_of(observed(2.0, 2.0), kernel[:, :2]) == 1)
-    assert share_of(observed(8.0, 1.0, 1.0, low=-1.0), kernel) is None
+
+
+def test_channels_with_negative_values_have_shares_too_of_the_largest_magnitude():
+    kernel = np.ones((4, 2, 3, 3), np.float32)
+    loud, quiet = share_of(observed(8.0, 1.0, low=-1.0), kernel)
+    assert loud == 1
+    assert 1 / 8 <= quiet < 1
+    negative = Observed(low_C=np.float32([-8, -1]), high_C=np.float32([1, 1]), sample_SC=np.float32([[-8, -1], [1, 1]]))
+    assert share_of(negative, kernel)[1] < 1
+
+
+def test_each_channel_of_a_depthwise_layer_takes_the_range_that_it_needs():
+    """Its weights have a step for each channel, so that no other channel pays for a share."""
+    share = share_of(observed(8.0, 1.0, 0.5), np.float32([1e-3, 1, 1]).reshape(3, 1, 1, 1) * np.ones((3, 1, 3, 3)), 3)
+    np.testing.assert_allclose(share, [1, 1 / 8, 1 / 16])
+
+
+def test_depthwise_kernels_are_rounded_by_what_their_own_channel_sees():
+    rng = np.random.default_rng(4)
+    kernel = rng.normal(size=(5, 1, 3, 3)).astype(np.float32)
+    seen = [rng.normal(size=(9, 200)) * rng.uniform(0.1, 3, (9, 1)) for _ in kernel]
+    moments = torch.from_numpy(np.stack([x @ x.T for x in seen]))
+    rounded = rounded_kernel(kernel, moments)
+    for channel, moment in enumerate(moments):
+        alone = rounded_kernel(kernel[channel : channel + 1], moment[None])
+        np.testing.assert_array_equal(rounded[channel : channel + 1], alone)
+    share = np.float32([1, 0.5, 0.25, 1, 0.125])
+    scaled_by = rounded_kernel(kernel, moments, share)
+    np.testing.assert_allclose(scaled_by, rounded * share[:, None, None, None], rtol=1e-6)
 
 
 def test_a_share_is_not_taken_where_it_makes_the_weights_coarse():
@@ -116,7 +143,7 @@ def pictures(tmp_path_factory):
 def test_moments_are_those_of_a_convolutions_input(pictures):
     checkpoint = load_checkpoint(checkpoint_file())
     name = "predict.bridge.0.conv"  # its input is so small that every patch of it is taken
-    found = second_moments(checkpoint, pictures[:2], [name])[name].numpy()
+    found = second_moments(checkpoint, pictures[:2], [name])[name][0].numpy()
     network, seen = model_from_checkpoint(checkpoint).eval(), []
     conv = network.get_submodule(name)
     conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -127,12 +154,12 @@ def test_moments_are_those_of_a_convolutions_input(pictures):
     np.testing.assert_allclose(found, sum(x @ x.T for x in unfolded), rtol=1e-3, atol=1e-4)
 
 
-def by_channel(fp32, keep_fp32=()):
+def by_channel(fp32, keep_fp32=(), low=0.0):
     """Every second channel has half of its tensor's range."""
     graph = fp32.graph
     layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in always_fp32(graph, "openvino")]
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    ranges = dict.fromkeys(quantized_tensors(graph), (0.0, 4.0))
+    ranges = dict.fromkeys(quantized_tensors(graph), (low, 4.0))
     shares, kernels = {}, {}
     for node in layers:
         kernel = weights[node.input[1]]
@@ -170,7 +197,8 @@ def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, monkeypatch):
+@pytest.mark.parametrize("low", [0.0, -4.0])
+def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, low, monkeypatch):
     import onnxruntime
 
     from basnet_export import quantization
@@ -182,16 +210,19 @@ def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, 
         return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"image": image})[0]
 
     shape = fp32.graph.input[0].type.tensor_type.shape.dim
-    joined, _, _ = by_channel(fp32)
+    joined, _, _ = by_channel(fp32, low=low)
     with monkeypatch.context() as patch:
         patch.setattr(quantization, "join_as_bytes", lambda graph: None)
-        apart, _, _ = by_channel(fp32)
+        apart, _, _ = by_channel(fp32, low=low)
     assert np.ptp(run(apart)) > 0
     assert np.array_equal(run(joined), run(apart))
     makers = {node.output[0]: node.op_type for node in fp32.graph.node}
     sources = [node.input[0] for node in joined.graph.node if node.op_type == "QuantizeLinear"]
     assert len(sources) == len(set(sources))
     assert {makers[name] for name in sources}.isdisjoint({"Concat", "MaxPool"})
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in joined.graph.initializer}
+    zeros = [constants[node.input[2]] for node in joined.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(np.all(zero == (128 if low else 0)) for zero in zeros)
 
 
 def test_a_layer_in_fp32_reads_a_map_joined_in_floats(fp32):
@@ -214,12 +245,3 @@ def test_a_convolution_kept_in_fp32_reads_what_was_not_quantised_for_its_neighbo
     assert after[neighbour].input[0] != before[neighbour].input[0]
     assert neighbour in kernels
     onnx.checker.check_model(model, full_check=True)
-
-
-def test_negative_values_have_no_range_by_channel(fp32):
-    name = next(
-        n.input[0] for n in fp32.graph.node if n.op_type == "Conv" and n.name not in always_fp32(fp32.graph, "openvino")
-    )
-    ranges = dict.fromkeys(quantized_tensors(fp32.graph), (-1.0, 1.0))
-    with pytest.raises(ExportError, match="has negative values"):
-        int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=(), shares={name: np.ones(16, np.float32)})

@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.manifest import read_manifest
+from basnet_runtime.open import open_model
+from basnet_runtime.parity import compare, tolerance_for
+from basnet_runtime.processor import why_no_int8
 from basnet_torch import encoders
 from basnet_torch.checkpoint import (
     Checkpoint,
@@ -29,7 +32,7 @@ from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError
 from basnet_torch.model import BASNet, CoarseBASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.trainer import Trainer, finishing, network_from_config
-from tests.models import SIZE, disc_folder, draw_discs, settle_statistics
+from tests.models import SIZE, calibration_folder, disc_folder, discs, draw_discs, settle_statistics
 from tests.torch.conftest import randomised
 
 LITE0 = "efficientnet-lite0"
@@ -201,6 +204,26 @@ def test_it_exports_with_parity_and_a_bare_graph(encoder, precision, tmp_path, f
     assert read_manifest(target).encoder == encoder
     kinds = {node.op_type for node in onnx.load(target).graph.node}
     assert not kinds & {"BatchNormalization", "Shape", "Pad"}
+
+
+@pytest.mark.skipif(why_no_int8() is not None, reason=why_no_int8() or "")
+def test_relu6_and_depthwise_layers_become_int8(tmp_path):
+    """Every convolution but the picture's and what takes a single map, signed values by channel; masks stay near."""
+    path = trained(LITE0, tmp_path / "trained.safetensors")
+    options = {"precision": "int8", "int8_target": "openvino", "calibration": calibration_folder(), "keep_fp32": ()}
+    target = export_onnx(ExportConfig(checkpoint=path, output=tmp_path / "int8.onnx", check=False, **options))
+    model = onnx.load(target)
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    floats = [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] not in quantized]
+    assert sorted(floats) == ["predict.encoder.stem.conv", "refine.input"]
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    bytes_of = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(constants[node.input[1]].ndim == 1 for node in bytes_of)
+    zeros = {int(constants[node.input[2]].flat[0]) for node in bytes_of}
+    assert zeros > {0}  # maps of ReLU and, about the middle, signed ones
+    assert zeros <= {0, 127, 128}
+    with open_model(path, threads=1) as reference, open_model(target, threads=1) as candidate:
+        assert compare(reference, candidate, discs(size=200), tolerance_for("int8")).mean_abs < 0.01
 
 
 def test_a_checkpoint_written_before_there_was_a_choice_is_on_resnet34(tmp_path):
