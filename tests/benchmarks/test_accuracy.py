@@ -20,7 +20,7 @@ from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
 from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
-from basnet_runtime.parity import Picture, boundary_iou
+from basnet_runtime.parity import Picture, boundary_iou, compare, tolerance_for
 from basnet_torch import datasets
 from basnet_torch.datasets import find_pairs, load_pairs
 from basnet_torch.errors import DataError, MaskValuesError, UsageError
@@ -399,3 +399,30 @@ def test_linked_folders_and_masks_beside_their_pictures_are_data_sets(bench_mode
         pictures = list(Pictures(folder))
         assert [picture.name for picture in pictures] == ["disc0", "disc1", "disc2"]
         assert all(picture.truth_HW is not None for picture in pictures)
+
+
+class Fixed:
+    """A model that always gives one mask."""
+
+    takes_frames = False
+
+    def __init__(self, mask_HW):
+        self._mask_HW = mask_HW
+
+    def mask(self, _):
+        return self._mask_HW
+
+
+def test_parity_compares_scores_where_the_truth_is_known():
+    mask = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    other = mask.copy()
+    other[:16] = 1 - other[:16]
+    ignored = np.zeros(mask.shape, bool)
+    ignored[:16] = True
+    picture = Picture(name="a", image_HWC=np.zeros((64, 64, 3), np.uint8), truth_HW=np.rint(mask))
+    changes = [
+        compare(Fixed(mask), Fixed(other), [replace(picture, ignored_HW=left_out)], tolerance_for("fp32")).mae_change
+        for left_out in (None, ignored)
+    ]
+    assert changes[0] > 0.1
+    assert changes[1] == 0

@@ -15,7 +15,7 @@ from basnet_benchmarks.cli import app
 from basnet_benchmarks.threshold import ThresholdConfig, background_square, measure_threshold
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from basnet_torch.errors import UsageError
+from basnet_torch.errors import MaskValuesError, UsageError
 from basnet_torch.model import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import draw_discs
@@ -51,6 +51,25 @@ def test_the_threshold_is_chosen_on_one_half_and_counted_on_the_other(data_set, 
     assert whole.found == 0
     assert whole.auc == 1
     assert report.before == 0.1
+
+
+def test_pieces_of_background_keep_clear_of_what_a_label_map_leaves_out(data_set, brightness, make_model):
+    """A bright band that is left out would be called salient if it were taken for background."""
+    for index in range(10):
+        image, mask = (data_set / part / f"{index}.png" for part in ("images", "masks"))
+        labels = np.minimum(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE), 1)
+        picture = cv2.imread(str(image))
+        picture[:20], labels[:20] = 255, 255
+        cv2.imwrite(str(image), picture)
+        cv2.imwrite(str(mask), labels)
+    with pytest.raises(MaskValuesError, match="is a label map"):
+        measure_threshold(ThresholdConfig(choose=data_set, lost=0.2))
+    config = ThresholdConfig(choose=data_set, mask_values="labels")
+    scored = list(threshold._scored(make_model(), data_set, config, lambda _: None))
+    assert all(whole > 0.3 for whole, _ in scored)
+    pieces = [piece for _, piece in scored if piece is not None]
+    assert len(pieces) >= 5
+    assert max(pieces) < 0.2  # the dim ground's
 
 
 def test_keep_counts_at_the_models_own(data_set, brightness):
