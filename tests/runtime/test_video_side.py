@@ -11,7 +11,7 @@ import pytest
 
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.video_container import check_output, default_suffix
-from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_torch.errors import MediaError, UsageError
 from tests.videos import images, made, streams_of
 
@@ -183,6 +183,22 @@ def test_statistics_of_the_source_are_not_those_of_the_result(tmp_path, fake_mod
     assert tags["DURATION"] == "00:00:00.200000000"
 
 
+@pytest.mark.parametrize(("span", "kept"), [(("0.04", None), False), ((None, None), True)])
+def test_statistics_of_sound_hold_for_all_of_it(tmp_path, fake_model, span, kept):
+    plain, clip = film(tmp_path / "plain.mkv", sounds=["ac3"]), tmp_path / "in.mkv"
+    with av.open(str(plain)) as source, av.open(str(clip), "w") as out:
+        copies = [out.add_stream_from_template(stream) for stream in source.streams]
+        copies[1].metadata.update({"BPS": "9", "NUMBER_OF_FRAMES-eng": "9", "A": "b"})
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+    made(fake_model, clip, tmp_path / "out.mkv", span=Span.parse(*span))
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        tags = container.streams.audio[0].metadata
+    assert ("BPS" in tags, "NUMBER_OF_FRAMES-eng" in tags, tags["A"]) == (kept, kept, "b")
+
+
 def test_closed_captions_are_said(tmp_path, fake_model):
     run = made(fake_model, CASES / "mp4_closed_captions.mp4", tmp_path / "out.mp4")
     assert run.notes == ["has closed captions inside its pictures, which are left out"]
@@ -205,7 +221,7 @@ def test_the_default_track_or_the_one_that_is_named(tmp_path, fake_model):
         with av.open(str(run.target)) as container:
             squares[track] = next(container.decode(video=0)).to_ndarray(format="gray")[16].argmax()
     assert squares[None] == squares[2] != squares[1]
-    with pytest.raises(UsageError, match="--video-track is 3, but it has 2 video tracks"):
+    with pytest.raises(MediaError, match="--video-track is 3, but it has 2 video tracks"):
         check_output(clip, tmp_path / "out.mp4", OutputKind(), VideoOptions(track=3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -12,7 +13,7 @@ import pytest
 from basnet_runtime.media.jobs import media_of
 from basnet_runtime.media.video import VideoSource
 from basnet_runtime.media.video_sink import Muxer, partial_path
-from basnet_runtime.media.video_times import frame_rate
+from basnet_runtime.media.video_times import Timeline, frame_rate
 from basnet_torch.errors import MediaError
 from tests.videos import images, made, streams_of
 
@@ -70,24 +71,54 @@ def test_a_clock_that_does_not_begin_at_zero(tmp_path, fake_model, start, suffix
         assert sum(1 for _ in container.decode(video=0)) == 25  # none hidden by an edit list
 
 
-def test_a_wrap_in_a_long_file_is_no_new_recording(tmp_path):
-    """FFmpeg undoes wraps near the beginning alone; the same clock, 26 hours in."""
-    from types import SimpleNamespace
+class Clock:
+    """Packets of 40 ms, by stream and decoding time, put on one clock."""
 
-    from basnet_runtime.media.video_times import Timeline
+    def __init__(self, container="mpegts", streams=1):
+        self.streams = [SimpleNamespace(index=index, type="video") for index in range(streams)]
+        self.timeline = Timeline(SimpleNamespace(format=SimpleNamespace(name=container), streams=self.streams))
 
-    stream = SimpleNamespace(index=0, type="video")
-    timeline = Timeline(SimpleNamespace(format=SimpleNamespace(name="mpegts"), streams=[stream]))
-    seen = []
-    for time in range(WRAP - 5 * 3600, WRAP + 5 * 3600, 3600):
+    def place(self, time, stream=0):
         packet = SimpleNamespace(
-            stream=stream, pts=(time + 7200) % WRAP, dts=time % WRAP, duration=3600, time_base=Fraction(1, TICKS)
+            stream=self.streams[stream],
+            pts=(time + 7200) % WRAP,
+            dts=time % WRAP,
+            duration=3600,
+            time_base=Fraction(1, TICKS),
         )
-        timeline.place(packet)
-        seen.append((packet.dts, packet.pts))
-    assert [dts for dts, _ in seen] == list(range(WRAP - 5 * 3600, WRAP + 5 * 3600, 3600))
-    assert all(pts - dts == 7200 for dts, pts in seen)
-    assert timeline.falls == []
+        self.timeline.place(packet)
+        return packet
+
+
+def test_a_wrap_in_a_long_file_is_no_new_recording():
+    """FFmpeg undoes wraps near the beginning alone; the same clock, 26 hours in."""
+    clock, times = Clock(), range(WRAP - 5 * 3600, WRAP + 5 * 3600, 3600)
+    packets = [clock.place(time) for time in times]
+    assert [packet.dts for packet in packets] == list(times)
+    assert all(packet.pts - packet.dts == 7200 for packet in packets)
+    assert clock.timeline.falls == []
+
+
+def test_one_wrong_time_is_no_new_recording():
+    clock = Clock("matroska,webm")
+    times = [*range(0, 100 * 3600, 3600), 0, *range(101 * 3600, 200 * 3600, 3600)]
+    packets = [clock.place(time) for time in times]
+    assert clock.timeline.falls == []
+    assert [packet.dts for packet in packets[:100]] == times[:100]
+    assert [packet.dts for packet in packets[101:]] == times[101:]
+
+
+def test_three_recordings_and_a_stream_that_comes_later():
+    """The second stream begins in the second recording; it moves no later one."""
+    clock, seen = Clock("matroska,webm", streams=2), []
+    for recording in range(3):
+        for time in range(20 * TICKS, 24 * TICKS, 3600):
+            seen.append(clock.place(time).dts)
+            if recording:
+                clock.place(time, stream=1)
+    assert len(clock.timeline.falls) == 2
+    assert np.diff(seen).min() > 0
+    assert np.diff(seen).max() < TICKS / 2
 
 
 @pytest.mark.parametrize(("first", "second"), [(20, 20), (20, 3), (300, 4)], ids=["same", "earlier", "minutes earlier"])

@@ -138,8 +138,11 @@ class LiveSide:
 class PacketCopier:
     """Copies the packets of a `Side` into an output, each when its time has come."""
 
-    def __init__(self, side: Side, output: OutputContainer, suffix: str) -> None:
-        """Make a stream in the output for each that it holds; `warnings` names those that it does not."""
+    def __init__(self, side: Side, output: OutputContainer, suffix: str, *, whole: bool) -> None:
+        """Make a stream in the output for each that it holds; `warnings` names those that it does not.
+
+        `whole`: what is counted in their tags holds for the copies too.
+        """
         self.warnings: list[str] = []
         self._side = side
         self._suffix = suffix
@@ -151,7 +154,7 @@ class PacketCopier:
                 self.warnings.append(f"the {named(stream)} stream is left out; {suffix} cannot hold it")
                 continue
             copy = output.add_stream_from_template(stream)
-            copy.metadata.update(stream.metadata)
+            copy.metadata.update({k: v for k, v in stream.metadata.items() if whole or not _is_statistic(k)})
             copy.disposition = stream.disposition
             self._outputs[stream.index] = copy
             if keeps_times_below_zero(suffix, stream):

@@ -36,7 +36,7 @@ from basnet_runtime.media.video_encoder import (
     swscale_matrix,
 )
 from basnet_runtime.media.video_open import av_detail
-from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.media.video_options import Span, VideoOptions
 from basnet_runtime.media.video_side import FileSide, PacketCopier, Side, copy_tags
 from basnet_runtime.media.video_traits import VideoTraits
 from basnet_runtime.timing import StageClock
@@ -340,7 +340,7 @@ class Muxer:
         self._stream = cast("VideoStream", stream)
         self.context = self._stream.codec_context
         set_up(self.context, encoder, plan.traits)
-        self._copier = PacketCopier(side, self._container, suffix)
+        self._copier = PacketCopier(side, self._container, suffix, whole=plan.options.span == Span())
         self.warnings += copy_tags(side, plan.traits.stream, self._container, self._stream, suffix, plan.options)
         self._start(encoder, plan)
         if self._in_milliseconds and 1000 % plan.traits.time_base.denominator:

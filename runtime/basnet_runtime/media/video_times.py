@@ -11,7 +11,6 @@ together.
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -36,16 +35,19 @@ _HIGHEST_RATE = 10_000
 
 @dataclass(slots=True)
 class _Lane:
-    """State of one stream: its first time, its last decoding time, and the recording it is in."""
+    """State of one stream.
 
-    first: float
+    Attributes:
+        first: Its first time where it began with the file, else None.
+        last: Its last decoding time, or its first time where none has come.
+        recording: The recording it is in.
+        timed: Whether a decoding time has come.
+    """
+
+    first: float | None
     last: float
     recording: int
-
-    @property
-    def seen(self) -> float:
-        """Its last decoding time, or its first time where none has come."""
-        return self.first if self.last == -math.inf else self.last
+    timed: bool = False
 
 
 def watched_streams(container: InputContainer, video: VideoStream) -> list[Any]:
@@ -90,7 +92,7 @@ class Timeline:
         end = float(((shown or 0) + (packet.duration or 0)) * time_base)
         self.reached = max(self.reached, end)
         if watched:
-            self._now = lane.seen + float(offset)
+            self._now = lane.last + float(offset)
             self.end = max(self.end, end)
 
     def _unwrap(self, packet: Packet[Any]) -> None:
@@ -99,7 +101,7 @@ class Timeline:
         lane = self._lanes.get(index) or next(iter(self._lanes.values()), None)
         wraps = self._wraps.get(index, 0)
         if packet.dts is not None and lane is not None:
-            wraps += round((lane.seen / tick - (packet.dts + wraps)) / self._wrap) * self._wrap
+            wraps += round((lane.last / tick - (packet.dts + wraps)) / self._wrap) * self._wrap
             self._wraps[index] = wraps
         if wraps:
             packet.dts = None if packet.dts is None else packet.dts + wraps
@@ -113,19 +115,29 @@ class Timeline:
         lane = self._lanes.get(packet.stream.index)
         newest = len(self._offsets) - 1
         if lane is None:
-            lane = _Lane(first=shown * tick, last=-math.inf, recording=self._nearest(shown * tick, range(newest + 1)))
+            recording = self._nearest(shown * tick, range(newest + 1))
+            lane = _Lane(first=None if newest else shown * tick, last=shown * tick, recording=recording)
             self._lanes[packet.stream.index] = lane
         if packet.dts is None:
             return lane  # a presentation time alone may step back by many frames
-        now = packet.dts if packet.pts is None else min(packet.pts, packet.dts)
-        seconds = now * tick
-        fell = seconds < lane.last - FALL_SECONDS
+        seconds = (packet.dts if packet.pts is None else min(packet.pts, packet.dts)) * tick
+        fell = lane.timed and seconds < lane.last - FALL_SECONDS
         if lane.recording < newest:
             lane.recording = self._nearest(seconds, range(lane.recording + fell, newest + 1))
         elif fell and packet.stream.index in self._watched:
             self._begin(lane, shown * tick)
-        lane.last = seconds
+        elif newest and self._was_one_packet(lane, seconds):
+            self._offsets.pop()
+            self.falls.pop()
+            lane.recording = newest - 1
+        lane.last, lane.timed = seconds, True
         return lane
+
+    def _was_one_packet(self, lane: _Lane, seconds: float) -> bool:
+        """Whether the last recording was a wrong time of one packet, because the clock before it goes on."""
+        here, before = (abs(seconds + float(offset) - self._now) for offset in reversed(self._offsets[-2:]))
+        alone = all(other is lane or other.recording < lane.recording for other in self._lanes.values())
+        return alone and before < FALL_SECONDS < here
 
     def _nearest(self, seconds: float, recordings: range) -> int:
         """Of several recordings the one in which this time comes next."""
@@ -136,8 +148,9 @@ class Timeline:
 
         The stream that falls first need not be the one that begins first: their distances stay as at the first start.
         """
-        start = min(other.first for index, other in self._lanes.items() if index in self._watched)
-        lead = lane.first - start
+        firsts = [other.first for index, other in self._lanes.items() if index in self._watched]
+        start = min((first for first in firsts if first is not None), default=0.0)
+        lead = 0.0 if lane.first is None else lane.first - start
         self._offsets.append(Fraction(round((self.end + lead - shown) * 1_000_000), 1_000_000))
         lane.recording = len(self._offsets) - 1
         self.falls.append(self.end - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -30,8 +30,7 @@ def chosen_track(container: InputContainer, source: Path | str, number: int | No
     """The track of this number, counted from 1; without one the first that is marked as default, else the first.
 
     Raises:
-        MediaError: There is no video, or no decoder for it.
-        UsageError: There are fewer tracks.
+        MediaError: There is no video, no decoder for it, or no track of that number.
     """
     from av.stream import Disposition
 
@@ -41,7 +40,7 @@ def chosen_track(container: InputContainer, source: Path | str, number: int | No
     if number is not None:
         if number > len(tracks):
             has = "one video track" if len(tracks) == 1 else f"{len(tracks)} video tracks"
-            raise UsageError(f"{source}: --video-track is {number}, but it has {has}")
+            raise MediaError(f"{source}: --video-track is {number}, but it has {has}")
         if tracks[number - 1].codec_context is None:
             raise MediaError(f"{source}: video track {number} has an unknown codec")
         return tracks[number - 1]
