@@ -123,6 +123,7 @@ class PictureFile:
         self._complaints: frozenset[str] = frozenset()
         self._still: Still | None = None
         self._has_floats = False
+        self._is_reading = False
         self._image: Any = None
         try:
             self._file = path.open("rb")
@@ -133,6 +134,7 @@ class PictureFile:
             if whole and self.pages > 1:
                 self._pages = "n=-1"
                 self._image = self._load(access="sequential")
+            self._is_reading = True
         except BaseException:
             self._file.close()
             raise
@@ -187,8 +189,9 @@ class PictureFile:
         try:
             yield
         except MediaError as error:
-            named = str(error).startswith(f"{self.path}: ")
-            raise error if named else MediaError(f"{self.path}: {error}") from error
+            if str(error).startswith(f"{self.path}: "):
+                raise
+            raise MediaError(f"{self.path}: {error}") from error
 
     def _tail(self) -> bytes:
         size = os.fstat(self._file.fileno()).st_size
@@ -390,6 +393,8 @@ class PictureFile:
         if self._kind is not None and self._kind.name == "JPEG XL":
             return MediaError(f"{self.path}: is JPEG XL, which this build of libvips does not read; convert it to PNG")
         detail = library_detail(text)
+        if detail == _NOTHING_TOLD and self._is_reading:  # threads share libvips' messages, so that one may be gone
+            detail = _MEANING["premature end"]
         damaged = "is damaged: " if self._tiff is not None and "tiff2vips" in detail else "cannot be read: "
         return MediaError(f"{self.path}: {damaged}{detail}")
 
@@ -587,6 +592,7 @@ def _head(path: Path, file: BinaryIO) -> bytes:
 # Of what libvips has put down: other threads may fail at the same time, and bytes too many are no damage.
 _DAMAGE = re.compile(r"(tiff2vips|VipsJpeg): (?!.*extraneous bytes)")
 _NO_CODEC = re.compile(r"not configured|not implemented|built without")
+_NOTHING_TOLD = "the file is damaged or of an unknown variant"
 _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
     "hevc": HEIC_ADVICE,
@@ -610,7 +616,7 @@ def library_detail(error: Exception | str) -> str:
         if sign in text.lower():
             return meaning
     lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in lines if not _NOISE.match(line)), "the file is damaged or of an unknown variant")
+    return next((line for line in lines if not _NOISE.match(line)), _NOTHING_TOLD)
 
 
 def _check_jpeg(data: bytes) -> None:
