@@ -7,58 +7,63 @@ For ONNX Runtime and OpenVINO a checkpoint is exported to a temporary folder fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_benchmarks.fingerprint import fingerprint_of
-from basnet_benchmarks.torch_variants import Mode, open_torch_variant
+from basnet_benchmarks.device_times import Mode, open_torch_variant
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.manifest import Manifest, read_manifest, sha256_of
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.model_files import ModelKind, model_kind
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.open import open_model
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 
-__all__ = [
-    "REFERENCE",
-    "Candidate",
-    "Choice",
-    "ModelSource",
-    "Variant",
-    "candidates_of",
-    "noise_batch",
-    "open_described",
-    "parse_choices",
-    "parse_device",
-]
+if TYPE_CHECKING:
+    from basnet_torch.checkpoint import Checkpoint
 
+__all__ = ["REFERENCE", "Candidate", "ModelSource", "Variant", "candidates_of", "fingerprint_of", "parse_choices"]
+
+# Options that several commands have, as metadata of their configs' fields; see `basnet_benchmarks.cli`
+THREADS = {"help": "Threads of every backend. Default: all allowed.", "min": 1}
+BACKENDS = {
+    "flags": ("--backend",),
+    "metavar": "BACKEND[:PRECISION]",
+    "help": "Run only this; repeatable. onnxruntime:int8:openvino is its provider of OpenVINO. Default: all.",
+}
+MODEL = {
+    "argument": "MODEL",
+    "help": ".pth, .onnx or .plan; 'lite' is the built-in model.",
+    "type": str,
+    "parse": lambda text: None if text == "lite" else Path(text),
+}
+BACKEND = {"help": "Default: chosen by the file."}
+PRECISION = {"help": "Default: the file's own."}
+PICTURES = {"help": "Folder of pictures, or data set with masks. Default: five photographs."}
+MASKS = {"help": "Values of masks: gray; labels (not 0 is object, 255 left out); auto: gray, label maps refused."}
+RUN_DEVICE = {"help": "cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", "parse": Device.parse}
 _RANDOM = "random:"
+_DIGITS = 12
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _Progress = Callable[[str], None]
 Provider = Literal["", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One library with one arithmetic.
+    """One library with one arithmetic."""
 
-    Attributes:
-        backend: The library.
-        precision: What it computes in.
-        mode: Tells PyTorch's other ways of running on a CUDA device apart.
-        provider: The device to open it with, where a library has more than one for the same processor.
-    """
-
-    backend: BackendName
-    precision: Precision
-    mode: Mode = ""
-    provider: Provider = ""
+    backend: BackendName  # the library
+    precision: Precision  # what it computes in
+    mode: Mode = ""  # tells PyTorch's other ways of running on a CUDA device apart
+    provider: Provider = ""  # the device to open it with, where a library has more than one for the same processor
 
     @property
     def arithmetic(self) -> str:
@@ -66,9 +71,13 @@ class Variant:
         return " ".join(part for part in (self.precision, self.mode, self.provider) if part)
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> str:
         """What asks for it by name, in all its modes."""
-        return Choice(backend=self.backend, precision=self.precision, provider=self.provider)
+        return ":".join(part for part in (self.backend, self.precision, self.provider) if part)
+
+    def is_asked_by(self, choice: str) -> bool:
+        """Whether a choice means it; a library alone means all its arithmetics and providers."""
+        return choice in (self.choice, self.backend)
 
     def __str__(self) -> str:
         return f"{self.backend} {self.arithmetic}"
@@ -77,74 +86,59 @@ class Variant:
 REFERENCE = Variant(backend="pytorch", precision="fp32")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """A backend that was asked by name; `precision` None takes all of them, and all providers."""
-
-    backend: BackendName
-    precision: Precision | None = None
-    provider: Provider = ""
-
-    def holds(self, variant: Variant) -> bool:
-        """Whether the variant is meant."""
-        return self in (variant.choice, Choice(backend=variant.backend))
-
-    def __str__(self) -> str:
-        return ":".join(part for part in (self.backend, self.precision, self.provider) if part)
-
-
-def parse_choices(texts: Sequence[str]) -> tuple[Choice, ...]:
-    """Choices from `BACKEND`, `BACKEND:PRECISION` or `onnxruntime:PRECISION:openvino`, OpenVINO being its provider.
+def parse_choices(texts: Sequence[str]) -> tuple[str, ...]:
+    """Check `BACKEND`, `BACKEND:PRECISION` and `onnxruntime:PRECISION:openvino`, OpenVINO being its provider.
 
     Raises:
         UsageError: For names that are not known.
-
-    >>> parse_choices(["openvino:bf16"])[0].precision
-    'bf16'
     """
-    return tuple(_choice(text) for text in texts)
-
-
-def _choice(text: str) -> Choice:
-    known = [Choice(backend=backend) for backend in _backends()]
-    known += [Choice(backend=backend, precision=number) for backend in _backends() for number in get_args(Precision)]
-    known += [Choice(backend="onnxruntime", precision=number, provider="openvino") for number in get_args(Precision)]
-    try:
-        return next(choice for choice in known if str(choice) == text)
-    except StopIteration:
-        raise UsageError(
-            f"backend {text!r}: give {', '.join(_backends())}, alone, as BACKEND:PRECISION "
-            f"({', '.join(get_args(Precision))}) or as onnxruntime:PRECISION:openvino"
-        ) from None
-
-
-def _backends() -> tuple[BackendName, ...]:
-    return "pytorch", "onnxruntime", "openvino", "tensorrt"
+    backends = ("pytorch", "onnxruntime", "openvino", "tensorrt")
+    known = {*backends, *(f"{backend}:{number}" for backend in backends for number in _PRECISIONS)}
+    known |= {f"onnxruntime:{number}:openvino" for number in _PRECISIONS}
+    for text in texts:
+        if text not in known:
+            raise UsageError(
+                f"backend {text!r}: give {', '.join(backends)}, alone, as BACKEND:PRECISION "
+                f"({', '.join(_PRECISIONS)}) or as onnxruntime:PRECISION:openvino"
+            )
+    return tuple(texts)
 
 
 def parse_device(text: str | Device) -> Device:
-    """A device on which every library can be measured.
-
-    Raises:
-        UsageError: When it is none.
-    """
+    """Read a device on which every library can be measured."""
     also = "; INT8 files are measured in OpenVINO's provider with cpu" if str(text).startswith("openvino") else ""
     rule = f"give cpu, or cuda, tensorrt or rtx, alone or as cuda:N{also}"
     return Device.parse(text, of=("cpu", "cuda", "tensorrt", "rtx"), rule=rule)
 
 
-class ModelSource:
-    """One model as it was named, and the files it becomes.
+def fingerprint_of(path: Path) -> str:
+    """Digest which network a file is, so that results of two reports are set side by side only where they are of one.
 
-    Attributes:
-        name: As it was given, without its folder.
-        file: As it was given; empty for random weights.
-        checkpoint: Its checkpoint, None for an `.onnx` and a plan.
-        plan: The engine's file, None for anything else.
-        precision: What the file computes in; `fp32` for a checkpoint.
-        quantized_for: What a quantised file is for; None for others.
-        width: Channels at full resolution.
-        size: Network input height and width.
+    A checkpoint and a graph exported from it in FP32 are one network, told by the checkpoint's digest and that of its
+    preprocessing. A file of less precision, a `frame` graph and a plan have numbers, and so a digest, of their own.
+
+    Raises:
+        ModelFileError: An `.onnx` cannot be read.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    kind = model_kind(path)
+    if kind == "checkpoint":
+        from basnet_runtime.backends.pytorch import read_checkpoint
+
+        return f"{sha256_of(path)[:_DIGITS]}/{read_checkpoint(path).preprocess.digest()}"
+    manifest = read_manifest(path) if kind == "onnx" else None
+    if manifest and manifest.precision == "fp32" and manifest.graph == "tensor":
+        return f"{manifest.checkpoint_sha256[:_DIGITS]}/{manifest.preprocess.digest()}"
+    return sha256_of(path)[:_DIGITS]
+
+
+MEASURED_DEVICE = {"help": "cpu, or cuda, tensorrt or rtx, alone or as cuda:N.", "parse": parse_device}
+
+
+class ModelSource:
+    """One model as it was named, and the files it becomes: a checkpoint, an `.onnx` or a plan.
+
+    `file` is empty for random weights, `precision` is `fp32` for a checkpoint, `quantized_for` is None but for INT8.
     """
 
     def __init__(self, text: str, folder: Path, progress: _Progress = lambda _: None) -> None:
@@ -156,40 +150,29 @@ class ModelSource:
             ModelFileError: The `.onnx` cannot be read.
             BackendUnavailable: PyTorch is not there to read a checkpoint.
         """
-        self._folder = folder
-        self._progress = progress
-        self.precision: Precision = "fp32"
-        self.quantized_for: str | None = None
-        self.checkpoint: Path | None = None
-        self.plan: Path | None = None
-        path = Path(text)
-        self.name = path.name
-        self.file = "" if text.startswith(_RANDOM) else text
-        if text.startswith(_RANDOM):
-            self.checkpoint = _random_checkpoint(text, folder)
-        elif (kind := _kind(path)) == "checkpoint":
-            self.checkpoint = path
-        elif kind == "plan":
-            self.plan = path
-        self.width, self.size = self._read_checkpoint() if self.checkpoint else self._read_manifest(path)
-
-    def _read_checkpoint(self) -> tuple[int, tuple[int, int]]:
         from basnet_runtime.backends.pytorch import read_checkpoint
-
-        assert self.checkpoint is not None  # noqa: S101 - for the type checker
-        checkpoint = read_checkpoint(self.checkpoint)
-        return checkpoint.width, (checkpoint.preprocess.height, checkpoint.preprocess.width)
-
-    def _read_manifest(self, path: Path) -> tuple[int, tuple[int, int]]:
-        from basnet_runtime.manifest import read_manifest
         from basnet_runtime.preflight import read_plan_manifest
 
-        manifest = read_plan_manifest(path)[0] if self.plan else read_manifest(path)
-        if not self.plan:
+        path, random = Path(text), text.startswith(_RANDOM)
+        self._folder, self._progress = folder, progress
+        self.name, self.file = path.name, "" if random else text
+        self.precision: Precision = "fp32"
+        self.quantized_for: str | None = None
+        try:
+            kind = "checkpoint" if random else model_kind(path)
+        except ModelFileError as error:
+            raise UsageError(f"{error}, or random:WIDTH") from error
+        self.plan = path if kind == "plan" else None
+        self.checkpoint = (_random_checkpoint(text, folder) if random else path) if kind == "checkpoint" else None
+        if self.checkpoint:
+            found: Checkpoint | Manifest = read_checkpoint(self.checkpoint)
+        else:
+            found = manifest = read_plan_manifest(path)[0] if self.plan else read_manifest(path)
+            self.precision, self.quantized_for = manifest.precision, manifest.quantized_for
+        if kind == "onnx":
             self.__dict__["onnx"] = path  # what `onnx` would otherwise export
-        self.precision = manifest.precision
-        self.quantized_for = manifest.quantized_for
-        return manifest.width, (manifest.preprocess.height, manifest.preprocess.width)
+        self.width = found.width
+        self.size = (found.preprocess.height, found.preprocess.width)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,57 +181,40 @@ class ModelSource:
 
     @cached_property
     def onnx(self) -> Path:
-        """The ONNX file; a checkpoint is exported in FP32 when this is first asked.
-
-        Raises:
-            BackendUnavailable: A library for exporting is not installed.
-            ExportError: The graph is not what it must be.
-        """
+        """The ONNX file; a checkpoint is exported in FP32 when this is first asked."""
         from basnet_export.config import ExportConfig
         from basnet_export.onnx_graph import export_onnx
 
-        assert self.checkpoint is not None  # noqa: S101 - `_read_manifest` has set this property otherwise
+        assert self.checkpoint is not None  # noqa: S101 - `__init__` has set this property otherwise
         self._progress(f"exporting {self.name}")
         output = self._folder / f"{self.checkpoint.stem}.onnx"
         # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
     def variants(self, device: Device) -> tuple[Variant, ...]:
-        """Everything that could run it on the device, whether it is installed or not."""
+        """List everything that could run it on the device, whether it is installed or not."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
         found: list[Variant] = []
+        if self.checkpoint:
+            found += [REFERENCE, Variant(backend="pytorch", precision="bf16")]
+            if device != CPU:  # what an engine must be compared with on its own device
+                found += [
+                    Variant(backend="pytorch", precision="fp16", mode="channels-last"),
+                    Variant(backend="pytorch", precision="fp32", mode="compiled"),
+                    Variant(backend="pytorch", precision="fp16", mode="compiled"),
+                ]
         if self.quantized_for != "openvino":  # ONNX Runtime's own kernels would compute it in FP32
             found.append(Variant(backend="onnxruntime", precision=self.precision))
-        if device == CPU:
-            found += self._in_openvino()
-        if self.checkpoint:
-            found = [REFERENCE, Variant(backend="pytorch", precision="bf16"), *_torch_variants(device), *found]
-        return tuple(found)
-
-    def _in_openvino(self) -> Iterator[Variant]:
-        """What OpenVINO runs, by itself and, where ONNX Runtime's own kernels are much slower, as its provider."""
+        if device != CPU:
+            return tuple(found)
         if self.precision == "int8" and (self.quantized_for == "openvino" or find_spec("onnxruntime_ep_openvino")):
-            yield Variant(backend="onnxruntime", precision="int8", provider="openvino")
+            found.append(Variant(backend="onnxruntime", precision="int8", provider="openvino"))
         # OpenVINO has no FP16 arithmetic on the CPU: such a file is computed, and so named, in FP32.
-        yield Variant(backend="openvino", precision="fp32" if self.precision == "fp16" else self.precision)
+        found.append(Variant(backend="openvino", precision="fp32" if self.precision == "fp16" else self.precision))
         if self.precision == "fp32":
-            yield Variant(backend="openvino", precision="bf16")
-
-
-def _kind(path: Path) -> ModelKind:
-    try:
-        return model_kind(path)
-    except ModelFileError as error:
-        raise UsageError(f"{error}, or random:WIDTH") from error
-
-
-def _torch_variants(device: Device) -> tuple[Variant, ...]:
-    """What an engine must be compared with on its own device; a processor has no fast half precision."""
-    if device == CPU:
-        return ()
-    ways: tuple[tuple[Precision, Mode], ...] = (("fp16", "channels-last"), ("fp32", "compiled"), ("fp16", "compiled"))
-    return tuple(Variant(backend="pytorch", precision=precision, mode=mode) for precision, mode in ways)
+            found.append(Variant(backend="openvino", precision="bf16"))
+        return tuple(found)
 
 
 def _random_checkpoint(text: str, folder: Path) -> Path:
@@ -353,7 +319,7 @@ def noise_batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
 
 
 def candidates_of(
-    sources: Sequence[ModelSource], choices: Sequence[Choice], device: Device, threads: int
+    sources: Sequence[ModelSource], choices: Sequence[str], device: Device, threads: int
 ) -> list[Candidate]:
     """All variants of all sources that were chosen; no choice takes all.
 
@@ -365,11 +331,11 @@ def candidates_of(
             raise UsageError(f"{source.name}: is quantised for {source.quantized_for}, which runs on --device cpu")
     variants = [(source, variant) for source in sources for variant in source.variants(device)]
     for choice in choices:
-        if not any(choice.holds(variant) for _, variant in variants):
-            there = ", ".join(dict.fromkeys(str(v.choice) for _, v in variants))
+        if not any(variant.is_asked_by(choice) for _, variant in variants):
+            there = ", ".join(dict.fromkeys(v.choice for _, v in variants))
             raise UsageError(f"backend {choice} runs none of the given models on {device}; there is {there or 'none'}")
     return [
         Candidate(source=source, variant=variant, device=device, threads=threads)
         for source, variant in variants
-        if not choices or any(choice.holds(variant) for choice in choices)
+        if not choices or any(variant.is_asked_by(choice) for choice in choices)
     ]

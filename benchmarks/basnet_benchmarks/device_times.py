@@ -1,133 +1,72 @@
-"""How long a CUDA device itself takes: the copy in, the computing, the same replayed as a CUDA graph, the copy out.
+"""Time a CUDA device by events: copy in, computing, the same as a CUDA graph, copy out; and PyTorch's faster modes.
 
-with open_device_run(candidate, model, batch) as run:
+    run = open_device_run(model, batch, device, path)
     times = measure_device(run, runs=50)
 
 Every time lies between two events on one stream. Without a graph it holds the gaps in which the device waits for the
-library to enqueue its next kernel; a graph is enqueued at once and has none. Not proven: no CUDA device has run this
-module yet, only its logic is tested.
+library to enqueue its next kernel; a graph is enqueued at once and has none. Half precision with channels last and
+`torch.compile` stand beside the reference, so that an engine is compared with more than eager FP32. Not proven: no CUDA
+device has run this module yet, only its logic and, on the CPU, its masks are tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_runtime.backends.base import Backend, Precision
+from basnet_runtime.backends.pytorch import PyTorchBackend
 from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable
+from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from basnet_benchmarks.candidates import Candidate
     from basnet_runtime.model import SaliencyModel
+    from basnet_torch.checkpoint import Checkpoint
+    from basnet_torch.model import SaliencyNetwork
 
-__all__ = [
-    "BoundSession",
-    "DeviceRun",
-    "DeviceTimes",
-    "Stream",
-    "TimedBackend",
-    "TorchStream",
-    "measure_device",
-    "open_device_run",
-]
+__all__ = ["DeviceTimes", "TorchVariant", "measure_device", "open_device_run", "open_torch_variant"]
 
+Mode = Literal["", "channels-last", "compiled"]
 _WARM_UP = 10
 _Work = Callable[[], object]
+_Forward = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceTimes:
-    """Seconds of every run, by events on the device; empty where a part was not measured.
+    """Seconds of every run, by events on the device; empty where a part was not measured."""
 
-    Attributes:
-        copy_in: From page-locked memory to the device.
-        compute: The network, its input and output on the device.
-        graph: The same, replayed as one CUDA graph.
-        copy_out: From the device to page-locked memory.
-        no_graph: Why there is no graph; empty when there is one.
-    """
-
-    copy_in: tuple[float, ...] = ()
-    compute: tuple[float, ...] = ()
-    graph: tuple[float, ...] = ()
-    copy_out: tuple[float, ...] = ()
-    no_graph: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "copy_in_s": list(self.copy_in),
-            "compute_s": list(self.compute),
-            "graph_s": list(self.graph),
-            "copy_out_s": list(self.copy_out),
-            "no_graph": self.no_graph,
-        }
+    copy_in_s: tuple[float, ...] = ()  # from page-locked memory to the device
+    compute_s: tuple[float, ...] = ()  # the network, its input and output on the device
+    graph_s: tuple[float, ...] = ()  # the same, replayed as one CUDA graph
+    copy_out_s: tuple[float, ...] = ()  # from the device to page-locked memory
+    no_graph: str = ""  # why there is no graph; empty when there is one
 
 
-@runtime_checkable
-class TimedBackend(Protocol):
-    """A backend that times its own runs on the device, as `TensorRTBackend` does."""
-
-    def device_times(self, batch: NDArray[Any], runs: int) -> list[float]:
-        """Milliseconds of each run of the network alone."""
-
-
-class Stream(Protocol):
-    """Where work is enqueued in order, and marks between which the device measures time."""
-
-    def mark(self) -> Any:
-        """Enqueue an event."""
-
-    def synchronize(self) -> None:
-        """Wait for everything that was enqueued."""
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks that were passed."""
-
-    def current(self) -> Any:
-        """A context in which the library enqueues on this stream."""
-
-
-class DeviceRun(Protocol):
-    """One candidate with one batch, ready to be timed."""
-
-    @property
-    def stream(self) -> Stream:
-        """Where its work goes."""
-
-    def copy_in(self) -> None:
-        """Enqueue the copy of the batch to the device."""
-
-    def compute(self) -> None:
-        """Enqueue the network."""
-
-    def copy_out(self) -> None:
-        """Enqueue the copy of the masks to the host."""
-
-    def captured(self) -> _Work:
-        """The network as a CUDA graph; calling it enqueues a replay.
-
-        Raises:
-            RuntimeError: It cannot be captured.
-        """
-
-
-def measure_device(run: DeviceRun, runs: int, warm_up: int = _WARM_UP) -> DeviceTimes:
+def measure_device(run: TorchRun | OnnxRuntimeRun, runs: int, warm_up: int = _WARM_UP) -> DeviceTimes:
     """Time all four parts, each `runs` times."""
     with run.stream.current():
-        copy_in, compute = (_timed(work, run.stream, runs, warm_up) for work in (run.copy_in, run.compute))
-        copy_out = _timed(run.copy_out, run.stream, runs, warm_up)
-        graph, reason = _timed_graph(run, runs, warm_up)
-    return DeviceTimes(copy_in=copy_in, compute=compute, graph=graph, copy_out=copy_out, no_graph=reason)
+        copy_in, compute, copy_out = (
+            _timed(work, run.stream, runs, warm_up) for work in (run.copy_in, run.compute, run.copy_out)
+        )
+        graph, reason = (), ""  # type: tuple[float, ...], str
+        try:
+            graph = _timed(run.captured(), run.stream, runs, warm_up)
+        except RuntimeError as error:  # a library that refuses to be captured says so in an error of its own
+            with suppress(RuntimeError):
+                run.stream.synchronize()
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return DeviceTimes(copy_in_s=copy_in, compute_s=compute, graph_s=graph, copy_out_s=copy_out, no_graph=reason)
 
 
-def _timed(work: _Work, stream: Stream, runs: int, warm_up: int) -> tuple[float, ...]:
+def _timed(work: _Work, stream: TorchStream, runs: int, warm_up: int) -> tuple[float, ...]:
     """All runs are enqueued before the first is waited for, so that the device does not wait for the host's waiting."""
     for _ in range(warm_up):
         work()
@@ -141,42 +80,31 @@ def _timed(work: _Work, stream: Stream, runs: int, warm_up: int) -> tuple[float,
     return tuple(stream.seconds(start, end) for start, end in marks)
 
 
-def _timed_graph(run: DeviceRun, runs: int, warm_up: int) -> tuple[tuple[float, ...], str]:
-    try:
-        replay = run.captured()
-        return _timed(replay, run.stream, runs, warm_up), ""
-    except RuntimeError as error:  # a library that refuses to be captured says so in an error of its own
-        with suppress(RuntimeError):
-            run.stream.synchronize()
-        return (), " ".join(str(error).split())[:160] or type(error).__name__
-
-
 class TorchStream:
-    """`Stream` by PyTorch, on a stream of its own: the default one can be neither captured nor given to others."""
+    """A CUDA stream of its own, by PyTorch: the default one can be neither captured nor given to other libraries."""
 
     def __init__(self, device: Device) -> None:
-        """`device`: a CUDA one."""
         import torch
 
         self._cuda: Any = torch.cuda
         self.raw: Any = self._cuda.Stream(torch.device(device.for_torch()))
 
     def mark(self) -> Any:
-        """See `Stream`."""
+        """Enqueue an event."""
         event = self._cuda.Event(enable_timing=True)
         event.record(self.raw)
         return event
 
     def synchronize(self) -> None:
-        """See `Stream`."""
+        """Wait for everything that was enqueued."""
         self.raw.synchronize()
 
     def seconds(self, start: Any, end: Any) -> float:
-        """See `Stream`."""
+        """Time between two events that were passed."""
         return float(start.elapsed_time(end)) / 1000
 
     def current(self) -> Any:
-        """See `Stream`."""
+        """Make a context in which PyTorch enqueues on this stream."""
         return self._cuda.stream(self.raw)
 
 
@@ -195,44 +123,38 @@ class _TorchBuffers:
         self.masks_here = torch.empty(shape, dtype=kind, pin_memory=pin)
 
     def copy_in(self) -> None:
+        """Enqueue the copy of the batch to the device."""
         self.there.copy_(self.here, non_blocking=True)
 
     def copy_out(self) -> None:
+        """Enqueue the copy of the masks to the host."""
         self.masks_here.copy_(self.masks_there, non_blocking=True)
 
 
 class TorchRun:
-    """A module of PyTorch, eager or compiled."""
+    """A module of PyTorch, eager or compiled, with one batch."""
 
-    def __init__(self, forward: Callable[[Any], Any], batch: NDArray[Any], stream: Stream, device: Device) -> None:
+    def __init__(self, forward: _Forward, batch: NDArray[Any], stream: TorchStream, device: Device) -> None:
         """`forward`: the batch on the device to float32 masks N,1,H,W there."""
         self.stream = stream
+        self.buffers = _TorchBuffers(batch, (len(batch), 1, *batch.shape[2:]), "float32", device)
+        self.copy_in, self.copy_out = self.buffers.copy_in, self.buffers.copy_out
         self._forward = forward
-        shape = (len(batch), 1, *batch.shape[2:])
-        self._buffers = _TorchBuffers(batch, shape, "float32", device)
-
-    def copy_in(self) -> None:
-        """See `DeviceRun`."""
-        self._buffers.copy_in()
 
     def compute(self) -> None:
-        """See `DeviceRun`."""
+        """Enqueue the network."""
         import torch
 
         with torch.inference_mode():
-            self._buffers.masks_there = self._forward(self._buffers.there)
-
-    def copy_out(self) -> None:
-        """See `DeviceRun`."""
-        self._buffers.copy_out()
+            self.buffers.masks_there = self._forward(self.buffers.there)
 
     def captured(self) -> _Work:
-        """See `DeviceRun`."""
+        """Capture the network as a CUDA graph; calling the result enqueues a replay."""
         import torch
 
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph, stream=getattr(self.stream, "raw", None)):
-            self._masks = self._forward(self._buffers.there)  # kept alive: the graph writes into it
+            self._masks = self._forward(self.buffers.there)  # kept alive: the graph writes into it
         return graph.replay
 
 
@@ -261,16 +183,17 @@ class BoundSession:
 
 
 class OnnxRuntimeRun:
-    """A graph in ONNX Runtime's CUDA provider, which works on the stream that is timed."""
+    """A graph in ONNX Runtime's CUDA provider, which works on the stream that is timed; with one batch."""
 
-    def __init__(self, path: Path, batch: NDArray[Any], shape: tuple[int, ...], dtype: str, device: Device) -> None:
-        """`shape`, `dtype`: of the masks that the batch gives."""
+    def __init__(self, path: Path, batch: NDArray[Any], output: TensorSpec, device: Device) -> None:
         self.stream = TorchStream(device)
         self._path, self._device = path, device
+        sizes = (1, *batch.shape[2:]) if len(output.shape) == 4 else batch.shape[1:3]
         with self.stream.current():
-            self._buffers = _TorchBuffers(batch, shape, dtype, device)
+            self._buffers = _TorchBuffers(batch, (len(batch), *sizes), output.dtype, device)
         self.stream.synchronize()
-        self._bound = BoundSession(self._session(), self._buffers, device, synchronous=False)
+        self.copy_in, self.copy_out = self._buffers.copy_in, self._buffers.copy_out
+        self.compute = BoundSession(self._session(), self._buffers, device, synchronous=False).run
 
     def _session(self, **more: str) -> Any:
         import onnxruntime
@@ -285,20 +208,8 @@ class OnnxRuntimeRun:
             raise BackendUnavailable(f"device {self._device}: ONNX Runtime's CUDA provider did not load")
         return session
 
-    def copy_in(self) -> None:
-        """See `DeviceRun`."""
-        self._buffers.copy_in()
-
-    def compute(self) -> None:
-        """See `DeviceRun`."""
-        self._bound.run()
-
-    def copy_out(self) -> None:
-        """See `DeviceRun`."""
-        self._buffers.copy_out()
-
     def captured(self) -> _Work:
-        """See `DeviceRun`; the library captures in its first runs and replays in later ones, waiting for each."""
+        """Let the library capture in its first runs; it replays in later ones, waiting for each."""
         session = self._session(enable_cuda_graph="1")
         bound = BoundSession(session, self._buffers, self._device, synchronous=True)
         for _ in range(3):
@@ -306,23 +217,82 @@ class OnnxRuntimeRun:
         return bound.run
 
 
-@contextmanager
-def open_device_run(candidate: Candidate, model: SaliencyModel, batch: NDArray[Any]) -> Iterator[DeviceRun | None]:
-    """What times the candidate on its device; None for one that cannot be timed apart from its copies.
+def open_device_run(
+    model: SaliencyModel, batch: NDArray[Any], device: Device, path: Path
+) -> TorchRun | OnnxRuntimeRun | None:
+    """Prepare what times a model of the file `path`; None for one that cannot be timed apart from its copies.
 
     Raises:
         BackendUnavailable: The device is not there.
     """
-    from basnet_benchmarks.torch_variants import forward_of
-
-    device = candidate.device
-    if candidate.variant.backend == "pytorch":
+    if model.backend.name == "pytorch":
         device = Device.parse(device.for_torch())
-        yield TorchRun(forward_of(model.backend), batch, TorchStream(device), device)
-    elif candidate.variant.backend == "onnxruntime" and device.kind == "cuda":
-        output = model.backend.output
-        sizes = batch.shape[2:] if len(output.shape) == 4 else batch.shape[1:3]
-        shape = (len(batch), 1, *sizes) if len(output.shape) == 4 else (len(batch), *sizes)
-        yield OnnxRuntimeRun(candidate.path, batch, shape, output.dtype, device)
-    else:
-        yield None
+        return TorchRun(forward_of(model.backend), batch, TorchStream(device), device)
+    if model.backend.name == "onnxruntime" and device.kind == "cuda":
+        return OnnxRuntimeRun(path, batch, model.backend.output, device)
+    return None
+
+
+class TorchVariant(PyTorchBackend):
+    """PyTorch in another of its modes; `called`: float32 N,3,H,W on the device to float32 masks N,1,H,W there."""
+
+    def __init__(
+        self, network: SaliencyNetwork, called: _Forward, size: tuple[int, int], device: Device, description: str
+    ) -> None:
+        super().__init__(network, size, device, "fp32", description)
+        self._called = called
+
+    def forward(self, images: Any) -> Any:
+        """Compute masks on the device of pictures that are there."""
+        return super().forward(images) if self._model is None else self._called(images)  # closed: an error
+
+    def close(self) -> None:
+        """Give the weights back."""
+        super().close()
+        self._called = lambda _: None
+
+
+def open_torch_variant(
+    checkpoint: Checkpoint, *, device: str | Device, precision: Precision, mode: Mode, compiler: str = "inductor"
+) -> TorchVariant:
+    """Open the network with channels last, in mode `compiled` through `torch.compile` too; on the CPU for tests.
+
+    In `fp16` weights and activations are halves, and the last sigmoid is FP32.
+
+    Raises:
+        BackendUnavailable: There is no such device.
+        UsageError: Another precision or mode was asked.
+    """
+    import torch
+
+    from basnet_torch.checkpoint import model_from_checkpoint
+
+    device = Device.parse(device, of=("cpu", "cuda"))
+    if precision not in ("fp32", "fp16") or mode not in ("channels-last", "compiled"):
+        raise UsageError(f"pytorch {precision} {mode}: variants are fp32 and fp16, channels-last or compiled")
+    if device != CPU:
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(f"device {device}: PyTorch {torch.__version__} finds no CUDA device")
+        cudnn: Any = torch.backends.cudnn
+        cudnn.conv.fp32_precision = "ieee"  # TF32, the default, keeps 10 bits
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    network = model_from_checkpoint(checkpoint).eval().to(device=device.for_torch(), dtype=dtype)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs leave it out
+
+    def forward(images: Any) -> Any:
+        return network.mask(images.to(dtype).contiguous(memory_format=torch.channels_last))
+
+    called: _Forward = torch.compile(forward, backend=compiler, dynamic=False) if mode == "compiled" else forward
+    where = "cpu" if device == CPU else torch.cuda.get_device_name(device.for_torch())
+    how = "channels last" if mode == "channels-last" else "channels last, torch.compile"
+    description = f"PyTorch {torch.__version__}, {device}, {precision}, {how}, {where}"
+    size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
+    return TorchVariant(network, called, size, device, description)
+
+
+def forward_of(backend: Backend) -> _Forward:
+    """Return what a backend of PyTorch runs on the device, without its copies."""
+    found: _Forward | None = getattr(backend, "forward", None)
+    if found is None:
+        raise UsageError(f"{backend.description}: is no backend of PyTorch whose network can be timed alone")
+    return found

@@ -7,10 +7,9 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from basnet_runtime.installed import installed_version
 from basnet_runtime.processor import processor_flags
@@ -20,34 +19,12 @@ from basnet_torch import __version__
 __all__ = ["Clocks", "Environment", "clocks", "commit_of", "environment"]
 
 _FLAGS = (
-    "avx2",
-    "f16c",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_tile",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "i8mm",
-    "sve",
+    *("avx2", "f16c", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve"),
 )
 _LIBRARIES = (
-    "numpy",
-    "opencv-python-headless",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-ep-openvino",
-    "openvino",
-    "tensorrt",
-    "av",
-    "pyvips",
+    *("numpy", "opencv-python-headless", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+    *("onnxruntime-ep-openvino", "openvino", "tensorrt", "av", "pyvips"),
 )
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUFREQ = Path("/sys/devices/system/cpu")
@@ -56,37 +33,19 @@ _ASK_SECONDS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
-    """One machine at one time.
+    """One machine at one time."""
 
-    Attributes:
-        processor: Model name.
-        processor_flags: Instruction sets that decide how fast a network runs.
-        processors: Logical processors of the machine.
-        threads: Threads the network was given.
-        load: Average number of running processes in the minute before; None where the system does not tell.
-        libraries: Name to version of those installed.
-        python: Version.
-        system: Operating system and architecture.
-        commit: Of the source, with `+changes` when it is not clean; the package's version outside a checkout.
-        date: ISO 8601, UTC.
-        gpus: Name and driver of each graphics card.
-    """
-
-    processor: str
-    processor_flags: tuple[str, ...]
-    processors: int
-    threads: int
-    load: float | None
-    libraries: dict[str, str]
-    python: str
-    system: str
-    commit: str
-    date: str
-    gpus: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "processor_flags": list(self.processor_flags), "gpus": list(self.gpus)}
+    processor: str  # model name
+    processor_flags: tuple[str, ...]  # instruction sets that decide how fast a network runs
+    processors: int  # logical processors of the machine
+    threads: int  # threads the network was given
+    load: float | None  # average number of running processes in the minute before; None where the system does not tell
+    libraries: dict[str, str]  # name to version of those installed
+    python: str  # version
+    system: str  # operating system and architecture
+    commit: str  # of the source, with `+changes` when it is not clean; the package's version outside a checkout
+    date: str  # ISO 8601, UTC
+    gpus: tuple[str, ...]  # name and driver of each graphics card
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -98,21 +57,11 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clocks:
-    """How fast the machine ran at one moment; empty where the system does not tell.
+    """How fast the machine ran at one moment; empty where the system does not tell."""
 
-    Attributes:
-        mhz: Of every processor.
-        source: Where that was read; a virtual machine may show its nominal clock there.
-        gpus: Of every graphics card: clocks, temperature, power, and what holds it back.
-    """
-
-    mhz: tuple[float, ...]
-    source: str
-    gpus: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"mhz": list(self.mhz), "source": self.source, "gpus": list(self.gpus)}
+    mhz: tuple[float, ...]  # of every processor
+    source: str  # where that was read; a virtual machine may show its nominal clock there
+    gpus: tuple[str, ...]  # of every graphics card: clocks, temperature, power, and what holds it back
 
 
 def clocks(cpuinfo: Path = _CPUINFO, cpufreq: Path = _CPUFREQ) -> Clocks:
@@ -120,18 +69,19 @@ def clocks(cpuinfo: Path = _CPUINFO, cpufreq: Path = _CPUFREQ) -> Clocks:
     scaling = [_number(path) for path in sorted(cpufreq.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
     mhz, source = tuple(khz / 1000 for khz in scaling if khz is not None), "scaling_cur_freq"
     if not mhz:
-        mhz, source = _cpuinfo_mhz(cpuinfo), "/proc/cpuinfo"
+        mhz, source = tuple(map(float, _cpuinfo("cpu mhz", cpuinfo))), "/proc/cpuinfo"
     asked = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
     cards = tuple((_output(("nvidia-smi", asked, "--format=csv,noheader")) or "").splitlines())
     return Clocks(mhz=mhz, source=source if mhz else "", gpus=cards)
 
 
-def _cpuinfo_mhz(cpuinfo: Path) -> tuple[float, ...]:
+def _cpuinfo(key: str, cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
+    """Values of the lines that begin with that key; none where the system does not tell."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return ()
-    return tuple(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    return tuple(line.partition(":")[2].strip() for line in lines if line.lower().startswith(key))
 
 
 def _number(path: Path) -> float | None:
@@ -142,24 +92,22 @@ def _number(path: Path) -> float | None:
 
 
 def environment(threads: int | None = None) -> Environment:
-    """Look around; takes a fraction of a second and loads no library.
-
-    Args:
-        threads: Threads the network is given; None is what the container allows.
-    """
-    flags = processor_flags() or frozenset()
+    """Look around, in a fraction of a second and loading no library; `threads` are those the network is given."""
+    flags, names = processor_flags() or frozenset(), _cpuinfo("model name")
+    answer = _output(("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"))
+    cards = (line.split(",") for line in (answer or "").splitlines())
     return Environment(
-        processor=_processor(),
+        processor=next(iter(names), "") or platform.processor() or platform.machine() or "unknown",
         processor_flags=tuple(flag for flag in _FLAGS if flag in flags),
         processors=os.cpu_count() or 1,
         threads=threads or allowed_threads(),
-        load=_load(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         libraries={name: number for name in _LIBRARIES if (number := installed_version(name))},
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         commit=commit_of(Path(__file__)),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        gpus=_gpus(),
+        gpus=tuple(f"{name.strip()}, driver {driver.strip()}" for name, driver in (c for c in cards if len(c) == 2)),
     )
 
 
@@ -175,25 +123,6 @@ def commit_of(file: Path) -> str:
         return packaged
     changed = _output((*git, "status", "--porcelain", "--untracked-files=no"))
     return f"{commit}+changes" if changed else commit
-
-
-def _processor(cpuinfo: Path = _CPUINFO) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine() or "unknown"
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _gpus() -> tuple[str, ...]:
-    answer = _output(("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"))
-    cards = (line.split(",") for line in (answer or "").splitlines())
-    return tuple(f"{name.strip()}, driver {driver.strip()}" for name, driver in (c for c in cards if len(c) == 2))
 
 
 def _output(command: Sequence[str]) -> str | None:

@@ -16,17 +16,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from operator import not_
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from basnet_benchmarks.candidates import parse_device
+from basnet_benchmarks.candidates import PICTURES, THREADS, parse_device
 from basnet_benchmarks.environment import Environment, environment
-from basnet_benchmarks.latency import LatencyConfig, LatencyRow, measure_latency
-from basnet_benchmarks.measurement import Estimate
+from basnet_benchmarks.latency import LatencyConfig, measure_latency
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
-from basnet_runtime.manifest import Manifest, read_manifest, sha256_of
+from basnet_benchmarks.statistics import Estimate
+from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
@@ -39,22 +40,14 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineRow:
-    """What one candidate gave when the baseline was written.
+    """What one candidate gave when the baseline was written."""
 
-    Attributes:
-        device: Where it ran.
-        name: File, backend and precision.
-        parity: Measure to value.
-        speed: Ratio to PyTorch eager FP32; None where it was not timed.
-        processor: On which machine.
-        kind: What decides there how fast a network runs and how it rounds: instruction sets, or the graphics card.
-    """
-
-    device: str
-    name: str
-    parity: Mapping[str, float]
-    speed: Estimate | None
-    processor: str
+    device: str  # where it ran
+    name: str  # file, backend and precision
+    parity: Mapping[str, float]  # measure to value
+    speed: Estimate | None  # ratio to PyTorch eager FP32; None where it was not timed
+    processor: str  # on which machine
+    # what decides there how fast a network runs and how it rounds: instruction sets, or the graphics card
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -65,29 +58,17 @@ class BaselineRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """What the gate measures, and what it gave last.
+    """What the gate measures, and what it gave last."""
 
-    Attributes:
-        folder: Of the file, which its paths start from.
-        reference: The checkpoint.
-        candidates: Files that must give its masks.
-        devices: Device to the backends that are measured there, as `BACKEND:PRECISION`.
-        rounds: Turns of each candidate when it is timed; 0 does not time.
-        speed_band: Share by which a ratio may fall.
-        mask_band: Share of the room between a measure and its limit that may be used up.
-        reference_sha256: Digest of the checkpoint that the rows were measured with; empty where it is not known.
-        rows: What was measured.
-    """
-
-    folder: Path
-    reference: str
-    candidates: tuple[str, ...]
-    devices: Mapping[str, tuple[str, ...]]
-    rounds: int = 8
-    speed_band: float = 0.4
-    mask_band: float = 0.25
-    reference_sha256: str = ""
-    rows: tuple[BaselineRow, ...] = ()
+    folder: Path  # of the file, which its paths start from
+    reference: str  # the checkpoint
+    candidates: tuple[str, ...]  # files that must give its masks
+    devices: Mapping[str, tuple[str, ...]]  # device to the backends that are measured there, as `BACKEND:PRECISION`
+    rounds: int = 8  # turns of each candidate when it is timed; 0 does not time
+    speed_band: float = 0.4  # share by which a ratio may fall
+    mask_band: float = 0.25  # share of the room between a measure and its limit that may be used up
+    reference_sha256: str = ""  # digest of the checkpoint that the rows were measured with; empty where it is not known
+    rows: tuple[BaselineRow, ...] = ()  # what was measured
 
     def __post_init__(self) -> None:
         if not isinstance(self.reference, str) or not all(isinstance(name, str) for name in self.candidates):
@@ -135,69 +116,55 @@ class Baseline:
         return next((row for row in self.rows if (row.device, row.name) == (device, name)), None)
 
     def with_candidates(self, paths: Sequence[Path]) -> Self:
-        """Further `.onnx` files, each with the backends that run its precision on the CPU.
-
-        Raises:
-            ModelFileError: One cannot be read.
-        """
+        """Add `.onnx` files, each with the backends that run its precision on the CPU."""
         if not paths:
             return self
         names = [os.path.relpath(path, self.folder) for path in paths]
-        more = (choice for path in paths for choice in _choices_of(read_manifest(path)))
-        cpu = tuple(dict.fromkeys((*self.devices.get("cpu", ()), *more)))
+        cpu = dict.fromkeys(self.devices.get("cpu", ()))
+        for manifest in map(read_manifest, paths):
+            first = "int8:openvino" if manifest.quantized_for == "openvino" else manifest.precision
+            cpu |= dict.fromkeys((f"onnxruntime:{first}", f"openvino:{manifest.precision}"))
         return replace(
-            self, candidates=tuple(dict.fromkeys((*self.candidates, *names))), devices={**self.devices, "cpu": cpu}
+            self,
+            candidates=tuple(dict.fromkeys((*self.candidates, *names))),
+            devices={**self.devices, "cpu": tuple(cpu)},
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
-    """What to do.
+    """What to measure, and whether `baseline` is written anew where the contract holds."""
 
-    Attributes:
-        baseline: The file.
-        update: Write what is measured into it, where the contract holds.
-        speed: Whether to time.
-        require_all: Whether what cannot run here fails the gate, as on a machine that must be able to.
-        pictures: Folder of pictures or data set; None takes the bundled photographs.
-        threads: Processor threads; None takes what the container allows.
-        candidates: `.onnx` files that are measured too, and with `update` belong to the baseline from then on.
-    """
-
-    baseline: Path
-    update: bool = False
-    speed: bool = True
-    require_all: bool = False
-    pictures: Path | None = None
-    threads: int | None = None
-    candidates: tuple[Path, ...] = ()
+    baseline: Path = field(metadata={"argument": "BASELINE", "help": "JSON: what to measure, and what it gave."})
+    update: bool = field(
+        default=False, metadata={"flags": ("--update",), "help": "Write what is measured into BASELINE."}
+    )
+    speed: bool = field(default=True, metadata={"flags": ("--no-speed",), "parse": not_, "help": "Compare masks only."})
+    candidates: tuple[Path, ...] = field(
+        default=(),
+        metadata={"flags": ("--candidate",), "help": "Measure this .onnx too; with --update it stays. Repeatable."},
+    )
+    require_all: bool = field(
+        default=False, metadata={"flags": ("--require-all",), "help": "What cannot run here fails too."}
+    )
+    pictures: Path | None = field(default=None, metadata=PICTURES)
+    threads: int | None = field(default=None, metadata=THREADS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateRow:
-    """One candidate on one device, now and before.
+    """One candidate on one device, now and before."""
 
-    Attributes:
-        device: Where.
-        name: File, backend and precision.
-        parity: What the contract says of it now.
-        speed: Ratio to PyTorch eager FP32 now; None where it was not timed.
-        speed_floor: The least the ratio's interval must reach; None where the baseline has none.
-        before: What the baseline holds; None for a new candidate.
-        timing: Whether it was to be timed.
-        mask_band: Share of the room to a limit that may be used up; None where drift cannot be judged.
-        unlike: Why drift and speed are not judged by the baseline; empty where they are.
-    """
-
-    device: str
-    name: str
-    parity: ParityRow
-    speed: Estimate | None = None
-    speed_floor: float | None = None
-    before: BaselineRow | None = None
-    timing: bool = False
+    device: str  # where
+    name: str  # file, backend and precision
+    parity: ParityRow  # what the contract says of it now
+    speed: Estimate | None = None  # ratio to PyTorch eager FP32 now; None where it was not timed
+    speed_floor: float | None = None  # the least the ratio's interval must reach; None where the baseline has none
+    before: BaselineRow | None = None  # what the baseline holds; None for a new candidate
+    timing: bool = False  # whether it was to be timed
+    # share of the room to a limit that may be used up; None where drift cannot be judged
     mask_band: float | None = None
-    unlike: str = ""
+    unlike: str = ""  # why drift and speed are not judged by the baseline; empty where they are
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -245,31 +212,28 @@ class GateRow:
             return ""
         return f"{most:.2f} times PyTorch FP32 at most, at least {self.speed_floor:.2f} belong to the baseline"
 
-    def now(self) -> dict[str, float]:
+    @property
+    def measures(self) -> dict[str, float]:
         """Measured parity; empty where it did not run."""
         report = self.parity.report
         return {} if report is None else {name: getattr(report, name) for name in MEASURES}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "device": self.device,
-            "name": self.name,
-            "verdict": self.verdict,
-            "remarks": list(self.remarks),
-            "parity": self.now(),
-            "speed": None if self.speed is None else self.speed.to_dict(),
-            "speed_floor": self.speed_floor,
-            "drifts": list(self.drifts),
-            "unlike": self.unlike,
-            "before": None if self.before is None else asdict(self.before),
-        }
+        names = ("device", "name", "verdict", "remarks", "speed", "speed_floor", "drifts", "unlike", "before")
+        return {**{name: getattr(self, name) for name in names}, "parity": self.measures}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateReport:
     """A whole run."""
 
+    JSON: ClassVar = (
+        *("command", "baseline", "conclusion", "updated", "environment", "measures", "rows"),
+        *("gone", "exit_code"),
+    )
+    command: ClassVar = "gate"
+    measures: ClassVar = MEASURES
     baseline: str
     environment: Environment
     rows: tuple[GateRow, ...]
@@ -303,20 +267,6 @@ class GateReport:
         unproven = (row for row in self.rows if row.verdict == "not proven")
         return "; ".join(f"not proven: {row.name} on {row.device}: {', '.join(row.remarks)}" for row in unproven)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "command": "gate",
-            "baseline": self.baseline,
-            "conclusion": self.conclusion,
-            "updated": self.updated,
-            "environment": self.environment.to_dict(),
-            "measures": list(MEASURES),
-            "rows": [row.to_dict() for row in self.rows],
-            "gone": [list(row) for row in self.gone],
-            "exit_code": self.exit_code,
-        }
-
 
 def run_gate(config: GateConfig, progress: _Progress = lambda _: None) -> GateReport:
     """Measure what the baseline names and compare.
@@ -347,10 +297,12 @@ def _rows_on(
     device: str, baseline: Baseline, config: GateConfig, threads: int, progress: _Progress
 ) -> tuple[GateRow, ...]:
     """Every candidate of a device: masks first, then times of those that ran."""
+    files = tuple(baseline.folder / name for name in baseline.candidates)
+    reference = baseline.folder / baseline.reference
     result = measure_parity(
         ParityConfig(
-            reference=baseline.folder / baseline.reference,
-            candidates=tuple(baseline.folder / name for name in baseline.candidates),
+            reference=reference,
+            candidates=files,
             pictures=config.pictures,
             backends=baseline.devices[device],
             threads=threads,
@@ -358,19 +310,23 @@ def _rows_on(
         ),
         progress,
     )
-    ran = tuple(_choice_of(row) for row in result.rows if row.report is not None)
-    timed = _timed(ran, device, baseline, threads, progress) if ran and config.speed and baseline.rounds else {}
+    ran = tuple(dict.fromkeys(_choice_of(row) for row in result.candidates if row.report is not None))
+    timed: dict[tuple[str, str, str], Estimate | None] = {}
+    if ran and config.speed and baseline.rounds:
+        latency = LatencyConfig(
+            models=tuple(map(str, (reference, *files))),
+            rounds=baseline.rounds,
+            backends=ran,
+            threads=threads,
+            device=parse_device(device),
+            stages=False,
+            memory=False,
+        )
+        timed = _timed(latency, progress)
     return tuple(
         _gate_row(row, device, baseline, timed.get((row.model, row.backend, row.precision)), config)
-        for row in result.rows
+        for row in result.candidates
     )
-
-
-def _choices_of(manifest: Manifest) -> tuple[str, ...]:
-    """What runs a file on the processor."""
-    if manifest.quantized_for == "openvino":
-        return "onnxruntime:int8:openvino", "openvino:int8"
-    return f"onnxruntime:{manifest.precision}", f"openvino:{manifest.precision}"
 
 
 def _choice_of(row: ParityRow) -> str:
@@ -379,62 +335,32 @@ def _choice_of(row: ParityRow) -> str:
     return ":".join((row.backend, precision, *(name for name in more if name == "openvino")))
 
 
-def _timed(
-    backends: tuple[str, ...], device: str, baseline: Baseline, threads: int, progress: _Progress
-) -> dict[tuple[str, str, str], LatencyRow]:
-    """Each candidate's times, and the reference's in PyTorch FP32, by file, backend and precision."""
-    names = (baseline.reference, *baseline.candidates)
+def _timed(config: LatencyConfig, progress: _Progress) -> dict[tuple[str, str, str], Estimate | None]:
+    """Ratios to PyTorch FP32, by file, backend and precision."""
     try:
-        report = measure_latency(
-            LatencyConfig(
-                models=tuple(str(baseline.folder / name) for name in names),
-                rounds=baseline.rounds,
-                backends=tuple(dict.fromkeys(backends)),
-                threads=threads,
-                device=parse_device(device),
-            ),
-            progress,
-        )
+        return {row.key[:3]: row.ratio for row in measure_latency(config, progress).results}
     except BackendUnavailable:
         return {}  # rows whose speed the baseline has are then not proven
-    return {(row.model, row.backend, row.precision): row for row in report.rows}
 
 
-def _gate_row(row: ParityRow, device: str, baseline: Baseline, timed: LatencyRow | None, config: GateConfig) -> GateRow:
+def _gate_row(row: ParityRow, device: str, baseline: Baseline, speed: Estimate | None, config: GateConfig) -> GateRow:
     before = baseline.row(device, row.name)
-    plain = GateRow(
-        device=device,
-        name=row.name,
-        parity=row,
-        speed=timed.ratio if timed else None,
-        before=before,
-        timing=config.speed,
-    )
+    plain = GateRow(device=device, name=row.name, parity=row, speed=speed, before=before, timing=config.speed)
     if before is None or config.update or row.report is None:
         return plain
-    other = _other_machine(before, device)
-    if other:
-        return replace(plain, unlike=other)
+    here = _machine_kind(device)
+    if before.kind not in ("", here):
+        other = f"the baseline is from {before.kind or 'another machine'}, this is {here}"
+        return replace(plain, unlike=f"drift and speed not judged: {other}")
     floor = None
     if before.speed is not None:
         least = before.speed.value if before.speed.low is None else before.speed.low
         floor = least * (1 - baseline.speed_band)
-    changed = _other_checkpoint(baseline)
+    changed = ""
+    if baseline.reference_sha256 not in ("", _digest(baseline)):
+        changed = "drift not judged: the checkpoint is another than the baseline's; --update writes a new baseline"
     band = None if changed or config.pictures else baseline.mask_band  # other pictures have other worst ones
     return replace(plain, speed_floor=floor, mask_band=band, unlike=changed)
-
-
-def _other_machine(before: BaselineRow, device: str) -> str:
-    here = _machine_kind(device)
-    if before.kind in ("", here):
-        return ""
-    return f"drift and speed not judged: the baseline is from {before.kind or 'another machine'}, this is {here}"
-
-
-def _other_checkpoint(baseline: Baseline) -> str:
-    if baseline.reference_sha256 in ("", _digest(baseline)):
-        return ""
-    return "drift not judged: the checkpoint is another than the baseline's; --update writes a new baseline"
 
 
 @cache
@@ -450,30 +376,22 @@ def _digest(baseline: Baseline) -> str:
     return sha256_of(baseline.folder / baseline.reference)
 
 
-def _kept_speed(row: GateRow) -> Estimate | None:
-    """The baseline's, for a row that was not timed now; another machine's would not be comparable."""
-    before = row.before
-    return before.speed if before is not None and before.kind == _machine_kind(row.device) else None
-
-
 def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
     """Put what was proven now in the baseline's rows; rows that did not run here stay as they were."""
     from basnet_runtime.media.files import whole_file
 
-    new = {
-        (row.device, row.name): BaselineRow(
+    rows = {(row.device, row.name): row for row in baseline.rows if (row.device, row.name) not in report.gone}
+    for row in (row for row in report.rows if row.verdict == "passed"):
+        kind, before = _machine_kind(row.device), row.before
+        kept = before.speed if before is not None and before.kind == kind else None  # not timed now
+        rows[row.device, row.name] = BaselineRow(
             device=row.device,
             name=row.name,
-            parity=row.now(),
-            speed=row.speed or _kept_speed(row),
+            parity=row.measures,
+            speed=row.speed or kept,
             processor=report.environment.processor,
-            kind=_machine_kind(row.device),
+            kind=kind,
         )
-        for row in report.rows
-        if row.verdict == "passed"
-    }
-    kept = {(row.device, row.name): row for row in baseline.rows if (row.device, row.name) not in report.gone}
-    rows = tuple({**kept, **new}.values())
+    new = replace(baseline, rows=tuple(rows.values()), reference_sha256=_digest(baseline))
     with whole_file(path, overwrite=True) as beside:
-        text = replace(baseline, rows=rows, reference_sha256=_digest(baseline)).to_json()
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(new.to_json(), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""How long each backend takes for the same network, in one run, each against PyTorch eager FP32 of that run.
+"""Time every backend on the same network in one run, each against PyTorch eager FP32 of that run.
 
-report = measure_latency(LatencyConfig(models=("random:64",)))
+    report = measure_latency(LatencyConfig(models=("random:64",)))
 
 A time begins with a prepared input on the host and ends with the masks on the host; see `COVERS`.
 """
@@ -10,28 +10,32 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
+from itertools import product
+from operator import not_
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, ClassVar
 
+from basnet_benchmarks.breakdown import Memory, StageSplit, measure_stages, memory_of
 from basnet_benchmarks.candidates import (
+    BACKENDS,
+    MEASURED_DEVICE,
     REFERENCE,
+    THREADS,
     Candidate,
-    Choice,
     ModelSource,
     candidates_of,
     noise_batch,
     parse_choices,
     parse_device,
 )
-from basnet_benchmarks.device_times import DeviceTimes, TimedBackend, measure_device, open_device_run
+from basnet_benchmarks.device_times import DeviceTimes, measure_device, open_device_run
 from basnet_benchmarks.environment import Clocks, Environment, clocks, environment
-from basnet_benchmarks.measurement import Estimate, Measurement, ratio_estimate
-from basnet_benchmarks.memory import Memory, memory_of
-from basnet_benchmarks.rounds import measure_rounds
-from basnet_benchmarks.stages import StageSplit, default_picture, measure_stages
+from basnet_benchmarks.statistics import Estimate, Measurement, measure_rounds, ratio_estimate
+from basnet_export.samples import BUNDLED
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
@@ -46,46 +50,55 @@ COVERS = (
 _Progress = Callable[[str], None]
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"batch {text!r}: give numbers with commas between, as in 1,4") from None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyConfig:
-    """What to time and how.
+    """What to time and how; PyTorch FP32 of a checkpoint is always timed, for the ratios."""
 
-    Attributes:
-        models: Checkpoints, `.onnx` files or `random:WIDTH`.
-        batches: Pictures per call, each size measured by itself.
-        rounds: Turns of each candidate.
-        calls: Timed calls in a turn.
-        warm_up: Calls of each candidate before the first round.
-        threads: For every backend alike; None takes what the container allows.
-        backends: `BACKEND` or `BACKEND:PRECISION`; none takes all. PyTorch FP32 of a checkpoint is always measured.
-        device: `cpu`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
-        stages: Whether to take a picture through the whole way, step by step.
-        picture: Which; None takes a photograph that comes along.
-        memory: Whether to measure memory, each candidate in a process of its own.
-        device_runs: Runs that are timed by events on a CUDA device; 0 times none.
-    """
-
-    models: tuple[str, ...]
-    batches: tuple[int, ...] = (1,)
-    rounds: int = 10
-    calls: int = 3
-    warm_up: int = 2
-    threads: int | None = None
-    backends: tuple[str, ...] = ()
-    device: Device = CPU
-    stages: bool = False
-    picture: Path | None = None
-    memory: bool = False
-    device_runs: int = 50
+    models: tuple[str, ...] = field(
+        metadata={"argument": "MODEL...", "help": ".pth, .safetensors, .onnx, .plan, or random:WIDTH."}
+    )
+    batches: tuple[int, ...] = field(
+        default=(1,),
+        metadata={
+            "flags": ("--batch",),
+            "help": "Pictures per call; several sizes with commas.",
+            "type": str,
+            "parse": _numbers,
+        },
+    )
+    rounds: int = field(default=10, metadata={"help": "Turns of each candidate.", "min": 1})
+    calls: int = field(default=3, metadata={"help": "Timed calls in a turn.", "min": 1})
+    warm_up: int = field(default=2, metadata={"help": "Calls before the first round.", "min": 1})
+    threads: int | None = field(default=None, metadata=THREADS)
+    backends: tuple[str, ...] = field(default=(), metadata=BACKENDS)
+    device: Device = field(default=CPU, metadata=MEASURED_DEVICE)
+    picture: Path | None = field(
+        default=None, metadata={"help": "Picture to split the whole way with. Default: a photograph."}
+    )
+    stages: bool = field(
+        default=True, metadata={"flags": ("--no-stages",), "parse": not_, "help": "Time the network alone."}
+    )
+    memory: bool = field(
+        default=True,
+        metadata={"flags": ("--no-memory",), "parse": not_, "help": "Start no processes to measure memory."},
+    )
+    device_runs: int = 50  # timed by events on a CUDA device; 0 times none
 
     def __post_init__(self) -> None:
         if self.picture is not None and not self.picture.is_file():
             raise UsageError(f"picture {self.picture}: no such file")
-        if not self.models or len(set(map(_name, self.models))) < len(self.models):
+        if not self.models or len({Path(text).name for text in self.models}) < len(self.models):
             raise UsageError(f"models {', '.join(self.models) or 'none'}: give at least one, each under its own name")
-        for field in ("rounds", "calls", "warm_up"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        for name in ("rounds", "calls", "warm_up"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batches are {self.batches}; give sizes of at least 1, each once")
         parse_choices(self.backends)
@@ -94,56 +107,43 @@ class LatencyConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyRow:
-    """One candidate at one batch size.
+    """One candidate at one batch size."""
 
-    Attributes:
-        model: Name of the model.
-        fingerprint: Which network, see `fingerprint_of`.
-        backend: Library.
-        precision: Arithmetic.
-        runs_on: What the backend says of itself.
-        width: Channels at full resolution.
-        size: Network input height and width.
-        measurement: Times.
-        ratio: How many times faster than PyTorch eager FP32 with the same network in this run; None without one.
-        memory: What it needs in a process of its own; a text where that gave nothing, None where it was not asked.
-        device: What the device itself takes; None on a processor.
-        device_ratio: As `ratio`, of the computing on the device alone, by its graph where there is one.
-    """
-
-    model: str
-    fingerprint: str
-    backend: str
-    precision: str
-    runs_on: str
-    width: int
-    size: tuple[int, int]
-    measurement: Measurement
+    model: str  # name of the model
+    fingerprint: str  # which network, see `fingerprint_of`
+    backend: str  # library
+    precision: str  # arithmetic
+    runs_on: str  # what the backend says of itself
+    width: int  # channels at full resolution
+    size: tuple[int, int]  # network input height and width
+    measurement: Measurement  # times
+    # how many times faster than PyTorch eager FP32 with the same network in this run; None without one
     ratio: Estimate | None
+    # what it needs in a process of its own; a text where that gave nothing, None where it was not asked
     memory: Memory | str | None = None
-    device: DeviceTimes | None = None
+    device: DeviceTimes | None = None  # what the device itself takes; None on the CPU
+    # as `ratio`, of the computing on the device alone, by its graph where there is one
     device_ratio: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """File, library, arithmetic and batch size."""
+        return (self.model, self.backend, self.precision, self.measurement.pictures)
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.model}, {self.backend} {self.precision}, batch {self.measurement.pictures}"
+        return "{}, {} {}, batch {}".format(*self.key)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, those of the measurement among them."""
+        named = ("model", "fingerprint", "backend", "precision", "runs_on", "width", "size", "device")
         return {
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "backend": self.backend,
-            "precision": self.precision,
-            "runs_on": self.runs_on,
-            "width": self.width,
-            "size": list(self.size),
-            "ratio_to_pytorch_fp32": None if self.ratio is None else self.ratio.to_dict(),
-            **self.measurement.to_dict(),
-            "memory": self.memory.to_dict() if isinstance(self.memory, Memory) else None,
+            **{name: getattr(self, name) for name in named},
+            "ratio_to_pytorch_fp32": self.ratio,
+            **{name: getattr(self.measurement, name) for name in Measurement.JSON},
+            "memory": self.memory if isinstance(self.memory, Memory) else None,
             "no_memory": self.memory if isinstance(self.memory, str) else "",
-            "device": None if self.device is None else self.device.to_dict(),
             "device_ratio_to_pytorch_fp32": self.device_ratio,
         }
 
@@ -160,65 +160,57 @@ class NotRun:
 class LatencyReport:
     """A whole run."""
 
+    JSON: ClassVar = (
+        *("command", "covers", "environment", "settings", "results"),
+        *("throughput", "stages", "clocks", "not_run", "warnings"),
+    )
+    command: ClassVar = "latency"
+    covers: ClassVar = COVERS
     config: LatencyConfig
     environment: Environment
-    rows: tuple[LatencyRow, ...]
+    results: tuple[LatencyRow, ...]
     not_run: tuple[NotRun, ...]
     stages: tuple[StageSplit, ...] = ()
     clocks: tuple[Clocks, ...] = ()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """How it was timed."""
+        named = {name: getattr(self.config, name) for name in ("rounds", "calls", "warm_up")}
+        return {**named, "threads": self.environment.threads, "device": str(self.config.device)}
+
+    @property
     def throughput(self) -> list[dict[str, Any]]:
         """Pictures per second of each candidate by batch size, and at which it is the most."""
         found: dict[tuple[str, str, str], dict[str, float]] = {}
-        for row in self.rows:
-            by_batch = found.setdefault((row.model, row.backend, row.precision), {})
-            by_batch[str(row.measurement.pictures)] = row.measurement.pictures_per_second
+        for row in self.results:
+            rates = found.setdefault(row.key[:3], {})
+            rates[str(row.measurement.pictures)] = row.measurement.pictures_per_second
+        names = ("model", "backend", "precision")
         return [
             {
-                "model": model,
-                "backend": backend,
-                "precision": precision,
+                **dict(zip(names, key, strict=True)),
                 "pictures_per_second": rates,
-                "best_batch": int(max(rates, key=lambda batch: rates[batch])),
+                "best_batch": int(max(rates, key=rates.__getitem__)),
             }
-            for (model, backend, precision), rates in found.items()
+            for key, rates in found.items()
         ]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the numbers, one line each."""
-        own = (f"{row.name}: {warning}" for row in self.rows for warning in row.measurement.warnings)
-        return (*self.environment.warnings, *own, *_clock_warnings(self.clocks))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "command": "latency",
-            "covers": COVERS,
-            "environment": self.environment.to_dict(),
-            "settings": {
-                "rounds": self.config.rounds,
-                "calls": self.config.calls,
-                "warm_up": self.config.warm_up,
-                "threads": self.environment.threads,
-                "device": str(self.config.device),
-            },
-            "results": [row.to_dict() for row in self.rows],
-            "throughput": self.throughput,
-            "stages": [split.to_dict() for split in self.stages],
-            "clocks": [moment.to_dict() for moment in self.clocks],
-            "not_run": [{"name": item.name, "reason": item.reason} for item in self.not_run],
-            "warnings": list(self.warnings),
-        }
+        own = (f"{row.name}: {warning}" for row in self.results for warning in row.measurement.warnings)
+        means = [statistics.mean(moment.mhz) for moment in self.clocks if moment.mhz]
+        clock = []
+        if means and max(means) > 1.1 * min(means):
+            clock = [f"the CPU's clock moved between {min(means):.0f} and {max(means):.0f} MHz during the run"]
+        return (*self.environment.warnings, *own, *clock)
 
 
 def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None) -> LatencyReport:
     """Open every candidate, then time all of them against each other, batch size by batch size.
 
-    Args:
-        config: What to time.
-        progress: Called with what is being done, never while a call is timed.
+    `progress` is called with what is being done, never while a call is timed.
 
     Raises:
         BackendUnavailable: A backend that was asked by name, or every one, is not there.
@@ -228,91 +220,45 @@ def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None)
     threads = config.threads or allowed_threads()
     before = environment(threads)
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
-        sources = [
-            ModelSource(text, _folder(Path(folder), index), progress) for index, text in enumerate(config.models)
-        ]
+        sources = [ModelSource(text, Path(mkdtemp(dir=folder)), progress) for text in config.models]
         candidates = _candidates(sources, config, threads)
         needs = _needs(candidates, config, progress)  # before this process opens them all and takes the memory
-        if config.device != CPU:
-            _let_cudnn_choose()
+        if config.device != CPU and find_spec("torch"):
+            import torch
+
+            # cuDNN's algorithms are timed once for each shape, as the other libraries do when they open a model
+            torch.backends.cudnn.benchmark = True
         opened, not_run = _opened(candidates, parse_choices(config.backends), stack, progress)
         moments, rows = [clocks()], list[LatencyRow]()
         for batch in config.batches:
             rows += _rows(opened, batch, config, progress)
             moments.append(clocks())
-        rows = [replace(row, memory=needs.get(_key(row))) for row in rows]
-        splits = _splits(opened, rows, config, progress) if config.stages else ()
+        rows = [replace(row, memory=needs.get(row.key)) for row in rows]
+        splits: tuple[StageSplit, ...] = ()
+        if config.stages:  # copies from the rows of the smallest batch
+            smallest = [row for row in rows if row.measurement.pictures == min(config.batches)]
+            timed = {f"{row.model}, {row.backend} {row.precision}": row.device for row in smallest if row.device}
+            picture = config.picture or BUNDLED / "coffee.jpg"
+            splits = measure_stages(opened, picture, rounds=config.rounds, device_times=timed, progress=progress)
     return LatencyReport(
         config=config,
         environment=before,
-        rows=tuple(rows),
+        results=tuple(rows),
         not_run=tuple(not_run),
         stages=splits,
         clocks=tuple(moments),
     )
 
 
-def _clock_warnings(moments: Sequence[Clocks]) -> tuple[str, ...]:
-    """A clock that moved by more than a tenth between two readings."""
-    means = [sum(moment.mhz) / len(moment.mhz) for moment in moments if moment.mhz]
-    if not means or max(means) <= 1.1 * min(means):
-        return ()
-    return (f"the processor's clock moved between {min(means):.0f} and {max(means):.0f} MHz during the run",)
-
-
-def _key(row: LatencyRow) -> tuple[str, str, str, int]:
-    return (row.model, row.backend, row.precision, row.measurement.pictures)
-
-
 def _needs(
     candidates: Sequence[Candidate], config: LatencyConfig, progress: _Progress
 ) -> dict[tuple[str, str, str, int], Memory | str]:
-    if not config.memory:
-        return {}
     found: dict[tuple[str, str, str, int], Memory | str] = {}
-    for candidate in candidates:
-        for batch in config.batches:
-            progress(f"memory of {candidate.name}, batch {batch}")
-            variant = candidate.variant
-            found[candidate.source.name, variant.backend, variant.arithmetic, batch] = memory_of(candidate, batch)
+    for candidate, batch in product(candidates, config.batches if config.memory else ()):
+        progress(f"memory of {candidate.name}, batch {batch}")
+        variant = candidate.variant
+        found[candidate.source.name, variant.backend, variant.arithmetic, batch] = memory_of(candidate, batch)
     return found
-
-
-def _let_cudnn_choose() -> None:
-    """PyTorch then times cuDNN's algorithms once for each shape, as the other libraries do when they open a model."""
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.backends.cudnn.benchmark = True
-
-
-def _splits(
-    opened: Sequence[tuple[Candidate, SaliencyModel]],
-    rows: Sequence[LatencyRow],
-    config: LatencyConfig,
-    progress: _Progress,
-) -> tuple[StageSplit, ...]:
-    """The whole way of one picture; copies from the rows of the smallest batch."""
-    names = {(c.source.name, str(c.variant.backend), c.variant.arithmetic): c.name for c, _ in opened}
-    smallest = min(config.batches)
-    timed = {
-        names[row.model, row.backend, row.precision]: row.device
-        for row in rows
-        if row.device is not None and row.measurement.pictures == smallest
-    }
-    picture = config.picture or default_picture()
-    return measure_stages(opened, picture, rounds=config.rounds, device_times=timed, progress=progress)
-
-
-def _name(text: str) -> str:
-    return Path(text).name
-
-
-def _folder(parent: Path, index: int) -> Path:
-    folder = parent / str(index)
-    folder.mkdir()
-    return folder
 
 
 def _candidates(sources: Sequence[ModelSource], config: LatencyConfig, threads: int) -> list[Candidate]:
@@ -327,7 +273,7 @@ def _candidates(sources: Sequence[ModelSource], config: LatencyConfig, threads: 
 
 
 def _opened(
-    candidates: Sequence[Candidate], choices: Sequence[Choice], stack: ExitStack, progress: _Progress
+    candidates: Sequence[Candidate], choices: Sequence[str], stack: ExitStack, progress: _Progress
 ) -> tuple[list[tuple[Candidate, SaliencyModel]], list[NotRun]]:
     """What opens, and what does not; a backend that was asked by name must open."""
     opened, not_run = [], []
@@ -336,7 +282,7 @@ def _opened(
         try:
             opened.append((candidate, stack.enter_context(candidate.open())))
         except BackendUnavailable as error:
-            if any(choice.holds(candidate.variant) for choice in choices):  # the added reference was not asked
+            if any(candidate.variant.is_asked_by(choice) for choice in choices):  # the added reference was not asked
                 raise
             not_run.append(NotRun(name=candidate.name, reason=str(error)))
     if not opened:
@@ -360,8 +306,19 @@ def _rows(
     references = {c.network: c.name for c, _ in reversed(opened) if c.variant == REFERENCE}
     for candidate, model in opened:
         name, reference = candidate.name, references.get(candidate.network)
-        row = _row(candidate, model, measured[name], measured[reference] if reference else None)
-        yield replace(row, device=device[name], device_ratio=_device_ratio(device, reference, name))
+        yield LatencyRow(
+            model=candidate.source.name,
+            fingerprint=candidate.source.fingerprint,
+            backend=candidate.variant.backend,
+            precision=candidate.variant.arithmetic,
+            runs_on=model.backend.description,
+            width=candidate.source.width,
+            size=candidate.source.size,
+            measurement=measured[name],
+            ratio=ratio_estimate(measured[reference], measured[name]) if reference else None,
+            device=device[name],
+            device_ratio=_device_ratio(device, reference, name),
+        )
 
 
 def _device_times(
@@ -372,32 +329,17 @@ def _device_times(
         return None
     progress(f"batch {batch}: {candidate.name} by events on the device")
     inputs = noise_batch(model, batch)
-    if isinstance(model.backend, TimedBackend):
-        milliseconds = model.backend.device_times(inputs, config.device_runs)
-        return DeviceTimes(compute=tuple(ms / 1000 for ms in milliseconds), no_graph="see what runs it")
-    with open_device_run(candidate, model, inputs) as run:
-        return None if run is None else measure_device(run, config.device_runs)
+    own = getattr(model.backend, "device_times", None)  # as TensorRTBackend has it
+    if own is not None:
+        milliseconds = own(inputs, config.device_runs)
+        return DeviceTimes(compute_s=tuple(ms / 1000 for ms in milliseconds), no_graph="see what runs it")
+    run = open_device_run(model, inputs, candidate.device, candidate.path)
+    return None if run is None else measure_device(run, config.device_runs)
 
 
 def _device_ratio(times: Mapping[str, DeviceTimes | None], reference: str | None, name: str) -> float | None:
     """By medians; each candidate by its graph where it has one, the reference as eager PyTorch enqueues it."""
     own, theirs = times[name], times[reference] if reference else None
-    if own is None or theirs is None or not theirs.compute or not own.compute:
+    if own is None or theirs is None or not theirs.compute_s or not own.compute_s:
         return None
-    return statistics.median(theirs.compute) / statistics.median(own.graph or own.compute)
-
-
-def _row(
-    candidate: Candidate, model: SaliencyModel, measurement: Measurement, reference: Measurement | None
-) -> LatencyRow:
-    return LatencyRow(
-        model=candidate.source.name,
-        fingerprint=candidate.source.fingerprint,
-        backend=candidate.variant.backend,
-        precision=candidate.variant.arithmetic,
-        runs_on=model.backend.description,
-        width=candidate.source.width,
-        size=candidate.source.size,
-        measurement=measurement,
-        ratio=ratio_estimate(reference, measurement) if reference else None,
-    )
+    return statistics.median(theirs.compute_s) / statistics.median(own.graph_s or own.compute_s)

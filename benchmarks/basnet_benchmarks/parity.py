@@ -9,18 +9,23 @@ The contract is `basnet_runtime/parity.toml`. What could not run was not proven,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_benchmarks.candidates import (
+    BACKENDS,
+    MASKS,
+    MEASURED_DEVICE,
+    PICTURES,
     REFERENCE,
+    THREADS,
     Candidate,
     ModelSource,
     candidates_of,
@@ -28,7 +33,7 @@ from basnet_benchmarks.candidates import (
     parse_device,
 )
 from basnet_benchmarks.environment import Environment, environment
-from basnet_benchmarks.report import Panel, heat_map, thumbnails
+from basnet_benchmarks.report import PANELS, Panel, heat_map, thumbnails
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
@@ -37,17 +42,7 @@ from basnet_torch.config import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
 
-__all__ = [
-    "PARITY_FAILED",
-    "UNPROVEN",
-    "ParityConfig",
-    "ParityResult",
-    "ParityRow",
-    "Pictures",
-    "RememberingModel",
-    "Verdict",
-    "measure_parity",
-]
+__all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "RememberingModel", "measure_parity"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
@@ -60,27 +55,19 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityConfig:
-    """What to compare on what.
+    """What to compare with a checkpoint on what; it runs on the candidates' GPU where PyTorch can, else on the CPU."""
 
-    Attributes:
-        reference: A checkpoint; it runs in PyTorch FP32.
-        candidates: Checkpoints and `.onnx` files; none compares the reference with its own other backends.
-        pictures: A folder of pictures, or a data set with masks; None takes the bundled photographs.
-        backends: `BACKEND` or `BACKEND:PRECISION`; none takes all.
-        threads: Processor threads; None takes what the container allows.
-        device: Of the candidates; the reference runs on the same one where PyTorch can, else on the CPU, which is said.
-        panels: Whether thumbnails of each candidate's worst pictures are kept for a page.
-        mask_values: What the values of a data set's masks mean.
-    """
-
-    reference: Path
-    candidates: tuple[Path, ...] = ()
-    pictures: Path | None = None
-    backends: tuple[str, ...] = ()
-    threads: int | None = None
-    device: Device = CPU
-    panels: bool = False
-    mask_values: MaskValues = "auto"
+    reference: Path = field(metadata={"argument": "REFERENCE", "help": "Checkpoint; it runs in PyTorch FP32."})
+    candidates: tuple[Path, ...] = field(
+        default=(),
+        metadata={"argument": "[CANDIDATE]...", "help": ".onnx, .plan or checkpoint. Default: REFERENCE, exported."},
+    )
+    pictures: Path | None = field(default=None, metadata=PICTURES)
+    mask_values: MaskValues = field(default="auto", metadata=MASKS)
+    threads: int | None = field(default=None, metadata=THREADS)
+    backends: tuple[str, ...] = field(default=(), metadata=BACKENDS)
+    device: Device = field(default=CPU, metadata=MEASURED_DEVICE)
+    panels: bool = field(default=False, metadata=PANELS)
 
     def __post_init__(self) -> None:
         if model_kind(self.reference) != "checkpoint":
@@ -93,29 +80,21 @@ class ParityConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityRow:
-    """One candidate.
+    """One candidate."""
 
-    Attributes:
-        model: Name of the file.
-        backend: Library.
-        precision: Arithmetic.
-        runs_on: What the backend says of itself; empty when it did not run.
-        report: What was measured; None when it did not run.
-        reason: Why it did not run.
-        file: Where the file is; empty for one that was exported for this run alone.
-        fingerprint: Which network, see `fingerprint_of`.
-        panels: The worst pictures, when they were asked for.
-    """
-
-    model: str
-    backend: str
-    precision: str
-    runs_on: str = ""
-    report: ParityReport | None = None
-    reason: str = ""
-    file: str = ""
-    fingerprint: str = ""
-    panels: tuple[Panel, ...] = ()
+    JSON: ClassVar = (
+        *("model", "file", "fingerprint", "backend", "precision", "runs_on", "verdict", "remarks"),
+        *("report", "pictures"),
+    )
+    model: str  # name of the file
+    backend: str  # library
+    precision: str  # arithmetic
+    runs_on: str = ""  # what the backend says of itself; empty when it did not run
+    report: ParityReport | None = None  # what was measured; None when it did not run
+    reason: str = ""  # why it did not run
+    file: str = ""  # where the file is; empty for one that was exported for this run alone
+    fingerprint: str = ""  # which network, see `fingerprint_of`
+    panels: tuple[Panel, ...] = ()  # the worst pictures, when they were asked for
 
     @property
     def name(self) -> str:
@@ -134,157 +113,105 @@ class ParityRow:
         """Each reason for the verdict, when it is no pass."""
         return (self.reason,) if self.report is None else self.report.failures
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "model": self.model,
-            "file": self.file,
-            "fingerprint": self.fingerprint,
-            "backend": self.backend,
-            "precision": self.precision,
-            "runs_on": self.runs_on,
-            "verdict": self.verdict,
-            "remarks": list(self.remarks),
-            "report": None if self.report is None else self.report.to_dict(),
-            "pictures": [] if self.report is None else [row.to_dict() for row in self.report.differences],
-        }
+    @property
+    def pictures(self) -> tuple[Difference, ...]:
+        """What was measured on each picture."""
+        return () if self.report is None else self.report.differences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityResult:
-    """A whole run.
+    """A whole run."""
 
-    Attributes:
-        reference: Name of the checkpoint.
-        reference_runs_on: What ran it.
-        pictures: Where the pictures came from.
-        environment: Where all of it ran.
-        reference_file: Where the checkpoint is.
-        rows: One per candidate.
-        asked: Whether backends were asked by name, so that one that is not there is an error.
-    """
-
-    reference: str
-    reference_runs_on: str
-    pictures: str
-    environment: Environment
-    rows: tuple[ParityRow, ...]
-    asked: bool
-    reference_file: str = ""
+    JSON: ClassVar = (
+        *("command", "reference", "reference_file", "reference_runs_on", "pictures"),
+        *("environment", "candidates", "exit_code"),
+    )
+    command: ClassVar = "parity"
+    reference: str  # name of the checkpoint
+    reference_runs_on: str  # what ran it
+    pictures: str  # where the pictures came from
+    environment: Environment  # where all of it ran
+    candidates: tuple[ParityRow, ...]  # one row each
+    asked: bool  # whether backends were asked by name, so that one that is not there is an error
+    reference_file: str = ""  # where the checkpoint is
 
     @property
     def panels(self) -> tuple[Panel, ...]:
         """The worst pictures of every candidate."""
-        return tuple(panel for row in self.rows for panel in row.panels)
+        return tuple(panel for row in self.candidates for panel in row.panels)
 
     @property
     def exit_code(self) -> int:
         """4 when a candidate that ran did not pass; 3 when one that was asked, or every one, did not run; else 0."""
-        if any(row.report is not None and not row.report for row in self.rows):
+        if any(row.report is not None and not row.report for row in self.candidates):
             return PARITY_FAILED
-        unproven = [row for row in self.rows if row.report is None]
-        return UNPROVEN if unproven and (self.asked or len(unproven) == len(self.rows)) else 0
+        unproven = [row for row in self.candidates if row.report is None]
+        return UNPROVEN if unproven and (self.asked or len(unproven) == len(self.candidates)) else 0
 
     @property
-    def conclusion(self) -> str:
+    def complaint(self) -> str:
         """Why the exit code is not 0, in one line; empty when it is."""
         if not self.exit_code:
             return ""
         ran = self.exit_code == PARITY_FAILED
-        rows = [row for row in self.rows if (row.report is not None and not row.report if ran else row.report is None)]
+        rows = [
+            row for row in self.candidates if (row.report is not None and not row.report if ran else row.report is None)
+        ]
         return "; ".join(f"{row.verdict}: {row.name}: {', '.join(row.remarks)}" for row in rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "command": "parity",
-            "reference": self.reference,
-            "reference_file": self.reference_file,
-            "reference_runs_on": self.reference_runs_on,
-            "pictures": self.pictures,
-            "environment": self.environment.to_dict(),
-            "candidates": [row.to_dict() for row in self.rows],
-            "exit_code": self.exit_code,
-        }
 
 
 class Pictures:
     """Pictures of a folder or a data set, with truth where there are masks; read anew in every pass.
 
     A folder with pictures directly in it is a folder of pictures, unless masks lie beside them. Anything else, zip
-    files included, must be laid out as one of the data sets `basnet_torch.datasets` knows.
-
-    Attributes:
-        name: Where they come from.
-        has_truth: Whether there are masks.
-        report: What the last pass found, as training says it.
-        failures: Names of the pairs that the last pass left out, and why.
+    files included, must be laid out as one of the data sets `basnet_torch.datasets` knows. `report` says what the last
+    pass found, as training does, and `failures` names the pairs that it left out, and why.
     """
 
     def __init__(self, source: Path | None, *, mask_values: MaskValues = "auto", on_bad: OnBadPair = "refuse") -> None:
-        """Look for the pictures.
-
-        Args:
-            source: Folder, zip file or data set; None takes the bundled photographs.
-            mask_values: What the masks' values mean.
-            on_bad: Whether pairs that cannot be read end a pass or are left out of it, see `failures`.
+        """Look for the pictures; None takes the bundled photographs. `on_bad` says what a pair does that is unreadable.
 
         Raises:
             UsageError: There is no such folder, or nothing in it.
             DataError: The data set's layout is not known, or pictures and masks do not pair.
         """
-        from basnet_torch.datasets import DataReport
+        from basnet_export.samples import load_pictures
+        from basnet_torch.datasets import DataReport, find_pairs
 
         self.name = str(source) if source else "bundled photographs"
-        self.report = DataReport()
-        self.failures: list[tuple[str, str]] = []
-        self._values, self._on_bad = mask_values, on_bad
+        self.report, self.failures = DataReport(), list[tuple[str, str]]()
+        self._values, self._on_bad, self._unpaired = mask_values, on_bad, DataReport()
         self.has_truth = source is not None and _is_data_set(source)
-        self._read = self._pairs(source) if source is not None and self.has_truth else self._plain(source)
+        self._pictures = [] if self.has_truth else load_pictures(source)
+        self._pairs = find_pairs([source], on_bad=on_bad, report=self._unpaired) if source and self.has_truth else []
 
     def __iter__(self) -> Iterator[Picture]:
-        return iter(self._read())
-
-    @staticmethod
-    def _plain(folder: Path | None) -> Callable[[], Iterable[Picture]]:
-        from basnet_export.samples import load_pictures
-
-        pictures = load_pictures(folder)
-        return lambda: pictures
-
-    def _pairs(self, source: Path) -> Callable[[], Iterable[Picture]]:
-        from basnet_torch.datasets import DataReport, find_pairs, read_pair
+        if not self.has_truth:
+            yield from self._pictures
+            return
+        from basnet_torch.datasets import DataReport, read_pair
         from basnet_torch.masks import refuse_without_labels
 
-        unpaired = DataReport()
-        pairs = find_pairs([source], on_bad=self._on_bad, report=unpaired)
-        lacking = {"picture": unpaired.without_picture, "mask": unpaired.without_mask}
-
-        def read() -> Iterator[Picture]:
-            self.report = DataReport(without_mask=lacking["mask"], without_picture=lacking["picture"])
-            self.failures = [(name, f"{name}: has no {what}") for what, names in lacking.items() for name in names]
-            has_labels = False
-            for pair in pairs:
-                try:
-                    image, truth = read_pair(pair, self._values)
-                except BadPairError as error:
-                    if self._on_bad == "refuse":
-                        raise
-                    self.report.count(pair, error)
-                    self.failures.append((pair.name, str(error)))
-                    continue
-                self.report.count(pair, None, truth.odd)
-                has_labels |= truth.has_labels
-                yield Picture(
-                    name=pair.name,
-                    image_HWC=image,
-                    truth_HW=truth.mask_HW.astype(np.float32) / np.float32(255),
-                    ignored_HW=truth.ignored_HW,
-                )
-            if self.report.pairs:
-                refuse_without_labels(self.name, self._values, has_labels=has_labels)
-
-        return read
+        lacking = {"picture": self._unpaired.without_picture, "mask": self._unpaired.without_mask}
+        self.report = DataReport(without_mask=lacking["mask"], without_picture=lacking["picture"])
+        self.failures = [(name, f"{name}: has no {what}") for what, names in lacking.items() for name in names]
+        has_labels = False
+        for pair in self._pairs:
+            try:
+                image, truth = read_pair(pair, self._values)
+            except BadPairError as error:
+                if self._on_bad == "refuse":
+                    raise
+                self.report.count(pair, error)
+                self.failures.append((pair.name, str(error)))
+                continue
+            self.report.count(pair, None, truth.odd)
+            has_labels |= truth.has_labels
+            truth_HW = truth.mask_HW.astype(np.float32) / np.float32(255)
+            yield Picture(name=pair.name, image_HWC=image, truth_HW=truth_HW, ignored_HW=truth.ignored_HW)
+        if self.report.pairs:
+            refuse_without_labels(self.name, self._values, has_labels=has_labels)
 
 
 def _is_data_set(source: Path) -> bool:
@@ -329,10 +256,6 @@ class RememberingModel:
 def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -> ParityResult:
     """Compare every candidate with the reference on every picture.
 
-    Args:
-        config: What to compare.
-        progress: Called with what is being done.
-
     Raises:
         BackendUnavailable: PyTorch, which runs the reference, is not there.
         BasnetError: A model or picture cannot be read, or a backend runs none of the candidates.
@@ -340,7 +263,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
     threads = config.threads or allowed_threads()
     pictures = Pictures(config.pictures, mask_values=config.mask_values)
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
-        source = ModelSource(str(config.reference), _sub(Path(folder), "reference"), progress)
+        source = ModelSource(str(config.reference), Path(mkdtemp(dir=folder)), progress)
         reference = stack.enter_context(
             Candidate(source=source, variant=REFERENCE, device=_reference_device(config), threads=threads).open()
         )
@@ -354,7 +277,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
             reference_runs_on=reference.backend.description,
             pictures=pictures.name,
             environment=environment(threads),
-            rows=rows,
+            candidates=rows,
             asked=bool(config.backends),
             reference_file=str(config.reference),
         )
@@ -376,21 +299,14 @@ def _candidates(
     sources = [
         reference
         if path.exists() and path.samefile(config.reference)
-        else ModelSource(str(path), _sub(folder, f"candidate-{index}"), progress)
-        for index, path in enumerate(config.candidates)
+        else ModelSource(str(path), Path(mkdtemp(dir=folder)), progress)
+        for path in config.candidates
     ] or [reference]
     found = candidates_of(sources, parse_choices(config.backends), config.device, threads)
     found = [c for c in found if not (c.source is reference and c.variant == REFERENCE)]
     if not found:
         raise UsageError(f"backend {', '.join(config.backends)}: is the reference itself; give another to compare")
     return found
-
-
-def _sub(folder: Path, name: str) -> Path:
-    """A folder of one source alone, whatever the others' files are called."""
-    own = folder / name
-    own.mkdir()
-    return own
 
 
 def _row(
@@ -439,10 +355,9 @@ def _panels(
                 "candidate mask": candidate_HW,
                 label: heat_HWC,
             }
-            caption = f"worst in {', '.join(measures)}: {_said(own[picture.name])}"
+            found = own[picture.name]
+            caption = (
+                f"worst in {', '.join(measures)}: largest difference {found.max_abs:.2g}, mean {found.mean_abs:.2g}, "
+                f"{100 * found.flips:.3f} % change side, boundary IoU {found.boundary_iou:.4f}"
+            )
             yield Panel(group=name, name=picture.name, caption=caption, images=thumbnails(images))
-
-
-def _said(own: Difference) -> str:
-    apart = f"largest difference {own.max_abs:.2g}, mean {own.mean_abs:.2g}"
-    return f"{apart}, {100 * own.flips:.3f} % change side, boundary IoU {own.boundary_iou:.4f}"

@@ -30,21 +30,12 @@ from basnet_torch.errors import BackendUnavailable, UsageError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "KEPT_ABOVE",
-    "Panel",
-    "heat_map",
-    "page",
-    "panels_path",
-    "read_panels",
-    "save",
-    "save_all",
-    "thumbnails",
-]
+__all__ = ["Panel", "page", "panels_path", "read_panels", "save", "save_all", "thumbnails"]
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 KEPT_ABOVE = "<!-- basnet-bench report writes everything below this line -->"
+PANELS = {"flags": ("--panels",), "help": "Keep thumbnails of the worst pictures beside .json; .html always has them."}
 _SIDE = 224  # pixels of a thumbnail's longer side
 _JPEG = "data:image/jpeg;base64,"
 # Okabe and Ito's set, told apart by the color-blind
@@ -56,19 +47,12 @@ _Line = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """Thumbnails of one picture, side by side.
+    """Thumbnails of one picture, side by side."""
 
-    Attributes:
-        group: What it is shown under: a data set and `best` or `worst`, or a candidate.
-        name: The picture's.
-        caption: What is to be said of it, with numbers.
-        images: Labels with `data:` addresses of JPEG.
-    """
-
-    group: str
-    name: str
-    caption: str
-    images: tuple[tuple[str, str], ...]
+    group: str  # what it is shown under: a data set and `best` or `worst`, or a candidate
+    name: str  # the picture's
+    caption: str  # what is to be said of it, with numbers
+    images: tuple[tuple[str, str], ...]  # labels with `data:` addresses of JPEG
 
 
 def thumbnails(images: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, str], ...]:
@@ -141,13 +125,9 @@ def save(values: Values, output: Path, *, overwrite: bool, panels: Sequence[Pane
 
 
 def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, short: bool = False) -> None:
-    """Show saved results in one file.
+    """Show saved results in one file: .html with their thumbnails, .md below `KEPT_ABOVE`, or .json.
 
-    Args:
-        paths: JSON files that `save` wrote.
-        output: .html with the thumbnails beside them, .md, whose text above `KEPT_ABOVE` stays, or .json.
-        overwrite: Whether an existing file may be replaced.
-        short: Leave single pictures and folder names out of JSON.
+    `short` leaves single pictures and folder names out of JSON.
 
     Raises:
         UsageError: A file is no result.

@@ -12,27 +12,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path, PurePath
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from basnet_torch.errors import UsageError
 
-__all__ = [
-    "Result",
-    "Shown",
-    "Table",
-    "Values",
-    "brief",
-    "candidate_name",
-    "json_text",
-    "markdown",
-    "read_result",
-    "shown",
-    "terminal",
-    "values_of",
-]
+__all__ = ["Shown", "Table", "json_text", "markdown", "read_result", "shown", "terminal", "values_of"]
 
 Values = Mapping[str, Any]
 _DIGITS = 6  # significant, of every number: what is beyond is noise of any measurement made here
@@ -51,13 +38,6 @@ _ACCURACY = {
     "relaxed_boundary_f": "relaxF",
     "boundary_iou": "boundary IoU",
 }
-
-
-class Result(Protocol):
-    """What a command measured."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with `command` and `environment` among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +65,24 @@ class Shown:
     environment: tuple[str, ...]
 
 
-def values_of(result: Result) -> dict[str, Any]:
-    """Return a result's JSON values; numbers get six significant digits, what JSON lacks becomes null."""
-    values = _plain(result.to_dict())
+def values_of(result: Any) -> dict[str, Any]:
+    """Return the JSON values of a dataclass, by the names in its `JSON`, which are all its fields where it has none.
+
+    Numbers get six significant digits; what JSON lacks becomes null. A value with `to_dict` says itself what it is.
+    """
+    values = _plain(result)
     assert isinstance(values, dict)  # noqa: S101 - for the type checker
     return values
 
 
 def json_text(values: Any) -> str:
     """Dump values as indented JSON with every innermost list and object on one line."""
+
+    def one_line(found: re.Match[str]) -> str:
+        return found[0][0] + re.sub(r"\s*\n\s*", " ", found[0][1:-1]).strip() + found[0][-1]
+
     text = json.dumps(values, indent=1, allow_nan=False)
-    return re.sub(r"[\[{]\n[^\[\]{}]*[\]}]", lambda found: _one_line(found[0]), text) + "\n"
+    return re.sub(r"[\[{]\n[^\[\]{}]*[\]}]", one_line, text) + "\n"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -183,6 +170,11 @@ def candidate_name(row: Values) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    if is_dataclass(value):
+        names = getattr(value, "JSON", None) or [field.name for field in fields(value)]
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -190,11 +182,6 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-
-
-def _one_line(text: str) -> str:
-    inner = re.sub(r"\s*\n\s*", " ", text[1:-1]).strip()
-    return f"{text[0]}{inner}{text[-1]}"
 
 
 def _escaped(text: str) -> str:
@@ -364,9 +351,7 @@ def _parity_cells(row: Values) -> tuple[str, ...]:
 
 def _accuracy(values: Values) -> _Parts:
     how = f"{values['finishing']}{', its edges refined' if values.get('refine_edges') else ''}"
-    notes = [
-        f"{values['model']} on {values['runs_on']}; each mask {how}, at its picture's own size.",
-    ]
+    notes = [f"{values['model']} on {values['runs_on']}; each mask {how}, at its picture's own size."]
     notes.append(
         "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value "
         "of the mean F curve; relaxF: boundaries with 3 pixels of slack; E, S: enhanced-alignment and structure."
@@ -438,15 +423,14 @@ def _video_rows(result: Values, stages: Sequence[str], *, compared: bool) -> Ite
 
 
 def _threshold(values: Values) -> _Parts:
+    def share(part: int, whole: int) -> str:
+        return f"{100 * part / whole:.1f}" if whole else "-"
+
     def cells(row: Values) -> tuple[str, ...]:
-        lost, found = (
-            f"{100 * row[part] / row[whole]:.1f}" if row[whole] else "-"
-            for part, whole in (("lost", "objects"), ("found", "empty"))
-        )
+        lost, found = share(row["lost"], row["objects"]), share(row["found"], row["empty"])
+        counts = tuple(str(row[name]) for name in ("objects", "lost", "empty", "found"))
         auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
-        counts = (str(row[name]) for name in ("objects", "lost", "empty", "found"))
-        objects, missed, empty, marked = counts
-        return (row["name"], objects, missed, lost, empty, marked, found, auc)
+        return (row["name"], *counts[:2], lost, *counts[2:], found, auc)
 
     columns = ("pictures", "objects", "lost", "lost %", "backgrounds", "called salient", "called salient %", "AUC")
     how = f"chosen: {values['lost_allowed']:.1%} of the objects may be lost" if values["chosen"] else "the model's own"

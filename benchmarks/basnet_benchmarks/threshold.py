@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_benchmarks.candidates import BACKEND, MASKS, MODEL, PRECISION, THREADS
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_runtime.backends.base import BackendName, Precision
@@ -45,37 +46,23 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThresholdConfig:
-    """What to judge, on what to choose and on what to report.
+    """What to judge, on what to choose and on what to report; model None takes the built-in one."""
 
-    Attributes:
-        model: Model file; None takes the built-in model.
-        choose: Data set whose every second picture chooses; the others report.
-        report: Further data sets that report.
-        nothing: Folder of pictures without an object, which report too.
-        lost: Share of objects that may be called nothing, where the threshold is chosen.
-        keep: Take the model's own threshold instead of choosing one.
-        store: Checkpoint to write with the threshold; the model must be a checkpoint.
-        overwrite: Replace that file.
-        limit: Most pictures of each data set; None takes all.
-        backend: Library to run with; None chooses.
-        precision: What to compute in; None takes the model's own.
-        threads: Processor threads; None takes what the container allows.
-        mask_values: What the values of the data sets' masks mean.
-    """
-
-    choose: Path
-    model: Path | None = None
-    report: tuple[Path, ...] = ()
-    nothing: Path | None = None
-    lost: float = 0.02
-    keep: bool = False
-    store: Path | None = None
+    model: Path | None = field(default=None, metadata={**MODEL, "required": True})
+    choose: Path = field(metadata={"argument": "DATASET", "help": "Its every second picture chooses the threshold."})
+    report: tuple[Path, ...] = field(default=(), metadata={"argument": "[DATASET]...", "help": "Further ones report."})
+    lost: float = field(default=0.02, metadata={"help": "Share of objects that may be called nothing."})
+    keep: bool = field(
+        default=False, metadata={"flags": ("--keep",), "help": "Count errors at the model's own threshold."}
+    )
+    nothing: Path | None = field(default=None, metadata={"help": "Folder of pictures without an object; they report."})
+    store: Path | None = field(default=None, metadata={"help": "Write the checkpoint MODEL with the threshold here."})
     overwrite: bool = False
-    limit: int | None = None
-    backend: BackendName | None = None
-    precision: Precision | None = None
-    threads: int | None = None
-    mask_values: MaskValues = "auto"
+    limit: int | None = field(default=None, metadata={"help": "Most pictures of each data set.", "min": 2})
+    backend: BackendName | None = field(default=None, metadata=BACKEND)
+    precision: Precision | None = field(default=None, metadata=PRECISION)
+    mask_values: MaskValues = field(default="auto", metadata=MASKS)
+    threads: int | None = field(default=None, metadata=THREADS)
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost < 1:
@@ -94,58 +81,35 @@ class ThresholdConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThresholdRow:
-    """One set of pictures.
+    """One set of pictures."""
 
-    Attributes:
-        name: Which.
-        objects: Pictures with an object.
-        lost: How many of them were called nothing.
-        empty: Pieces of background, or pictures without an object.
-        found: How many of them were called salient.
-        auc: Chance that an object scores higher than a piece of background; None where one of the two is missing.
-    """
-
-    name: str
-    objects: int
-    lost: int
-    empty: int
-    found: int
+    name: str  # which
+    objects: int  # pictures with an object
+    lost: int  # how many of them were called nothing
+    empty: int  # pieces of background, or pictures without an object
+    found: int  # how many of them were called salient
+    # chance that an object scores higher than a piece of background; None where one of the two is missing
     auc: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        counts = {"objects": self.objects, "lost": self.lost, "empty": self.empty, "found": self.found}
-        return {"name": self.name, **counts, "auc": self.auc}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThresholdReport:
     """A whole run; `before` is the threshold the model came with."""
 
+    JSON: ClassVar = (
+        *("command", "model", "runs_on", "threshold", "before", "lost_allowed", "chosen", "stored"),
+        *("environment", "rows"),
+    )
+    command: ClassVar = "threshold"
     model: str
     runs_on: str
     threshold: float
     before: float
-    lost: float
+    lost_allowed: float
     chosen: bool
     stored: str | None
     environment: Environment
     rows: tuple[ThresholdRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "command": "threshold",
-            "model": self.model,
-            "runs_on": self.runs_on,
-            "threshold": self.threshold,
-            "before": self.before,
-            "lost_allowed": self.lost,
-            "chosen": self.chosen,
-            "stored": self.stored,
-            "environment": self.environment.to_dict(),
-            "rows": [row.to_dict() for row in self.rows],
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,13 +122,17 @@ class _Scores:
 
     def row(self, threshold: float) -> ThresholdRow:
         objects, empty = np.array(self.objects), np.array(self.empty)
+        auc = None
+        if len(objects) and len(empty):  # share of pairs in which the object scores higher, ties counted half
+            higher = (objects[:, None] > empty).mean(dtype=np.float64)
+            auc = float(higher + 0.5 * (objects[:, None] == empty).mean(dtype=np.float64))
         return ThresholdRow(
             name=self.name,
             objects=len(objects),
             lost=int(np.count_nonzero(objects < threshold)),
             empty=len(empty),
             found=int(np.count_nonzero(empty >= threshold)),
-            auc=_auc(objects, empty) if len(objects) and len(empty) else None,
+            auc=auc,
         )
 
 
@@ -179,13 +147,20 @@ def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: N
     threads = config.threads or allowed_threads()
     before = environment(threads)
     with open_model(config.model, backend=config.backend, precision=config.precision, threads=threads) as model:
-        chooses, others = _halves(_scored(model, config.choose, config, progress), config.choose)
+        pairs = list(_scored(model, config.choose, config, progress))
+        name = config.choose.resolve().name
+        chooses, others = (
+            _collected(f"{name}, {which}", own)
+            for which, own in (("every second: chose", pairs[::2]), ("the others", pairs[1::2]))
+        )
         if not chooses.objects and not config.keep:
             raise UsageError(
                 f"{config.choose}: none of the pictures that choose, every second, has an object; give more"
             )
-        rest = [_whole(_scored(model, path, config, progress), path) for path in config.report]
-        rest += [_without_object(model, config.nothing)] if config.nothing else []
+        rest = [_collected(p.resolve().name, _scored(model, p, config, progress)) for p in config.report]
+        if config.nothing:
+            name = f"{config.nothing.resolve().name}, pictures without an object"
+            rest.append(_Scores(name=name, empty=tuple(_score(model, p) for p in Pictures(config.nothing))))
         own = model.postprocess.empty_below
         threshold = own if config.keep else chosen_threshold(chooses.objects, config.lost)
         name, runs_on = model.name, model.backend.description
@@ -196,7 +171,7 @@ def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: N
         runs_on=runs_on,
         threshold=threshold,
         before=own,
-        lost=config.lost,
+        lost_allowed=config.lost,
         chosen=not config.keep,
         stored=None if config.store is None else config.store.name,
         environment=before,
@@ -251,8 +226,7 @@ def _scored(
         if picture.truth_HW is None:
             raise UsageError(f"{source}: holds pictures and no masks; give a data set, or take --nothing")
         truth = picture.truth_HW > 0.5
-        clear_of = truth if picture.ignored_HW is None else truth | picture.ignored_HW
-        square = background_square(clear_of, rng)
+        square = background_square(truth if picture.ignored_HW is None else truth | picture.ignored_HW, rng)
         whole = _score(model, picture) if truth.any() else None
         piece = None if square is None else replace(picture, image_HWC=np.ascontiguousarray(picture.image_HWC[square]))
         yield whole, None if piece is None else _score(model, piece)
@@ -263,30 +237,10 @@ def _score(model: SaliencyModel, picture: Picture) -> float:
     return salience_score(model.infer([model.prepare(picture.image_HWC)])[0])
 
 
-def _halves(scores: Iterable[tuple[float | None, float | None]], source: Path) -> tuple[_Scores, _Scores]:
-    pairs = list(scores)
-    name = source.resolve().name
-    return _collected(f"{name}, every second: chose", pairs[::2]), _collected(f"{name}, the others", pairs[1::2])
-
-
-def _whole(scores: Iterable[tuple[float | None, float | None]], source: Path) -> _Scores:
-    return _collected(source.resolve().name, list(scores))
-
-
-def _collected(name: str, pairs: Sequence[tuple[float | None, float | None]]) -> _Scores:
+def _collected(name: str, pairs: Iterable[tuple[float | None, float | None]]) -> _Scores:
+    pairs = list(pairs)
     objects = tuple(whole for whole, _ in pairs if whole is not None)
     return _Scores(name=name, objects=objects, empty=tuple(piece for _, piece in pairs if piece is not None))
-
-
-def _without_object(model: SaliencyModel, folder: Path) -> _Scores:
-    scores = tuple(_score(model, picture) for picture in Pictures(folder))
-    return _Scores(name=f"{folder.resolve().name}, pictures without an object", empty=scores)
-
-
-def _auc(objects: NDArray[np.float64], empty: NDArray[np.float64]) -> float:
-    """Share of pairs in which the object scores higher, ties counted half."""
-    higher = (objects[:, None] > empty).mean(dtype=np.float64)
-    return float(higher + 0.5 * (objects[:, None] == empty).mean(dtype=np.float64))
 
 
 def _store(source: Path, target: Path, threshold: float, *, overwrite: bool) -> None:

@@ -8,16 +8,16 @@ ratios are taken round by round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import ClassVar
 
+from basnet_benchmarks.candidates import BACKEND, PRECISION, RUN_DEVICE, THREADS
 from basnet_benchmarks.environment import Environment, environment
-from basnet_benchmarks.measurement import Estimate, median_estimate
-from basnet_benchmarks.rounds import round_order
+from basnet_benchmarks.statistics import Estimate, median_estimate, round_order
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.run import RunConfig, Summary, run
@@ -31,29 +31,23 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoConfig:
-    """What to run and how often.
+    """What to run and how often; the first run is not left out, because a user's first run is one too."""
 
-    Attributes:
-        source: A video file, or anything else that `basnet-run` takes as one input.
-        models: Model files, each of another name; empty runs the built-in model.
-        kind: What is made of each mask, as `basnet-run --kind` says it.
-        runs: Of each model; the first is not left out, because a user's first run is one too.
-        batch: Frames per network run.
-        backend: Library to run with; None chooses.
-        precision: What to compute in; None takes the model's own.
-        threads: Processor threads for the network; None takes what the container allows.
-        device: `cpu`, `openvino`, `cuda`, `cuda:N`, `tensorrt`, `tensorrt:N`.
-    """
-
-    source: Path
-    models: Sequence[Path] = ()
-    kind: str = "mask"
-    runs: int = 3
-    batch: int = 1
-    backend: BackendName | None = None
-    precision: Precision | None = None
-    threads: int | None = None
-    device: Device = CPU
+    source: Path = field(metadata={"argument": "INPUT", "help": "Video file."})
+    models: tuple[Path, ...] = field(
+        default=(),
+        metadata={
+            "flags": ("--engine", "--model"),
+            "help": "Repeatable; ratios are to the first. Default: the built-in model.",
+        },
+    )
+    kind: str = field(default="mask", metadata={"help": "mask, cutout, overlay, color:#rrggbb, image:FILE or blur."})
+    runs: int = field(default=3, metadata={"help": "Runs of each engine; several engines take turns.", "min": 1})
+    batch: int = field(default=1, metadata={"help": "Frames per network run.", "min": 1})
+    backend: BackendName | None = field(default=None, metadata=BACKEND)
+    precision: Precision | None = field(default=None, metadata=PRECISION)
+    threads: int | None = field(default=None, metadata=THREADS)
+    device: Device = field(default=CPU, metadata=RUN_DEVICE)
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -65,87 +59,66 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRun:
-    """One run.
+    """One run."""
 
-    Attributes:
-        frames: Written.
-        seconds: On the clock, opening the model apart.
-        cpu_by_stage: Processor seconds, all threads together.
-        wall_by_stage: Seconds on the clock in the one thread that runs the stage; stages overlap.
-    """
-
-    frames: int
-    seconds: float
-    cpu_by_stage: Mapping[str, float]
-    wall_by_stage: Mapping[str, float] = field(default_factory=dict)
+    JSON: ClassVar = (
+        *("frames", "seconds", "frames_per_second", "of_ceiling"),
+        *("cpu_seconds_by_stage", "wall_seconds_by_stage"),
+    )
+    frames: int  # written
+    seconds: float  # on the clock, opening the model apart
+    cpu_seconds_by_stage: Mapping[str, float]  # CPU time, all threads together
+    # on the clock in the one thread that runs the stage; stages overlap
+    wall_seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    processors: int = 1  # logical CPUs there were
 
     @property
     def frames_per_second(self) -> float:
         """Frames by seconds on the clock."""
         return self.frames / self.seconds
 
-    def of_ceiling(self, processors: int) -> float:
-        """Frames per second as a share of what the stages' processor time alone allows on so many processors."""
-        return sum(self.cpu_by_stage.values()) / (processors * self.seconds)
-
-    def to_dict(self, processors: int) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "frames": self.frames,
-            "seconds": self.seconds,
-            "frames_per_second": self.frames_per_second,
-            "of_ceiling": self.of_ceiling(processors),
-            "cpu_seconds_by_stage": dict(self.cpu_by_stage),
-            "wall_seconds_by_stage": dict(self.wall_by_stage),
-        }
+    @property
+    def of_ceiling(self) -> float:
+        """Frames per second as a share of what the stages' CPU time alone allows on these CPUs."""
+        return sum(self.cpu_seconds_by_stage.values()) / (self.processors * self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoResult:
-    """All runs of one model; runs of one place in `runs` are of one round."""
+    """All runs of one model, and of the first one; runs of one place are of one round."""
 
+    JSON: ClassVar = ("model", "runs_on", "frames_per_second", "ratio_to_first", "of_ceiling", "runs")
     model: str
     runs_on: str
     runs: tuple[VideoRun, ...]
+    first: tuple[VideoRun, ...]
 
     @property
     def frames_per_second(self) -> Estimate:
         """Median over the runs."""
         return median_estimate([run.frames_per_second for run in self.runs])
 
-    def ratio_to(self, reference: VideoResult) -> Estimate:
-        """Frames per second as a ratio to another model's: the median of the ratios of each round."""
-        pairs = zip(self.runs, reference.runs, strict=True)
+    @property
+    def ratio_to_first(self) -> Estimate:
+        """Frames per second as a ratio to the first model's: the median of the ratios of each round."""
+        pairs = zip(self.runs, self.first, strict=True)
         return median_estimate([own.frames_per_second / other.frames_per_second for own, other in pairs])
+
+    @property
+    def of_ceiling(self) -> float:
+        """Median over the runs."""
+        return median(run.of_ceiling for run in self.runs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoReport:
     """All runs of one video; ratios are to the first result."""
 
+    JSON: ClassVar = ("command", "source", "environment", "results")
+    command: ClassVar = "video"
     source: str
     environment: Environment
     results: tuple[VideoResult, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "command": "video",
-            "source": self.source,
-            "environment": self.environment.to_dict(),
-            "results": [self._result_to_dict(result) for result in self.results],
-        }
-
-    def _result_to_dict(self, result: VideoResult) -> dict[str, Any]:
-        processors = self.environment.processors
-        return {
-            "model": result.model,
-            "runs_on": result.runs_on,
-            "frames_per_second": result.frames_per_second.to_dict(),
-            "ratio_to_first": result.ratio_to(self.results[0]).to_dict(),
-            "of_ceiling": median(run.of_ceiling(processors) for run in result.runs),
-            "runs": [run.to_dict(processors) for run in result.runs],
-        }
 
 
 def measure_video(config: VideoConfig, progress: _Progress = lambda _: None) -> VideoReport:
@@ -163,17 +136,22 @@ def measure_video(config: VideoConfig, progress: _Progress = lambda _: None) -> 
             progress(f"run {index + 1} of {config.runs}: {name}")
             with TemporaryDirectory(prefix="basnet-bench-") as folder:
                 summaries[name].append(_run(config, models[name], folder))
-    return VideoReport(source=config.source.name, environment=before, results=tuple(map(_result, summaries.values())))
+    first, *_ = runs = {name: [_measured(one, before.processors) for one in own] for name, own in summaries.items()}
+    results = (
+        VideoResult(model=own[0].model, runs_on=own[0].runs_on, runs=tuple(runs[name]), first=tuple(runs[first]))
+        for name, own in summaries.items()
+    )
+    return VideoReport(source=config.source.name, environment=before, results=tuple(results))
 
 
 class _Unwatched:
-    """Progress shown while frames are timed would be timed too."""
+    """Shows no progress: while frames are timed that would be timed too."""
 
     def started(self, what: str, total: int) -> None:
-        """Nothing to show."""
+        """See `basnet_runtime.run.Watcher`."""
 
     def advanced(self) -> None:
-        """Nothing to show."""
+        """See `basnet_runtime.run.Watcher`."""
 
 
 def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:
@@ -198,12 +176,11 @@ def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:
     return summary
 
 
-def _result(summaries: Sequence[Summary]) -> VideoResult:
-    first = summaries[0]
-    return VideoResult(model=first.model, runs_on=first.runs_on, runs=tuple(map(_measured, summaries)))
-
-
-def _measured(summary: Summary) -> VideoRun:
-    cpu = {stage: cpu for stage, (_, cpu) in summary.seconds_by_stage.items()}
-    wall = {stage: wall for stage, (wall, _) in summary.seconds_by_stage.items()}
-    return VideoRun(frames=summary.frames, seconds=summary.seconds, cpu_by_stage=cpu, wall_by_stage=wall)
+def _measured(summary: Summary, processors: int) -> VideoRun:
+    return VideoRun(
+        frames=summary.frames,
+        seconds=summary.seconds,
+        cpu_seconds_by_stage={stage: cpu for stage, (_, cpu) in summary.seconds_by_stage.items()},
+        wall_seconds_by_stage={stage: wall for stage, (wall, _) in summary.seconds_by_stage.items()},
+        processors=processors,
+    )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -11,12 +11,18 @@ import pytest
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from basnet_benchmarks.accuracy import AccuracyConfig, PictureScore, _Extremes, measure_accuracy
+from basnet_benchmarks.accuracy import (
+    AccuracyConfig,
+    PictureScore,
+    SaliencyMeter,
+    _Extremes,
+    measure_accuracy,
+    relaxed_boundary_f,
+)
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.parity import ParityConfig, Pictures, measure_parity
 from basnet_benchmarks.report import page
 from basnet_benchmarks.results import markdown, values_of
-from basnet_benchmarks.saliency_scores import SaliencyMeter, relaxed_boundary_f
 from basnet_runtime.media.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
@@ -102,7 +108,7 @@ def test_measures_equal_pysodmetrics(case):
     for mask, truth in pairs:
         meter.add(mask, truth)
         theirs.step(mask, truth)
-    ours = meter.scores().to_dict()
+    ours = asdict(meter.scores())
     assert ours["pictures"] == len(pairs)
     assert {name: ours[name] for name in theirs.scores()} == pytest.approx(theirs.scores(), abs=1e-6)
 
@@ -149,7 +155,7 @@ def test_edge_maps(mask, truth, boundary, relaxed):
     meter = SaliencyMeter()
     meter.add(maps[mask], maps[truth])
     scores = meter.scores()
-    assert all(np.isfinite(value) for value in scores.to_dict().values())
+    assert all(np.isfinite(value) for value in asdict(scores).values())
     assert (scores.boundary_iou, scores.relaxed_boundary_f) == (boundary, relaxed)
     assert scores.mae == pytest.approx(np.abs(maps[mask] - maps[truth]).mean())
 
@@ -187,12 +193,12 @@ def test_relaxed_boundary_counts_shares():
 
 def test_report_of_a_data_set(bench_models, data_set):
     report = measure_accuracy(AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1))
-    (row,) = report.rows
+    (row,) = report.datasets
     assert (row.dataset, row.scores.pictures) == ("set", 3)
     assert [p.mae for p in row.best] == sorted(p.mae for p in row.best)
     assert row.worst[0].mae == row.best[-1].mae
     checkpoint = measure_accuracy(AccuracyConfig(model=bench_models.checkpoint, datasets=(data_set,), threads=1))
-    assert checkpoint.rows[0].scores.mae == pytest.approx(row.scores.mae, abs=1e-5)
+    assert checkpoint.datasets[0].scores.mae == pytest.approx(row.scores.mae, abs=1e-5)
 
 
 def test_several_data_sets_and_their_best_and_worst_pictures(bench_models, data_set, tmp_path):
@@ -201,10 +207,10 @@ def test_several_data_sets_and_their_best_and_worst_pictures(bench_models, data_
     write_png(other / "masks" / "disc1.png", np.zeros((72, 72), np.uint8))
     config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set, other), threads=1, panels=True)
     report = measure_accuracy(config)
-    assert [row.dataset for row in report.rows] == [str(data_set), str(other)]  # one folder name, told apart
-    assert [row.empty for row in report.rows] == [0, 1]
+    assert [row.dataset for row in report.datasets] == [str(data_set), str(other)]  # one folder name, told apart
+    assert [row.empty for row in report.datasets] == [0, 1]
     assert len(report.panels) == 12  # three pictures as best and as worst in both
-    first = report.rows[0]
+    first = report.datasets[0]
     assert [panel.name for panel in first.panels] == [own.name for own in (*first.best, *first.worst)]
     assert {label for label, _ in report.panels[0].images} == {"photo", "truth", "mask"}
     assert "1 pictures hold no object" in markdown(values_of(report))
@@ -231,8 +237,8 @@ def test_refined_edges_are_scored(bench_models, data_set):
     meter = SaliencyMeter()
     for picture, mask in pairs:
         meter.add((refined_edges(picture.image_HWC, mask) / 255).astype(np.float32), picture.truth_HW)
-    assert refined.rows[0].scores.to_dict() == pytest.approx(meter.scores().to_dict(), abs=1e-6)
-    assert refined.rows[0].scores != plain.rows[0].scores
+    assert asdict(refined.datasets[0].scores) == pytest.approx(asdict(meter.scores()), abs=1e-6)
+    assert refined.datasets[0].scores != plain.datasets[0].scores
     assert "its edges refined" in markdown(values_of(refined))
     assert "its edges refined" not in markdown(values_of(plain))
 
@@ -267,7 +273,7 @@ def test_parity_shows_photo_truth_masks_and_heat(bench_models, data_set):
         panels=True,
     )
     result = measure_parity(config)
-    (row,) = result.rows
+    (row,) = result.candidates
     assert {panel.name for panel in result.panels} == set(row.report.worst.values())
     said = [label.split(",")[0] for label, _ in result.panels[0].images]
     assert said == ["photo", "truth", "reference mask", "candidate mask", "difference"]
@@ -302,7 +308,7 @@ def test_what_label_maps_leave_out_is_not_scored(bench_models, data_set):
         masks = {p.name: model.mask(p.image_HWC) for p in Pictures(data_set)}
     with_border(data_set)
     config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1, mask_values="labels")
-    (row,) = measure_accuracy(config).rows
+    (row,) = measure_accuracy(config).datasets
     errors = []
     for path in (data_set / "masks").iterdir():
         labels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
@@ -376,8 +382,8 @@ def test_what_a_model_does_not_survive_fails_that_picture(bench_models, data_set
     monkeypatch.setattr(SaliencyModel, "mask", mask)
     config = AccuracyConfig(model=bench_models.onnx, datasets=(data_set,), threads=1)
     report = measure_accuracy(config)
-    assert (report.rows[0].scores.pictures, report.exit_code) == (2, 1)
-    assert "disc1: unexpected: ZeroDivisionError" in report.conclusion
+    assert (report.datasets[0].scores.pictures, report.exit_code) == (2, 1)
+    assert "disc1: unexpected: ZeroDivisionError" in report.complaint
     for path in (data_set / "images").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"set: none of 3 pairs can be scored \(disc0: 0 bytes"):

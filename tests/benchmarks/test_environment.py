@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -23,7 +24,7 @@ def test_environment_names_machine_versions_and_time():
     assert found.libraries["numpy"] == version("numpy")
     assert "tensorrt-not-there" not in found.libraries
     assert abs((datetime.now(UTC) - datetime.fromisoformat(found.date)).total_seconds()) < 60
-    assert json.loads(json.dumps(found.to_dict()))["threads"] == 3
+    assert json.loads(json.dumps(asdict(found)))["threads"] == 3
 
 
 def test_commit_is_that_of_the_checkout_and_says_when_it_is_not_clean(tmp_path):

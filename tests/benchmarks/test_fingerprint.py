@@ -2,7 +2,7 @@
 
 import pytest
 
-from basnet_benchmarks.fingerprint import fingerprint_of
+from basnet_benchmarks.candidates import fingerprint_of
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.manifest import sha256_of

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -13,8 +13,8 @@ from basnet_benchmarks import candidates
 from basnet_benchmarks import gate as module
 from basnet_benchmarks.cli import app
 from basnet_benchmarks.gate import Baseline, GateConfig, run_gate
-from basnet_benchmarks.measurement import Estimate
 from basnet_benchmarks.parity import ParityRow
+from basnet_benchmarks.statistics import Estimate
 from basnet_export import samples
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
@@ -159,7 +159,7 @@ def speed(value, low, high):
 def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdict, intact, monkeypatch):
     row = saved_row(parity={}, speed=vars_of(speed(1.6, 1.5, 1.7)), kind=module._machine_kind("cpu"))
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[row])
-    timed = {} if now is None else {("model.onnx", "onnxruntime", "fp32"): Timed(now)}
+    timed = {} if now is None else {("model.onnx", "onnxruntime", "fp32"): now}
     monkeypatch.setattr(module, "_timed", lambda *_: timed)
     report = run_gate(GateConfig(threads=1, baseline=path))
     assert report.rows[0].verdict == verdict
@@ -171,13 +171,8 @@ def test_speed_fails_only_where_the_whole_interval_is_below_the_band(now, verdic
         assert "0.80 times PyTorch FP32 at most, at least 0.90" in report.conclusion
 
 
-class Timed:
-    def __init__(self, ratio):
-        self.ratio = ratio
-
-
 def vars_of(estimate):
-    return estimate.to_dict()
+    return asdict(estimate)
 
 
 def test_each_candidate_is_timed_itself(bench_models, tmp_path, picture_folder):
@@ -285,7 +280,7 @@ def saved_row(**changes):
 
 
 def test_another_machine_or_checkpoint_is_said_and_not_judged(intact, monkeypatch):
-    timed = {("model.onnx", "onnxruntime", "fp32"): Timed(speed(1.0, 0.9, 1.1))}
+    timed = {("model.onnx", "onnxruntime", "fp32"): speed(1.0, 0.9, 1.1)}
     monkeypatch.setattr(module, "_timed", lambda *_: timed)
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[saved_row(kind="sve2")])
     (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
@@ -346,7 +341,7 @@ def test_a_file_that_says_int8_gets_rows_of_both_libraries_under_its_contract(in
 def test_a_cpu_of_another_kind_passes_and_says_what_is_not_comparable(kind, intact, monkeypatch, on):
     """The baseline is of this CPU: fast, and with an INT8 file."""
     monkeypatch.setattr(candidates, "find_spec", lambda _: None)
-    slow = Timed(speed(0.1, 0.1, 0.1))
+    slow = speed(0.1, 0.1, 0.1)
     monkeypatch.setattr(module, "_timed", lambda *_: dict.fromkeys([("model.onnx", "onnxruntime", "fp32")], slow))
     rows = [saved_row(kind="a CPU of a kind that nobody has"), saved_row(name="small.onnx, onnxruntime int8", kind="x")]
     changes = {"rounds": 6, "rows": rows, "candidates": ["model.onnx", says_int8(intact).name]}

@@ -8,20 +8,30 @@ import pytest
 
 from basnet_benchmarks.candidates import REFERENCE, Variant, parse_choices
 from basnet_benchmarks.latency import LatencyConfig, _opened, measure_latency
+from basnet_benchmarks.results import values_of
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 FP32 = ("pytorch:fp32", "onnxruntime:fp32", "openvino:fp32")
 
 
 def config_of(*models, **options):
-    values = {"rounds": 6, "calls": 1, "warm_up": 1, "threads": 1, "backends": FP32, **options}
+    values = {
+        "stages": False,
+        "memory": False,
+        "rounds": 6,
+        "calls": 1,
+        "warm_up": 1,
+        "threads": 1,
+        "backends": FP32,
+        **options,
+    }
     return LatencyConfig(models=tuple(map(str, models)), **values)
 
 
 def test_checkpoint_and_its_export_run_on_every_backend_at_every_batch(bench_models):
     # PyTorch is not asked: it is measured all the same, because the ratios need it.
     report = measure_latency(config_of(bench_models.checkpoint, bench_models.onnx, batches=(1, 2), backends=FP32[1:]))
-    assert [(row.model, row.backend, row.measurement.pictures) for row in report.rows] == [
+    assert [(row.model, row.backend, row.measurement.pictures) for row in report.results] == [
         (model, name, batch)
         for batch in (1, 2)
         for model, name in (
@@ -32,12 +42,12 @@ def test_checkpoint_and_its_export_run_on_every_backend_at_every_batch(bench_mod
             ("good.onnx", "openvino"),
         )
     ]
-    for row in report.rows:
-        assert (row.width, row.size, len(row.measurement.turns)) == (2, (64, 64), 6)
+    for row in report.results:
+        assert (row.width, row.size, len(row.measurement.turns_s)) == (2, (64, 64), 6)
         assert row.ratio.low <= row.ratio.value <= row.ratio.high
-    references = [row.ratio.value for row in report.rows if row.backend == "pytorch"]
+    references = [row.ratio.value for row in report.results if row.backend == "pytorch"]
     assert references == [1.0, 1.0]
-    values = report.to_dict()
+    values = values_of(report)
     assert values["settings"] == {"rounds": 6, "calls": 1, "warm_up": 1, "threads": 1, "device": "cpu"}
     first = values["results"][0]
     assert sum(map(len, first["turns_s"])) == 6
@@ -46,19 +56,19 @@ def test_checkpoint_and_its_export_run_on_every_backend_at_every_batch(bench_mod
 
 def test_onnx_without_its_checkpoint_has_no_ratio(bench_models):
     alone = measure_latency(config_of(bench_models.onnx, rounds=1, backends=("onnxruntime",)))
-    assert [(row.backend, row.ratio) for row in alone.rows] == [("onnxruntime", None)]
+    assert [(row.backend, row.ratio) for row in alone.results] == [("onnxruntime", None)]
 
 
 def test_random_weights_of_a_width(tmp_path):
     report = measure_latency(config_of("random:2", rounds=1, backends=("pytorch:fp32",)))
-    assert [(row.model, row.width, row.size) for row in report.rows] == [("random:2", 2, (256, 256))]
+    assert [(row.model, row.width, row.size) for row in report.results] == [("random:2", 2, (256, 256))]
     assert "too few" in report.warnings[-1]
 
 
 def test_a_library_that_is_not_there_is_said_and_an_error_when_asked(bench_models, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     report = measure_latency(config_of(bench_models.onnx, rounds=1, backends=()))
-    assert [row.backend for row in report.rows] == ["onnxruntime"]
+    assert [row.backend for row in report.results] == ["onnxruntime"]
     assert {item.name for item in report.not_run} == {"good.onnx, openvino fp32", "good.onnx, openvino bf16"}
     assert all("pip install" in item.reason for item in report.not_run)
     with pytest.raises(BackendUnavailable, match="OpenVINO is not installed"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from basnet_benchmarks.parity import ParityConfig, Pictures, RememberingModel, measure_parity
+from basnet_benchmarks.results import values_of
 from basnet_runtime.parity import compare, tolerance_for
 from basnet_torch.errors import DataError, UsageError
 from tests.conftest import make_fake_model
@@ -22,26 +23,26 @@ def test_good_passes_and_damaged_fails(bench_models, data_set):
     result = measure_parity(
         config_of(bench_models.checkpoint, bench_models.onnx, bench_models.damaged, pictures=data_set)
     )
-    assert [(row.model, row.backend, row.verdict) for row in result.rows] == [
+    assert [(row.model, row.backend, row.verdict) for row in result.candidates] == [
         ("good.onnx", "onnxruntime", "passed"),
         ("good.onnx", "openvino", "passed"),
         ("damaged.onnx", "onnxruntime", "failed"),
         ("damaged.onnx", "openvino", "failed"),
     ]
-    assert (result.exit_code, result.conclusion.count("damaged.onnx")) == (4, 2)
-    good, damaged = result.rows[0].report, result.rows[2].report
+    assert (result.exit_code, result.complaint.count("damaged.onnx")) == (4, 2)
+    good, damaged = result.candidates[0].report, result.candidates[2].report
     assert (good.pictures, good.informative) == (3, 3)
     assert good.max_abs <= 1e-4 < damaged.max_abs
     assert abs(good.mae_change) < 1e-5
     assert abs(damaged.mae_change) > 1e-5
-    assert any("max_abs" in remark and "disc" in remark for remark in result.rows[2].remarks)
-    assert result.to_dict()["candidates"][2]["report"]["worst"]["max_abs"].startswith("disc")
+    assert any("max_abs" in remark and "disc" in remark for remark in result.candidates[2].remarks)
+    assert values_of(result)["candidates"][2]["report"]["worst"]["max_abs"].startswith("disc")
 
 
 def test_without_candidates_the_reference_is_exported(bench_models, picture_folder):
     result = measure_parity(config_of(bench_models.checkpoint, pictures=picture_folder, backends=FP32[:1]))
-    assert [(row.model, row.verdict) for row in result.rows] == [("good.safetensors", "passed")]
-    assert (result.exit_code, result.conclusion, result.rows[0].report.mae_change) == (0, "", None)
+    assert [(row.model, row.verdict) for row in result.candidates] == [("good.safetensors", "passed")]
+    assert (result.exit_code, result.complaint, result.candidates[0].report.mae_change) == (0, "", None)
     assert "fp32" in result.reference_runs_on
 
 
@@ -55,7 +56,7 @@ def test_the_reference_among_the_candidates_is_itself(bench_models, picture_fold
             backends=FP32[:1],
         )
     )
-    assert [(row.model, row.verdict) for row in result.rows] == [
+    assert [(row.model, row.verdict) for row in result.candidates] == [
         ("good.safetensors", "passed"),
         ("good.onnx", "passed"),
     ]
@@ -65,20 +66,20 @@ def test_flat_reference_is_not_proven(bench_models, picture_folder, tmp_path):
     copy = tmp_path / "copy.pth"
     copy.write_bytes(bench_models.flat.read_bytes())
     result = measure_parity(config_of(bench_models.flat, copy, pictures=picture_folder, backends=("pytorch:fp32",)))
-    assert [row.verdict for row in result.rows] == ["not proven"]
-    assert (result.exit_code, result.rows[0].report.max_abs) == (4, 0)
-    assert "flat" in result.conclusion
+    assert [row.verdict for row in result.candidates] == ["not proven"]
+    assert (result.exit_code, result.candidates[0].report.max_abs) == (4, 0)
+    assert "flat" in result.complaint
 
 
 def test_what_does_not_run_is_not_proven(bench_models, picture_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     asked = measure_parity(config_of(bench_models.checkpoint, bench_models.onnx, pictures=picture_folder))
-    assert [row.verdict for row in asked.rows] == ["passed", "not proven"]
-    assert "pip install" in asked.rows[1].remarks[0]
+    assert [row.verdict for row in asked.candidates] == ["passed", "not proven"]
+    assert "pip install" in asked.candidates[1].remarks[0]
     assert asked.exit_code == 3
-    assert asked.conclusion.startswith("not proven: good.onnx, openvino fp32: OpenVINO is not installed")
+    assert asked.complaint.startswith("not proven: good.onnx, openvino fp32: OpenVINO is not installed")
     every = measure_parity(config_of(bench_models.checkpoint, bench_models.onnx, pictures=picture_folder, backends=()))
-    assert ([row.verdict for row in every.rows], every.exit_code) == (["passed", "not proven", "not proven"], 0)
+    assert ([row.verdict for row in every.candidates], every.exit_code) == (["passed", "not proven", "not proven"], 0)
     alone = measure_parity(
         config_of(bench_models.checkpoint, bench_models.onnx, pictures=picture_folder, backends=FP32[1:])
     )

@@ -7,17 +7,17 @@ import pytest
 
 from basnet_benchmarks.environment import environment
 from basnet_benchmarks.latency import LatencyConfig, LatencyReport, LatencyRow, NotRun
-from basnet_benchmarks.measurement import Measurement, ratio_estimate
 from basnet_benchmarks.parity import ParityResult, ParityRow
 from basnet_benchmarks.report import save
 from basnet_benchmarks.results import brief, json_text, markdown, read_result, shown, terminal, values_of
+from basnet_benchmarks.statistics import Measurement, ratio_estimate
 from basnet_benchmarks.video import VideoReport, VideoResult, VideoRun
 from basnet_runtime.parity import ParityReport, tolerance_for
 from basnet_torch.errors import UsageError
 
 
 def latency_report():
-    slow, fast = (Measurement(turns=((second,),) * 6) for second in (0.3, 0.1))
+    slow, fast = (Measurement(turns_s=((second,),) * 6) for second in (0.3, 0.1))
     row = LatencyRow(
         model="a|b.onnx",
         fingerprint="0123456789ab",
@@ -32,7 +32,7 @@ def latency_report():
     return LatencyReport(
         config=LatencyConfig(models=("a|b.onnx",)),
         environment=environment(2),
-        rows=(row, replace(row, ratio=None)),
+        results=(row, replace(row, ratio=None)),
         not_run=(NotRun(name="x", reason="not installed"),),
     )
 
@@ -61,15 +61,15 @@ def parity_result():
         reference_runs_on="PyTorch",
         pictures="dev",
         environment=environment(2),
-        rows=rows,
+        candidates=rows,
         asked=False,
     )
 
 
-def video_result(*seconds, model="m.onnx"):
+def video_result(*seconds, model="m.onnx", processors=2):
     spent = {"decode": 1.0, "network": 3.0}
-    runs = tuple(VideoRun(frames=10, seconds=second, cpu_by_stage=spent) for second in seconds)
-    return VideoResult(model=model, runs_on="CPU", runs=runs)
+    runs = tuple(VideoRun(frames=10, seconds=s, cpu_seconds_by_stage=spent, processors=processors) for s in seconds)
+    return VideoResult(model=model, runs_on="CPU", runs=runs, first=runs)
 
 
 def video_report():
@@ -80,6 +80,7 @@ def video_comparison():
     """Two models in six rounds: the second one twice as fast in five of them, while the machine slows down."""
     first = video_result(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     second = video_result(0.5, 1.0, 1.5, 2.0, 2.5, 2.0, model="m-int8.onnx")
+    second = replace(second, first=first.runs)
     return VideoReport(source="clip.mp4", environment=replace(environment(2), processors=2), results=(first, second))
 
 

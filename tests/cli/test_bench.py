@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from basnet_benchmarks import report
+from basnet_benchmarks import cli
 from basnet_benchmarks.cli import app
 from basnet_torch.errors import MediaError
 from tests.benchmarks.conftest import bench_models, picture_folder  # noqa: F401 - fixtures
@@ -47,7 +47,7 @@ def test_a_result_is_shown_before_it_is_saved(bench_models, tmp_path, monkeypatc
     def full(*_, **__):
         raise MediaError("latency.md: cannot be written: No space left on device")
 
-    monkeypatch.setattr(report, "save", full)
+    monkeypatch.setattr(cli, "save", full)
     result = call("latency", bench_models.onnx, *QUICK, "-o", tmp_path / "latency.md")
     assert (result.exit_code, "good.onnx" in result.stdout, "No space left" in result.stderr) == (1, True, True)
 

@@ -61,7 +61,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    from basnet_benchmarks.memory import highest_bytes
+    from basnet_benchmarks.breakdown import highest_bytes
     from basnet_torch.errors import BasnetError
 
     file, first, count, folder = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])

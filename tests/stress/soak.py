@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basnet_benchmarks.memory import resident_bytes
+from basnet_benchmarks.breakdown import resident_bytes
 from basnet_runtime.run import RunConfig, run
 from basnet_torch.errors import MediaError
 

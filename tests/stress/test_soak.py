@@ -32,7 +32,7 @@ def tiny_video(tmp_path, write_video):
 
 _GROWS = """
 import numpy as np
-from basnet_benchmarks.memory import highest_bytes, resident_bytes
+from basnet_benchmarks.breakdown import highest_bytes, resident_bytes
 before = resident_bytes()
 block = np.ones(200_000_000, np.uint8)
 print(resident_bytes() - before, highest_bytes() - resident_bytes(), block[0])

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from basnet_benchmarks import memory as memory_module
+from basnet_benchmarks import breakdown
+from basnet_benchmarks.breakdown import STEPS, Memory, _with_copies, measure_stages, memory_of
 from basnet_benchmarks.candidates import Candidate, ModelSource, Variant
 from basnet_benchmarks.device_times import DeviceTimes
 from basnet_benchmarks.environment import clocks
 from basnet_benchmarks.latency import LatencyConfig, measure_latency
-from basnet_benchmarks.memory import Memory, memory_of
-from basnet_benchmarks.stages import STEPS, _with_copies, default_picture, measure_stages
+from basnet_benchmarks.results import values_of
+from basnet_export.samples import BUNDLED
 from basnet_torch.device import Device
 from basnet_torch.errors import UsageError
 from tests.conftest import make_fake_model
@@ -26,26 +27,27 @@ def candidate(source, backend="onnxruntime", precision="fp32", device="cpu"):
 def test_every_step_of_every_round_is_there():
     source = SimpleNamespace(name="fake.onnx")
     model = make_fake_model()
-    (split,) = measure_stages([(candidate(source), model)], default_picture(), rounds=3)
+    (split,) = measure_stages([(candidate(source), model)], BUNDLED / "coffee.jpg", rounds=3)
     assert set(split.seconds) == set(STEPS)
     assert all(len(times) == 3 for times in split.seconds.values())
     assert min(split.seconds["decode"]) > 0
     assert split.size == (213, 320)
-    assert split.totals == pytest.approx([sum(split.seconds[s][i] for s in STEPS) for i in range(3)])
+    totals = [sum(split.seconds[s][i] for s in STEPS) for i in range(3)]
     assert model.backend.pictures == 4  # one round comes before and is not counted
-    values = split.to_dict()
-    assert values["total_s"]["value"] == pytest.approx(np.median(split.totals))
+    values = values_of(split)
+    assert values["total_s"]["value"] == pytest.approx(np.median(totals), rel=1e-5)
+    assert values["stages"]["decode"]["raw_s"] == pytest.approx(list(split.seconds["decode"]), rel=1e-5)
     assert "in place" in values["note"]
 
 
 def test_copies_on_a_device_are_taken_out_of_the_call():
     seconds = dict.fromkeys(STEPS, (0.01, 0.02))
-    device = DeviceTimes(copy_in=(0.002, 0.002, 0.5), copy_out=(0.001,), compute=(0.006,))
+    device = DeviceTimes(copy_in_s=(0.002, 0.002, 0.5), copy_out_s=(0.001,), compute_s=(0.006,))
     found = _with_copies(seconds, device)
     assert found["copy_in"] == pytest.approx((0.012, 0.022))
     assert found["compute"] == pytest.approx((0.007, 0.017))
     assert found["copy_out"] == (0.001, 0.001)
-    assert min(_with_copies(seconds, DeviceTimes(copy_in=(9.0,)))["compute"]) == 0
+    assert min(_with_copies(seconds, DeviceTimes(copy_in_s=(9.0,)))["compute"]) == 0
 
 
 def test_memory_is_that_of_a_process_of_its_own(bench_models, tmp_path):
@@ -67,7 +69,7 @@ def test_a_process_that_hangs_is_given_up(bench_models, tmp_path, monkeypatch):
     def hang(*_, **__):
         raise subprocess.TimeoutExpired("x", 300)
 
-    monkeypatch.setattr(memory_module.subprocess, "run", hang)
+    monkeypatch.setattr(breakdown.subprocess, "run", hang)
     assert "longer than" in memory_of(candidate(ModelSource(str(bench_models.onnx), tmp_path)), 1)
 
 
@@ -80,9 +82,9 @@ def test_latency_holds_them(bench_models):
         warm_up=1,
         threads=1,
         backends=("onnxruntime",),
-        stages=True,
+        memory=False,
     )
-    values = measure_latency(config).to_dict()
+    values = values_of(measure_latency(config))
     (rates,) = values["throughput"]
     assert set(rates["pictures_per_second"]) == {"1", "2"}
     assert rates["best_batch"] in (1, 2)
