@@ -295,6 +295,18 @@ def test_what_the_container_took_stays_when_it_refuses(tmp_path, fake_model, wri
         assert 5 < sum(1 for _ in container.decode(video=0)) < 20
 
 
+def test_a_recording_that_begins_between_key_frames(tmp_path, fake_model):
+    """What its first pictures were made from is not there; that is no damage."""
+    whole = transport_stream(tmp_path / "whole.ts", 20 * TICKS, 60).read_bytes()
+    clip = tmp_path / "in.ts"
+    clip.write_bytes(whole[len(whole) // 188 // 3 * 188 :])
+    run = made(fake_model, clip, tmp_path / "out.mp4")
+    left_out = [note for note in run.notes if note.startswith("frames before the first key frame: ")]
+    assert run.notes == left_out != []
+    assert run.complete
+    assert 20 < run.frames < 60
+
+
 def test_a_part_of_joined_recordings(tmp_path, fake_model):
     parts = [transport_stream(tmp_path / f"{i}.ts", 20 * TICKS, count=10, step=90_000) for i in range(2)]
     clip = tmp_path / "in.ts"

@@ -226,6 +226,7 @@ class VideoSource:
         except (FFmpegError, OSError):
             landed = None
         if landed is not None and landed.pts is not None and landed.pts <= target:
+            self._unreadable = 0  # what they lack lies before the place, not before the file
             self._first, self._sought, self._last = landed, True, landed.pts - 1
             return
         self._container.close()
@@ -277,11 +278,13 @@ class VideoSource:
         """Frames as decoded, damaged ones too, up to the end or the break of the file."""
         from av.error import FFmpegError
 
-        counted, begun = self._counted, False
+        counted, begun, first = self._counted, False, True
+        key: int | None = None  # when the key frame is shown with which the file begins
         for packet in self._packets():
+            if first:
+                key, first = packet.pts if packet.is_keyframe else None, False
             if counted is not None:
                 counted.put(packet)
-            begun = begun or packet.is_keyframe
             try:
                 frames = self._frames_of(packet)
             except FFmpegError as error:
@@ -293,7 +296,7 @@ class VideoSource:
             for frame in frames:
                 if counted is not None:
                     counted.stamp(frame)
-                if frame.is_corrupt and not begun:
+                if frame.is_corrupt and not begun and (key is None or (frame.pts or 0) < key):
                     self._unreadable += 1  # what it was made from lies before the file's beginning
                     continue
                 begun = True
