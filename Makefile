@@ -3,12 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 GPU_VENV ?= .venv-gpu
+LOWEST_VENV ?= .venv-lowest
 REPORT_VENV = $(if $(shell command -v nvidia-smi),$(GPU_VENV),$(VENV))
 RESULTS ?= demo-results
 CONSTRAINTS = .ci/constraints.txt
+LOWEST = cpu openvino train export accuracy heic
+comma = ,
+empty =
+space = $(empty) $(empty)
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test stress check format models test-gpu gpu-report report dist clean
+.PHONY: help demo test test-lowest stress check format models test-gpu gpu-report report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -23,6 +28,9 @@ test: $(VENV)/ready  ## Run all tests that this machine can run
 
 stress: $(VENV)/ready  ## Run the stress tests at full length: a soak, kills, damaged headers, odd files (BASNET_DATA)
 	BASNET_STRESS=1 $(VENV)/bin/python -m pytest tests/stress -m stress -rP
+
+test-lowest: $(LOWEST_VENV)/ready  ## Run the tests of runtime and export with the oldest versions that pyproject.toml allows
+	$(LOWEST_VENV)/bin/python -m pytest tests/runtime tests/export --numprocesses auto --dist loadfile
 
 check: $(VENV)/ready  ## Format, lint, types, import layers
 	$(VENV)/bin/ruff format --check .
@@ -50,7 +58,7 @@ dist: $(VENV)/ready  ## Build the wheel into dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## Remove environments and build leftovers
-	rm -rf $(VENV) $(DEMO_VENV) $(GPU_VENV) dist build
+	rm -rf $(VENV) $(DEMO_VENV) $(GPU_VENV) $(LOWEST_VENV) dist build
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +68,17 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 $(DEMO_VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO_VENV)/bin/python $(INSTALL) --editable '.[cpu,openvino]'
+	@touch $@
+
+# Without OpenVINO's plug-in, which asks for a later ONNX Runtime than the rest
+$(LOWEST_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST_VENV)/bin/uv pip compile --quiet --resolution lowest-direct $(LOWEST:%=--extra %) \
+		--output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
+	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(LOWEST_VENV)/lowest.txt --editable '.[$(subst $(space),$(comma),$(LOWEST))]' \
+		hypothesis pytest pytest-xdist scikit-image
 	@touch $@
 
 # The two flavours of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes

@@ -295,7 +295,7 @@ def _has_bf16(device: Device) -> bool:
 
     if device != CPU:
         return torch.cuda.get_device_capability(device.for_torch()) >= (8, 0)  # from Ampere on
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not tell yet
+    found: Mapping[str, Any] = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+
+from basnet_runtime.backends import openvino_provider
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +66,9 @@ def test_every_module_of_the_sources_is_there(names):
 
 def test_the_licence_travels(names):
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_extra_for_openvinos_plugin_asks_for_an_onnxruntime_that_loads_it():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = next(line for line in extras["openvino-ep"] if line.startswith("onnxruntime>="))
+    assert asked.split(";")[0] == f"onnxruntime>={'.'.join(map(str, openvino_provider._OLDEST))}"

@@ -97,3 +97,19 @@ import openvino_telemetry
 assert openvino_telemetry.Telemetry
 """
     assert left("-c", code, BUILTIN) == []
+
+
+def test_openvino_starts_where_there_is_no_home_folder(left):
+    """Its telemetry would look for one, as in a container whose user has no entry, and end the import."""
+    code = """
+import os, pwd, sys
+from pathlib import Path
+def nobody(_):
+    raise KeyError
+pwd.getpwuid = nobody
+for name in ("HOME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+from basnet_runtime.backends.openvino import open_openvino
+open_openvino(Path(sys.argv[1]), threads=1).close()
+"""
+    assert left("-c", code, BUILTIN) == []
