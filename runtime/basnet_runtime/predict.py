@@ -98,7 +98,7 @@ class VideoPrediction(Prediction):
 
     Attributes:
         index: Position, from 0.
-        seconds: Presentation time.
+        seconds: Presentation time, from the beginning of the first stream, pictures or sound.
     """
 
     index: int
@@ -218,5 +218,5 @@ def video_predictions(
                     mask=cast(Float32, mask_HW.astype(np.float32) / np.float32(255)),
                     decision=decision,
                     index=frame.index,
-                    seconds=float(frame.pts * video.traits.time_base),
+                    seconds=float(frame.pts * video.traits.time_base - video.begins),
                 )

@@ -71,6 +71,15 @@ def test_a_clock_that_does_not_begin_at_zero(tmp_path, fake_model, start, suffix
         assert sum(1 for _ in container.decode(video=0)) == 25  # none hidden by an edit list
 
 
+def test_seconds_in_python_begin_at_zero_too(tmp_path, fake_model):
+    clip = transport_stream(tmp_path / "in.ts", 40_000 * TICKS)
+    video, sound = (stream.times[0] for stream in streams_of(clip))
+    seconds = [frame.seconds for frame in fake_model.video(clip)]
+    assert len(seconds) == 25
+    assert seconds[0] == pytest.approx(video - sound, abs=0.001)
+    assert steps(seconds) == pytest.approx(0.04)
+
+
 class Clock:
     """Packets of 40 ms, by stream and decoding time, put on one clock."""
 

@@ -241,6 +241,15 @@ class VideoSource:
         return self._missing() or bool(self._changed)
 
     @property
+    def begins(self) -> Fraction:
+        """When the first of the pictures and the sound begins on the source's clock, which may say anything."""
+        begins = self.traits.start
+        for stream in self._container.streams.audio:
+            if stream.start_time is not None and stream.time_base is not None:
+                begins = min(begins, stream.start_time * stream.time_base)
+        return begins
+
+    @property
     def side(self) -> Side:
         """Where the sound and subtitles of this source come from."""
         return self._side or FileSide(Path(self.source), self._stream.index)
