@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from basnet_runtime.media import avif
 from basnet_runtime.media.animation import (
     AnimationSink,
     AnimationSource,
@@ -399,3 +400,13 @@ def test_gray_avif_cut_short_is_one_line(tmp_path):
         with pytest.raises(MediaError) as caught:
             read(tmp_path / "a.avif")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [((48, 72), (72, 48)), ((48, 72), (48, 72), (72, 48))])
+def test_an_animation_of_several_sizes_is_damaged(monkeypatch, sizes):
+    """As headers that were damaged give it: a frame or its transparency of another size."""
+    planes = [np.zeros(size, np.uint8) for size in sizes]
+    tracks = ((planes[:-1], [10] * (len(planes) - 1)), (planes[-1:], [10]))
+    monkeypatch.setattr(avif, "_planes", lambda data, track, most: tracks[track])
+    with pytest.raises(MediaError, match="damaged"):
+        avif.gray_frames(b"", 9)

@@ -111,6 +111,8 @@ def gray_frames(data: bytes, most: int) -> tuple[list[NDArray[Any]], list[int]]:
     try:
         planes, delays = _planes(data, 0, most)
         alphas, _ = _planes(data, 1, most)
+        if len({plane.shape for plane in (*planes, *alphas)}) > 1:
+            raise ValueError("frames of different sizes")
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise MediaError("cannot be read: the animation is damaged or of an unknown variant") from error
     alphas += [np.full_like(plane, 255) for plane in planes[len(alphas) :]]
