@@ -12,6 +12,7 @@ RESULTS = (
     ("prores.mov", "overlay"),
     ("ffv1.mkv", "overlay"),
     ("prores.cutout.mov", "cutout"),
+    ("vp9.cutout.webm", "cutout"),
 )
 
 
