@@ -210,6 +210,8 @@ def test_what_a_folder_leaves_out_is_counted_by_suffix(tree):
     plan = planned("in", recursive=True)
     assert plan.left_out == {".txt": 3, "": 1, ".jpg": 1}
     assert plan.notes == ("5 files are no pictures or video and left out, by suffix: 3 .txt, 1 without suffix, 1 .jpg",)
+    (tree / "tale.f4v").write_bytes(b"x")
+    assert ".f4v" not in planned("in").left_out
     assert planned("in/*").left_out == {".txt": 1}
     assert planned("in/a.jpg").left_out == {}
     assert planned("in", "in/*", recursive=True).left_out == {".txt": 3, "": 1, ".jpg": 1}

@@ -115,6 +115,15 @@ def test_transparency_through_opencv(tmp_path, suffix):
     assert np.array_equal(frame.alpha_HW, ALPHA)
 
 
+@pytest.mark.parametrize("form", ["ya8", "ya16le"])
+def test_gray_jpeg_2000_with_transparency(tmp_path, form):
+    data = encoded("jpeg2000", form, np.dstack([GRAY, GRAY, GRAY, ALPHA]))
+    (tmp_path / "a.jp2").write_bytes(data)
+    frame = read_picture(tmp_path / "a.jp2")
+    assert np.abs(frame.image_HWC.astype(int) - GRAY[..., None]).max() <= 12
+    assert np.abs(frame.alpha_HW.astype(int) - ALPHA).max() <= 12
+
+
 MASKS = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)
 
 

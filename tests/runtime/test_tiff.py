@@ -141,7 +141,8 @@ def test_floats_with_transparency(read):
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (page((GRAY / 255).astype("f8")), "its samples have 64 bits; save it with 8, 16 or 32 bits"),
+        (page((GRAY / 255).astype("f8")), "its samples have 64 bits; save it with 8 or 16 bits"),
+        (page(GRAY, tags={258: (3, [12])}), "its samples have 12 bits; save it with 8 or 16 bits"),
         (page(GRAY.astype("c8")), "its samples are complex numbers; save it with 8 or 16 bits"),
         (page(GRAY, photometric=32803), "its pixels are raw data of a camera's sensor, which is not read"),
         (page(RGB, photometric=34892), "its pixels are raw data of a camera's sensor, which is not read"),

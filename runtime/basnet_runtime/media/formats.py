@@ -230,6 +230,10 @@ def _ffmpeg(name: str, codec: str, size: Size) -> PictureKind:
     return PictureKind(name=name, reader="ffmpeg", codec=codec, size=size)
 
 
+def _jpeg2000(size: Size) -> PictureKind:
+    return PictureKind(name="JPEG 2000", reader="opencv", codec="jpeg2000", size=size)
+
+
 def _none(name: str) -> PictureKind:
     return PictureKind(name=name, reader="none")
 
@@ -252,8 +256,8 @@ _SIGNATURES: tuple[tuple[tuple[bytes, ...] | re.Pattern[bytes], PictureKind], ..
         _pattern(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
         PictureKind(name="BMP", reader="opencv", size=_bmp_size),
     ),
-    ((b"\0\0\0\x0cjP  \r\n\x87\n",), PictureKind(name="JPEG 2000", reader="opencv", size=_jp2_size)),
-    ((b"\xff\x4f\xff\x51",), PictureKind(name="JPEG 2000", reader="opencv", size=_j2k_size)),
+    ((b"\0\0\0\x0cjP  \r\n\x87\n",), _jpeg2000(_jp2_size)),
+    ((b"\xff\x4f\xff\x51",), _jpeg2000(_j2k_size)),
     (_pattern(rb"P[14]\s+[#\d]"), _ffmpeg("PBM", "pbm", _netpbm_size)),
     (_pattern(rb"P[25]\s+[#\d]"), _ffmpeg("PGM", "pgm", _netpbm_size)),
     (_pattern(rb"P[36]\s+[#\d]"), _ffmpeg("PPM", "ppm", _netpbm_size)),

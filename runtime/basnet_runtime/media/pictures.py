@@ -28,7 +28,7 @@ from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is
 from basnet_runtime.media.frame import Frame, UInt8
 from basnet_runtime.media.heic import HEIC_ADVICE, Heic, opened_heic
 from basnet_runtime.media.metadata import Metadata, hdr_note, metadata_of, stored_orientation, tagged
-from basnet_runtime.media.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, opencv_still
+from basnet_runtime.media.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.errors import MediaError, UsageError
 
@@ -444,7 +444,7 @@ class PictureFile:
 
     def _decoded_still(self, max_pixels: int) -> Still:
         with self._named():
-            if self._kind is not None and self._kind.reader == "ffmpeg":
+            if self._kind is not None and needs_ffmpeg(self._kind, os.pread(self._file.fileno(), 1 << 16, 0)):
                 return ffmpeg_still(self._kind, self._file, self.path, max_pixels=max_pixels, page=self._page)
             with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return opencv_still(data)

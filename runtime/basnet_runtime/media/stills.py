@@ -20,7 +20,7 @@ from basnet_runtime.media.formats import PictureKind
 from basnet_runtime.media.frame import UInt8
 from basnet_torch.errors import MediaError
 
-__all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "opencv_still", "still_of"]
+__all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "needs_ffmpeg", "opencv_still", "still_of"]
 
 # These are decoded whole, next to the file's own bytes; FFmpeg's frames are copied once more.
 STILL_PIXELS = {"opencv": 100_000_000, "ffmpeg": 64_000_000}
@@ -80,6 +80,12 @@ def _bmp_has_alpha(head: bytes) -> bool:
     """Whether the header has a mask for transparency: OpenCV takes a fourth byte of no meaning for it."""
     size, form = struct.unpack_from("<I", head, 14)[0], struct.unpack_from("<I", head.ljust(34, b"\0"), 30)[0]
     return size >= 56 and form == 3 and any(head[66:70])
+
+
+def needs_ffmpeg(kind: PictureKind, head: bytes) -> bool:
+    """Whether FFmpeg decodes it: of JPEG 2000 also gray with transparency, which OpenCV leaves out."""
+    at = head.find(_SIZ)
+    return kind.reader == "ffmpeg" or (kind.codec == "jpeg2000" and at >= 0 and head[at + 40 : at + 42] == b"\0\2")
 
 
 def _jpeg2000_bits(head: bytes) -> int:

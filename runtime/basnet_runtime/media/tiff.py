@@ -32,6 +32,7 @@ _KNOWN = (
 _NO_FULL_PAGE = 1 | 4 | 8  # reduced, a mask, a depth map
 _MOST_ENTRIES = 4096
 _CHUNK = 1 << 20
+_READ_BITS = (1, 2, 4, 8, 16, 32)
 _DEFLATE = (8, 32946)
 _JPEG = 7
 # Bands of color by photometric interpretation; what is not here cannot be shown as it is meant.
@@ -164,8 +165,8 @@ def check_page(page: TiffPage) -> None:
         raise MediaError(f"its pixels are {what}, which is not read; convert it to RGB")
     if page.value(_FORMAT, 1) in (5, 6):
         raise MediaError("its samples are complex numbers; save it with 8 or 16 bits")
-    if bits > 32:
-        raise MediaError(f"its samples have {bits} bits; save it with 8, 16 or 32 bits")
+    if bits not in _READ_BITS:
+        raise MediaError(f"its samples have {bits} bits; save it with 8 or 16 bits")
 
 
 def check_blocks(file: BinaryIO, page: TiffPage, check_jpeg: Callable[[bytes], None]) -> None:
