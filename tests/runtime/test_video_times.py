@@ -54,8 +54,8 @@ def steps(times):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 @pytest.mark.parametrize(
     "start",
-    [10 * TICKS, 40_000 * TICKS, WRAP - 90_000, WRAP - 30_000],
-    ids=["10 s", "11 h", "wraps late", "wraps soon"],
+    [10 * TICKS, 40_000 * TICKS, WRAP - 90_000, WRAP - 30_000, WRAP - 3 * TICKS],
+    ids=["10 s", "11 h", "wraps late", "wraps soon", "ends before the wrap"],
 )
 def test_a_clock_that_does_not_begin_at_zero(tmp_path, fake_model, start, suffix):
     clip = transport_stream(tmp_path / "in.ts", start)
@@ -187,6 +187,40 @@ def test_packets_of_one_time_are_moved_by_a_tick(tmp_path, fake_model, suffix):
     assert len(after) == len(before)
     assert steps(after).min() > 0
     assert np.abs(np.subtract(after, before)).max() <= 0.003
+
+
+def with_sound(path, codec, packets):
+    """Ten pictures of 40 ms, and `packets` packets of sound."""
+    with av.open(str(path), "w") as container:
+        library = "flv" if path.suffix == ".flv" else "libx264"
+        stream, tone = container.add_stream(library, rate=25), container.add_stream(codec, rate=44100)
+        stream.width, stream.height, stream.pix_fmt, tone.layout = 64, 48, "yuv420p", "mono"
+        tone.codec_context.open()
+        for image in images(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+        kind = np.int16 if tone.codec_context.format.name.startswith("s16") else np.int32
+        for i in range(packets):
+            silence = np.zeros((1, tone.frame_size), kind)
+            frame = av.AudioFrame.from_ndarray(silence, format=tone.codec_context.format.name, layout="mono")
+            frame.pts, frame.rate = i * tone.frame_size, 44100
+            container.mux(tone.encode(frame))
+        container.mux(tone.encode(None))
+    return path
+
+
+def test_sound_whose_packets_have_no_duration_is_copied_to_the_last(tmp_path, fake_model):
+    clip = with_sound(tmp_path / "in.mkv", "alac", 5)
+    before = streams_of(clip)[1].packets
+    for suffix in (".mp4", ".mov", ".mkv"):
+        run = made(fake_model, clip, tmp_path / f"out{suffix}")
+        assert streams_of(run.target)[1].packets == before == 5
+
+
+def test_sound_whose_packets_have_no_duration_is_no_damage(tmp_path, fake_model):
+    run = made(fake_model, with_sound(tmp_path / "in.flv", "adpcm_swf", 6), tmp_path / "out.mp4")
+    assert run.complete
+    assert run.notes == ["the adpcm_swf stream is left out; .mp4 cannot hold it"]
 
 
 def avi(path, codec="libx264", ticks=range(10), rate=10, **options):

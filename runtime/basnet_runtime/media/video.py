@@ -408,7 +408,7 @@ class VideoSource:
         end = self._timeline.reached if promise.of_all_streams else float((self._last + self._duration) * time_base)
         # The last picture may be shown as long as the longest one before it.
         slack = max(float(self._longest * time_base), 1.5 / float(self.traits.rate)) + _ROUNDING_SECONDS
-        if promise.seconds > end + slack:
+        if promise.seconds and promise.seconds > end + slack:  # a clock that has wrapped may end below 0
             return f"{seen} frames, {end:.2f} of {promise.seconds:.2f} seconds,"
         return ""
 

@@ -148,6 +148,7 @@ class PacketCopier:
         self._suffix = suffix
         self._outputs: dict[int, Stream] = {}
         self._begun: set[int] = set()
+        self._before: dict[int, int] = {}  # time of the packet before, by stream
         self._delayed: set[int] = set()
         for stream in side.streams:
             if not holds(suffix, stream):
@@ -204,8 +205,16 @@ class PacketCopier:
                     self.warnings.append(f"the {named(output)} stream is left out; {self._suffix} refuses its packets")
                     del self._outputs[packet.stream.index]
                     continue
+            self._give_duration(packet)
             packet.stream = output
             yield packet
+
+    def _give_duration(self, packet: Packet[Any]) -> None:
+        """To sound that has none, as in Matroska and FLV, the one before it had: .mp4 and .mov cut the last off."""
+        index, now = packet.stream.index, packet.dts or 0
+        if packet.stream.type == "audio" and not packet.duration:
+            packet.duration = max(0, now - self._before.get(index, now))
+        self._before[index] = now
 
     def close(self) -> None:
         """Give the source back."""

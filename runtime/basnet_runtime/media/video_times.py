@@ -42,12 +42,14 @@ class _Lane:
         last: Its last decoding time, or its first time where none has come.
         recording: The recording it is in.
         timed: Whether a decoding time has come.
+        step: Ticks from the packet before the last one to the last one: how long one lasts that does not say so.
     """
 
     first: float | None
     last: float
     recording: int
     timed: bool = False
+    step: int = 0
 
 
 def watched_streams(container: InputContainer, video: VideoStream) -> list[Any]:
@@ -89,7 +91,8 @@ class Timeline:
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
         shown = packet.dts if packet.pts is None else packet.pts
-        end = float(((shown or 0) + (packet.duration or 0)) * time_base)
+        duration = packet.duration or (lane.step if watched else 0)
+        end = float(((shown or 0) + duration) * time_base)
         self.reached = max(self.reached, end)
         if watched:
             self._now = lane.last + float(offset)
@@ -130,6 +133,8 @@ class Timeline:
             self._offsets.pop()
             self.falls.pop()
             lane.recording = newest - 1
+        if lane.timed and not fell and seconds > lane.last:
+            lane.step = round((seconds - lane.last) / tick)
         lane.last, lane.timed = seconds, True
         return lane
 
