@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Expected: Conv and Relu in FP16 are fused into one Conv on the CPU at every opset, since Relu has been the same operator
 #   since opset 14.
-# Happens: at opset 18, and only there, Relu becomes Max, which is not fused: three more nodes for each Relu. onnx describes Relu
+# Happens: at opset 18, and only there, Relu becomes Max, which is not fused: two more nodes for each Relu. onnx describes Relu
 #   as a function of other operators for opset 18 alone. The CPU has no FP16 kernel for Relu, so ONNX Runtime expands the function
 #   before it thinks of a cast to FP32.
 # Library: ONNX Runtime 1.32.0, onnx 1.23.2

@@ -6,7 +6,8 @@ set -euo pipefail
 run_python() {
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  cat > "$folder/finding.py"
+  cd "$folder"
+  cat > finding.py
   # The pip of python3 installs into the environment, without compiling: much faster than a pip of its own.
   python3 -m venv --without-pip "$folder/venv"
   python3 -m pip --python "$folder/venv/bin/python" install --quiet --no-compile --disable-pip-version-check "$@" || exit 3
