@@ -11,7 +11,6 @@ run_python() {
   # The pip of python3 installs into the environment, without compiling: much faster than a pip of its own.
   python3 -m venv --without-pip "$folder/venv"
   python3 -m pip --python "$folder/venv/bin/python" install --quiet --no-compile --disable-pip-version-check "$@" || exit 3
-  cd "$folder"
   # -I keeps PYTHONPATH and the project out; HOME keeps caches of the libraries in the temporary folder.
   HOME=$folder XDG_CACHE_HOME=$folder/cache "$folder/venv/bin/python" -I finding.py || exit 1
 }
