@@ -13,7 +13,7 @@ empty =
 space = $(empty) $(empty)
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: help demo test test-lowest stress check format models test-gpu gpu-report report dist clean
+.PHONY: help demo test test-lowest stress check format models train-gpu test-gpu gpu-report report dist clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -44,6 +44,9 @@ format: $(VENV)/ready  ## Rewrite files to the house format
 
 models: $(VENV)/ready  ## Write the built-in model's files: make models CKPT=best.pth CALIBRATION=DUTS-TR
 	PYTHON=$(VENV)/bin/python bash export/builtin_model.sh "$(CKPT)" "$(CALIBRATION)" "$(PICTURES)"
+
+train-gpu: $(REPORT_VENV)/ready  ## Train the built-in network on a CUDA device: make train-gpu DATA=DUTS-TR VAL=DUTS-TE MINUTES=8
+	PYTHON=$(REPORT_VENV)/bin/python bash basnet_torch/train_gpu.sh "$(DATA)" "$(VAL)"
 
 test-gpu: $(GPU_VENV)/ready  ## Run the tests that need a CUDA device; fails where there is none
 	BASNET_REQUIRE_GPU=1 $(GPU_VENV)/bin/python -m pytest -m gpu
