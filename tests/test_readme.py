@@ -16,7 +16,7 @@ from basnet_runtime.media.pictures import write_picture
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "results.md"
-CARD = ROOT / "runtime" / "basnet_runtime" / "models" / "README.md"
+CARD = ROOT / "docs" / "model-card.md"
 REPORTS = ROOT / "benchmarks" / "reports"
 
 

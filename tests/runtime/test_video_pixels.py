@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from basnet_runtime.media import video_sink
 from basnet_runtime.media.compose import OutputKind
 from basnet_runtime.media.frame import Composed, Frame
 from basnet_runtime.media.video import VideoSource
@@ -350,6 +351,23 @@ def test_bytes_do_not_depend_on_the_number_of_cpus(tmp_path, write_video):
     one, two = digests(clip, folders[0], cpus[:1]), digests(clip, folders[1], cpus[:2])
     assert len(one) == 8
     assert one == two
+
+
+def test_encoders_leave_the_scheduling_of_the_process_alone(tmp_path, fake_model):
+    """Real-time threads, as SVT-AV1 makes them for root, would stop whatever else the machine does."""
+    clip = noise(tmp_path / "in.mkv", count=5)
+    policy = os.sched_getscheduler(0)
+    seen = set()
+
+    def look(*_):
+        seen.update(os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir())
+
+    real = video_sink.FrameEncoder.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_sink.FrameEncoder, "encode", lambda self, item: (look(), real(self, item))[1])
+        made(fake_model, clip, tmp_path / "out.mp4", codec="av1")
+        made(fake_model, clip, tmp_path / "again.mp4", codec="av1", resume=True)
+    assert seen == {policy} == {os.sched_getscheduler(0)}
 
 
 def test_h264_pictures_are_whole_slices(tmp_path, fake_model):

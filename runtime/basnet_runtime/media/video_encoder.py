@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +29,7 @@ __all__ = [
     "containers_of",
     "encoded_colour",
     "encoded_full_range",
+    "open_encoder",
     "refused",
     "set_up",
     "swscale_matrix",
@@ -231,10 +234,35 @@ def _why_not(encoder: Encoder, traits: VideoTraits) -> str:
     try:
         context = av.CodecContext.create(encoder.library, "w")
         set_up(context, encoder, traits)  # type: ignore[arg-type]
-        context.open()
+        open_encoder(context)  # type: ignore[arg-type]
     except (FFmpegError, ValueError, OSError) as error:
         return f"{encoder.library} cannot be opened ({getattr(error, 'strerror', None) or error})"
     return ""
+
+
+def open_encoder(context: VideoCodecContext) -> None:
+    """Open an encoder that was set up, and keep the process's scheduling as it is.
+
+    Run as root, as in containers, SVT-AV1 puts its threads and the one that opens it under real-time scheduling, where
+    they stop whatever else the machine does.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        context.open()
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = _threads()
+    try:
+        context.open()
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            for thread in (_threads() - before) | {threading.get_native_id()}:
+                with suppress(OSError):  # it has ended
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
+def _threads() -> set[int]:
+    """All threads of the process."""
+    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
 
 
 def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from basnet_runtime.media.files import PendingFile, reason, whole_file
 from basnet_runtime.media.frame import Composed
 from basnet_runtime.media.segment_file import SegmentFacts, SegmentWriter, read_facts, read_packets
-from basnet_runtime.media.video_encoder import Encoder, set_up
+from basnet_runtime.media.video_encoder import Encoder, open_encoder, set_up
 from basnet_runtime.media.video_sink import FrameEncoder, Muxer, OutputPlan, av_errors
 from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.timing import StageClock
@@ -337,6 +337,7 @@ class _Segment:
         context = cast("VideoCodecContext", av.CodecContext.create(encoder.library, "w"))
         set_up(context, encoder, plan.traits)
         context.flags |= _GLOBAL_HEADER
+        open_encoder(context)
         self._frames = FrameEncoder(context, encoder, plan.traits)
         self._file = SegmentWriter(path)
         self._facts = SegmentFacts(library=encoder.library, height=plan.traits.height, width=plan.traits.width)

@@ -31,6 +31,7 @@ from basnet_runtime.media.video_encoder import (
     choose_encoder,
     codec_for,
     encoded_full_range,
+    open_encoder,
     refused,
     set_up,
     swscale_matrix,
@@ -350,7 +351,7 @@ class Muxer:
         from av.error import FFmpegError
 
         try:
-            self.context.open()
+            open_encoder(self.context)
         except (FFmpegError, ValueError) as error:
             self.close()
             raise refused(encoder, plan.target, plan.traits, av_detail(error)) from error
