@@ -84,7 +84,7 @@ def _patches(module: Any, image_NCHW: torch.Tensor, pictures: int, generator: to
 
     size, padding = module.kernel_size, module.padding
     unfolded_KP = functional.unfold(image_NCHW, size, module.dilation, padding, module.stride)[0]
-    unfolded_GKP = unfolded_KP.unflatten(0, (module.groups, -1))
+    unfolded_GKP = unfolded_KP.reshape(module.groups, -1, unfolded_KP.shape[1])
     wanted = min(unfolded_GKP.shape[2], max(256, _PATCHES * unfolded_GKP.shape[1] // pictures))
     return unfolded_GKP[:, :, torch.randperm(unfolded_GKP.shape[2], generator=generator)[:wanted]]
 
@@ -103,10 +103,10 @@ def rounded_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, share_C: Flo
     import torch
 
     groups = len(moments_GKK)
-    weights_GOIHW = torch.from_numpy(kernel_OIHW.astype(np.float64)).unflatten(0, (groups, -1))
+    weights_GOIHW = torch.from_numpy(kernel_OIHW.astype(np.float64).reshape(groups, -1, *kernel_OIHW.shape[1:]))
     moments = moments_GKK.double()
     if share_C is not None:
-        share_GI = torch.from_numpy(share_C).double().unflatten(0, (groups, -1))
+        share_GI = torch.from_numpy(share_C).double().reshape(groups, -1)
         weights_GOIHW = weights_GOIHW * share_GI[:, None, :, None, None]
         by_weight = share_GI.repeat_interleave(kernel_OIHW[0, 0].size, dim=1)
         moments = moments / by_weight[:, :, None] / by_weight[:, None, :]
