@@ -1,4 +1,4 @@
 """What tests that start the project's commands as processes of their own share."""
 
-# In front of a command: SIGINT ends it also where the tests themselves were started with SIGINT ignored.
-HEARS_CTRL_C = ("env", "--default-signal=INT")
+# In front of a command: signals end it also where the tests themselves were started with them ignored, as by nohup.
+HEARS_CTRL_C = ("env", "--default-signal=INT,HUP")
