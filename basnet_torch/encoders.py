@@ -249,14 +249,13 @@ def _timm() -> Any:
     return timm
 
 
-def load_encoder_weights(model: SaliencyNetwork, weights: str, *, download: bool = True) -> str:
+def load_encoder_weights(model: SaliencyNetwork, weights: str) -> str:
     """Start the network's encoder from published weights; returns a line that says from which.
 
     Args:
         model: A network with a pretrained encoder's structure.
-        weights: `auto` takes the installed weights package and checks its SHA-256, `none` leaves the encoder as it is,
-            anything else is the path of a file.
-        download: Whether timm may fetch its own weights for `auto`; the Lite encoders never go to the network.
+        weights: `auto` takes the installed weights package and checks its SHA-256, or lets timm fetch its own; `none`
+            leaves the encoder as it is; anything else is the path of a file.
 
     Raises:
         BackendUnavailable: When the weights package is not installed.
@@ -269,7 +268,7 @@ def load_encoder_weights(model: SaliencyNetwork, weights: str, *, download: bool
     if encoder is None:
         raise UsageError(f"encoder-weights: {model.encoder_name} has no published weights here; leave it out")
     if weights == "auto" and isinstance(encoder, TimmEncoder):
-        return _load_timm_download(encoder, model.encoder_name, allowed=download)
+        return _load_timm_download(encoder, model.encoder_name)
     path = installed_weights(model.encoder_name) if weights == "auto" else Path(weights)
     from basnet_torch.checkpoint import tensors_from_file
 
@@ -308,10 +307,8 @@ def installed_weights(name: str) -> Path:
     return found[0]
 
 
-def _load_timm_download(encoder: TimmEncoder, name: str, *, allowed: bool) -> str:
+def _load_timm_download(encoder: TimmEncoder, name: str) -> str:
     """Timm's own weights, which it fetches or finds in its cache."""
-    if not allowed:
-        raise BackendUnavailable(f"encoder {name}: no weights file; give --encoder-weights FILE")
     bare = name.removeprefix("timm:")
     try:
         fetched = _timm().create_model(bare, pretrained=True)

@@ -89,7 +89,7 @@ class BadPairError(DataError):
 
 
 class MaskValuesError(DataError):
-    """The masks of a data set hold other values than they are read for, which no skipping mends."""
+    """The masks of a data set hold other values than the run reads; skipping pairs does not fix it."""
 
 
 class TrainingError(BasnetError, ArithmeticError):
