@@ -7,7 +7,8 @@ The baseline says what is measured and what it gave last. Masks must keep the co
 limits: a measure fails when it has used up more than a share of the room that the baseline left, which the contract
 alone would not see. Speed is compared as the ratio to PyTorch eager FP32 of the same run, and fails only when its whole
 confidence interval lies below the baseline's by more than the band: machines differ, and are shared. Drift and speed
-are judged where the processor has the instruction sets of the baseline's; drift only while the checkpoint is the same.
+are judged where the processor has the maker and the instruction sets of the baseline's; drift only while the checkpoint
+is the same.
 What cannot run here is not proven, and that is never a pass.
 """
 
@@ -29,6 +30,7 @@ from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, Pari
 from basnet_benchmarks.statistics import Estimate
 from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
+from basnet_runtime.processor import processor_vendor
 from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
 
@@ -47,7 +49,7 @@ class BaselineRow:
     parity: Mapping[str, float]  # measure to value
     speed: Estimate | None  # ratio to PyTorch eager FP32; None where it was not timed
     processor: str  # on which machine
-    # what decides there how fast a network runs and how it rounds: instruction sets, or the graphics card
+    # what decides there how fast a network runs and how it rounds: maker and instruction sets, or the graphics card
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -365,11 +367,14 @@ def _gate_row(row: ParityRow, device: str, baseline: Baseline, speed: Estimate |
 
 @cache
 def _machine_kind(device: str) -> str:
-    """Instruction sets, or the graphics card: what must be alike for masks and ratios to be comparable."""
+    """Maker and instruction sets, or the graphics card: what must be alike for masks and ratios to be comparable.
+
+    Libraries choose kernels by the maker too, and the same instructions take other times.
+    """
     found = environment()
     if device != "cpu":
         return "; ".join(found.gpus) or "no graphics card"
-    return " ".join(found.processor_flags) or "a processor of unknown abilities"
+    return " ".join(filter(None, (processor_vendor(), *found.processor_flags))) or "a processor of unknown abilities"
 
 
 def _digest(baseline: Baseline) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-__all__ = ["processor_flags", "why_no_bf16", "why_no_int8"]
+__all__ = ["processor_flags", "processor_vendor", "why_no_bf16", "why_no_int8"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -15,14 +15,25 @@ _X86 = ("x86_64", "amd64", "i686")
 
 def processor_flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
     """The instruction sets the system lists for its first processor, or None where it lists none."""
+    value = _listed(cpuinfo, "flags", "features")
+    return None if value is None else frozenset(value.split())
+
+
+def processor_vendor(cpuinfo: Path | None = None) -> str:
+    """Who made the first processor, as the system writes it; empty where it does not tell."""
+    return _listed(cpuinfo, "vendor_id", "cpu implementer") or ""
+
+
+def _listed(cpuinfo: Path | None, *names: str) -> str | None:
+    """What the system lists first under one of these names; None where it lists nothing."""
     try:
         lines = (cpuinfo or _CPUINFO).read_text().splitlines()
     except OSError:
         return None
     for line in lines:
         name, _, value = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(value.split())
+        if name.strip().lower() in names:
+            return value.strip()
     return None
 
 

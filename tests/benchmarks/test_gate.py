@@ -18,6 +18,7 @@ from basnet_benchmarks.statistics import Estimate
 from basnet_export import samples
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_graph import export_onnx
+from basnet_runtime import processor
 from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import BUILTIN, BUILTIN_INT8
 from basnet_runtime.parity import MEASURES, ParityReport, tolerance_for
@@ -356,6 +357,22 @@ def test_a_cpu_of_another_kind_passes_and_says_what_is_not_comparable(kind, inta
         assert (eight.verdict, eight.drifts) == ("passed", ())
     else:
         assert (eight.verdict, "no VNNI" in " ".join(eight.remarks)) == ("not proven", True)
+
+
+def test_two_makers_cpus_of_the_same_instructions_are_not_compared(intact, monkeypatch, tmp_path, on):
+    on("avx512")  # for its cleaning up
+    kinds = {}
+    for vendor in ("AuthenticAMD", "GenuineIntel"):
+        listed = tmp_path / vendor
+        listed.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {CPUS['avx512']}\n")
+        monkeypatch.setattr(processor, "_CPUINFO", listed)
+        module._machine_kind.cache_clear()
+        kinds[vendor] = module._machine_kind("cpu")
+    assert kinds == {"AuthenticAMD": "AuthenticAMD avx2 f16c avx512f", "GenuineIntel": "GenuineIntel avx2 f16c avx512f"}
+    path = write_baseline(intact, "model.onnx", rounds=0, rows=[saved_row(kind=kinds["AuthenticAMD"], speed=None)])
+    (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
+    assert (row.verdict, row.mask_band) == ("passed", None)
+    assert "the baseline is from AuthenticAMD avx2 f16c avx512f, this is GenuineIntel" in row.unlike
 
 
 def test_a_file_for_openvino_is_asked_of_what_runs_it(intact):
