@@ -160,7 +160,7 @@ def train(
     mask_values: Annotated[
         MaskValues,
         typer.Option(
-            help="Values of masks: gray; labels (not 0 is object, 255 left out); auto: gray, label maps refused."
+            help="Values of masks: gray; labels (not 0 is object, 255 left out); trimap (1, 2, 3); auto: gray alone."
         ),
     ] = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,

@@ -25,7 +25,7 @@ from basnet_torch.config import MaskValues, OnBadPair
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError, UsageError
 from basnet_torch.folders import files_below
 from basnet_torch.layouts import Matched, matched
-from basnet_torch.masks import Truth, decode_mask, decode_picture, refuse_without_labels
+from basnet_torch.masks import Held, Truth, check_labels, decode_mask, decode_picture
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["DataReport", "Pair", "PairStore", "find_pairs", "load_pairs", "read_pair"]
@@ -293,18 +293,18 @@ def load_pairs(
                 raise
             return _Loaded(bad=error)
 
-    kept, has_labels = [], False
+    kept, held = [], set[Held]()
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         for i, loaded in enumerate(pool.map(load, range(len(pairs)))):
             report.count(pairs[i], loaded.bad, loaded.odd)
-            has_labels |= loaded.has_labels
+            held |= loaded.holds
             if loaded.bad is None:
                 kept.append(i)
             if on_progress:
                 on_progress(i + 1)
     if not kept:
         raise DataError(_why_none(report))
-    refuse_without_labels("pairs", values, has_labels=has_labels)
+    check_labels("pairs", values, held)
     if len(kept) < len(pairs):
         images, masks = images[kept], masks[kept]
         ignored = None if ignored is None else ignored[kept]
@@ -315,7 +315,7 @@ def _rooms(count: int, size: int, values: MaskValues) -> tuple[UInt8, UInt8, UIn
     """Arrays for so many pictures, masks and, of label maps, what is left out."""
     shape = (count, size, size)
     try:
-        ignored = np.empty(shape, np.uint8) if values == "labels" else None
+        ignored = np.empty(shape, np.uint8) if values in ("labels", "trimap") else None
         return np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8), ignored
     except MemoryError as error:
         needed = 4 * count * size * size / 1e9
@@ -331,7 +331,7 @@ def _why_none(report: DataReport) -> str:
 class _Loaded:
     bad: BadPairError | None = None
     odd: tuple[str, ...] = ()
-    has_labels: bool = False
+    holds: frozenset[Held] = frozenset()
 
 
 def _load_into(pair: Pair, values: MaskValues, image_SSC: UInt8, mask_SS: UInt8, ignored_SS: UInt8 | None) -> _Loaded:
@@ -339,7 +339,7 @@ def _load_into(pair: Pair, values: MaskValues, image_SSC: UInt8, mask_SS: UInt8,
     image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(truth.mask_HW, len(mask_SS))
     if ignored_SS is not None:
         ignored_SS[:] = 0 if truth.ignored_HW is None else _touched(truth.ignored_HW, len(ignored_SS))
-    return _Loaded(odd=truth.odd, has_labels=truth.has_labels)
+    return _Loaded(odd=truth.odd, holds=truth.holds)
 
 
 def _touched(ignored_HW: NDArray[np.bool_], size: int) -> UInt8:

@@ -5,6 +5,7 @@ Known, with the names that they are published under:
 - DUTS (`DUTS-TR-Image/*.jpg`, `DUTS-TR-Mask/*.png`, and TE), DUT-OMRON (`DUT-OMRON-image`, `pixelwiseGT-new-PNG`),
   ECSSD (`images`, `ground_truth_mask`), HKU-IS (`imgs`, `gt`), SOC (`Imgs`, `GT`), PASCAL-S, SOD, Judd and SED2 in
   folders of their own for pictures and masks;
+- Oxford-IIIT Pet (`images`, `annotations/trimaps`);
 - MSRA10K (`Imgs/*.jpg` with `*.png` beside) and THUR15K (five folders `Src` of that kind; some pictures lack one).
 
 A folder of masks is one whose name says so (mask, gt, ground truth ...); its pictures stand in a folder beside it.
@@ -170,13 +171,20 @@ def _picture_folders(masks: str, folders: Mapping[str, Sequence[str]]) -> list[s
     if place is None:
         return []
     split = {folder: PurePosixPath(folder).parts for folder in folders}
-    beside = {
-        folder: other[place]
-        for folder, other in split.items()
-        if (other[:place], other[place + 1 :]) == (parts[:place], parts[place + 1 :])
-        and len(other) == len(parts)
-        and not _MASKS.search(other[place])
-    }
+    beside = (
+        {
+            folder: other[place]
+            for folder, other in split.items()
+            if (other[:place], other[place + 1 :]) == (parts[:place], parts[place + 1 :])
+            and len(other) == len(parts)
+            and not _MASKS.search(other[place])
+        }
+        or {  # one level of folders more holds the masks, as in annotations/trimaps beside images
+            folder: other[place]
+            for folder, other in split.items()
+            if other[:place] == parts[:place] and len(other) == place + 1 and not _MASKS.search(other[place])
+        }
+    )
     stem = _MASKS.split(parts[place])[0].strip("-_ ").lower()
     own = [folder for folder, part in beside.items() if stem and part.lower().startswith(stem)]
     return own or list(beside)

@@ -2,17 +2,17 @@
 
 A label map holds numbers of classes or instances, in gray (0, 1, 2 ..., 255 for what is left out) or by a palette, as
 PASCAL VOC's. Read as gray it would train outlines or a mask that is nearly black, so it is refused until it is asked
-for: then what is not 0 is object, and what is left out counts neither in the loss nor in a score.
+for: then what is not 0 is object, and what is left out counts neither in the loss nor in a score. A trimap's numbers
+have other meanings (of Oxford-IIIT Pet's 2 is background), so it is asked for by itself.
 
 Legend: H height, W width.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -20,18 +20,21 @@ from numpy.typing import NDArray
 
 from basnet_torch.config import MaskValues
 from basnet_torch.errors import BadPairError, MaskValuesError
+from basnet_torch.picture_bytes import is_damaged_tiff, palette_as_gray, unread_format
 
-__all__ = ["Truth", "decode_mask", "decode_picture", "refuse_without_labels"]
+__all__ = ["Held", "Truth", "check_labels", "decode_mask", "decode_picture"]
 
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
+Held = Literal["object", "background"]
 
 _FAINT = 128  # a mask's brightest value below which nothing of it would count as object
 _FEW = 64  # values; a soft mask has more, a label map of one picture less
 _MOST_LABELS = 200  # the largest number of a class in eight bits; above it are the light shades of a mask
 _PARTS = range(2, 13)  # masks that are means over so many people or frames have that many even steps
 _VOID = ((224, 224, 192), (255, 255, 255))  # colors of what is left out: PASCAL VOC's, and white
-_PNG = b"\x89PNG\r\n\x1a\n"
+# Values of trimaps, each as object, background and what is left out: Oxford-IIIT Pet's, and those of matting
+_TRIMAPS = (((1,), (2,), (3,)), ((255,), (0,), (127, 128)))
 # OpenCV would write lines of its own on standard error, besides the error that names the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -43,13 +46,13 @@ class Truth:
     Attributes:
         mask_HW: uint8, 0 background to 255 object.
         ignored_HW: Where nothing is known, which no loss and no score may count; None where all counts.
-        has_labels: Of a label map, whether it holds an object.
+        holds: Of a label map, what of it counts.
         odd: What a data report counts it under.
     """
 
     mask_HW: UInt8
     ignored_HW: Bool | None = None
-    has_labels: bool = False
+    holds: frozenset[Held] = frozenset()
     odd: tuple[str, ...] = ()
 
 
@@ -63,11 +66,12 @@ def decode_mask(data: bytes, name: str, values: MaskValues = "auto") -> Truth:
 
     Raises:
         BadPairError: It is damaged, or holds nothing that counts.
-        MaskValuesError: It is a label map, or with `labels` none.
+        MaskValuesError: It is a label map, or with `labels` or `trimap` none.
     """
     stored = _decoded(data, name, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    if values == "labels":
-        return _from_labels(stored, data, name)
+    if values in ("labels", "trimap"):
+        numbers = _numbers(stored, data, name)
+        return _from_labels(numbers, name) if values == "labels" else _from_trimap(numbers, name)
     if data.startswith(b"GIF") and stored.ndim == 3 and _is_gray(stored):
         stored = stored[..., 0]  # shades by a palette, which is all that a GIF has
     in_color = stored.ndim == 3
@@ -79,7 +83,7 @@ def decode_mask(data: bytes, name: str, values: MaskValues = "auto") -> Truth:
         indices = _palette_indices(data, name)  # a palette of one color may hide an object
         gray = gray if indices is None or indices.min() == indices.max() else indices
     if values == "auto" and (found := _looks_like_labels(gray)) is not None:
-        raise MaskValuesError(_told(name, f"a label map of the values {_some(found)}"))
+        raise MaskValuesError(_told(name, f"a label map of the values {_some(found)}", found))
     mask = _eight_bits(gray)
     peak = int(mask.max())
     odd = {"in_colour": in_color, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}
@@ -95,13 +99,31 @@ def decode_picture(data: bytes, name: str) -> UInt8:
     return _eight_bits(_decoded(data, name, cv2.IMREAD_COLOR_RGB))
 
 
-def refuse_without_labels(where: str, values: MaskValues, *, has_labels: bool) -> None:
-    """Raise MaskValuesError when masks were read as label maps, and none of a set holds a label."""
-    if values == "labels" and not has_labels:
+def check_labels(where: str, values: MaskValues, held: AbstractSet[Held]) -> None:
+    """Raise MaskValuesError when the masks of a set were read as label maps, and are none or have no background.
+
+    Args:
+        where: What the error calls the set.
+        values: What the masks' values mean.
+        held: What all of its label maps hold together.
+    """
+    if values != "labels":
+        return
+    if "object" not in held:
         raise MaskValuesError(f"{where}: no mask holds a label besides 0 and 255; leave --mask-values out")
+    if "background" not in held:
+        raise MaskValuesError(
+            f"{where}: no mask holds a 0, so that all would be object; write the background as 0, or give "
+            "--mask-values trimap where 1 is object, 2 background and 3 unknown"
+        )
 
 
-def _told(name: str, what: str) -> str:
+def _told(name: str, what: str, values: NDArray[np.int64] | None = None) -> str:
+    if values is not None and set(values.tolist()) <= {1, 2, 3}:
+        return (
+            f"{name}: its mask is {what}; --mask-values trimap reads it where 1 is object, 2 background and 3 unknown, "
+            "--mask-values labels where not 0 is object"
+        )
     return (
         f"{name}: its mask is {what}; --mask-values labels reads it (not 0 is object, 255 and VOC's border are "
         "left out), --mask-values gray takes it as it is"
@@ -109,6 +131,10 @@ def _told(name: str, what: str) -> str:
 
 
 def _decoded(data: bytes, name: str, mode: int) -> NDArray[np.generic]:
+    if what := unread_format(data):  # OpenCV gives black for blocks of a TIFF that it cannot decode
+        raise BadPairError(f"{name}: is {what}, which is not read; save it as PNG")
+    if is_damaged_tiff(data):
+        raise BadPairError(f"{name}: is a damaged TIFF; fetch it again or remove the pair")
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
     except cv2.error:  # a header that promises more than there may be
@@ -198,13 +224,29 @@ def _stretched(mask: UInt8) -> UInt8:
     return np.where(mask > 0, np.uint8(255), np.uint8(0))
 
 
-def _from_labels(stored: NDArray[np.generic], data: bytes, name: str) -> Truth:
+def _numbers(stored: NDArray[np.generic], data: bytes, name: str) -> NDArray[Any]:
+    """What a label map stores: a palette's numbers rather than its colors."""
     indices = _palette_indices(data, name)
-    values = np.asarray(stored if indices is None else indices)
-    if values.ndim == 3 and _is_gray(values):
-        values = values[..., 0]
+    values: NDArray[Any] = np.asarray(stored if indices is None else indices)
+    return values[..., 0] if values.ndim == 3 and _is_gray(values) else values
+
+
+def _palette_indices(data: bytes, name: str) -> UInt8 | None:
+    """What a PNG or TIFF with a palette stores for each pixel; None of any other file, whose reader gives its values.
+
+    OpenCV gives colors alone, and two numbers may have one color. The same file declared gray gives the numbers.
+    """
+    declared = palette_as_gray(data)
+    if declared is None:
+        return None
+    content, bits = declared
+    shades = np.asarray(_decoded(content, name, cv2.IMREAD_GRAYSCALE), np.uint16)
+    return np.asarray(shades // (255 // ((1 << bits) - 1)), np.uint8)  # less than eight bits are spread to 0..255
+
+
+def _from_labels(values: NDArray[Any], name: str) -> Truth:
     if values.ndim == 3:
-        is_object = values.any(axis=2)
+        is_object: Bool = np.asarray(values.any(axis=2))
         ignored = np.zeros(is_object.shape, bool)
         for red, green, blue in _VOID:
             ignored |= (values == (blue, green, red)).all(axis=2)
@@ -216,63 +258,31 @@ def _from_labels(stored: NDArray[np.generic], data: bytes, name: str) -> Truth:
                 "out; leave --mask-values out, or store it so"
             )
         is_object = values != 0
-        ignored = values == (255 if values.max() <= 255 else 65535)
-    if ignored.all():
-        raise BadPairError(f"{name}: its mask leaves every pixel out; remove the pair", kind="ignored")
-    is_object &= ~ignored
-    has_labels = bool(is_object.any())
-    return Truth(
-        mask_HW=np.where(is_object, np.uint8(255), np.uint8(0)),
-        ignored_HW=ignored if ignored.any() else None,
-        has_labels=has_labels,
-        odd=(*(() if has_labels else ("empty",)), *(("left_out",) if ignored.any() else ())),
+        ignored = np.asarray(values == (255 if values.max() <= 255 else 65535))
+    return _truth(is_object, ignored, name)
+
+
+def _from_trimap(values: NDArray[Any], name: str) -> Truth:
+    found = set(np.unique(values).tolist())
+    for is_object, is_background, is_unknown in _TRIMAPS:
+        if values.ndim == 2 and found <= {*is_object, *is_background, *is_unknown}:
+            return _truth(np.isin(values, is_object), np.isin(values, is_unknown), name)
+    raise MaskValuesError(
+        f"{name}: its mask holds {_some(np.unique(values))}, and trimaps 1, 2 and 3 (object, background, unknown) or "
+        "255, 0 and 128; leave --mask-values out, or store it so"
     )
 
 
-def _palette_indices(data: bytes, name: str) -> UInt8 | None:
-    """What a PNG or TIFF with a palette stores for each pixel; None of any other file, whose reader gives its values.
-
-    OpenCV gives colors alone, and two numbers may have one color. The same file declared gray gives the numbers.
-    """
-    declared = _gray_png(data) if data.startswith(_PNG) else _gray_tiff(data)
-    if declared is None:
-        return None
-    content, bits = declared
-    shades = np.asarray(_decoded(content, name, cv2.IMREAD_GRAYSCALE), np.uint16)
-    return np.asarray(shades // (255 // ((1 << bits) - 1)), np.uint8)  # less than eight bits are spread to 0..255
-
-
-def _gray_png(data: bytes) -> tuple[bytes, int] | None:
-    """The PNG without its palette and its bits a pixel."""
-    if data[12:16] != b"IHDR" or data[25:26] != b"\x03":
-        return None
-    header = data[12:25] + b"\0" + data[26:29]
-    kept = [_PNG, data[8:12], header, struct.pack(">I", zlib.crc32(header))]
-    at = 33
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in (b"PLTE", b"tRNS", b"bKGD"):
-            kept.append(data[at : at + 12 + length])
-        at += 12 + length
-    return b"".join(kept), data[24]
-
-
-def _gray_tiff(data: bytes) -> tuple[bytes, int] | None:
-    """The TIFF of eight bits a pixel with its first page declared gray, black being 0."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None or len(data) < 8:
-        return None
-    start = struct.unpack_from(f"{order}I", data, 4)[0]
-    if start + 2 > len(data):
-        return None
-    count = struct.unpack_from(f"{order}H", data, start)[0]
-    tags = {}
-    for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
-        tag, kind, number, value = struct.unpack_from(f"{order}HHIH", data, at)
-        tags[tag] = (at + 8, value) if kind == 3 and number == 1 else (at + 8, 0)
-    photometric, bits = tags.get(262, (0, 0)), tags.get(258, (0, 0))[1]
-    if photometric[1] != 3 or bits != 8:
-        return None
-    changed = bytearray(data)
-    struct.pack_into(f"{order}H", changed, photometric[0], 1)
-    return bytes(changed), 8
+def _truth(is_object: Bool, ignored: Bool, name: str) -> Truth:
+    if ignored.all():
+        raise BadPairError(f"{name}: its mask leaves every pixel out; remove the pair", kind="ignored")
+    is_object = is_object & ~ignored
+    held: list[Held] = ["object"] if is_object.any() else []
+    if not (is_object | ignored).all():
+        held.append("background")
+    return Truth(
+        mask_HW=np.where(is_object, np.uint8(255), np.uint8(0)),
+        ignored_HW=ignored if ignored.any() else None,
+        holds=frozenset(held),
+        odd=(*(() if "object" in held else ("empty",)), *(("left_out",) if ignored.any() else ())),
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from basnet_torch.config import Autocast, MaskValues, OnBadPair
 from basnet_torch.datasets import DataReport, Pair, read_pair
 from basnet_torch.errors import BadPairError, DataError, TrainingError
-from basnet_torch.masks import Truth, refuse_without_labels
+from basnet_torch.masks import Held, Truth, check_labels
 from basnet_torch.metrics import AccuracyMeter, Scores
 from basnet_torch.model import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
@@ -69,8 +69,7 @@ class Validator:
             self._cases.append(_Case(prepared_CHW=preprocess.apply(image), truth=truth))
         if pairs and not self._cases:
             raise DataError(f"validation: none of {len(pairs)} pairs can be read ({'; '.join(report.lines()[1:])})")
-        has_labels = any(case.truth.has_labels for case in self._cases)
-        refuse_without_labels("validation", values, has_labels=has_labels)
+        check_labels("validation", values, set[Held]().union(*(case.truth.holds for case in self._cases)))
 
     def __len__(self) -> int:
         return len(self._cases)

@@ -191,12 +191,12 @@ class Pictures:
             yield from self._pictures
             return
         from basnet_torch.datasets import DataReport, read_pair
-        from basnet_torch.masks import refuse_without_labels
+        from basnet_torch.masks import Held, check_labels
 
         lacking = {"picture": self._unpaired.without_picture, "mask": self._unpaired.without_mask}
         self.report = DataReport(without_mask=lacking["mask"], without_picture=lacking["picture"])
         self.failures = [(name, f"{name}: has no {what}") for what, names in lacking.items() for name in names]
-        has_labels = False
+        held: set[Held] = set()
         for pair in self._pairs:
             try:
                 image, truth = read_pair(pair, self._values)
@@ -207,11 +207,11 @@ class Pictures:
                 self.failures.append((pair.name, str(error)))
                 continue
             self.report.count(pair, None, truth.odd)
-            has_labels |= truth.has_labels
+            held |= truth.holds
             truth_HW = truth.mask_HW.astype(np.float32) / np.float32(255)
             yield Picture(name=pair.name, image_HWC=image, truth_HW=truth_HW, ignored_HW=truth.ignored_HW)
         if self.report.pairs:
-            refuse_without_labels(self.name, self._values, has_labels=has_labels)
+            check_labels(self.name, self._values, held)
 
 
 def _is_data_set(source: Path) -> bool:

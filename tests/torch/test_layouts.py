@@ -29,6 +29,7 @@ PUBLISHED = {
     "ECSSD": ("images/{}.jpg", "ground_truth_mask/{}.png"),
     "Judd": ("Judd/Images/{}.jpg", "Judd/Masks/{}.png"),
     "SOC": ("TrainSet/Imgs/{}.jpg", "TrainSet/GT/{}.png"),
+    "Oxford-IIIT Pet": ("images/{}.jpg", "annotations/trimaps/{}.png"),
     "SED2": ("SED2/img/{}.png", "SED2/gt/{}.png"),
 }
 MIRRORS = [

@@ -9,9 +9,10 @@ from PIL import Image
 
 from basnet_torch.datasets import DataReport, find_pairs, load_pairs
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError
-from basnet_torch.masks import decode_mask
+from basnet_torch.masks import decode_mask, decode_picture
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.validate import Validator
+from tests.runtime.tiff_files import page, tiff
 from tests.torch.conftest import write_png
 
 VOC = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
@@ -91,7 +92,7 @@ MASKS = {
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_label_maps_are_refused_with_the_option_that_reads_them(kind):
-    with pytest.raises(MaskValuesError, match=r"^a: its mask is a label map .*--mask-values labels reads it"):
+    with pytest.raises(MaskValuesError, match=r"^a: its mask is a label map .*--mask-values labels (reads it|where)"):
         decode_mask(LABELS[kind], "a")
 
 
@@ -124,7 +125,7 @@ def test_labels_are_read_where_they_are_asked_for(kind, objects, ignored):
     assert np.array_equal(truth.mask_HW, stripes(objects) * 255)
     found = np.zeros(truth.mask_HW.shape, bool) if truth.ignored_HW is None else truth.ignored_HW
     assert np.array_equal(found, stripes(ignored) > 0)
-    assert truth.has_labels
+    assert truth.holds == {"object", *(["background"] if 0 in objects else [])}
 
 
 def test_gray_takes_a_label_map_as_it_is():
@@ -149,6 +150,65 @@ def test_what_is_no_label_map_is_not_read_as_one():
     with pytest.raises(BadPairError, match="leaves every pixel out") as caught:
         decode_mask(png(stripes([255])), "a", "labels")
     assert caught.value.kind == "ignored"
+
+
+def test_trimaps_are_read_where_they_are_asked_for():
+    for array in (stripes([1, 2, 3]), stripes([255, 0, 128])):
+        truth = decode_mask(png(array), "a", "trimap")
+        assert np.array_equal(truth.mask_HW, stripes([1, 0, 0]) * 255)
+        assert np.array_equal(truth.ignored_HW, stripes([0, 0, 1]) > 0)
+    assert decode_mask(png(stripes([2])), "a", "trimap").odd == ("empty",)
+    with pytest.raises(MaskValuesError, match="--mask-values trimap reads it where 1 is object, 2 background"):
+        decode_mask(LABELS["trimap of pets"], "a")
+    with pytest.raises(MaskValuesError, match=r"holds 0, 1, 2, 15, 20, and trimaps 1, 2 and 3 \(object, background"):
+        decode_mask(LABELS["classes"], "a", "trimap")
+    with pytest.raises(BadPairError, match="leaves every pixel out"):
+        decode_mask(png(stripes([3])), "a", "trimap")
+
+
+@pytest.mark.parametrize("form", ["<", ">", "BigTIFF"])
+def test_the_numbers_of_a_palette_in_both_forms_of_tiff(form):
+    array, gray = stripes([0, 1, 2]), {1: (128, 128, 128), 2: (128, 128, 128)}  # two numbers of one color
+    colormap = [0, *[32768] * 2, *[0] * 253] * 3
+    if form == "BigTIFF":
+        content = saved(array, "TIFF", gray, big_tiff=True)
+    else:
+        content = tiff(page(array, photometric=3, tags={320: (3, colormap)}), order=form)
+    assert np.array_equal(decode_mask(content, "a", "labels").mask_HW, stripes([0, 1, 1]) * 255)
+    with pytest.raises(MaskValuesError, match="holds 0, 1, 2, and trimaps"):
+        decode_mask(content, "a", "trimap")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("number", "name"), [(50000, "Zstandard"), (34925, "LZMA"), (34887, "LERC"), (9999, "method 9999")]
+)
+@pytest.mark.parametrize("decode", [decode_mask, decode_picture])
+def test_a_tiff_of_a_compression_that_is_not_read_says_which(number, name, decode, order):
+    content = tiff(page(stripes([0, 255]), compression=number), order=order)
+    with pytest.raises(BadPairError, match=f"a: is a TIFF compressed with {name}, which is not read; save it as PNG"):
+        decode(content, "a")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "group4"])
+@pytest.mark.parametrize("decode", [decode_mask, decode_picture])
+def test_damaged_blocks_of_a_tiff_are_no_black_ones(compression, decode):
+    array = np.random.default_rng(0).integers(0, 2, (96, 64)).astype(bool)
+    content = saved(array if compression == "group4" else array * np.uint8(255), "TIFF", compression=compression)
+    assert set(np.unique(decode_mask(content, "a").mask_HW)) == {0, 255}
+    half = len(content) // 2
+    damaged = content[:half] + np.random.default_rng(1).bytes(40) + content[half + 40 :]
+    with pytest.raises(BadPairError, match="a: is a damaged TIFF; fetch it again"):
+        decode(damaged, "a")
+
+
+def test_formats_that_are_not_read_are_named_and_damage_is_called_so():
+    with pytest.raises(BadPairError, match="a: is HEIC, which is not read; save it as PNG"):
+        decode_picture(b"\0\0\0\x18ftypheic" + bytes(60), "a")
+    with pytest.raises(BadPairError, match="a: is JPEG XL, which is not read"):
+        decode_mask(b"\xff\x0a" + bytes(60), "a")
+    with pytest.raises(BadPairError, match="a: 20 bytes that are no readable picture"):
+        decode_mask(MASKS["TIFF"][:20], "a")
 
 
 @pytest.mark.parametrize("array", [np.float32([[np.nan, 1]]), np.float32([[-1, 1]]), np.float32([[0, 3000]])])
@@ -184,6 +244,23 @@ def test_what_touches_a_left_out_pixel_is_left_out(labelled, size):
     counted = store.ignored == 0
     assert set(np.unique(store.masks[counted])) == {0, 255}  # no value is a mixture with what is left out
     assert 0.3 < counted.mean() < 0.99
+
+
+def test_label_maps_without_a_background_are_refused(labelled):
+    """As trimaps are, whose background is 2."""
+    for path in (labelled / "DUTS-TR-Mask").iterdir():
+        disc = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        write_png(path, np.choose(np.searchsorted([0, 1, 255], disc), [2, 1, 3]).astype(np.uint8))
+    pairs = find_pairs([labelled])
+    with pytest.raises(MaskValuesError, match=r"no mask holds a 0, .* --mask-values trimap"):
+        load_pairs(pairs, 32, values="labels")
+    with pytest.raises(MaskValuesError, match="validation: no mask holds a 0"):
+        Validator(pairs, Preprocess(height=32, width=32), Postprocess(), values="labels")
+    report = DataReport()
+    store = load_pairs(pairs, 32, values="trimap", report=report)
+    assert len(report.left_out) == 6
+    assert set(np.unique(store.masks[store.ignored == 0])) == {0, 255}
+    assert 0.3 < (store.masks[store.ignored == 0] == 0).mean() < 1
 
 
 def test_masks_without_labels_are_not_read_as_label_maps(pair_folder):
