@@ -1,6 +1,6 @@
 """`python -m basnet_torch` is `basnet-train`, which torchrun can start."""
 
-from basnet_torch.cli import main
+from basnet_torch.train.cli import main
 
 __all__ = ["main"]
 

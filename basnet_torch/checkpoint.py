@@ -22,15 +22,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from basnet_torch.architectures import ARCHITECTURES, build
-from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
 from basnet_torch.errors import CheckpointError, UsageError
-from basnet_torch.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
 from basnet_torch.host import HOST
-from basnet_torch.keymap import authors_from_ours, is_authors_layout, ours_from_authors
-from basnet_torch.model import Encoder, SaliencyNetwork
+from basnet_torch.model.basnet import Encoder, SaliencyNetwork
+from basnet_torch.model.registry import ARCHITECTURES, build
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.state_dicts import Weights, named_tensors, weights_in
+from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
+from basnet_torch.weights.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
+from basnet_torch.weights.keymap import authors_from_ours, is_authors_layout, ours_from_authors
+from basnet_torch.weights.state_dicts import Weights, named_tensors, weights_in
 
 __all__ = [
     "AUTHORS_RECIPE",

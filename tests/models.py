@@ -28,7 +28,7 @@ from basnet_runtime.media.pictures import write_picture
 from basnet_runtime.parity import Picture
 from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
-from basnet_torch.model import BASNet
+from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = [

@@ -223,7 +223,7 @@ def _random_checkpoint(text: str, folder: Path) -> Path:
     except ImportError as error:
         raise BackendUnavailable(f"{text}: needs PyTorch; pip install 'basnet-deploy[train]'") from error
     from basnet_torch.checkpoint import Checkpoint, save_checkpoint
-    from basnet_torch.model import BASNet
+    from basnet_torch.model.basnet import BASNet
     from basnet_torch.spec import Postprocess, Preprocess
 
     number = text.removeprefix(_RANDOM)

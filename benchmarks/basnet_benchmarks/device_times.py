@@ -29,7 +29,7 @@ from basnet_torch.spec import TensorSpec
 if TYPE_CHECKING:
     from basnet_runtime.model import SaliencyModel
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.model import SaliencyNetwork
+    from basnet_torch.model.basnet import SaliencyNetwork
 
 __all__ = ["DeviceTimes", "TorchVariant", "measure_device", "open_device_run", "open_torch_variant"]
 

@@ -38,9 +38,9 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_runtime.threads import allowed_threads
-from basnet_torch.config import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
+from basnet_torch.train.config import MaskValues, OnBadPair
 
 __all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "RememberingModel", "measure_parity"]
 
@@ -165,8 +165,8 @@ class Pictures:
     """Pictures of a folder or a data set, with truth where there are masks; read anew in every pass.
 
     A folder with pictures directly in it is a folder of pictures, unless masks lie beside them. Anything else, zip
-    files included, must be laid out as one of the data sets `basnet_torch.datasets` knows. `report` says what the last
-    pass found, as training does, and `failures` names the pairs that it left out, and why.
+    files included, must be laid out as one of the data sets `basnet_torch.data.datasets` knows. `report` says what the
+    last pass found, as training does, and `failures` names the pairs that it left out, and why.
     """
 
     def __init__(self, source: Path | None, *, mask_values: MaskValues = "auto", on_bad: OnBadPair = "refuse") -> None:
@@ -177,7 +177,7 @@ class Pictures:
             DataError: The data set's layout is not known, or pictures and masks do not pair.
         """
         from basnet_export.samples import load_pictures
-        from basnet_torch.datasets import DataReport, find_pairs
+        from basnet_torch.data.datasets import DataReport, find_pairs
 
         self.name = str(source) if source else "bundled photographs"
         self.report, self.failures = DataReport(), list[tuple[str, str]]()
@@ -190,8 +190,8 @@ class Pictures:
         if not self.has_truth:
             yield from self._pictures
             return
-        from basnet_torch.datasets import DataReport, read_pair
-        from basnet_torch.masks import Held, check_labels
+        from basnet_torch.data.datasets import DataReport, read_pair
+        from basnet_torch.data.masks import Held, check_labels
 
         lacking = {"picture": self._unpaired.without_picture, "mask": self._unpaired.without_mask}
         self.report = DataReport(without_mask=lacking["mask"], without_picture=lacking["picture"])
@@ -216,7 +216,7 @@ class Pictures:
 
 def _is_data_set(source: Path) -> bool:
     from basnet_runtime.media.pictures import is_picture
-    from basnet_torch.layouts import masks_beside
+    from basnet_torch.data.layouts import masks_beside
 
     if not source.exists():
         raise UsageError(f"{source}: no such folder of pictures or data set")

@@ -61,7 +61,7 @@ def warning_for(pictures: int) -> str | None:
 
 
 def _plain_pictures(folder: Path) -> list[Path]:
-    from basnet_torch.layouts import masks_beside
+    from basnet_torch.data.layouts import masks_beside
 
     found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".zip" and is_picture(path))
     masks = masks_beside(folder, [path.name for path in found])
@@ -73,8 +73,8 @@ def _read(path: Path) -> Picture:
 
 
 def _training_pictures(source: Path, count: int, seed: int) -> list[Picture]:
-    from basnet_torch.datasets import find_pairs
-    from basnet_torch.masks import decode_picture
+    from basnet_torch.data.datasets import find_pairs
+    from basnet_torch.data.masks import decode_picture
 
     pairs = _drawn(find_pairs([source]), count, seed)
     return [Picture(name=pair.name, image_HWC=decode_picture(pair.read_image(), pair.name)) for pair in pairs]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from basnet_export.config import refuse_unfit
 from basnet_runtime.media.files import whole_file
-from basnet_torch.config import RESNET34, named
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.train.config import RESNET34, named
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint

@@ -13,8 +13,8 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_runtime.preflight import read_plan_manifest
-from basnet_torch.config import named
 from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.train.config import named
 
 __all__ = ["Description", "describe", "receipt"]
 

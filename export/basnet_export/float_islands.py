@@ -25,7 +25,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import Picture
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.device import CPU
-from basnet_torch.model import SaliencyNetwork
+from basnet_torch.model.basnet import SaliencyNetwork
 
 if TYPE_CHECKING:
     import onnx

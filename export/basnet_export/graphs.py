@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basnet_torch.model import SaliencyNetwork
+from basnet_torch.model.basnet import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["FrameGraph", "TensorGraph"]

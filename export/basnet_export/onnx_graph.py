@@ -19,9 +19,9 @@ from basnet_export.config import ExportConfig
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
 from basnet_runtime.media.files import whole_file
 from basnet_torch import __version__
-from basnet_torch.config import named
 from basnet_torch.errors import BackendUnavailable, ExportError, ParityError, UsageError
 from basnet_torch.spec import TensorSpec
+from basnet_torch.train.config import named
 
 if TYPE_CHECKING:
     import onnx

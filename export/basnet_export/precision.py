@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from basnet_runtime.backends.base import Precision
 from basnet_torch.errors import UsageError
-from basnet_torch.model import SaliencyNetwork
+from basnet_torch.model.basnet import SaliencyNetwork
 
 __all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
 

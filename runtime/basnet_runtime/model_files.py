@@ -46,7 +46,7 @@ def _by_suffix(path: Path) -> ModelKind | None:
 
 
 def _by_content(path: Path) -> ModelKind | None:
-    from basnet_torch.file_heads import HEAD_BYTES, is_safetensors, is_torch_save
+    from basnet_torch.weights.file_heads import HEAD_BYTES, is_safetensors, is_torch_save
 
     try:
         with path.open("rb") as file:

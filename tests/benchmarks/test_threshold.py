@@ -16,7 +16,7 @@ from basnet_benchmarks.threshold import ThresholdConfig, background_square, meas
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from basnet_torch.errors import MaskValuesError, UsageError
-from basnet_torch.model import BASNet
+from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import draw_discs
 

@@ -13,13 +13,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from basnet_torch import datasets
 from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
-from basnet_torch.cli import _autocast, app
+from basnet_torch.data import datasets
 from basnet_torch.device import CPU
 from basnet_torch.errors import BackendUnavailable
-from basnet_torch.model import BASNet
-from basnet_torch.trainer import StepResult, Trainer
+from basnet_torch.model.basnet import BASNet
+from basnet_torch.train.cli import _autocast, app
+from basnet_torch.train.trainer import StepResult, Trainer
 from tests.torch.conftest import pair_folder, write_png  # noqa: F401 - a fixture
 
 SMALL = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 2, "--autocast", "fp32")
@@ -75,7 +75,7 @@ def test_train_resume_and_init(pair_folder, tmp_path):  # noqa: F811
 def test_a_scheduler_ending_it_loses_nothing(pair_folder, tmp_path):  # noqa: F811
     """SIGTERM in the middle: exit 130, and last.pth holds the step it came to."""
     arguments = (*SMALL, "--data", pair_folder, "--run", tmp_path / "run", "--steps", 10**6, "--save-every", 10**6)
-    command = [sys.executable, "-c", "from basnet_torch.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from basnet_torch.train.cli import main; main()", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run/log.jsonl").exists() and time.monotonic() < deadline:

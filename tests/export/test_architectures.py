@@ -11,9 +11,9 @@ from basnet_export.describe import describe
 from basnet_export.onnx_graph import export_onnx
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.open import open_model
-from basnet_torch.architectures import build
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
 from basnet_torch.errors import UsageError
+from basnet_torch.model.registry import build
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import SIZE, disc_folder, discs, draw_discs, exported, settle_statistics
 

@@ -11,7 +11,7 @@ from basnet_export.cli import app
 from basnet_runtime.open import BUILTIN
 from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
 from basnet_torch.errors import UsageError
-from basnet_torch.model import BASNet
+from basnet_torch.model.basnet import BASNet
 
 
 def inspected(path):

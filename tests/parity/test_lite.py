@@ -9,7 +9,7 @@ from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN_INT8, open_model
 from basnet_runtime.parity import Picture, compare, tolerance_for
 from basnet_torch.checkpoint import load_checkpoint
-from basnet_torch.datasets import find_pairs, read_pair
+from basnet_torch.data.datasets import find_pairs, read_pair
 from tests.models import needs_int8, needs_openvino_plugin
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from basnet_torch.datasets import PairStore
-from basnet_torch.model import BASNet
+from basnet_torch.data.datasets import PairStore
+from basnet_torch.model.basnet import BASNet
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from skimage import data
 
-from basnet_torch.augment import Chances, augmented, blurred, coloured, jpeg, windows
-from basnet_torch.batches import DeviceStream, Share, StrongAugment
-from basnet_torch.datasets import PairStore
+from basnet_torch.data.augment import Chances, augmented, blurred, coloured, jpeg, windows
+from basnet_torch.data.batches import DeviceStream, Share, StrongAugment
+from basnet_torch.data.datasets import PairStore
 
 NEUTRAL = {"height": 1, "width": 1, "top": 0.5, "left": 0.5, "flip": 0, "brightness": 1, "contrast": 1}
 NEUTRAL |= {"saturation": 1, "sigma": 0, "quality": 0}

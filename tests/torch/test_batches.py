@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from basnet_torch.batches import Augment, BatchStream
-from basnet_torch.datasets import PairStore
+from basnet_torch.data.batches import Augment, BatchStream
+from basnet_torch.data.datasets import PairStore
 
 
 def stream(store, seed=0, **augment):

@@ -19,9 +19,9 @@ from basnet_torch.checkpoint import (
     save_checkpoint,
 )
 from basnet_torch.errors import CheckpointError
-from basnet_torch.keymap import authors_from_ours
-from basnet_torch.model import BASNet
+from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.weights.keymap import authors_from_ours
 
 
 def same_outputs(model, path):

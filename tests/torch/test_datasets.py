@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from basnet_torch.datasets import find_pairs, load_pairs
+from basnet_torch.data.datasets import find_pairs, load_pairs
+from basnet_torch.data.masks import decode_mask
 from basnet_torch.errors import DataError
-from basnet_torch.masks import decode_mask
 from tests.torch.conftest import write_png
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from basnet_torch.checkpoint import load_checkpoint
-from basnet_torch.distributed import SyncedBatchNorm2d, World, synchronise_norms, world_from_environment
 from basnet_torch.errors import UsageError
+from basnet_torch.train.distributed import SyncedBatchNorm2d, World, synchronise_norms, world_from_environment
 
 OPTIONS = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 4, "--autocast", "fp32")
 OPTIONS += ("--steps", 6, "--warmup", 2, "--threads", 1, "--eval-every", 3)

@@ -17,7 +17,6 @@ from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
 from basnet_runtime.processor import why_no_int8
-from basnet_torch import encoders
 from basnet_torch.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -25,13 +24,13 @@ from basnet_torch.checkpoint import (
     save_checkpoint,
     tensors_from_file,
 )
-from basnet_torch.cli import app
-from basnet_torch.config import TrainConfig, lr_factor
-from basnet_torch.encoders import LITE, LiteEncoder, SameConvNorm, installed_weights, load_encoder_weights
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError
-from basnet_torch.model import BASNet, CoarseBASNet
+from basnet_torch.model.basnet import BASNet, CoarseBASNet, encoders
+from basnet_torch.model.encoders import LITE, LiteEncoder, SameConvNorm, installed_weights, load_encoder_weights
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.trainer import Trainer, finishing, network_from_config
+from basnet_torch.train.cli import app
+from basnet_torch.train.config import TrainConfig, lr_factor
+from basnet_torch.train.trainer import Trainer, finishing, network_from_config
 from tests.models import SIZE, calibration_folder, disc_folder, discs, draw_discs, settle_statistics
 from tests.torch.conftest import randomised
 

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_torch.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.data.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.data.folders import files_below
+from basnet_torch.data.layouts import matched
+from basnet_torch.data.masks import decode_mask
 from basnet_torch.errors import DataError, UsageError
-from basnet_torch.folders import files_below
-from basnet_torch.layouts import matched
-from basnet_torch.masks import decode_mask
 from tests.models import with_exif
 from tests.torch.conftest import write_png
 

@@ -6,8 +6,8 @@ import torch
 from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
-from basnet_torch.losses import bce, gaussian_band, hybrid_loss, iou, ssim
-from basnet_torch.model import SaliencyMaps
+from basnet_torch.model.basnet import SaliencyMaps
+from basnet_torch.train.losses import bce, gaussian_band, hybrid_loss, iou, ssim
 
 
 def maps_of(logits):

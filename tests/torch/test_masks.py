@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from basnet_torch.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.data.datasets import DataReport, find_pairs, load_pairs
+from basnet_torch.data.masks import decode_mask, decode_picture
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError
-from basnet_torch.masks import decode_mask, decode_picture
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.validate import Validator
+from basnet_torch.train.validate import Validator
 from tests.runtime.tiff_files import page, tiff
 from tests.torch.conftest import write_png
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from basnet_torch.keymap import authors_from_ours, ours_from_authors
-from basnet_torch.model import BASNet, SaliencyMaps
+from basnet_torch.model.basnet import BASNet, SaliencyMaps
+from basnet_torch.weights.keymap import authors_from_ours, ours_from_authors
 from tests.torch.authors_forward import authors_forward
 
 AUTHORS = Path(__file__).parents[1] / "data" / "authors_state_dict.json"

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
-from basnet_torch.config import PRESETS, TrainConfig, learning_rate
-from basnet_torch.datasets import PairStore, find_pairs, read_pair
+from basnet_torch.data.datasets import PairStore, find_pairs, read_pair
 from basnet_torch.errors import CheckpointError, DataError, TrainingError, UsageError
 from basnet_torch.metrics import AccuracyMeter
-from basnet_torch.model import BASNet
+from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.trainer import Trainer, finishing
-from basnet_torch.validate import Validator
+from basnet_torch.train.config import PRESETS, TrainConfig, learning_rate
+from basnet_torch.train.trainer import Trainer, finishing
+from basnet_torch.train.validate import Validator
 from tests.torch.conftest import write_png
 
 SMALL = {

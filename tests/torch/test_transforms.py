@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage import color, data
 
-from basnet_torch.batches import AuthorsCrop, BatchStream
-from basnet_torch.transforms import CenterCrop, RandomCrop, Rescale, RescaleT, Sample, ToTensorLab
+from basnet_torch.data.batches import AuthorsCrop, BatchStream
+from basnet_torch.data.transforms import CenterCrop, RandomCrop, Rescale, RescaleT, Sample, ToTensorLab
 
 
 def sample(height=40, width=60):

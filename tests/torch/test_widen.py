@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from basnet_torch.architectures import build
 from basnet_torch.checkpoint import Checkpoint, model_from_checkpoint
 from basnet_torch.errors import CheckpointError
+from basnet_torch.model.registry import build
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.widen import widened
+from basnet_torch.weights.widen import widened
 from tests.torch.conftest import randomised
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.model import SaliencyNetwork
+    from basnet_torch.model.basnet import SaliencyNetwork
 
 __all__ = ["PyTorchBackend", "open_pytorch", "read_checkpoint"]
 

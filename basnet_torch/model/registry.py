@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from basnet_torch.baselines import FCN, HED, SegNet, UNet
-from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch
-from basnet_torch.model import BASNet, CoarseBASNet, SaliencyNetwork
+from basnet_torch.model.baselines import FCN, HED, SegNet, UNet
+from basnet_torch.model.basnet import BASNet, CoarseBASNet, SaliencyNetwork
+from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch
 
 __all__ = ["ARCHITECTURES", "build"]
 

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_torch.datasets import PairStore
-from basnet_torch.transforms import RandomCrop, Sample
+from basnet_torch.data.datasets import PairStore
+from basnet_torch.data.transforms import RandomCrop, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,7 @@ class DeviceStream:
         """The batch of step `step` (from 0): images float N,3,S,S and truths float N,1,S,S or N,2,S,S, in 0..255."""
         import torch
 
-        from basnet_torch.augment import Chances, augmented
+        from basnet_torch.data.augment import Chances, augmented
 
         drawn = [self._order.at(position) for position in self._share.positions(step, self._batch)]
         rules = self._augment

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from basnet_torch.config import (
+from basnet_torch.device import CPU, Device
+from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
+from basnet_torch.spec import Scale
+from basnet_torch.train.config import (
     PRESETS,
     RESNET34,
     Arch,
@@ -31,18 +34,15 @@ from basnet_torch.config import (
     Schedule,
     TrainConfig,
 )
-from basnet_torch.device import CPU, Device
-from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
-from basnet_torch.spec import Scale
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from basnet_torch.checkpoint import Checkpoint
-    from basnet_torch.distributed import World
-    from basnet_torch.model import SaliencyNetwork
-    from basnet_torch.trainer import StepResult, Trainer
-    from basnet_torch.validate import Validator
+    from basnet_torch.model.basnet import SaliencyNetwork
+    from basnet_torch.train.distributed import World
+    from basnet_torch.train.trainer import StepResult, Trainer
+    from basnet_torch.train.validate import Validator
 
 __all__ = ["app", "main"]
 
@@ -230,7 +230,7 @@ class _Start:
 
 def _run(values: dict[str, Any], source: _Source, place: _Place, resume: bool, start: _Start) -> None:
     """Train in this process, which may be one of several that torchrun started."""
-    from basnet_torch.distributed import world_from_environment
+    from basnet_torch.train.distributed import world_from_environment
 
     world = world_from_environment()
     if world.size > 1 and place.device == Device("cuda"):
@@ -335,7 +335,7 @@ def _start(
 ) -> Checkpoint | None:
     """The checkpoint of --init, when one is asked for, made as wide as asked."""
     from basnet_torch.checkpoint import load_checkpoint
-    from basnet_torch.widen import widened
+    from basnet_torch.weights.widen import widened
 
     if resume and (init or resnet34):
         raise UsageError("--resume goes on with the run's own weights; leave --init and --resnet34 out")
@@ -352,8 +352,8 @@ def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
     import torch
 
     from basnet_torch.checkpoint import load_resnet34, model_from_checkpoint
-    from basnet_torch.encoders import load_encoder_weights
-    from basnet_torch.trainer import network_from_config
+    from basnet_torch.model.encoders import load_encoder_weights
+    from basnet_torch.train.trainer import network_from_config
 
     if start.checkpoint:
         return model_from_checkpoint(start.checkpoint).train()
@@ -376,8 +376,8 @@ def _trainer(
 ) -> Trainer:
     import torch
 
-    from basnet_torch.datasets import DataReport, find_pairs, load_pairs
-    from basnet_torch.trainer import Trainer, refuse_single_values
+    from basnet_torch.data.datasets import DataReport, find_pairs, load_pairs
+    from basnet_torch.train.trainer import Trainer, refuse_single_values
 
     refuse_single_values(config)  # before minutes go into reading data
     torch.set_num_threads(_threads(place.threads, world))
@@ -435,9 +435,9 @@ def _make_folder(run: Path) -> None:
 
 
 def _validator(config: TrainConfig, source: _Source) -> Validator:
-    from basnet_torch.datasets import DataReport, find_pairs
-    from basnet_torch.trainer import finishing
-    from basnet_torch.validate import Validator
+    from basnet_torch.data.datasets import DataReport, find_pairs
+    from basnet_torch.train.trainer import finishing
+    from basnet_torch.train.validate import Validator
 
     report = DataReport()
     pairs = find_pairs(source.val, on_bad=source.on_bad, report=report)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_torch import __version__
-from basnet_torch.curves import write_curves
-from basnet_torch.datasets import PairStore
+from basnet_torch.data.datasets import PairStore
 from basnet_torch.errors import BackendUnavailable
+from basnet_torch.train.curves import write_curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

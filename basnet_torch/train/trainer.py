@@ -23,8 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from basnet_torch.architectures import build
-from basnet_torch.batches import Augment, AuthorsCrop, BatchStream, DeviceStream, StrongAugment
 from basnet_torch.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -34,17 +32,19 @@ from basnet_torch.checkpoint import (
     save_checkpoint,
     write_whole,
 )
-from basnet_torch.config import Autocast, TrainConfig, learning_rate, lr_factor
-from basnet_torch.datasets import PairStore
-from basnet_torch.distributed import World
-from basnet_torch.encoders import normalization
+from basnet_torch.data.batches import Augment, AuthorsCrop, BatchStream, DeviceStream, StrongAugment
+from basnet_torch.data.datasets import PairStore
 from basnet_torch.errors import CheckpointError, TrainingError, UsageError
-from basnet_torch.losses import HybridLoss, hybrid_loss
 from basnet_torch.metrics import Scores
-from basnet_torch.model import NamedMaps, SaliencyNetwork
-from basnet_torch.records import RunRecord, environment, fingerprint
+from basnet_torch.model.basnet import NamedMaps, SaliencyNetwork
+from basnet_torch.model.encoders import normalization
+from basnet_torch.model.registry import build
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.validate import Validator
+from basnet_torch.train.config import Autocast, TrainConfig, learning_rate, lr_factor
+from basnet_torch.train.distributed import World
+from basnet_torch.train.losses import HybridLoss, hybrid_loss
+from basnet_torch.train.records import RunRecord, environment, fingerprint
+from basnet_torch.train.validate import Validator
 
 __all__ = ["StepResult", "Trainer", "finishing", "network_from_config", "refuse_single_values"]
 

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_torch.config import MaskValues, OnBadPair
+from basnet_torch.data.folders import files_below
+from basnet_torch.data.layouts import Matched, matched
+from basnet_torch.data.masks import Held, Truth, check_labels, decode_mask, decode_picture
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError, UsageError
-from basnet_torch.folders import files_below
-from basnet_torch.layouts import Matched, matched
-from basnet_torch.masks import Held, Truth, check_labels, decode_mask, decode_picture
+from basnet_torch.train.config import MaskValues, OnBadPair
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["DataReport", "Pair", "PairStore", "find_pairs", "load_pairs", "read_pair"]

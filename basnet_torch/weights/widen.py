@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from basnet_torch.checkpoint import Checkpoint
-from basnet_torch.config import RESNET34
 from basnet_torch.errors import CheckpointError
+from basnet_torch.train.config import RESNET34
 
 __all__ = ["widened"]
 

@@ -27,7 +27,7 @@ from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
-    from basnet_torch.model import SaliencyNetwork
+    from basnet_torch.model.basnet import SaliencyNetwork
 
 __all__ = [
     "LITE",
@@ -212,7 +212,7 @@ class TimmEncoder(FeatureEncoder):
 
 
 def feature_encoder(name: str) -> FeatureEncoder:
-    """The encoder of `--encoder name`, freshly initialized; `resnet34` is `basnet_torch.model.Encoder`.
+    """The encoder of `--encoder name`, freshly initialized; `resnet34` is `basnet_torch.model.basnet.Encoder`.
 
     >>> feature_encoder("efficientnet-lite0").channels
     (16, 24, 40, 112, 320)

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_torch.config import MaskValues
 from basnet_torch.errors import BadPairError, MaskValuesError
 from basnet_torch.picture_bytes import is_damaged_tiff, palette_as_gray, unread_format
+from basnet_torch.train.config import MaskValues
 
 __all__ = ["Held", "Truth", "check_labels", "decode_mask", "decode_picture"]
 

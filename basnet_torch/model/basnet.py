@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basnet_torch.config import DECODER_WIDTHS, RESNET34, Arch
-from basnet_torch.encoders import FeatureEncoder, feature_encoder
+from basnet_torch.model.encoders import FeatureEncoder, feature_encoder
 from basnet_torch.spec import check_size
+from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch
 
 __all__ = [
     "PAPER_WIDTH",
@@ -230,7 +230,7 @@ class PredictModule(nn.Module):
 
 
 class FeaturePredictModule(nn.Module):
-    """The coarse half of BASNet on an encoder of `basnet_torch.encoders`: five stages at strides 2 to 32.
+    """The coarse half of BASNet on an encoder of `basnet_torch.model.encoders`: five stages at strides 2 to 32.
 
     Args:
         encoder: Gives five feature maps.
@@ -326,7 +326,7 @@ class BASNet(SaliencyNetwork):
     Args:
         width: Channels at full resolution; 64 is the paper's network. On another encoder than `resnet34` these are the
             refinement module's alone.
-        encoder: `resnet34` or a name that `basnet_torch.encoders.feature_encoder` knows.
+        encoder: `resnet34` or a name that `basnet_torch.model.encoders.feature_encoder` knows.
         decoder_widths: Channels of the five decoder stages from coarse to fine, for an encoder of five stages.
 
     Raises:

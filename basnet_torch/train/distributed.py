@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basnet_torch.batches import Share
+from basnet_torch.data.batches import Share
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basnet_torch.model import (
+from basnet_torch.model.basnet import (
     ConvBNReLU,
     Encoder,
     SaliencyNetwork,

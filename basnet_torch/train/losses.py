@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from basnet_torch.config import Loss
-from basnet_torch.model import NamedMaps
+from basnet_torch.model.basnet import NamedMaps
+from basnet_torch.train.config import Loss
 
 __all__ = ["HybridLoss", "bce", "gaussian_band", "hybrid_loss", "iou", "ssim"]
 
@@ -53,7 +53,7 @@ def hybrid_loss(
     Where `counted` N,1,H,W is 0 rather than 1, nothing depends on map and truth: means are over the other pixels of
     each picture, and windows that reach there see background in both.
 
-    >>> from basnet_torch.model import SaliencyMaps
+    >>> from basnet_torch.model.basnet import SaliencyMaps
     >>> maps = SaliencyMaps(*(torch.full((1, 1, 32, 32), 20.0) for _ in range(8)))
     >>> float(hybrid_loss(maps, torch.ones(1, 1, 32, 32)).total) < 1e-4
     True
