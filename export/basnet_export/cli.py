@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from basnet_export.build_config import BuildConfig, Tiling, parse_range
-from basnet_export.checkpoints import Layout
 from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target, parse_size
+from basnet_export.convert import Layout
+from basnet_export.engine.config import BuildConfig, Tiling, parse_range
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.console import say, stderr_console
 from basnet_runtime.manifest import Graph
@@ -76,7 +76,7 @@ def onnx(
             check=not no_check,
             overwrite=overwrite,
         )
-        from basnet_export.onnx_graph import export_onnx
+        from basnet_export.graph.onnx_graph import export_onnx
 
         _print_file(export_onnx(config, say), as_json=as_json)
 
@@ -173,7 +173,7 @@ def checkpoint(
 ) -> None:
     """Write CKPT in another form: safetensors, FP16 storage, or the authors' names."""
     with exit_on_error():
-        from basnet_export.checkpoints import convert_checkpoint
+        from basnet_export.convert import convert_checkpoint
 
         path = convert_checkpoint(
             source,
@@ -204,8 +204,8 @@ def _built(config: BuildConfig) -> Path:
     """Build behind a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from basnet_export.engine import build_engine
-    from basnet_export.engine_progress import BuildProgress
+    from basnet_export.engine.build import build_engine
+    from basnet_export.engine.progress import BuildProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = stderr_console()

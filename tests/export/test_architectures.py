@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from basnet_export.checkpoints import convert_checkpoint
 from basnet_export.config import ExportConfig
+from basnet_export.convert import convert_checkpoint
 from basnet_export.describe import describe
-from basnet_export.onnx_graph import export_onnx
+from basnet_export.graph.onnx_graph import export_onnx
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from basnet_export.build_config import BuildConfig
 from basnet_export.cli import app
+from basnet_export.engine.config import BuildConfig
 from basnet_runtime.open import BUILTIN
 from basnet_torch.checkpoint import load_checkpoint, save_authors_checkpoint
 from basnet_torch.errors import UsageError

@@ -10,12 +10,12 @@ from pathlib import Path
 import onnx
 import pytest
 
-from basnet_export import engine
-from basnet_export.build_config import BuildConfig, parse_range
 from basnet_export.describe import describe
-from basnet_export.engine import build_engine
-from basnet_export.engine_network import convolutions_of, parse_onnx, precision_share
-from basnet_export.engine_progress import BuildProgress
+from basnet_export.engine import build as engine
+from basnet_export.engine.build import build_engine
+from basnet_export.engine.config import BuildConfig, parse_range
+from basnet_export.engine.network import convolutions_of, parse_onnx, precision_share
+from basnet_export.engine.progress import BuildProgress
 from basnet_runtime import tensorrt_library
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of

@@ -6,15 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from basnet_export import int8, onnx_graph
-from basnet_export.activation_ranges import observe, ranges_by
-from basnet_export.build_config import BuildConfig
 from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
 from basnet_export.describe import describe
-from basnet_export.engine import build_engine
-from basnet_export.fp8 import fp8_from_int8
-from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_export.engine.build import build_engine
+from basnet_export.engine.config import BuildConfig
+from basnet_export.graph import onnx_graph
+from basnet_export.quantize import int8
+from basnet_export.quantize.activation_ranges import observe, ranges_by
+from basnet_export.quantize.fp8 import fp8_from_int8
+from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
 from basnet_runtime.preflight import read_plan_manifest

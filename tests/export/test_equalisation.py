@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from basnet_export.activation_ranges import observe, ranges_by
-from basnet_export.equalisation import equalised, equalising_shares
-from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_export.quantize.activation_ranges import observe, ranges_by
+from basnet_export.quantize.cross_layer_equalization import equalised, equalising_shares
+from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
 from tests.models import exported, needs_int8
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from basnet_export import int8
-from basnet_export.activation_ranges import METHODS, Observed, ranges_by
-from basnet_export.calibration import calibration_pictures, warning_for
 from basnet_export.config import ExportConfig
-from basnet_export.equalisation import equalised
-from basnet_export.islands import search_islands
-from basnet_export.onnx_graph import export_onnx
-from basnet_export.quantization import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
+from basnet_export.graph.fp32_layer_search import search_islands
+from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.quantize import int8
+from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_by
+from basnet_export.quantize.calibration import calibration_pictures, warning_for
+from basnet_export.quantize.cross_layer_equalization import equalised
+from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.media.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model

@@ -6,11 +6,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from basnet_export.activation_ranges import Observed
-from basnet_export.calibration import calibration_pictures
-from basnet_export.channel_shares import channel_shares
-from basnet_export.kernel_rounding import LARGEST, rounded_kernel, second_moments
-from basnet_export.quantization import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_export.quantize.activation_ranges import Observed
+from basnet_export.quantize.calibration import calibration_pictures
+from basnet_export.quantize.gptq import LARGEST, rounded_kernel, second_moments
+from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_export.quantize.smoothquant import channel_shares
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
 from tests.models import checkpoint_file, draw_discs, exported
 
@@ -201,7 +201,7 @@ def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(
 def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, low, monkeypatch):
     import onnxruntime
 
-    from basnet_export import quantization
+    from basnet_export.quantize import qdq as quantization
 
     def run(model):
         options = onnxruntime.SessionOptions()

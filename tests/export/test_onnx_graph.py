@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from basnet_export import onnx_graph
 from basnet_export.checks import BATCHES, check_batches, check_graph, check_parity
 from basnet_export.config import ExportConfig
-from basnet_export.onnx_graph import export_onnx
+from basnet_export.graph import onnx_graph
+from basnet_export.graph.onnx_graph import export_onnx
 from basnet_export.samples import BUNDLED, load_pictures
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from basnet_export import engine, engine_network, engine_progress
+from basnet_export.engine import build as engine
+from basnet_export.engine import network as engine_network
+from basnet_export.engine import progress as engine_progress
 from basnet_runtime import tensorrt_library
 from basnet_runtime.backends import trt, trt_engine, trt_ring
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from basnet_export.build_config import BuildConfig
-from basnet_export.engine import build_engine
+from basnet_export.engine.build import build_engine
+from basnet_export.engine.config import BuildConfig
 from basnet_export.samples import load_pictures
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.open import BUILTIN, open_model

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from basnet_export.islands import search_islands
-from basnet_export.precision import deployed_network, torch_dtype
-from basnet_export.quantization import parts_of
+from basnet_export.graph.fp32_layer_search import search_islands
+from basnet_export.graph.precision import deployed_network, torch_dtype
+from basnet_export.quantize.qdq import parts_of
 from basnet_export.reference import CandidateBench
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.pytorch import PyTorchBackend

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_export.activation_ranges import Observed
-from basnet_export.kernel_rounding import LARGEST
+from basnet_export.quantize.activation_ranges import Observed
+from basnet_export.quantize.gptq import LARGEST
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from basnet_export.engine_network import Convolution
+from basnet_export.engine.network import Convolution
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.tensorrt_library import TensorRT
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_export.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
-from basnet_export.calibration import calibration_pictures, warning_for
-from basnet_export.channel_shares import Shares, channel_shares
-from basnet_export.equalisation import equalised, equalising_shares, scaled
-from basnet_export.islands import search_islands, stage_of, stages_of
-from basnet_export.kernel_rounding import Kernels, rounded_kernel, second_moments
-from basnet_export.quantization import (
+from basnet_export.graph.fp32_layer_search import search_islands, stage_of, stages_of
+from basnet_export.quantize.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
+from basnet_export.quantize.calibration import calibration_pictures, warning_for
+from basnet_export.quantize.cross_layer_equalization import equalised, equalising_shares, scaled
+from basnet_export.quantize.gptq import Kernels, rounded_kernel, second_moments
+from basnet_export.quantize.qdq import (
     always_fp32,
     convolution_shares,
     int8_from_onnx,
@@ -30,6 +29,7 @@ from basnet_export.quantization import (
     parts_of,
     quantized_tensors,
 )
+from basnet_export.quantize.smoothquant import Shares, channel_shares
 from basnet_export.reference import CandidateBench
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import ParityReport, Picture

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from basnet_export.int8 import Int8Plan
+    from basnet_export.quantize.int8 import Int8Plan
     from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["export_onnx", "onnx_from_checkpoint"]
@@ -97,7 +97,7 @@ def _float_islands(config: ExportConfig, checkpoint: Checkpoint, progress: Progr
     """What must stay FP32 in a 16-bit network; found on the `tensor` graph, whichever was asked for."""
     import onnx
 
-    from basnet_export.float_islands import float_islands
+    from basnet_export.graph.half_precision import float_islands
     from basnet_export.samples import load_pictures
 
     tensor = onnx_from_checkpoint(checkpoint, replace(config, graph="tensor"))
@@ -115,7 +115,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     """The quantised graph; what it needs to know is found on the `tensor` graph, whichever was asked for."""
     import onnx
 
-    from basnet_export.int8 import int8_plan
+    from basnet_export.quantize.int8 import int8_plan
     from basnet_export.samples import load_pictures
 
     pictures = load_pictures(config.pictures)
@@ -125,7 +125,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
     graph = plan.graph_of(model, config.int8_target)
     if config.precision == "fp8":
-        from basnet_export.fp8 import fp8_from_int8
+        from basnet_export.quantize.fp8 import fp8_from_int8
 
         graph = fp8_from_int8(graph, plan.float_graph_of(model))
     return graph, plan
@@ -135,9 +135,9 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
     """The graph in memory, without its manifest."""
     import torch
 
-    from basnet_export.graphs import FrameGraph, TensorGraph
-    from basnet_export.precision import deployed_network, scaled_network, torch_dtype
-    from basnet_export.storage import refuse_inexact, store_as_fp16
+    from basnet_export.graph.precision import deployed_network, scaled_network, torch_dtype
+    from basnet_export.graph.storage import refuse_inexact, store_as_fp16
+    from basnet_export.graph.wrappers import FrameGraph, TensorGraph
     from basnet_torch.checkpoint import model_from_checkpoint
 
     if config.store == "fp16":
@@ -165,7 +165,7 @@ def _exported(
 ) -> onnx.ModelProto:
     import torch
 
-    from basnet_export.precision import OPSETS
+    from basnet_export.graph.precision import OPSETS
 
     axes = {axis: torch.export.Dim(label) for axis, label in enumerate(dynamic)}
     with _quiet():

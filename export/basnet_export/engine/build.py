@@ -18,11 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from basnet_export.build_config import CURRENT, BuildConfig
-from basnet_export.engine_cache import BuiltEngine, EngineCache, cache_key
-from basnet_export.engine_inspect import engine_report, inspected_precisions
-from basnet_export.engine_network import PrecisionShare, convolutions_of, parse_onnx, precision_share
-from basnet_export.engine_progress import BuildProgress, Interruptible, progress_monitor
+from basnet_export.engine.cache import BuiltEngine, EngineCache, cache_key
+from basnet_export.engine.config import CURRENT, BuildConfig
+from basnet_export.engine.inspect import engine_report, inspected_precisions
+from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
+from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
@@ -170,7 +170,7 @@ def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
         yield config.model
         return
     from basnet_export.config import ExportConfig
-    from basnet_export.onnx_graph import export_onnx
+    from basnet_export.graph.onnx_graph import export_onnx
 
     with TemporaryDirectory(prefix="basnet-") as folder:
         yield export_onnx(

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from basnet_export.activation_ranges import Ranges
-from basnet_export.byte_maps import join_as_bytes
-from basnet_export.channel_shares import Shares, groups_of
 from basnet_export.config import Target
-from basnet_export.kernel_rounding import Kernels
+from basnet_export.quantize.activation_ranges import Ranges
+from basnet_export.quantize.gptq import Kernels
+from basnet_export.quantize.quantized_concat import join_as_bytes
+from basnet_export.quantize.smoothquant import Shares, groups_of
 from basnet_torch.errors import ExportError, UsageError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_export.activation_ranges import Observed
-from basnet_export.channel_shares import Reader, Shares, by_input, groups_of, least_error
+from basnet_export.quantize.activation_ranges import Observed
+from basnet_export.quantize.smoothquant import Reader, Shares, by_input, groups_of, least_error
 
 if TYPE_CHECKING:
     import onnx

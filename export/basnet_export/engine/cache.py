@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from basnet_export.build_config import BuildConfig
+from basnet_export.engine.config import BuildConfig
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import manifest_path

@@ -1,0 +1,3 @@
+"""TensorRT engines: build configuration, network, build, cache and inspection."""
+
+__all__: list[str] = []
