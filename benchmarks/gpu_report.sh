@@ -72,7 +72,7 @@ PYTHON
 gpu=${found%%$'\t'*}
 no_gpu=${found#*$'\t'}
 here=() # TensorRT for RTX builds for the capabilities that it lists, unless told to build for the device that is there
-flavor='from basnet_runtime.tensorrt_library import open_tensorrt; print(open_tensorrt("auto").flavor)'
+flavor='from basnet_runtime.backends.tensorrt.library import open_tensorrt; print(open_tensorrt("auto").flavor)'
 if [ -z "$no_gpu" ] && [ "$("$python" -c "$flavor" 2>/dev/null || true)" = rtx ]; then
   here=(--flavor rtx --compute-capability current)
 fi

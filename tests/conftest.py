@@ -20,7 +20,7 @@ for _name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
     os.environ[_name] = tempfile.mkdtemp(prefix="basnet-tests-")
     atexit.register(shutil.rmtree, os.environ[_name], ignore_errors=True)
 
-from basnet_runtime import processor
+from basnet_runtime.machine import cpu_features as processor
 from tests.cpus import as_on, kernels_of
 
 # All tests as on a CPU of this kind; libraries read what holds their kernels to it when they load.

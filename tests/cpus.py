@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from basnet_runtime import processor
+from basnet_runtime.machine import cpu_features as processor
 
 __all__ = ["CPUS", "HAS_BF16", "HAS_INT8", "ISA", "as_on", "kernels_of", "runs_here"]
 

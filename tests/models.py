@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from basnet_export.config import ExportConfig
 from basnet_export.graph.onnx_graph import export_onnx
+from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.openvino_provider import why_no_devices
-from basnet_runtime.backends.ort import open_onnxruntime
+from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.manifest import METADATA_KEY, read_manifest
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.image.pictures import write_picture
 from basnet_runtime.parity import Picture
-from basnet_runtime.processor import why_no_bf16, why_no_int8
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
 from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess

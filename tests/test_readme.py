@@ -11,7 +11,7 @@ import typer
 
 from basnet_benchmarks.report import save_all
 from basnet_benchmarks.results import brief, read_result
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.image.pictures import write_picture
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

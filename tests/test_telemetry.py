@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.image.pictures import write_picture
 from basnet_runtime.open import BUILTIN
 from tests.models import checkpoint_file, needs_openvino_plugin
 
@@ -52,14 +52,14 @@ def test_a_run_leaves_its_result_alone(left, tmp_path):
     for backend, model in (("onnxruntime", BUILTIN), ("openvino", BUILTIN), ("pytorch", checkpoint_file())):
         output = tmp_path / f"{backend}.png"
         options = ("--model", model, "--backend", backend, "--output", output)
-        assert left("-c", "from basnet_runtime.cli import main; main()", tmp_path / "photo.png", *options) == []
+        assert left("-c", "from basnet_runtime.command.cli import main; main()", tmp_path / "photo.png", *options) == []
         assert output.is_file()
 
 
 @needs_openvino_plugin
 def test_neither_does_the_provider(left, tmp_path):
     options = ("--model", BUILTIN, "--device", "openvino")
-    assert left("-c", "from basnet_runtime.cli import main; main()", tmp_path / "photo.png", *options) == []
+    assert left("-c", "from basnet_runtime.command.cli import main; main()", tmp_path / "photo.png", *options) == []
 
 
 def test_neither_does_the_python_api(left, tmp_path):

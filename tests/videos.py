@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.command.run_video import VideoRun, check_video_output
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.pipeline import Pipeline
-from basnet_runtime.run_video import VideoRun, check_video_output
+from basnet_runtime.pipeline.run import Pipeline
 
 
 def images(count: int, shift: int = 0, height: int = 48, width: int = 64) -> list[Any]:

@@ -30,11 +30,11 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_benchmarks.report import PANELS, Panel, thumbnails
 from basnet_runtime.backends.base import BackendName, Precision
-from basnet_runtime.media.edges import refined_edges
+from basnet_runtime.machine.threads import allowed_threads
+from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture, boundary_iou
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, DataError, MediaError, ModelFileError, UsageError
 from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, counted

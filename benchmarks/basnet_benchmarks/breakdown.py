@@ -110,8 +110,8 @@ def measure_stages(
 
 
 def _once(model: SaliencyModel, picture: Path, target: Path) -> tuple[dict[str, float], tuple[int, int]]:
-    from basnet_runtime.finish import Finisher
-    from basnet_runtime.media.pictures import read_picture, write_picture
+    from basnet_runtime.media.image.pictures import read_picture, write_picture
+    from basnet_runtime.postprocess import Finisher
 
     finish, marks = Finisher(model), [time.perf_counter()]
 

@@ -151,7 +151,7 @@ class ModelSource:
             BackendUnavailable: PyTorch is not there to read a checkpoint.
         """
         from basnet_runtime.backends.pytorch import read_checkpoint
-        from basnet_runtime.preflight import read_plan_manifest
+        from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 
         path, random = Path(text), text.startswith(_RANDOM)
         self._folder, self._progress = folder, progress

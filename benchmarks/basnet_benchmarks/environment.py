@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from basnet_runtime.installed import installed_version
-from basnet_runtime.processor import processor_flags
-from basnet_runtime.threads import allowed_threads
+from basnet_runtime.machine.cpu_features import processor_flags
+from basnet_runtime.machine.installed import installed_version
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch import __version__
 
 __all__ = ["Clocks", "Environment", "clocks", "commit_of", "environment"]

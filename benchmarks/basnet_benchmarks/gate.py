@@ -28,10 +28,10 @@ from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.latency import LatencyConfig, measure_latency
 from basnet_benchmarks.parity import PARITY_FAILED, UNPROVEN, ParityConfig, ParityRow, Verdict, measure_parity
 from basnet_benchmarks.statistics import Estimate
+from basnet_runtime.machine.cpu_features import processor_vendor
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
-from basnet_runtime.processor import processor_vendor
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = ["Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]

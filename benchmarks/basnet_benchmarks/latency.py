@@ -36,8 +36,8 @@ from basnet_benchmarks.device_times import DeviceTimes, measure_device, open_dev
 from basnet_benchmarks.environment import Clocks, Environment, clocks, environment
 from basnet_benchmarks.statistics import Estimate, Measurement, measure_rounds, ratio_estimate
 from basnet_export.samples import BUNDLED
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 

@@ -34,10 +34,10 @@ from basnet_benchmarks.candidates import (
 )
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.report import PANELS, Panel, heat_map, thumbnails
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
 from basnet_torch.train.config import MaskValues, OnBadPair
@@ -215,7 +215,7 @@ class Pictures:
 
 
 def _is_data_set(source: Path) -> bool:
-    from basnet_runtime.media.pictures import is_picture
+    from basnet_runtime.media.image.pictures import is_picture
     from basnet_torch.data.layouts import masks_beside
 
     if not source.exists():

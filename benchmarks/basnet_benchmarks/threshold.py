@@ -27,12 +27,12 @@ from basnet_benchmarks.candidates import BACKEND, MASKS, MODEL, PRECISION, THREA
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.salience import salience_score
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.errors import UsageError
 from basnet_torch.train.config import MaskValues
 

@@ -19,8 +19,8 @@ from basnet_benchmarks.candidates import BACKEND, PRECISION, RUN_DEVICE, THREADS
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.statistics import Estimate, median_estimate, round_order
 from basnet_runtime.backends.base import BackendName, Precision
-from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.run import RunConfig, Summary, run
+from basnet_runtime.command.run import RunConfig, Summary, run
+from basnet_runtime.media.compose.compose import OutputKind
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
 
@@ -148,10 +148,10 @@ class _Unwatched:
     """Shows no progress: while frames are timed that would be timed too."""
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.run.Watcher`."""
+        """See `basnet_runtime.command.run.Watcher`."""
 
     def advanced(self) -> None:
-        """See `basnet_runtime.run.Watcher`."""
+        """See `basnet_runtime.command.run.Watcher`."""
 
 
 def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:

@@ -18,7 +18,7 @@ from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target,
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig, Tiling, parse_range
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.console import say, stderr_console
+from basnet_runtime.command.console import say, stderr_console
 from basnet_runtime.manifest import Graph
 from basnet_torch.errors import exit_on_error
 

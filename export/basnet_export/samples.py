@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from basnet_runtime.media.pictures import is_picture, read_picture
+from basnet_runtime.media.image.pictures import is_picture, read_picture
 from basnet_runtime.parity import Picture
 from basnet_torch.errors import UsageError
 

@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 import typer
 
 from basnet_runtime.backends.openvino_provider import has_plugin_here
-from basnet_runtime.installed import installed_version
-from basnet_runtime.processor import processor_flags, why_no_bf16
-from basnet_runtime.threads import allowed_threads, cgroup_quota
+from basnet_runtime.machine.cpu_features import processor_flags, why_no_bf16
+from basnet_runtime.machine.installed import installed_version
+from basnet_runtime.machine.threads import allowed_threads, cgroup_quota
 from basnet_torch import __version__
 from basnet_torch.errors import exit_on_error
 

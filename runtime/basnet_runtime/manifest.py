@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.engine_facts import EngineFacts
+from basnet_runtime.backends.tensorrt.facts import EngineFacts
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Postprocess, Preprocess, TensorSpec

@@ -15,8 +15,8 @@ from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
-    from basnet_runtime.engine_facts import Profile
-    from basnet_runtime.predict import Prediction, VideoPrediction
+    from basnet_runtime.api import Prediction, VideoPrediction
+    from basnet_runtime.backends.tensorrt.facts import Profile
     from basnet_runtime.salience import SalienceDecision
 
 __all__ = ["Picture", "PilPicture", "SaliencyModel"]
@@ -173,7 +173,7 @@ class SaliencyModel:
             MediaError: A file cannot be read.
             ModelFileError: The network gave values that are not finite.
         """
-        from basnet_runtime.predict import is_batch, predictions
+        from basnet_runtime.api import is_batch, predictions
 
         several = is_batch(image)
         found = list(predictions(self, image if several else [image], batch=batch, empty_weak=empty_weak))
@@ -209,7 +209,7 @@ class SaliencyModel:
         Raises:
             MediaError: The video cannot be read.
         """
-        from basnet_runtime.predict import video_predictions
+        from basnet_runtime.api import video_predictions
 
         return video_predictions(self, source, batch=batch, stabilise=stabilise, empty_weak=empty_weak)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from basnet_runtime.backends.base import Backend, BackendName, Precision
 from basnet_runtime.cuda.base import CudaName
+from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import Manifest, read_manifest, read_manifest_beside
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
@@ -83,7 +83,7 @@ def _runs_int8(path: Path, backend: BackendName | None, device: Device) -> bool:
 def _open_plan(
     path: Path, backend: BackendName | None, device: Device, precision: Precision | None, cuda: CudaName
 ) -> SaliencyModel:
-    from basnet_runtime.backends.trt import open_engine
+    from basnet_runtime.backends.tensorrt.backend import open_engine
 
     if backend not in (None, "tensorrt"):
         raise UsageError(f"{path.name} with backend {backend}: a plan runs in tensorrt; leave --backend out")
@@ -148,7 +148,7 @@ def _engine(
             digest=manifest.onnx_sha256,
         )
     if backend == "onnxruntime":
-        from basnet_runtime.backends.ort import open_onnxruntime
+        from basnet_runtime.backends.onnxruntime import open_onnxruntime
 
         _refuse_other_precision(path, manifest, precision, allowed=())
         if manifest.quantized_for == "openvino" and device.kind != "openvino":

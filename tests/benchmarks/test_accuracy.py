@@ -23,7 +23,7 @@ from basnet_benchmarks.cli import app
 from basnet_benchmarks.parity import ParityConfig, Pictures, measure_parity
 from basnet_benchmarks.report import page
 from basnet_benchmarks.results import markdown, values_of
-from basnet_runtime.media.edges import refined_edges
+from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture, boundary_iou, compare, tolerance_for

@@ -21,7 +21,7 @@ from basnet_benchmarks.device_times import (
 from basnet_benchmarks.device_times import _TorchBuffers as TorchBuffers
 from basnet_benchmarks.parity import ParityConfig
 from basnet_runtime.backends.pytorch import read_checkpoint
-from basnet_runtime.backends.trt import TensorRTBackend
+from basnet_runtime.backends.tensorrt.backend import TensorRTBackend
 from basnet_runtime.open import open_model
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError

@@ -12,7 +12,7 @@ from basnet_benchmarks.cli import app
 from basnet_benchmarks.results import values_of
 from basnet_benchmarks.statistics import round_order
 from basnet_benchmarks.video import VideoConfig, measure_video
-from basnet_runtime.run import Summary
+from basnet_runtime.command.run import Summary
 from basnet_torch.errors import UsageError
 from tests.benchmarks.test_results import video_comparison, video_result
 

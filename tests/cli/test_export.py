@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from basnet_export.cli import app
 from basnet_runtime.manifest import read_manifest
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.image.pictures import write_picture
 from tests.models import checkpoint_file, disc_folder, exported, graph_made_before
 
 

@@ -17,10 +17,10 @@ import pytest
 import pyvips
 from typer.testing import CliRunner
 
-from basnet_runtime.cli import app
-from basnet_runtime.console import say
-from basnet_runtime.media.journal import JOURNAL_NAME
-from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_runtime.command.cli import app
+from basnet_runtime.command.console import say
+from basnet_runtime.command.journal import JOURNAL_NAME
+from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, exit_on_error
@@ -147,7 +147,7 @@ def test_the_old_option_is_gone(folder):
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_a_weak_huge_picture(folder, monkeypatch, emptied):
-    from basnet_runtime.media import huge
+    from basnet_runtime.media.image import large as huge
     from basnet_torch import spec
 
     monkeypatch.setattr(huge, "HUGE_PIXELS", 1000)
@@ -317,7 +317,7 @@ def test_quiet(folder):
     assert call("photo.jpg", "--quiet").stderr == ""
 
 
-@pytest.mark.parametrize("module", ["basnet_runtime.cli", "basnet_runtime.doctor"])
+@pytest.mark.parametrize("module", ["basnet_runtime.command.cli", "basnet_runtime.doctor"])
 def test_help_loads_nothing_heavy(module):
     code = f"""
 import sys
@@ -347,7 +347,7 @@ class Slow(FakeBackend):
 module = types.ModuleType("basnet_runtime.open")
 module.open_model = lambda *_, **__: SaliencyModel(Slow(), Preprocess(height=32, width=32), Postprocess(), "slow")
 sys.modules["basnet_runtime.open"] = module
-from basnet_runtime.cli import main
+from basnet_runtime.command.cli import main
 main()
 """
 
@@ -465,7 +465,7 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
 
 
 def test_huge_pictures_go_their_own_way(folder, monkeypatch):
-    from basnet_runtime.media import huge
+    from basnet_runtime.media.image import large as huge
     from basnet_torch import spec
 
     monkeypatch.setattr(huge, "HUGE_PIXELS", 2000)

@@ -13,15 +13,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from basnet_runtime import cli
-from basnet_runtime.arguments import plain_arguments
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.command import cli
+from basnet_runtime.command.arguments import plain_arguments
+from basnet_runtime.media.image.pictures import write_picture
 
 NEVER = {"av", "concurrent.futures", "importlib.metadata", "onnx", "pydantic", "rich", "tempfile", "tensorrt", "torch"}
 ONLY_ONE = {"onnxruntime", "openvino"}
 _RUN = """
 import json, sys
-from basnet_runtime.cli import main
+from basnet_runtime.command.cli import main
 sys.argv = ["basnet-run", *sys.argv[1:]]
 try:
     main()
@@ -126,7 +126,7 @@ def test_an_empty_value_is_left_to_typer():
 
 @pytest.mark.parametrize(("words", "code"), [(["none.jpg"], 1), (["a.jpg", "--kind", "odd"], 2), (["--odd"], 2)])
 def test_exit_codes_of_the_command(words, code, tmp_path):
-    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from basnet_runtime.command.cli import main; main()", *words]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answer.returncode == code
     assert "Traceback" not in answer.stderr
@@ -134,7 +134,7 @@ def test_exit_codes_of_the_command(words, code, tmp_path):
 
 
 def test_a_reader_that_has_gone_is_no_traceback(tmp_path):
-    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", "none.jpg", "--json"]
+    command = [sys.executable, "-c", "from basnet_runtime.command.cli import main; main()", "none.jpg", "--json"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         told = process.stderr.read()

@@ -16,10 +16,10 @@ from basnet_export.quantize import int8
 from basnet_export.quantize.activation_ranges import observe, ranges_by
 from basnet_export.quantize.fp8 import fp8_from_int8
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
+from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
+from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
-from basnet_runtime.preflight import read_plan_manifest
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import EngineBuildError, ExportError, UsageError
 from tests.models import calibration_folder, checkpoint_file, discs, exported, graph_made_before, widened
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from basnet_export.engine.inspect import inspected_precisions
 from basnet_export.engine.network import Convolution, convolutions_of, precision_share
-from basnet_runtime.tensorrt_library import open_tensorrt
+from basnet_runtime.backends.tensorrt.library import open_tensorrt
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
 

@@ -16,11 +16,11 @@ from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_b
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
 from basnet_export.quantize.cross_layer_equalization import equalised
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
+from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
-from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.errors import ParityError, UsageError
 from tests.export.test_architectures import trained
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8

@@ -132,7 +132,7 @@ def fp32():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    from basnet_runtime.media.pictures import write_picture
+    from basnet_runtime.media.image.pictures import write_picture
 
     folder = tmp_path_factory.mktemp("pictures")
     for index, image in enumerate(draw_discs(16, size=64, seed=3)[0]):

@@ -9,8 +9,10 @@ import pytest
 from basnet_export.engine import build as engine
 from basnet_export.engine import network as engine_network
 from basnet_export.engine import progress as engine_progress
-from basnet_runtime import tensorrt_library
-from basnet_runtime.backends import trt, trt_engine, trt_ring
+from basnet_runtime.backends.tensorrt import backend as trt
+from basnet_runtime.backends.tensorrt import buffers as trt_ring
+from basnet_runtime.backends.tensorrt import engine as trt_engine
+from basnet_runtime.backends.tensorrt import library as tensorrt_library
 
 # Of which class the variables and attributes are whose members the code uses, by module.
 BUILDING = {

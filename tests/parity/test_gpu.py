@@ -8,11 +8,11 @@ import pytest
 from basnet_export.engine.build import build_engine
 from basnet_export.engine.config import BuildConfig
 from basnet_export.samples import load_pictures
+from basnet_runtime.backends.tensorrt.library import open_tensorrt
+from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.open import BUILTIN, open_model
 from basnet_runtime.parity import compare, tolerance_for
-from basnet_runtime.preflight import read_plan_manifest
-from basnet_runtime.tensorrt_library import open_tensorrt
 
 pytestmark = pytest.mark.gpu
 

@@ -47,11 +47,11 @@ def mutated(data: bytes, number: int) -> bytes:
 
 def convert(source: Path, target: Path) -> None:
     from basnet_runtime.backends.fake import FakeBackend
-    from basnet_runtime.media.compose import Composer, OutputKind
-    from basnet_runtime.media.video import VideoSource
-    from basnet_runtime.media.video_sink import VideoSink
+    from basnet_runtime.media.compose.compose import Composer, OutputKind
+    from basnet_runtime.media.video.reader import VideoSource
+    from basnet_runtime.media.video.write.sink import VideoSink
     from basnet_runtime.model import SaliencyModel
-    from basnet_runtime.pipeline import Pipeline
+    from basnet_runtime.pipeline.run import Pipeline
     from basnet_torch.spec import Postprocess, Preprocess
 
     model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")

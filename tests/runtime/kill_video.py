@@ -20,17 +20,15 @@ import av  # noqa: F401 - loaded once, before the forks
 import cv2  # noqa: F401
 
 from basnet_runtime.backends.fake import FakeBackend
-from basnet_runtime.media import (  # noqa: F401 - as above
-    video,
-    video_segments,
-    video_sink,
-)
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.jobs import Job
-from basnet_runtime.media.video_options import VideoOptions
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.run_video import VideoRun, clear_finished
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video import reader as video  # noqa: F401 - as above
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_runtime.media.video.write import segments as video_segments
+from basnet_runtime.media.video.write import sink as video_sink  # noqa: F401 - as above
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.pipeline import Pipeline
-from basnet_runtime.run_video import VideoRun, clear_finished
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.spec import Postprocess, Preprocess
 
 video_segments.SEGMENT_FRAMES = 8

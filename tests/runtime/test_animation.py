@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime.media import avif
-from basnet_runtime.media.animation import (
+from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.image import avif
+from basnet_runtime.media.image.animation import (
     AnimationSink,
     AnimationSource,
     AnimationTraits,
@@ -20,13 +22,11 @@ from basnet_runtime.media.animation import (
     check_animation_output,
     is_animation,
 )
-from basnet_runtime.media.avif import avif_bits, avif_orientation
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.frame import Composed, Frame
-from basnet_runtime.media.metadata import upright as upright_pixels
-from basnet_runtime.media.pictures import read_picture, vips_module, write_picture
-from basnet_runtime.pipeline import Pipeline, Room
-from basnet_runtime.timing import StageClock
+from basnet_runtime.media.image.avif import avif_bits, avif_orientation
+from basnet_runtime.media.image.metadata import upright as upright_pixels
+from basnet_runtime.media.image.pictures import read_picture, vips_module, write_picture
+from basnet_runtime.pipeline.run import Pipeline, Room
+from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import MediaError, UsageError
 
 DELAYS = (50, 170, 30, 1000)
@@ -162,7 +162,7 @@ def test_a_failed_run_leaves_nothing(tmp_path):
 
 
 def test_what_is_held_whole_is_limited(tmp_path, monkeypatch):
-    from basnet_runtime.media import animation
+    from basnet_runtime.media.image import animation
 
     path = draw(tmp_path / "a.png")
     monkeypatch.setattr(animation, "_WHOLE_MAX", 48 * 64 * 3)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from basnet_runtime.backends import openvino, ort, pytorch
+from basnet_runtime.backends import onnxruntime as ort
+from basnet_runtime.backends import openvino, pytorch
 from basnet_torch.checkpoint import model_from_checkpoint
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -315,9 +316,9 @@ def test_what_openvino_cannot_run_is_not_run_by_other_kernels(tmp_path, capfd):
     [
         "import basnet_runtime",
         "import basnet_runtime.open, basnet_runtime.parity, basnet_runtime.manifest",
-        "import basnet_runtime.backends.pytorch, basnet_runtime.backends.ort, basnet_runtime.backends.openvino",
+        "import basnet_runtime.backends.pytorch, basnet_runtime.backends.onnxruntime, basnet_runtime.backends.openvino",
         "import basnet_export.cli as cli; cli.app(['onnx', '--help'], standalone_mode=False)",
-        "import basnet_runtime.cli as cli; cli.app(['--help'], standalone_mode=False)",
+        "import basnet_runtime.command.cli as cli; cli.app(['--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from basnet_runtime.media import compose, foreground
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.frame import Frame
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.frame import Frame
+from basnet_runtime.media.compose.compose import Composer, OutputKind, compose, foreground
+from basnet_runtime.media.image.pictures import write_picture
 from basnet_torch.errors import MediaError, UsageError
 
 RED, BLUE, GREEN = (220, 30, 20), (20, 40, 200), (32, 192, 96)

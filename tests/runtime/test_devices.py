@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from basnet_runtime.backends import ort, pytorch
+from basnet_runtime.backends import onnxruntime as ort
+from basnet_runtime.backends import pytorch
 from basnet_torch.device import Device
 from basnet_torch.errors import UsageError
 

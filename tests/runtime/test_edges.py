@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from basnet_runtime.media import edges
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.edges import refined_edges
-from basnet_runtime.media.frame import Frame
+from basnet_runtime.frame import Frame
+from basnet_runtime.media.compose.compose import Composer, OutputKind, edges
+from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.parity import boundary_iou
 
 

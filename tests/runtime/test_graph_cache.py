@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basnet_runtime.backends import graph_cache
-from basnet_runtime.backends.graph_cache import can_keep_graphs, forget_old_graphs, graph_path
-from basnet_runtime.backends.ort import open_onnxruntime
+from basnet_runtime.backends import cache as graph_cache
+from basnet_runtime.backends.cache import can_keep_graphs, forget_old_graphs, graph_path
+from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_torch.errors import ModelFileError
 from tests.models import OPENERS, SIZE, exported
 

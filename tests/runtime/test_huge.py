@@ -7,15 +7,15 @@ import pytest
 import skimage.data
 
 from basnet_runtime import masks
-from basnet_runtime.finish import Finisher
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.picture_files import PictureSink, PictureSource
 from basnet_runtime.masks import row_strips
-from basnet_runtime.media import huge
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.huge import run_huge
-from basnet_runtime.media.jobs import Job
-from basnet_runtime.media.picture_files import PictureSink, PictureSource
-from basnet_runtime.media.pictures import PictureFile, read_picture, vips_module, write_picture
-from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.image import large as huge
+from basnet_runtime.media.image.large import run_huge
+from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module, write_picture
+from basnet_runtime.pipeline.run import Pipeline
+from basnet_runtime.postprocess import Finisher
 from basnet_torch import spec
 
 

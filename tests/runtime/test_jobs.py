@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from basnet_runtime.media.compose import OutputKind
+from basnet_runtime.command.jobs import plan_jobs, settled
+from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.media.jobs import plan_jobs, settled
 from basnet_torch.errors import MediaError, UsageError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.journal import JOURNAL_NAME, Journal, noted
 from basnet_runtime.media.files import PendingFile, whole_file
-from basnet_runtime.media.jobs import Job
-from basnet_runtime.media.journal import JOURNAL_NAME, Journal, noted
 from basnet_torch.errors import MediaError, UsageError
 
 SETTINGS = {"kind": "mask"}

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import pyvips
 
-from basnet_runtime import pipes, watch
-from basnet_runtime import run as running
-from basnet_runtime.media import huge, jobs, pictures
-from basnet_runtime.media.animation import AnimationSource
-from basnet_runtime.media.compose import Composer
-from basnet_runtime.media.pictures import PictureFile, write_picture
-from basnet_runtime.pipes import run_piped
-from basnet_runtime.run import RunConfig, Summary, follow, run
+from basnet_runtime.command import jobs, pipes, watch
+from basnet_runtime.command import run as running
+from basnet_runtime.command.pipes import run_piped
+from basnet_runtime.command.run import RunConfig, Summary, follow, run
+from basnet_runtime.media.compose.compose import Composer
+from basnet_runtime.media.image import large as huge
+from basnet_runtime.media.image import pictures
+from basnet_runtime.media.image.animation import AnimationSource
+from basnet_runtime.media.image.pictures import PictureFile, write_picture
 from basnet_torch import spec
 from basnet_torch.errors import BackendUnavailable, BasnetError, MediaError, ModelFileError
 from basnet_torch.unexpected import log_path

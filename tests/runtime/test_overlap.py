@@ -6,12 +6,12 @@ from collections import deque
 import numpy as np
 import pytest
 
-from basnet_runtime import pipeline
 from basnet_runtime.backends.fake import FakeBackend
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.frame import Frame
+from basnet_runtime.frame import Frame
+from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.pipeline import run as pipeline
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.spec import Postprocess, Preprocess
 
 
@@ -103,7 +103,7 @@ def test_as_many_fly_as_are_worth_it():
     model = SaliencyModel(backend, Preprocess(height=32, width=32), Postprocess(), "flying")
     pipeline = Pipeline(model, Composer(OutputKind()))
     frames = [Frame(image_HWC=np.full((8, 8, 3), i, np.uint8), index=i, pts=i) for i in range(9)]
-    from basnet_runtime.timing import StageClock
+    from basnet_runtime.pipeline.timing import StageClock
 
     assert len(list(pipeline.maps(frames, StageClock()))) == 9
     assert backend.most == backend.depth

@@ -14,7 +14,13 @@ import pytest
 import pyvips
 import skimage.data
 
-from basnet_runtime.media.pictures import PictureFile, check_picture_output, is_picture, read_picture, write_picture
+from basnet_runtime.media.image.pictures import (
+    PictureFile,
+    check_picture_output,
+    is_picture,
+    read_picture,
+    write_picture,
+)
 from basnet_torch.errors import MediaError, UsageError
 
 
@@ -191,7 +197,7 @@ def test_names_that_libvips_would_misread(tmp_path, coffee):
 
 
 def test_large_pictures_with_alpha_are_split_in_strips(tmp_path, coffee, monkeypatch):
-    from basnet_runtime.media import pictures
+    from basnet_runtime.media.image import pictures
 
     alpha = coffee[..., 2].copy()
     write_picture(tmp_path / "a.png", coffee, alpha)
@@ -238,7 +244,7 @@ REFUSED = {
 _READ_ALL = """
 import re, sys
 from pathlib import Path
-from basnet_runtime.media.pictures import read_picture
+from basnet_runtime.media.image.pictures import read_picture
 from basnet_torch.errors import MediaError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -313,7 +319,7 @@ def test_metadata_survive_but_orientation_and_thumbnail(tmp_path, coffee, suffix
 
 
 def test_a_mask_keeps_the_resolution_alone(tmp_path, coffee):
-    from basnet_runtime.media.metadata import surviving
+    from basnet_runtime.media.image.metadata import surviving
 
     with_exif(tmp_path / "in.jpg", coffee, orientation=1)
     kept = surviving(read_picture(tmp_path / "in.jpg").metadata, is_mask=True)
@@ -326,7 +332,7 @@ def test_a_mask_keeps_the_resolution_alone(tmp_path, coffee):
     "damage", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
 def test_damaged_exif_is_left_out(damage):
-    from basnet_runtime.media.metadata import clean_exif
+    from basnet_runtime.media.image.metadata import clean_exif
 
     assert clean_exif(damage) is None
 

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from basnet_runtime import pipeline
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.frame import Frame
-from basnet_runtime.pipeline import Channel, Pipeline, Room, Stopped
-from basnet_runtime.timing import STAGES, StageClock
+from basnet_runtime.frame import Frame
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.pipeline import run as pipeline
+from basnet_runtime.pipeline.run import Channel, Pipeline, Room, Stopped
+from basnet_runtime.pipeline.timing import STAGES, StageClock
 from basnet_torch.errors import ModelFileError
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime import run as run_module
-from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.pipes import is_piped, run_piped
-from basnet_runtime.run import RunConfig, Summary
+from basnet_runtime.command import run as run_module
+from basnet_runtime.command.pipes import is_piped, run_piped
+from basnet_runtime.command.run import RunConfig, Summary
+from basnet_runtime.media.compose.compose import OutputKind
 from basnet_torch.errors import UsageError
 
 
@@ -104,7 +104,7 @@ def test_only_a_file_goes_to_a_pipe(piped, name):
 
 def test_a_full_or_broken_output_is_one_line(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
-    code = "from basnet_runtime.cli import main; main()"
+    code = "from basnet_runtime.command.cli import main; main()"
     command = [sys.executable, "-c", code, str(tmp_path / "a.png"), "-o", "-", "--threads", "1"]
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
@@ -120,7 +120,7 @@ def test_a_terminal_is_not_fed_bytes(monkeypatch):
 
 
 def test_command_keeps_standard_output_clean():
-    command = [sys.executable, "-c", "from basnet_runtime.cli import main; main()", "-", "--threads", "1"]
+    command = [sys.executable, "-c", "from basnet_runtime.command.cli import main; main()", "-", "--threads", "1"]
     answer = subprocess.run(command, input=png(), capture_output=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert decoded(answer.stdout).shape == (40, 60)

@@ -10,9 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import basnet_runtime as bn
-from basnet_runtime.cli import app
-from basnet_runtime.media.pictures import read_picture, write_picture
-from basnet_runtime.predict import Prediction, frame_of
+from basnet_runtime.api import Prediction, frame_of
+from basnet_runtime.command.cli import app
+from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_torch.errors import MediaError, ModelFileError, UsageError
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from basnet_runtime import doctor
-from basnet_runtime.backends import openvino, ort, pytorch
-from basnet_runtime.backends.graph_cache import graph_path
+from basnet_runtime.backends import onnxruntime as ort
+from basnet_runtime.backends import openvino, pytorch
+from basnet_runtime.backends.cache import graph_path
+from basnet_runtime.machine.cpu_features import processor_flags, why_no_bf16, why_no_int8
 from basnet_runtime.open import BUILTIN, BUILTIN_INT8, builtin_model, open_model
-from basnet_runtime.processor import processor_flags, why_no_bf16, why_no_int8
 from basnet_torch.errors import BackendUnavailable
 from tests.cpus import CPUS, HAS_BF16, HAS_INT8, kernels_of, runs_here
 from tests.models import checkpoint_file, disc_checkpoint, discs, exported, says_int8

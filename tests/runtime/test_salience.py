@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from basnet_runtime.finish import Finisher, Finishing
-from basnet_runtime.media.frame import Frame
+from basnet_runtime.frame import Frame
+from basnet_runtime.postprocess import Finisher, Finishing
 from basnet_runtime.salience import SalienceDecision, SalienceLog, SalienceThreshold, salience_score
 
 FRAME = Frame(image_HWC=np.zeros((40, 60, 3), np.uint8))

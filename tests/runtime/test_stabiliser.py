@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime.finish import Finisher, Finishing
-from basnet_runtime.media.frame import Frame
-from basnet_runtime.media.stabiliser import Stabiliser, warped
+from basnet_runtime.frame import Frame
+from basnet_runtime.postprocess import Finisher, Finishing
+from basnet_runtime.temporal import Stabiliser, warped
 
 SIZE = 96
 

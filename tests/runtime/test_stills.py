@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import skimage.data
 
-from basnet_runtime.media import stills
+from basnet_runtime.command.jobs import media_of
 from basnet_runtime.media.formats import is_video_head, picture_format
-from basnet_runtime.media.jobs import media_of
-from basnet_runtime.media.pictures import PictureFile, is_picture, read_picture, vips_module
+from basnet_runtime.media.image import stills
+from basnet_runtime.media.image.pictures import PictureFile, is_picture, read_picture, vips_module
 from basnet_torch.errors import MediaError
 
 RGB = np.ascontiguousarray(skimage.data.coffee()[::6, ::6])

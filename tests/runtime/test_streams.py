@@ -15,14 +15,14 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media import video_open
-from basnet_runtime.media.camera import CameraSource
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_options import Span, VideoOptions
-from basnet_runtime.media.video_side import NoSide
-from basnet_runtime.media.video_sink import VideoSink
-from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video import open as video_open
+from basnet_runtime.media.video.camera import CameraSource
+from basnet_runtime.media.video.options import Span, VideoOptions
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.write.passthrough import NoSide
+from basnet_runtime.media.video.write.sink import VideoSink
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError, UsageError
 
 KIND = OutputKind()
@@ -243,7 +243,7 @@ def test_what_a_camera_has_not(tmp_path):
 
 
 def command(*words):
-    code = "from basnet_runtime.cli import main; main()"
+    code = "from basnet_runtime.command.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True, text=True)
 
 

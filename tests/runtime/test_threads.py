@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from basnet_runtime import threads
-from basnet_runtime.threads import allowed_threads, cgroup_quota
+from basnet_runtime.machine import threads
+from basnet_runtime.machine.threads import allowed_threads, cgroup_quota
 
 
 def write(folder, **files):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from basnet_runtime.media import pictures, tiff
-from basnet_runtime.media.pictures import PictureFile, read_picture, vips_module
+from basnet_runtime.media.image import pictures, tiff
+from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module
 from basnet_torch.errors import MediaError
 from tests.runtime.tiff_files import page
 from tests.runtime.tiff_files import tiff as tiff_bytes

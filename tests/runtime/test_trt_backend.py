@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends.base import OverlappedBackend
-from basnet_runtime.backends.trt import TensorRTBackend, open_engine
-from basnet_runtime.engine_facts import EngineFacts, Profile
+from basnet_runtime.backends.tensorrt.backend import TensorRTBackend, open_engine
+from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import BUILTIN, open_model

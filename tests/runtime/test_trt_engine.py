@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from basnet_runtime.backends import trt_engine
-from basnet_runtime.backends.trt_engine import LoadedEngine, runtime_cache_path
-from basnet_runtime.engine_facts import EngineFacts, Profile
-from basnet_runtime.tensorrt_library import Messages, TensorRT
+from basnet_runtime.backends.tensorrt import engine as trt_engine
+from basnet_runtime.backends.tensorrt.engine import LoadedEngine, runtime_cache_path
+from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
+from basnet_runtime.backends.tensorrt.library import Messages, TensorRT
 from basnet_torch.errors import BackendUnavailable
 from tests.runtime.fake_cuda import FakeCuda
 

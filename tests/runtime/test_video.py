@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.pictures import read_picture
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_container import check_output, default_suffix
-from basnet_runtime.media.video_options import Span, VideoOptions
-from basnet_runtime.media.video_sequence import SequenceSink, is_sequence
-from basnet_runtime.media.video_sink import VideoSink, partial_path
-from basnet_runtime.media.video_traits import Upright
-from basnet_runtime.pipeline import Pipeline, Room
-from basnet_runtime.run_video import check_video_output
-from basnet_runtime.timing import StageClock
+from basnet_runtime.command.run_video import check_video_output
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.image.pictures import read_picture
+from basnet_runtime.media.video.options import Span, VideoOptions
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.stream_info import Upright
+from basnet_runtime.media.video.write.container import check_output, default_suffix
+from basnet_runtime.media.video.write.numbered_pictures import SequenceSink, is_sequence
+from basnet_runtime.media.video.write.sink import VideoSink, partial_path
+from basnet_runtime.pipeline.run import Pipeline, Room
+from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from tests.models import with_exif
 
@@ -402,7 +402,7 @@ def test_a_late_part_is_the_same_as_without_seeking(tmp_path, write_video, monke
             return sought, [(f.index, f.pts, f.image_HWC.tobytes()) for f in source.frames(Room(), StageClock())]
 
     sought, fast = seen()
-    monkeypatch.setattr("basnet_runtime.media.video._SEEK_FROM_SECONDS", 1000)
+    monkeypatch.setattr("basnet_runtime.media.video.reader._SEEK_FROM_SECONDS", 1000)
     not_sought, slow = seen()
     assert (sought, not_sought) == (suffix != ".ts" or sought, False)
     assert [index for index, _, _ in fast] == [0, 1, 2]

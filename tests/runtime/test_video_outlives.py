@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from basnet_runtime import run as running
-from basnet_runtime.media import video_segments
-from basnet_runtime.media.compose import Composer
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_options import VideoOptions
-from basnet_runtime.media.video_pixels import FrameReader
-from basnet_runtime.media.video_sink import FrameEncoder, Muxer
-from basnet_runtime.run import RunConfig, run
+from basnet_runtime.command import run as running
+from basnet_runtime.command.run import RunConfig, run
+from basnet_runtime.media.compose.compose import Composer
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_runtime.media.video.pixels import FrameReader
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.write import segments as video_segments
+from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer
 from basnet_torch.host import HOST
 from basnet_torch.unexpected import log_path
 from tests.videos import images
@@ -85,7 +85,7 @@ def test_composing(folder, monkeypatch):
 
 @pytest.mark.parametrize("where", ["default_suffix", "check_output"])
 def test_planning(folder, monkeypatch, where):
-    from basnet_runtime.media import video_container
+    from basnet_runtime.media.video.write import container as video_container
 
     whole = getattr(video_container, where)
 

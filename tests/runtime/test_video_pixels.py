@@ -13,15 +13,15 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media import video_sink
-from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.media.frame import Composed, Frame
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_options import VideoOptions
-from basnet_runtime.media.video_sink import FrameEncoder, VideoSink
-from basnet_runtime.media.video_traits import Colour, VideoTraits
-from basnet_runtime.pipeline import Room
-from basnet_runtime.timing import StageClock
+from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.stream_info import Colour, VideoTraits
+from basnet_runtime.media.video.write import sink as video_sink
+from basnet_runtime.media.video.write.sink import FrameEncoder, VideoSink
+from basnet_runtime.pipeline.run import Room
+from basnet_runtime.pipeline.timing import StageClock
 from tests.videos import images, made, streams_of
 
 LEVELS = np.arange(256, dtype=np.uint8)
@@ -122,7 +122,7 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
 
 
 def no_side():
-    from basnet_runtime.media.video_side import NoSide
+    from basnet_runtime.media.video.write.passthrough import NoSide
 
     return NoSide()
 
@@ -183,7 +183,7 @@ def test_soft_transparency_of_webm(tmp_path, level):
 
 
 def test_the_plane_of_webm_is_filled_not_converted():
-    from basnet_runtime.media.video_encoder import Encoder
+    from basnet_runtime.media.video.write.encoder import Encoder
 
     traits = VideoTraits(
         source="none",

@@ -15,16 +15,16 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.finish import Finishing
-from basnet_runtime.media import video_segments
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.jobs import Job
-from basnet_runtime.media.pictures import write_picture
-from basnet_runtime.media.segment_file import SegmentWriter
-from basnet_runtime.media.video_options import Span, VideoOptions
-from basnet_runtime.media.video_segments import SegmentFolder, segments_folder
-from basnet_runtime.pipeline import Pipeline
-from basnet_runtime.run_video import VideoRun, clear_finished
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.run_video import VideoRun, clear_finished
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.image.pictures import write_picture
+from basnet_runtime.media.video.options import Span, VideoOptions
+from basnet_runtime.media.video.write import segments as video_segments
+from basnet_runtime.media.video.write.segment_file import SegmentWriter
+from basnet_runtime.media.video.write.segments import SegmentFolder, segments_folder
+from basnet_runtime.pipeline.run import Pipeline
+from basnet_runtime.postprocess import Finishing
 from basnet_torch.errors import MediaError, UsageError
 
 HERE = Path(__file__).parent

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose import OutputKind
-from basnet_runtime.media.video_container import check_output, default_suffix
-from basnet_runtime.media.video_options import Span, VideoOptions
+from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.media.video.options import Span, VideoOptions
+from basnet_runtime.media.video.write.container import check_output, default_suffix
 from basnet_torch.errors import MediaError, UsageError
 from tests.videos import images, made, streams_of
 

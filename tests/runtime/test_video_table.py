@@ -10,11 +10,11 @@ import av
 import pytest
 from av.error import FFmpegError
 
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.video_container import default_suffix
-from basnet_runtime.media.video_options import VideoOptions
-from basnet_runtime.pipeline import Pipeline
-from basnet_runtime.run_video import VideoRun
+from basnet_runtime.command.run_video import VideoRun
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_runtime.media.video.write.container import default_suffix
+from basnet_runtime.pipeline.run import Pipeline
 
 pytestmark = pytest.mark.shared
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime.media.jobs import media_of
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_sink import Muxer, partial_path
-from basnet_runtime.media.video_times import Timeline, frame_rate
+from basnet_runtime.command.jobs import media_of
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.times import Timeline, frame_rate
+from basnet_runtime.media.video.write.sink import Muxer, partial_path
 from basnet_torch.errors import MediaError
 from tests.videos import images, made, streams_of
 
@@ -354,7 +354,7 @@ def test_a_part_of_joined_recordings(tmp_path, fake_model):
     parts = [transport_stream(tmp_path / f"{i}.ts", 20 * TICKS, count=10, step=90_000) for i in range(2)]
     clip = tmp_path / "in.ts"
     clip.write_bytes(b"".join(part.read_bytes() for part in parts))
-    from basnet_runtime.media.video_options import Span
+    from basnet_runtime.media.video.options import Span
 
     with VideoSource(clip, span=Span.parse("12", "15")) as source:
         assert not source._sought

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from basnet_runtime.media.jobs import Failure, Job, Plan
-from basnet_runtime.media.pictures import read_picture, write_picture
-from basnet_runtime.watch import Settling, check_watched, one_by_one
+from basnet_runtime.command.jobs import Failure, Job, Plan
+from basnet_runtime.command.watch import Settling, check_watched, one_by_one
+from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_torch.errors import UsageError
 from tests.processes import HEARS_CTRL_C
 
@@ -68,7 +68,8 @@ def test_what_a_plan_would_refuse_fails_alone(tmp_path):
 
 _FAKE = """
 import sys, types
-from basnet_runtime import watch, run
+from basnet_runtime.command import watch
+from basnet_runtime.command import run
 run.LOOK_SECONDS = 0.05
 from basnet_runtime.backends.fake import FakeBackend
 from basnet_runtime.model import SaliencyModel
@@ -76,7 +77,7 @@ from basnet_torch.spec import Postprocess, Preprocess
 module = types.ModuleType("basnet_runtime.open")
 module.open_model = lambda *_, **__: SaliencyModel(FakeBackend(), Preprocess(height=32, width=32), Postprocess(), "f")
 sys.modules["basnet_runtime.open"] = module
-from basnet_runtime.cli import main
+from basnet_runtime.command.cli import main
 main()
 """
 

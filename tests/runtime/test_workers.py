@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends.base import OverlappedBackend
-from basnet_runtime.backends.ort import open_onnxruntime
+from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_runtime.backends.workers import Workers
 from tests.models import OPENERS, disc_checkpoint, discs, exported
 

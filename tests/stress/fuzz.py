@@ -155,7 +155,7 @@ def seeds() -> dict[str, bytes]:
     """A small valid file of every format that is read, by a name that ends in its suffix."""
     import cv2
 
-    from basnet_runtime.media.pictures import vips_module
+    from basnet_runtime.media.image.pictures import vips_module
 
     generator = np.random.default_rng(0)
     image = (generator.integers(0, 6, (48, 64, 3)) * 51).astype(np.uint8)
@@ -262,11 +262,11 @@ def _read(path: Path) -> str:
 
 
 def _frames(path: Path) -> Iterator[Any]:
-    from basnet_runtime.media.animation import AnimationSource
-    from basnet_runtime.media.jobs import media_of
-    from basnet_runtime.media.pictures import read_picture
-    from basnet_runtime.pipeline import Room
-    from basnet_runtime.timing import StageClock
+    from basnet_runtime.command.jobs import media_of
+    from basnet_runtime.media.image.animation import AnimationSource
+    from basnet_runtime.media.image.pictures import read_picture
+    from basnet_runtime.pipeline.run import Room
+    from basnet_runtime.pipeline.timing import StageClock
 
     if media_of(path) == "animation":
         with AnimationSource(path, max_pixels=_MAX_PIXELS) as source:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from basnet_torch.errors import BasnetError
 
-RUN_COMMAND = (sys.executable, "-c", "from basnet_runtime.cli import main; main()")
+RUN_COMMAND = (sys.executable, "-c", "from basnet_runtime.command.cli import main; main()")
 _Made = dict[str, tuple[int, int]]
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from basnet_runtime.media.animation import AnimationSource
-from basnet_runtime.media.jobs import media_of
-from basnet_runtime.media.pictures import PictureFile
+from basnet_runtime.command.jobs import media_of
+from basnet_runtime.media.image.animation import AnimationSource
+from basnet_runtime.media.image.pictures import PictureFile
 from basnet_torch.errors import MediaError
 
 _SECONDS_MAX = 300
@@ -25,7 +25,7 @@ _SECONDS_MAX = 300
 _MEASURED = """
 import re, sys
 from pathlib import Path
-from basnet_runtime.cli import main
+from basnet_runtime.command.cli import main
 try:
     main()
 finally:

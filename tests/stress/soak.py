@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basnet_benchmarks.breakdown import resident_bytes
-from basnet_runtime.run import RunConfig, run
+from basnet_runtime.command.run import RunConfig, run
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ class SoakWatcher:
     _start: float = field(default_factory=time.perf_counter)
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.run.Watcher`."""
+        """See `basnet_runtime.command.run.Watcher`."""
         self._start = time.perf_counter()
 
     def advanced(self) -> None:
-        """See `basnet_runtime.run.Watcher`."""
+        """See `basnet_runtime.command.run.Watcher`."""
         self._frame += 1
         if self._frame % self.every == 0:
             seconds = time.perf_counter() - self._start

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from basnet_runtime.media.pictures import write_picture
+from basnet_runtime.media.image.pictures import write_picture
 from tests.stress.kills import KillConfig, kill_folder_job
 
 _FAKE = """
@@ -23,10 +23,10 @@ module = types.ModuleType("basnet_runtime.open")
 module.open_model = lambda *_, **__: SaliencyModel(Slow(), Preprocess(height=32, width=32), Postprocess(), "slow")
 sys.modules["basnet_runtime.open"] = module
 """
-_MAIN = "from basnet_runtime.cli import main\nmain()\n"
+_MAIN = "from basnet_runtime.command.cli import main\nmain()\n"
 # A writer that gives a file its name before it is whole, and a run that forgets its journal.
 _HALF = """
-from basnet_runtime.media import picture_files
+from basnet_runtime.command import picture_files
 whole = picture_files.write_picture
 def half(target, pixels, *args, **options):
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def half(target, pixels, *args, **options):
 picture_files.write_picture = half
 """
 _FORGETFUL = """
-from basnet_runtime.media.journal import Journal
+from basnet_runtime.command.journal import Journal
 Journal.finished = lambda *_: frozenset()
 sys.argv.append("--overwrite")
 """

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from basnet_runtime.cli import app
-from basnet_runtime.media.pictures import read_picture, write_picture
+from basnet_runtime.command.cli import app
+from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_torch.errors import MediaError
 from tests.stress.odd import described_failure, described_result, measure_odd
 

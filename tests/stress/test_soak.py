@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose import Composer, OutputKind
-from basnet_runtime.media.video import VideoSource
-from basnet_runtime.media.video_sink import VideoSink
-from basnet_runtime.pipeline import Pipeline
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video.reader import VideoSource
+from basnet_runtime.media.video.write.sink import VideoSink
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError
 from tests.stress.soak import Sample, SoakReport, SoakWatcher, soak, write_source
 

@@ -55,7 +55,7 @@ def test_kinds_that_are_not_taken_are_refused_with_the_callers_rule():
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        ("basnet_runtime.cli", ["photo.jpg", "--device", "gpu:1"]),
+        ("basnet_runtime.command.cli", ["photo.jpg", "--device", "gpu:1"]),
         ("basnet_torch.train.cli", ["--data", "duts", "--run", "r", "--device", "gpu:1"]),
         ("basnet_benchmarks.cli", ["latency", "random:4", "--device", "gpu:1"]),
         ("basnet_benchmarks.cli", ["parity", "m.pth", "--device", "gpu:1"]),

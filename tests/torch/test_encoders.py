@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from basnet_export.config import ExportConfig
 from basnet_export.graph.onnx_graph import export_onnx
+from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
-from basnet_runtime.processor import why_no_int8
 from basnet_torch.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -25,7 +25,8 @@ from basnet_torch.checkpoint import (
     tensors_from_file,
 )
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError
-from basnet_torch.model.basnet import BASNet, CoarseBASNet, encoders
+from basnet_torch.model import encoders
+from basnet_torch.model.basnet import BASNet, CoarseBASNet
 from basnet_torch.model.encoders import LITE, LiteEncoder, SameConvNorm, installed_weights, load_encoder_weights
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.cli import app

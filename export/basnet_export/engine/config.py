@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.engine_facts import Profile
+from basnet_runtime.backends.tensorrt.facts import Profile
+from basnet_runtime.backends.tensorrt.library import Flavor
 from basnet_runtime.manifest import Graph, Manifest
 from basnet_runtime.model_files import PLAN_SUFFIXES, model_kind
-from basnet_runtime.tensorrt_library import Flavor
 from basnet_torch.errors import UsageError
 
 __all__ = ["CURRENT", "BuildConfig", "Range", "Tiling", "parse_range"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from basnet_export.engine.network import Convolution
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.tensorrt_library import TensorRT
+from basnet_runtime.backends.tensorrt.library import TensorRT
 
 __all__ = ["engine_report", "inspected_precisions"]
 

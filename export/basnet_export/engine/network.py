@@ -8,8 +8,8 @@ from math import prod
 from typing import Any, Literal
 
 from basnet_runtime.backends.base import Precision
+from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.manifest import Manifest
-from basnet_runtime.tensorrt_library import TensorRT
 from basnet_torch.errors import EngineBuildError
 
 __all__ = ["Convolution", "ParsedNetwork", "PrecisionShare", "convolutions_of", "parse_onnx", "precision_share"]

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from basnet_runtime.tensorrt_library import TensorRT
+from basnet_runtime.backends.tensorrt.library import TensorRT
 
 __all__ = ["BuildProgress", "Interruptible", "progress_monitor"]
 

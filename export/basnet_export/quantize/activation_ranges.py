@@ -119,7 +119,7 @@ def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[An
     import onnx
     from onnx import helper, numpy_helper
 
-    from basnet_runtime.backends.ort import session_of
+    from basnet_runtime.backends.onnxruntime import session_of
 
     graph = onnx.shape_inference.infer_shapes(onnx.load(path))
     shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.graph.value_info, *graph.graph.input)}

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from basnet_runtime.media.pictures import is_picture, read_picture
+from basnet_runtime.media.image.pictures import is_picture, read_picture
 from basnet_runtime.parity import Picture
 from basnet_torch.errors import UsageError
 

@@ -313,7 +313,7 @@ def _opened(path: Path, target: Target) -> Backend:
         from basnet_runtime.backends.openvino import open_openvino
 
         return open_openvino(path, stored="int8", keep=False)
-    from basnet_runtime.backends.ort import open_onnxruntime
+    from basnet_runtime.backends.onnxruntime import open_onnxruntime
 
     return open_onnxruntime(path, keep=False)
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision, Ticket
-from basnet_runtime.backends.graph_cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
 from basnet_runtime.backends.heap import return_free_memory
+from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.media.files import whole_file
-from basnet_runtime.processor import why_no_bf16, why_no_int8
-from basnet_runtime.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
 from basnet_torch.spec import TensorSpec

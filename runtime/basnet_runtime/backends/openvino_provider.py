@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from basnet_runtime.backends.graph_cache import can_keep_graphs, graph_folder
-from basnet_runtime.installed import installed_version
+from basnet_runtime.backends.cache import can_keep_graphs, graph_folder
+from basnet_runtime.machine.installed import installed_version
 from basnet_torch.errors import BackendUnavailable
 
 __all__ = ["NoDevices", "has_plugin_here", "openvino_devices", "openvino_options", "openvino_version", "why_no_devices"]

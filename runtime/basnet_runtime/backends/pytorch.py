@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.processor import why_no_bf16
-from basnet_runtime.threads import allowed_threads
+from basnet_runtime.machine.cpu_features import why_no_bf16
+from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec

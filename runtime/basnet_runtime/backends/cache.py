@@ -1,0 +1,78 @@
+"""Graphs that a library has optimised once, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
+
+    kept = graph_path(path, by="onnxruntime-1.32.0")
+
+What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. Only OpenVINO as
+a provider of ONNX Runtime names and writes its own files, in the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+from basnet_runtime.machine.cpu_features import processor_flags
+from basnet_runtime.manifest import sha256_of
+
+__all__ = ["can_keep_graphs", "forget_old_graphs", "graph_folder", "graph_path", "note_use"]
+
+_MOST_BYTES = 1 << 30  # of all graphs that are kept
+
+
+def graph_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") -> Path:
+    """Where the graph that the library `by` makes of the file `path` is kept; whether it is there or not.
+
+    Args:
+        path: The model's file.
+        by: The library's name and version, and the settings that shape what it makes.
+        digest: The file's SHA-256 where the caller has just computed it; empty computes it here.
+        suffix: Of the kept file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
+    key = hashlib.sha256(f"{digest or sha256_of(path)} {by} {processor}".encode()).hexdigest()
+    return graph_folder() / f"{key[:32]}{suffix}"
+
+
+def note_use(kept: Path) -> None:
+    """Mark a kept graph as used last, where its folder may be written to."""
+    with suppress(OSError):
+        kept.touch()
+
+
+def forget_old_graphs() -> None:
+    """Remove those that were not used for longest, until the others take a gibibyte at most."""
+    with suppress(OSError):  # another process may be at it too
+        used = sorted(graph_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
+        total = 0
+        for path in used:
+            total += path.stat().st_size
+            if total > _MOST_BYTES:
+                path.unlink(missing_ok=True)
+
+
+def graph_folder() -> Path:
+    """Where all of them lie.
+
+    Raises:
+        OSError: The user has no home folder, as in some containers.
+    """
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
+    return Path(cache) / "basnet-deploy" / "graphs"
+
+
+def can_keep_graphs() -> bool:
+    """Whether there is such a folder to write to; OpenVINO would fail where there is none."""
+    try:
+        graph_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(graph_folder(), os.W_OK)

@@ -1,0 +1,380 @@
+"""ONNX Runtime: on the CPU, on CUDA or through a provider such as TensorRT. The only module that imports onnxruntime.
+
+with open_onnxruntime(Path("basnet.onnx")) as backend:
+    masks_N1HW = backend.infer(batch_N3HW)
+"""
+
+from __future__ import annotations
+
+import mmap
+import platform
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.backends.base import Precision, Ticket
+from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.heap import return_free_memory
+from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
+from basnet_runtime.machine.cpu_features import why_no_int8
+from basnet_runtime.machine.threads import allowed_threads
+from basnet_runtime.media.files import whole_file
+from basnet_torch.device import CPU, Device, DeviceKind
+from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
+from basnet_torch.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from basnet_runtime.backends.workers import Workers
+
+__all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
+
+# What is asked by device, most specific first; each falls to the next for single operations it does not have.
+_PROVIDERS: dict[DeviceKind, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "openvino": ("OpenVINOExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "rtx": ("NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_MISSING = {
+    "cuda": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
+    "tensorrt": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
+    "rtx": "take a build of ONNX Runtime with it, or build an engine with 'basnet-export engine --flavor rtx'",
+}
+_RULE = "ONNX Runtime runs on cpu, openvino, or on cuda, tensorrt, rtx, each alone or as cuda:N"
+_NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+
+
+class OnnxRuntimeBackend:
+    """Runs either graph; what it takes is read from the graph itself.
+
+    `infer` runs one batch on all threads. `submit` runs as many batches beside each other as there are threads, each on
+    one: threads that share a layer wait for each other at its end, and those that share nothing do not.
+    """
+
+    name: Literal["onnxruntime"] = "onnxruntime"
+
+    def __init__(
+        self, session: Any, description: str, *, threads: int = 1, lone: Callable[[], Any] | None = None
+    ) -> None:
+        """Wrap a session.
+
+        Args:
+            session: An `onnxruntime.InferenceSession` with one input and one output.
+            description: What runs.
+            threads: Batches that run beside each other.
+            lone: Makes the session for these, which uses one thread; None lets them share `session`.
+        """
+        self.input = _spec(session.get_inputs()[0])
+        self.output = _spec(session.get_outputs()[0])
+        self.description = description
+        self.depth = threads + 1 if lone and threads > 1 else 1  # one waits, so that no thread does
+        self._session = session
+        self._lone = lone
+        self._workers: Workers | None = None
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Masks of `batch`; the batch is read in place and the result is the caller's own."""
+        if self._session is None:
+            raise ValueError("backend: it is closed; open the model again")
+        return self._run(self._session, batch)
+
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+        """Start a batch; see `OverlappedBackend`."""
+        from basnet_runtime.backends.workers import Landed, Workers
+
+        batch: NDArray[Any] = np.stack(list(pictures))
+        if self._lone is None or self.depth == 1:
+            return Landed(self.infer(batch))
+        if self._workers is None:
+            return_free_memory()  # of the first session's loading, before the second one's
+            session = self._lone()
+            return_free_memory()
+            self._workers = Workers(
+                self.depth - 1,
+                alone=self.infer,
+                beside=lambda batch: self._run(session, batch),
+            )
+        return self._workers.submit(batch)
+
+    def _run(self, session: Any, batch: NDArray[Any]) -> NDArray[Any]:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        try:
+            return cast(NDArray[Any], session.run((self.output.name,), {self.input.name: batch})[0])
+        except (state.EPFail, state.Fail, state.RuntimeException) as error:
+            raise BackendUnavailable(
+                f"{self.description}: cannot run this batch ({_first_line(error)}); try a smaller one, or cpu"
+            ) from error
+
+    def close(self) -> None:
+        """Give the sessions and their memory back."""
+        if self._workers is not None:
+            self._workers.close()
+        self._session = self._workers = self._lone = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_onnxruntime(
+    path: Path,
+    *,
+    device: Device | str = CPU,
+    threads: int | None = None,
+    stored: Precision | None = None,
+    keep: bool = True,
+    digest: str = "",
+) -> OnnxRuntimeBackend:
+    """A session on exactly the provider that was asked.
+
+    Args:
+        path: An `.onnx` file with one input and one output.
+        device: `cpu`, `openvino` for the processor by OpenVINO's provider, `cuda`, or `tensorrt` and `rtx` for the
+            providers of TensorRT and TensorRT for RTX; the last three with `:N` are the device of that number.
+        threads: Processor threads; None takes what the container allows.
+        stored: What the file was written in, so that the description can say where that is not what it computes in.
+        keep: Whether the optimised graph is kept for the next start, on the processor.
+        digest: The file's SHA-256 where it is known already.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime, the provider or an operation of the graph is not there.
+        ModelFileError: The file is no graph that ONNX Runtime can read.
+        UsageError: The device is of another kind.
+    """
+    device = Device.parse(device, rule=_RULE)
+    kind = device.kind
+    if stored == "bf16" and kind == "openvino":
+        raise BackendUnavailable(
+            f"{path}: OpenVINO's provider computes in FP32 here, not in bf16; use --backend openvino"
+        )
+    reason = why_no_int8() if stored == "int8" and device.on_cpu else None
+    if reason:
+        raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
+    ort = _import_onnxruntime(kind)
+    threads = threads or allowed_threads()
+    providers = [] if kind == "openvino" else _provider_options(ort, device)
+    keeps = keep and kind == "cpu" and stored != "fp8"
+
+    def opened(streams: int) -> Any:
+        if kind == "openvino":
+            return _session_in_openvino(ort, path, threads, streams, keep=keep)
+        options = _options(ort, threads if streams == 1 else 1, stored)
+        if keeps:
+            return _with_one_in_and_out(_from_kept_graph(ort, path, providers, options, digest), path)
+        return _with_one_in_and_out(_opened(ort, path, providers, options), path)
+
+    session = opened(1)
+    _check_active(session.get_providers(), device)
+    where = f"{threads} threads" if device.on_cpu else f"device {device.number}"
+    provider = _PROVIDERS[kind][0] + (f" {openvino_version()}" if kind == "openvino" else "")
+    description = f"ONNX Runtime {ort.__version__}, {provider}, {_computed(stored, kind)}{where}"
+    lone = (lambda: opened(threads)) if device.on_cpu else None
+    return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
+
+
+def _check_active(active: Sequence[str], device: Device) -> None:
+    if active[0] != _PROVIDERS[device.kind][0]:
+        raise BackendUnavailable(
+            f"device {device}: ONNX Runtime runs {', '.join(active)} instead of {_PROVIDERS[device.kind][0]}, "
+            "whose CUDA libraries did not load; install the CUDA and cuDNN that this onnxruntime-gpu was built for, "
+            "or ask --device cpu"
+        )
+
+
+def _computed(stored: Precision | None, kind: str) -> str:
+    """What a file that was written in less than FP32 is computed in, for the description."""
+    # On x86-64 it has no FP16 convolution: it casts weights and activations to FP32. On Arm it may have one. OpenVINO
+    # has been told to compute in FP32.
+    widens = kind == "openvino" or (kind == "cpu" and platform.machine() in ("x86_64", "AMD64"))
+    if stored == "fp8" or (stored == "fp16" and widens):
+        return f"{stored} file computed in fp32, "
+    return "int8, " if stored == "int8" else ""
+
+
+def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU, of a graph with any inputs and outputs.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime, or an operation of the graph, is not there.
+        ModelFileError: The graph cannot be read.
+    """
+    ort = _import_onnxruntime("cpu")
+    return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, threads or allowed_threads()))
+
+
+def _import_onnxruntime(kind: str) -> ModuleType:
+    extra = {"cpu": "cpu", "openvino": "cpu,openvino-ep"}.get(kind, "gpu")
+    if version("onnxruntime") and version("onnxruntime-gpu"):
+        raise BackendUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'basnet-deploy[cpu]' or '[gpu]'"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(f"ONNX Runtime is not installed; pip install 'basnet-deploy[{extra}]'") from error
+    return cast(ModuleType, onnxruntime)
+
+
+def version(distribution: str) -> str | None:
+    """The version beside the package that would be imported, None where it is not there.
+
+    Read off the folder's names: importlib.metadata, which knows more places, takes 15 ms of a start.
+    """
+    found = find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        return None
+    name = f"{distribution.replace('-', '_')}-"
+    folders = Path(found.origin).parents[1].glob(f"{name}*.dist-info")
+    return next((folder.name.removeprefix(name).removesuffix(".dist-info") for folder in folders), None)
+
+
+def _provider_options(ort: ModuleType, device: Device) -> list[Any]:
+    available, wanted = ort.get_available_providers(), _PROVIDERS[device.kind]
+    if wanted[0] not in available:
+        raise BackendUnavailable(
+            f"device {device.kind}: this ONNX Runtime has {', '.join(available)} but no {wanted[0]}; "
+            f"{_MISSING.get(device.kind, 'install onnxruntime again')}"
+        )
+    options = {
+        name: {"device_id": str(device.number)}
+        for name in wanted
+        if name in available and name != "CPUExecutionProvider"
+    }
+    wanted = tuple(name for name in wanted if name in available)
+    if "CUDAExecutionProvider" in options:
+        options["CUDAExecutionProvider"]["use_tf32"] = "0"  # TF32, the default, keeps 10 bits: no FP32 file's masks
+    return [(name, options[name]) if name in options else name for name in wanted]
+
+
+def _options(ort: ModuleType, threads: int, stored: Precision | None = None) -> Any:
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    # Further optimisation of ONNX Runtime 1.32 gives wrong masks on quantised FP8: of `basnet-lite`, they are 0.41
+    # from FP32 in the mean, and 0.003 without it.
+    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if stored == "fp8" else levels.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Waiting threads sleep: spinning ones take the processors from the threads that decode and encode video.
+    # Measured on two busy processors, width 16: 0.63 of the time, with a third more work done by another thread.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors only; warnings about placement are no news to a user
+    return options
+
+
+def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
+    """A session that OpenVINO compiles as a whole."""
+    devices = openvino_devices(ort)  # first: what is asked below is not in every ONNX Runtime
+    options = _options(ort, threads)
+    # OpenVINO optimises by itself, and reads quantised layers better as they were written.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # What OpenVINO cannot run is an error; else ONNX Runtime would run it on its own kernels without a word.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.log_severity_level = 4  # it would also print the line that the error below makes of it
+    options.add_provider_for_devices(devices, openvino_options(threads=threads, streams=streams, keep=keep))
+    session = _opened(ort, path, None, options)
+    if keep:
+        forget_old_graphs()
+    return _with_one_in_and_out(session, path)
+
+
+def _with_one_in_and_out(session: Any, path: Path) -> Any:
+    if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
+        raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
+    return session
+
+
+def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options: Any, digest: str) -> Any:
+    """What `_opened` gives, five times as fast from the second time on; a graph that cannot be kept costs time only."""
+    level = options.graph_optimization_level
+    failures = (MediaError, ModelFileError, BackendUnavailable, OSError)
+    kept: Path | None = None
+    with suppress(*failures):
+        kept = graph_path(path, by=f"onnxruntime-{ort.__version__}", digest=digest)
+        if _is_sealed(kept):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = _opened(ort, kept, providers, options)
+            note_use(kept)
+            return session
+    options.graph_optimization_level = level
+    if kept is not None:
+        with suppress(*failures):
+            with whole_file(kept, overwrite=True) as beside:
+                options.optimized_model_filepath = str(beside)
+                session = _opened(ort, path, providers, options)
+                _seal(beside)
+            forget_old_graphs()
+            return session
+        options.optimized_model_filepath = ""
+    return _opened(ort, path, providers, options)
+
+
+def _seal(graph: Path) -> None:
+    """End an ONNX file with a checksum of what is before it, as one more entry of its metadata."""
+    checksum = zlib.crc32(graph.read_bytes())
+    with graph.open("ab") as file:
+        file.write(_sealed(checksum))
+
+
+def _is_sealed(graph: Path) -> bool:
+    """Whether an ONNX file is there and ends with its checksum: a flipped bit in its weights would show nowhere."""
+    length = len(_sealed(0))
+    if not graph.is_file() or graph.stat().st_size <= length:
+        return False
+    with (
+        graph.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        return bytes(view[-length:]) == _sealed(zlib.crc32(view[:-length]))
+
+
+def _sealed(checksum: int) -> bytes:
+    """Entry `checksum` of a ModelProto's metadata_props, field 14: a protobuf message may go on with more fields."""
+    key, value = b"checksum", b"%08x" % checksum
+    entry = bytes((0x0A, len(key))) + key + bytes((0x12, len(value))) + value
+    return bytes((0x72, len(entry))) + entry
+
+
+def _opened(ort: ModuleType, graph: Path | bytes, providers: list[Any] | None, options: Any) -> Any:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    path = graph if isinstance(graph, Path) else "graph in memory"
+    try:
+        # Its own fallback prints on standard output and goes on with other kernels, even in the middle of a run.
+        return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+    except state.NotImplemented as error:
+        raise BackendUnavailable(
+            f"{path}: {_first_line(error)}; ONNX Runtime cannot run this graph here: try --backend openvino"
+        ) from error
+    except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail, state.NoSuchFile) as error:
+        if _NO_FALLBACK in str(error):
+            raise BackendUnavailable(f"{path}: OpenVINO's provider runs only a part of it; use --device cpu") from error
+        raise ModelFileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}); export it again") from error
+    except (state.EPFail, state.RuntimeException, RuntimeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"{path}: ONNX Runtime's provider does not start here ({_first_line(error)}); use --device cpu"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).rsplit(" : ", maxsplit=1)[-1].strip().split("\n", maxsplit=1)[0][:160]
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(n if isinstance(n, int) else None for n in node.shape)
+    return TensorSpec(name=node.name, dtype=_DTYPES.get(node.type, node.type), shape=shape)

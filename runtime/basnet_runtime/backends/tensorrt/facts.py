@@ -1,0 +1,101 @@
+"""What a plan needs to be told apart from others: the library and GPU it is for, and what it was built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, get_args
+
+from basnet_runtime.backends.tensorrt.library import FLAVOR_NAMES, Flavor
+
+__all__ = ["EngineFacts", "Profile", "Shape"]
+
+Shape = tuple[int, ...]
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("version", "gpu", "driver", "cuda", "plan_sha256", "typed_by"), str),
+    **dict.fromkeys(("build_seconds", "typed_layers", "typed_flops"), (int, float)),
+    "plan_bytes": int,
+    "flags": Mapping,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """The shapes an engine takes: smallest, the one it is tuned for, and largest."""
+
+    smallest: Shape
+    best: Shape
+    largest: Shape
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not all(a <= b <= c for a, b, c in zip(self.smallest, self.best, self.largest, strict=True)):
+            raise ValueError(f"profile {self}: each axis must grow from smallest to best to largest")
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether a batch of this shape can run."""
+        return len(shape) == len(self.best) and all(
+            a <= n <= b for a, n, b in zip(self.smallest, shape, self.largest, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return " / ".join("x".join(map(str, getattr(self, name))) for name in self.__slots__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFacts:
+    """One plan.
+
+    Attributes:
+        flavor: `tensorrt` or `rtx`.
+        version: Of the library that built it.
+        gpu: The device it was built on; empty when it was built without one.
+        compute_capabilities: What it was built for, such as `9.0`; empty where the library decides at run time.
+        driver: Version of the GPU's driver at build, such as `580.65.06`; empty without a device.
+        cuda: Version of CUDA that this driver supports, such as `13.0`; empty without a device.
+        plan_sha256: Digest of the plan.
+        plan_bytes: Its size.
+        profiles: Shapes of its one input.
+        flags: What else was asked of the builder.
+        build_seconds: How long it took.
+        typed_layers: Share of the convolutions that compute in the precision the plan is named after, 0..1.
+        typed_flops: Their share of the convolutions' arithmetic, 0..1.
+        typed_by: Who says so: the typed `network`, or the library's `inspector` of the finished engine.
+    """
+
+    flavor: Flavor
+    version: str
+    gpu: str
+    compute_capabilities: tuple[str, ...]
+    driver: str
+    plan_sha256: str
+    plan_bytes: int
+    profiles: tuple[Profile, ...]
+    build_seconds: float
+    typed_layers: float
+    typed_flops: float
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    cuda: str = ""
+    typed_by: str = "network"
+
+    def __post_init__(self) -> None:
+        if self.flavor not in get_args(Flavor):
+            raise ValueError(f"flavor is {self.flavor!r}; it must be one of {', '.join(get_args(Flavor))}")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
+
+        if not all(isinstance(capability, str) for capability in self.compute_capabilities):
+            raise ValueError(f"compute_capabilities is {self.compute_capabilities!r}; each must be a text")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `dataclasses.asdict` after JSON, which knows no tuples."""
+        profiles = tuple(Profile(**profile) for profile in values["profiles"])
+        return cls(**{**values, "profiles": profiles, "compute_capabilities": tuple(values["compute_capabilities"])})
+
+    @property
+    def library(self) -> str:
+        """Name and version of the library, for people."""
+        return f"{FLAVOR_NAMES[self.flavor]} {self.version}"

@@ -1,0 +1,212 @@
+"""What a folder job has done so far, so that a run that was killed goes on where it was.
+
+    journal = Journal.of(Path("out"), settings)
+    done = journal.finished(jobs)
+    with journal.writing():
+        journal.begin(job)
+        ...                          # the target appears whole, by renaming
+        journal.done(job)
+
+One JSON object a line, in a file of the output folder. A result counts as done when its own `done` line is there, or
+when it was begun and its file is there: it did not exist before that, and files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.media.files import RUN, reason, remove_partials
+from basnet_torch.errors import MediaError, UsageError
+
+__all__ = ["JOURNAL_NAME", "Journal", "noted"]
+
+JOURNAL_NAME = ".basnet-run.jsonl"
+_VERSION = 1
+
+
+@dataclass(kw_only=True, slots=True)
+class _Entry:
+    """The last that is known of one target; `fresh` is what the runs since the last finished one have written."""
+
+    source: list[Any]
+    settings: str
+    overwrite: bool
+    state: str = "begun"
+    size: int = -1
+    fresh: bool = True
+
+
+class Journal:
+    """The record of one output folder; at most one run writes it at a time.
+
+    Attributes:
+        path: The journal's file.
+        broken_off: Whether the last run did not reach its end.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Read what earlier runs left.
+
+        Args:
+            folder: The output folder.
+            settings: Everything that changes the results' bytes; what was made with others does not count as done.
+            overwrite: This run replaces results: only what a run that was broken off has replaced already is done.
+
+        Raises:
+            MediaError: The journal cannot be read.
+        """
+        self.path = folder / JOURNAL_NAME
+        self._settings = json.dumps(settings, sort_keys=True)
+        self._overwrite = overwrite
+        self._entries: dict[str, _Entry] = {}
+        self._runs: list[str] = []
+        self._file: IO[str] | None = None
+        self.broken_off = False
+        for line in _lines(self.path):
+            with suppress(KeyError, TypeError):  # a line that is not ours
+                self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        name = line.get("target")
+        match line.get("state"):
+            case "run":
+                self._runs.append(str(line["run"]))
+                if not (self.broken_off and line["settings"] == self._settings):
+                    for entry in self._entries.values():
+                        entry.fresh = False
+                self.broken_off = True
+            case "end":
+                self.broken_off = False
+            case "begun" if isinstance(name, str):
+                self._entries[name] = _Entry(
+                    source=line["source"], settings=line["settings"], overwrite=line["overwrite"]
+                )
+            case "done" | "failed" as state if name in self._entries:
+                self._entries[name].state = state
+                self._entries[name].size = line.get("size", -1)
+
+    def finished(self, jobs: Iterable[Job]) -> frozenset[Path]:
+        """Targets that an earlier run has made, from these very sources with these very settings."""
+        return frozenset(job.target for job in jobs if self._is_finished(job))
+
+    def _is_finished(self, job: Job) -> bool:
+        entry = self._entries.get(self._name(job.target))
+        if entry is None or entry.settings != self._settings or entry.source != _identity(job.source):
+            return False
+        if self._overwrite and not (self.broken_off and entry.fresh):
+            return False
+        try:
+            size = job.target.stat().st_size
+        except OSError:
+            return False
+        if entry.state == "begun":
+            return not entry.overwrite  # where something was replaced, the file may be the old one
+        return entry.state == "done" and entry.size == size
+
+    @contextmanager
+    def writing(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Around the work: locks the journal, removes what a killed run left half written, and notes the end.
+
+        Raises:
+            UsageError: Another run is writing this folder.
+            MediaError: The folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise MediaError(f"{self.path}: cannot be written: {reason(error)}") from error
+        try:
+            self._lock(self._file)
+            remove_partials({job.target.parent for job in jobs}, self._runs)
+            self._write({"state": "run", "run": RUN, "version": _VERSION, "settings": self._settings})
+            yield
+            self._write({"state": "end"})
+        finally:
+            with suppress(OSError):  # a full disk, once more; it was said by the line that did not fit
+                self._file.close()
+            self._file = None
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self.path.parent}: another run is writing this folder; wait for it") from None
+        except OSError:  # a file system without locks
+            return
+        size = self.path.stat().st_size
+        if size and self.path.read_bytes()[-1:] != b"\n":
+            file.write("\n")  # a line that the kill cut short stays a line of its own
+
+    def begin(self, job: Job) -> None:
+        """Say that this target is about to appear."""
+        source = _identity(job.source)
+        line = {"state": "begun", "target": self._name(job.target), "source": source, "settings": self._settings}
+        self._write({**line, "overwrite": self._overwrite})
+
+    def done(self, job: Job) -> None:
+        """Say that it has."""
+        with suppress(OSError):
+            self._write({"state": "done", "target": self._name(job.target), "size": job.target.stat().st_size})
+
+    def failed(self, job: Job) -> None:
+        """Say that it never will."""
+        self._write({"state": "failed", "target": self._name(job.target)})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise MediaError(f"{self.path}: cannot be written: {reason(error)}") from error
+
+    def _name(self, target: Path) -> str:
+        return os.path.relpath(target, self.path.parent)
+
+
+@contextmanager
+def noted(journal: Journal | None, job: Job) -> Iterator[None]:
+    """Around the making of one result: begun, then done or failed; an interrupt leaves it begun."""
+    if journal is None:
+        yield
+        return
+    journal.begin(job)
+    try:
+        yield
+    except Exception:
+        journal.failed(job)
+        raise
+    journal.done(job)
+
+
+def _identity(source: Path) -> list[Any]:
+    """What changes when a file does; absolute, because the next run may start elsewhere."""
+    try:
+        stat = source.stat()
+    except OSError:
+        return [str(source.absolute())]
+    return [str(source.absolute()), stat.st_size, stat.st_mtime_ns]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+    for line in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # the last line may be cut short
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value

@@ -1,0 +1,597 @@
+"""A whole `basnet-run`: plan the outputs, open the model, run pictures and then each video, and sum up.
+
+`run(RunConfig(inputs=("photo.jpg",)), watcher)` does everything the command does, without a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.command.jobs import Failure, Job, Plan, left_out_note, plan_jobs, settled
+from basnet_runtime.command.journal import Journal, noted
+from basnet_runtime.command.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
+from basnet_runtime.cuda.base import CudaName
+from basnet_runtime.frame import Composed
+from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.video.open import camera_of, is_address
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline.run import Pipeline, RunReport
+from basnet_runtime.pipeline.timing import STAGES
+from basnet_runtime.postprocess import Finisher, Finishing
+from basnet_runtime.salience import SalienceLog
+from basnet_torch.device import CPU, Device
+from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.unexpected import unexpected
+
+if TYPE_CHECKING:
+    from basnet_runtime.command.run_video import VideoRun
+    from basnet_runtime.media.image.pictures import PictureFormat
+
+__all__ = ["Result", "RunConfig", "Summary", "Watcher", "follow", "opencv_out_of_the_way", "run"]
+
+_MOST_FEATHER = 100.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What to run and how.
+
+    Attributes:
+        inputs: Files, folders, globs.
+        output: A folder or, for one input, a file; None writes beside each input.
+        kind: What is made of each mask.
+        model: Model file; None runs the built-in model.
+        backend: Library to run it with; None chooses.
+        device: `cpu`, `openvino`, `cuda` or `cuda:N`; see `open_model`.
+        threads: Processor threads for the network; None uses what the container allows.
+        precision: Required precision; None takes the model's own.
+        cuda: For an engine, the library that moves its data on the GPU.
+        batch: Pictures per network run.
+        max_pixels: Pictures above this are refused.
+        page: Of files of several pictures the one of that number, from 1; None takes the main one.
+        recursive: Take subfolders too.
+        overwrite: Replace existing outputs.
+        skip_existing: Leave out inputs whose output exists.
+        keep_suffix: Name outputs by the input's whole name.
+        picture_format: Format of pictures' results; None takes the output name's, else PNG.
+        threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
+        feather: Blur of the mask's edge, pixels.
+        refine_edges: Lay the mask's edges onto the picture's.
+        stabilise: Keep the masks of a video from flickering.
+        empty_weak: Empty masks where nothing salient was found; else they are kept, and that is said.
+        video: How videos are read and written.
+    """
+
+    inputs: Sequence[str]
+    output: str | None = None
+    kind: OutputKind = field(default_factory=OutputKind)
+    model: Path | None = None
+    backend: BackendName | None = None
+    device: Device = CPU
+    threads: int | None = None
+    precision: Precision | None = None
+    cuda: CudaName = "cuda-core"
+    batch: int = 1
+    max_pixels: int = 300_000_000
+    page: int | None = None
+    recursive: bool = False
+    overwrite: bool = False
+    skip_existing: bool = False
+    keep_suffix: bool = False
+    picture_format: PictureFormat | None = None
+    threshold: float | None = None
+    feather: float = 0.0
+    refine_edges: bool = False
+    stabilise: bool = False
+    empty_weak: bool = False
+    video: VideoOptions = field(default_factory=VideoOptions)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError(f"batch is {self.batch}; it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; it must be at least 1")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; it must be above 0 and at most 1")
+        if not 0 <= self.feather <= _MOST_FEATHER:
+            raise UsageError(f"feather is {self.feather}; it must be 0 to {_MOST_FEATHER} pixels")
+        if self.max_pixels < 1:
+            raise UsageError(f"max-pixels is {self.max_pixels}; it must be at least 1")
+        if self.page is not None and self.page < 1:
+            raise UsageError(f"page is {self.page}; pages count from 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One finished output.
+
+    Attributes:
+        source: Input file.
+        target: Output file.
+        frames: Pictures or video frames in it.
+        decisions: Whether anything salient was found, by frame.
+        notes: What a user should know, such as a truncated input.
+        coding: Of video: which decoder and encoder ran, and on what.
+        complete: Whether everything that was asked is in it: not of a damaged or interrupted video.
+    """
+
+    source: Path
+    target: Path
+    frames: int
+    decisions: SalienceLog
+    notes: tuple[str, ...] = ()
+    coding: str = ""
+    complete: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        paths = {"source": os.fspath(self.source), "target": os.fspath(self.target)}
+        video = {"coding": self.coding, "complete": self.complete} if self.coding else {}
+        return {**paths, "frames": self.frames, **self.decisions.to_dict(), "notes": list(self.notes), **video}
+
+
+@dataclass(kw_only=True, slots=True)
+class Summary:
+    """Everything a run did.
+
+    Attributes:
+        model: Name of the model.
+        runs_on: What really ran: library, device, precision.
+        results: Finished outputs.
+        failures: Inputs without a result.
+        notes: About the run as a whole.
+        left_out: Suffix to how many files of the folders are no pictures or video.
+        frames: Frames in all.
+        seconds: Time with frames on their way; opening the model is not part of it.
+        seconds_by_stage: Stage to (wall, processor) seconds; `other` is what no stage accounts for.
+    """
+
+    model: str = ""
+    runs_on: str = ""
+    results: list[Result] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    seconds: float = 0.0
+    seconds_by_stage: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames by seconds."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def network_share(self) -> float:
+        """The network's part of all processor time, 0..1."""
+        total = sum(cpu for _, cpu in self.seconds_by_stage.values())
+        return self.seconds_by_stage.get("network", (0.0, 0.0))[1] / total if total > 0 else 0.0
+
+    def add(self, report: RunReport) -> None:
+        """Count one pipeline run."""
+        self.frames += report.frames
+        self.seconds += report.seconds
+        spent: dict[str, tuple[float, float]] = {
+            stage: (report.clock.times[stage].wall, report.clock.times[stage].cpu) for stage in STAGES
+        }
+        for stage, (wall, cpu) in [*spent.items(), ("other", (0.0, report.clock.other()))]:
+            before = self.seconds_by_stage.get(stage, (0.0, 0.0))
+            self.seconds_by_stage[stage] = before[0] + wall, before[1] + cpu
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model": self.model,
+            "runs_on": self.runs_on,
+            "results": [result.to_dict() for result in self.results],
+            "failures": [{"source": os.fspath(item.source), "error": item.error} for item in self.failures],
+            "notes": self.notes,
+            "left_out": self.left_out,
+            "frames": self.frames,
+            "seconds": round(self.seconds, 4),
+            "frames_per_second": round(self.frames_per_second, 3),
+            "network_share": round(self.network_share, 4),
+            "seconds_by_stage": {
+                stage: {"wall": round(wall, 4), "cpu": round(cpu, 4)}
+                for stage, (wall, cpu) in self.seconds_by_stage.items()
+            },
+        }
+
+
+class Watcher(Protocol):
+    """Is told how a run goes; called from the writer thread too."""
+
+    def started(self, what: str, total: int) -> None:
+        """A group of pictures or one video begins; `total` frames, 0 when unknown."""
+
+    def advanced(self) -> None:
+        """One more frame is written."""
+
+
+def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> Summary:
+    """Do it all.
+
+    Args:
+        config: What to run.
+        watcher: Is told of every frame.
+        summary: Filled as work goes on, so that an interrupted caller still has what was done.
+
+    Raises:
+        UsageError: The plan cannot be carried out; nothing has been done.
+        BasnetError: The model cannot be opened or run.
+    """
+    summary = summary if summary is not None else Summary()
+    plan, journal = _plan(config)
+    summary.failures += plan.failures
+    summary.notes += plan.notes
+    summary.left_out |= plan.left_out
+    if not plan.jobs:
+        return summary
+    with _working(config, watcher, summary, journal, plan.jobs) as work:
+        work.run(plan.jobs)
+    return summary
+
+
+def follow(
+    config: RunConfig, watcher: Watcher, summary: Summary | None = None, on_look: Callable[[], None] = lambda: None
+) -> Summary:
+    """Do it all for what lies in the folders and for every file that comes, until Ctrl-C.
+
+    Args:
+        config: What to run.
+        watcher: Is told of every frame.
+        summary: Filled as work goes on.
+        on_look: Called after each look that found something to do.
+
+    Raises:
+        UsageError: An input is no folder.
+        BasnetError: The model cannot be opened or run.
+    """
+    summary = summary if summary is not None else Summary()
+    check_watched(config.inputs)
+    settling, folders = Settling(), {Path(text) for text in config.inputs}
+    plan = _named(config)
+    journal = _journal(config, plan)
+    with _working(config, watcher, summary, journal, plan.jobs) as work, suppress(KeyboardInterrupt):
+        while True:
+            plan = _named(config, settling.wanted)
+            settling.end_look()
+            jobs = _at_once(config, plan, journal, summary, folders)
+            if jobs:
+                work.run(jobs)
+            if plan.jobs:
+                on_look()
+            time.sleep(LOOK_SECONDS)
+    summary.left_out |= plan.left_out
+    summary.notes += left_out_note(plan.left_out)
+    return summary
+
+
+def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Summary, folders: set[Path]) -> list[Job]:
+    """What can be done of a look; the rest is noted as failed. That a folder holds nothing yet is no failure."""
+    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    jobs, failures = one_by_one(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
+    summary.failures += [failure for failure in failures if failure.source not in folders]
+    fit = []
+    for job in jobs:
+        try:
+            _check_output(config, job)
+            fit.append(job)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
+            summary.failures.append(_failure(job.source, error))
+    return fit
+
+
+@contextmanager
+def _working(
+    config: RunConfig, watcher: Watcher, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
+) -> Iterator[_Work]:
+    """The opened model and the journal, as long as there is work."""
+    composer = Composer(
+        config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
+    )
+    with _open_model(config) as model, opencv_out_of_the_way(config.device):
+        summary.model, summary.runs_on = model.name, model.backend.description
+        with nullcontext() if journal is None else journal.writing(jobs):
+            yield _Work(
+                config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary
+            )
+
+
+def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
+    """What is left to do, and the record of the job where it has a folder."""
+    if any(is_address(text) or camera_of(text) is not None for text in config.inputs):
+        from basnet_runtime.command.run_video import stream_plan
+
+        streams = stream_plan(config.inputs, config.output)
+        plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
+        return _checked(config, plan), None
+    plan = _named(config)
+    journal = _journal(config, plan)
+    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    if config.video.resume and not config.overwrite:
+        from basnet_runtime.command.run_video import clear_finished
+
+        finished |= clear_finished(
+            plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
+        )
+    plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
+    return _checked(config, plan), journal
+
+
+def _checked(config: RunConfig, plan: Plan) -> Plan:
+    """The plan without inputs whose own defect shows only when their output is checked.
+
+    Raises:
+        UsageError: An output cannot hold the result.
+    """
+    fit, failures = [], []
+    for job in plan.jobs:
+        try:
+            _check_output(config, job)
+            fit.append(job)
+        except Exception as error:
+            if isinstance(error, BasnetError) and error.exit_code != 1:
+                raise
+            failures.append(_failure(job.source, error))
+    return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *failures))
+
+
+def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
+    """The inputs with the names of their outputs."""
+
+    def video_suffix(path: Path, kind: OutputKind) -> str:
+        from basnet_runtime.media.video.write.container import default_suffix
+
+        return default_suffix(path, kind, config.video)
+
+    def of_animation(path: Path, kind: OutputKind) -> str:
+        from basnet_runtime.media.image.animation import animation_suffix
+
+        return animation_suffix(path, kind, config.picture_format)
+
+    return plan_jobs(
+        config.inputs,
+        kind=config.kind,
+        output=config.output,
+        recursive=config.recursive,
+        keep_suffix=config.keep_suffix,
+        video_suffix=video_suffix,
+        picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
+        animation_suffix=of_animation,
+        wanted=wanted,
+    )
+
+
+def _journal(config: RunConfig, plan: Plan) -> Journal | None:
+    return None if plan.folder is None else Journal(plan.folder, _settings(config), overwrite=config.overwrite)
+
+
+def _check_output(config: RunConfig, job: Job) -> None:
+    if config.page is not None and job.media != "picture":
+        raise MediaError(f"{job.source}: is {_ARTICLES[job.media]}; --page is for pictures")
+    if job.media == "picture":
+        from basnet_runtime.media.image.pictures import check_picture_output
+
+        suffix = job.target.suffix.lower()
+        if config.picture_format not in (None, _FORMATS.get(suffix, suffix[1:])):
+            raise UsageError(f"{job.target}: is no {config.picture_format}; leave --format out, or name it so")
+        check_picture_output(job.target, alpha=config.kind.has_alpha)
+    elif job.media == "animation":
+        from basnet_runtime.media.image.animation import check_animation_output
+
+        check_animation_output(job.target, config.kind)
+    else:
+        from basnet_runtime.command.run_video import check_video_output
+
+        source = job.stream or job.source
+        check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
+
+
+_ARTICLES = {"animation": "an animation", "video": "a video"}
+_FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
+_NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What results depend on beside their source; a model's file counts by its size and time."""
+    plain = asdict(replace(config, video=replace(config.video, resume=False)))
+    settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
+    if config.model is not None and config.model.is_file():
+        stat = config.model.stat()
+        settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    return {**settings, "kind": config.kind.identity}
+
+
+def _open_model(config: RunConfig) -> SaliencyModel:
+    from basnet_runtime.open import open_model
+
+    return open_model(
+        config.model,
+        backend=config.backend,
+        device=config.device,
+        threads=config.threads,
+        precision=config.precision,
+        cuda=config.cuda,
+    )
+
+
+@contextmanager
+def opencv_out_of_the_way(device: Device) -> Iterator[None]:
+    """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    if device.on_cpu:
+        cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)  # the caller's own work goes on as before
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """What all jobs of a run share."""
+
+    config: RunConfig
+    model: SaliencyModel
+    composer: Composer
+    journal: Journal | None
+    watcher: Watcher
+    summary: Summary
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Pictures together, then animations and video one by one."""
+        pictures = [job for job in jobs if job.media == "picture"]
+        if pictures:
+            self._pictures(pictures)
+        for job in jobs:
+            if job.media != "picture":
+                self._alone(job, self._animation if job.media == "animation" else self._video)
+
+    def _pictures(self, jobs: list[Job]) -> None:
+        from basnet_runtime.command.picture_files import PictureSink, PictureSource
+        from basnet_runtime.media.image.large import HUGE_PIXELS
+
+        source = PictureSource(
+            jobs,
+            max_pixels=self.config.max_pixels,
+            page=self.config.page,
+            check_size=self.model.check_size,
+            put_aside=None if self.model.takes_frames else HUGE_PIXELS,
+        )
+        sink = PictureSink(jobs, overwrite=self.config.overwrite, journal=self.journal)
+        self.watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
+        lost: list[Failure] = []
+        pipeline = self._pipeline(
+            lambda _: self.watcher.advanced(),
+            on_failure=lambda frame, error: lost.append(_failure(jobs[frame.index].source, error)),
+            overlap=len(jobs) > 1,
+        )
+        try:
+            self.summary.add(pipeline.run(source, sink))
+        finally:
+            self.summary.failures += source.failures + lost + sink.failures
+            for index, decision in sorted(sink.written.items()):
+                decisions = SalienceLog()
+                decisions.add(decision)
+                notes = source.notes.get(index, [])
+                self.summary.results.append(self._result(jobs[index], 1, decisions, notes))
+        for job in source.aside:
+            self._alone(job, self._huge)
+
+    def _huge(self, job: Job) -> Result:
+        from basnet_runtime.media.image.large import run_huge
+        from basnet_runtime.media.image.pictures import PictureFile
+
+        start, decisions = time.perf_counter(), SalienceLog()
+        config = self.config
+        with PictureFile(job.source, max_pixels=config.max_pixels, page=config.page) as picture:
+            decision = run_huge(
+                picture,
+                job.target,
+                model=self.model,
+                finisher=Finisher(self.model, Finishing(empty_weak=self.config.empty_weak)),
+                composer=self.composer,
+                overwrite=config.overwrite,
+            )
+        decisions.add(decision)
+        self.watcher.advanced()
+        self.summary.frames += 1
+        self.summary.seconds += time.perf_counter() - start
+        return self._result(job, 1, decisions, tuple(dict.fromkeys(picture.notes)))  # it was read twice
+
+    def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
+        """One animation, video or huge picture; its own failure ends it alone."""
+        try:
+            with noted(self.journal, job):
+                result = make(job)
+        except Exception as error:
+            if isinstance(error, BasnetError) and error.exit_code != 1:
+                raise
+            if not isinstance(error, BasnetError):
+                self._pipeline(lambda _: None).raise_where_all_fail(error)
+            self.summary.failures.append(_failure(job.source, error))
+        else:
+            self.summary.results.append(result)
+
+    def _animation(self, job: Job) -> Result:
+        from basnet_runtime.media.image.animation import AnimationSink, AnimationSource
+
+        decisions = SalienceLog()
+        with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
+            traits = source.traits
+            self.model.check_size(str(job.source), traits.height, traits.width)
+            sink = AnimationSink(job.target, traits, overwrite=self.config.overwrite)
+            self.watcher.started(job.source.name, len(traits.delays))
+            report = self._pipeline(self._counting(decisions), stream=True).run(source, sink)
+        self.summary.add(report)
+        return self._result(job, report.frames, decisions, source.notes)
+
+    def _video(self, job: Job) -> Result:
+        from basnet_runtime.command.run_video import VideoRun
+
+        config = self.config
+        video = VideoRun(
+            source=job.stream or job.source,
+            target=job.target,
+            kind=config.kind,
+            options=config.video,
+            identity={**_settings(config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
+            overwrite=config.overwrite,
+            batch=config.batch,
+            max_pixels=config.max_pixels,
+            model=self.model,
+            pipeline=partial(self._pipeline, stream=True),
+            started=lambda total: self.watcher.started(job.source.name, total),
+            advanced=self.watcher.advanced,
+        )
+        try:
+            report = video.run()
+        except KeyboardInterrupt:
+            if video.kept is not None:
+                video.notes.append(f"interrupted: {video.kept} holds what was done until then")
+                self.summary.results.append(self._of_video(replace(job, target=video.kept), video))
+            self.summary.notes += [f"{job.source}: {note}" for note in video.notes if video.kept is None]
+            raise
+        self.summary.add(report)
+        return self._of_video(job, video)
+
+    def _counting(self, decisions: SalienceLog) -> Callable[[Composed], None]:
+        def advanced(item: Composed) -> None:
+            decisions.add(item.decision)
+            self.watcher.advanced()
+
+        return advanced
+
+    def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
+        batch, finishing = self.config.batch, self._finishing
+        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
+
+    @property
+    def _finishing(self) -> Finishing:
+        return Finishing(stabilise=self.config.stabilise, empty_weak=self.config.empty_weak)
+
+    def _of_video(self, job: Job, video: VideoRun) -> Result:
+        result = self._result(job, video.frames, video.decisions, video.notes)
+        return replace(result, coding=video.coding, complete=video.complete)
+
+    def _result(self, job: Job, frames: int, decisions: SalienceLog, notes: Sequence[str]) -> Result:
+        weak = decisions.note(emptied=self.config.empty_weak)
+        told = tuple(notes) if weak is None else (*notes, weak)
+        return Result(source=job.source, target=job.target, frames=frames, decisions=decisions, notes=told)
+
+
+def _failure(source: Path, error: Exception) -> Failure:
+    """An error of ours says what it is; any other is a defect, whose traceback goes to the log."""
+    return Failure(source=source, error=str(error) if isinstance(error, BasnetError) else unexpected(source, error))

@@ -1,0 +1,75 @@
+"""Following folders: which files are new and have stopped growing, look after look.
+
+settling = Settling()
+while True:
+    jobs = plan(wanted=settling.wanted)     # asks about every file that is there
+    settling.end_look()
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from basnet_runtime.command.jobs import Failure, Job, Plan, settled
+from basnet_torch.errors import UsageError
+
+__all__ = ["LOOK_SECONDS", "Settling", "check_watched", "one_by_one"]
+
+LOOK_SECONDS = 1.0
+_LOOKS = 3  # of the same size and time before a file counts as whole
+_Identity = tuple[int, int]
+
+
+class Settling:
+    """Remembers what it was asked about, as long as that is there."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[_Identity, int]] = {}
+        self._now: dict[Path, tuple[_Identity, int]] = {}
+
+    def wanted(self, path: Path) -> bool:
+        """Whether the file has just settled: true once, and again only after it has changed and settled anew."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        identity = stat.st_size, stat.st_mtime_ns
+        before, looks = self._seen.get(path, (None, 0))
+        looks = looks + 1 if before == identity else 1
+        self._now[path] = identity, min(looks, _LOOKS + 1)
+        return looks == _LOOKS and stat.st_size > 0  # an empty file is a copy that has only begun
+
+    def end_look(self) -> None:
+        """Forget files that are gone."""
+        self._seen, self._now = self._now, {}
+
+
+def check_watched(inputs: Sequence[str]) -> None:
+    """Refuse inputs that cannot be followed.
+
+    Raises:
+        UsageError: An input is no folder.
+    """
+    for text in inputs:
+        if not Path(text).is_dir():
+            raise UsageError(f"{text}: --watch follows folders, and this is none")
+
+
+def one_by_one(
+    plan: Plan, *, overwrite: bool, skip_existing: bool, finished: frozenset[Path]
+) -> tuple[list[Job], list[Failure]]:
+    """The jobs of a look that can be done; what `settled` would refuse as a whole is refused job by job."""
+    jobs: list[Job] = []
+    failures = list(plan.failures)
+    targets: dict[Path, Job] = {}
+    for job in plan.jobs:
+        alone = Plan(jobs=(job,))
+        try:
+            if (other := targets.setdefault(job.target, job)) is not job:
+                raise UsageError(f"{job.source}: {job.target} is made of {other.source} already; use --keep-suffix")
+            jobs += settled(alone, overwrite=overwrite, skip_existing=skip_existing, finished=finished).jobs
+        except UsageError as error:
+            failures.append(Failure(source=job.source, error=str(error)))
+    return jobs, failures

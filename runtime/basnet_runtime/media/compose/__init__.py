@@ -1,0 +1,3 @@
+"""What is made of picture and mask: cut-outs, overlays, backgrounds, edges."""
+
+__all__: list[str] = []

@@ -1,0 +1,340 @@
+"""What is made of a picture and its mask: the mask itself, a cut-out, an overlay, or the object on another background.
+
+    kind = OutputKind.parse("color:#20c060")
+    composed = Composer(kind)(frame, mask_HW)
+
+Everything works in strips of rows and may reuse the frame's own memory, so that a huge picture needs no second copy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.frame import Composed, Frame, UInt8
+from basnet_runtime.masks import edged_mask, mask_from_map, mask_rows, row_strips
+from basnet_runtime.media.compose.edges import refined_edges
+from basnet_runtime.media.compose.foreground import Foreground
+from basnet_runtime.salience import GIVEN, SalienceDecision
+from basnet_torch.errors import UsageError
+
+__all__ = ["KINDS", "Composer", "KindName", "OutputKind", "StripComposer"]
+
+Float32 = NDArray[np.float32]
+KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]
+KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "side", "color", "image", "blur")
+_USAGE = "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur"
+_TINT = (255, 40, 90)
+_TINT_SHARE = 0.55
+_BLUR_SIDE = 240
+_BLUR_SIGMA = 6.0
+_BACKGROUND_MAX = 100_000_000
+_CACHED_PIXELS = 16_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputKind:
+    """Which result to make.
+
+    Attributes:
+        name: The kind.
+        color: RGB 0..255, for `color`.
+        image: The background's file, for `image`.
+    """
+
+    name: KindName = "mask"
+    color: tuple[int, int, int] = (255, 255, 255)
+    image: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `mask`, `cutout`, `overlay`, `side`, `color:#rrggbb`, `image:FILE` or `blur`.
+
+        Raises:
+            UsageError: It is none of these.
+
+        >>> OutputKind.parse("color:#ff8000").color
+        (255, 128, 0)
+        """
+        name, _, value = text.partition(":")
+        if name == "color" and (digits := re.fullmatch(r"#?([0-9a-fA-F]{6})", value)):
+            return cls(name="color", color=cast("tuple[int, int, int]", tuple(bytes.fromhex(digits[1]))))
+        if name == "image" and value:
+            return cls(name="image", image=Path(value))
+        if name in ("mask", "cutout", "overlay", "side", "blur") and not value:
+            return cls(name=cast(KindName, name))
+        raise UsageError(f"kind is {text!r}; it must be {_USAGE}")
+
+    @property
+    def identity(self) -> str:
+        """What tells one kind of result from another; a background's file counts by its size and time."""
+        if self.image is None or not self.image.is_file():
+            return str(self)
+        stat = self.image.stat()
+        return f"{self} {self.image.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the result is transparent."""
+        return self.name == "cutout"
+
+
+class Composer:
+    """Makes one kind of result; reads the background picture once, when created."""
+
+    def __init__(
+        self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
+    ) -> None:
+        """Get ready.
+
+        Args:
+            kind: What to make.
+            threshold: Share from which a mask's value counts as foreground; None keeps soft masks.
+            feather: Blur of the mask's edge, pixels.
+            refine_edges: Lay the mask's edges onto the picture's first.
+
+        Raises:
+            MediaError: The background picture cannot be read.
+        """
+        self.kind = kind
+        self._threshold, self._feather, self._refine_edges = threshold, feather, refine_edges
+        self._picture = None if kind.image is None else _background_picture(kind.image)
+        self._cached: tuple[tuple[int, int], UInt8] | None = None
+
+    def __call__(self, frame: Frame, mask_HW: UInt8, decision: SalienceDecision = GIVEN) -> Composed:
+        """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
+        if self._refine_edges:
+            mask_HW = refined_edges(frame.image_HWC, mask_HW)
+        mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
+        if self.kind.name == "mask":
+            return Composed(pixels=mask_HW, frame=frame, decision=decision)
+        if self.kind.name == "side":
+            return Composed(pixels=_side_by_side(frame.flattened(), mask_HW), frame=frame, decision=decision)
+        if self.kind.name == "overlay":
+            image_HWC = _writable(frame.flattened())
+            _tint(image_HWC, mask_HW)
+            return Composed(pixels=image_HWC, frame=frame, decision=decision)
+        image_HWC = _writable(frame.image_HWC)
+        if frame.alpha_HW is not None:
+            mask_HW = _product(mask_HW, frame.alpha_HW)
+        background = None if self.kind.has_alpha else self._background(image_HWC, mask_HW, mask_HW.shape)
+        Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
+        if background is None:
+            _clear(image_HWC, mask_HW)
+            return Composed(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, decision=decision)
+        _blend_onto(background, image_HWC, mask_HW)
+        return Composed(pixels=image_HWC, frame=frame, decision=decision)
+
+    def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
+        """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""
+        if self._refine_edges:
+            small_HW = mask_from_map(map_hw, *reduced.image_HWC.shape[:2])
+            map_hw = refined_edges(reduced.image_HWC, small_HW).astype(np.float32) / np.float32(255)
+        edges = _Edges(threshold=self._threshold, feather=self._feather, map_hw=map_hw, height=height, width=width)
+        mask_HW = edges.reduced_mask(*reduced.image_HWC.shape[:2])
+        if reduced.alpha_HW is not None:
+            mask_HW = _product(mask_HW, reduced.alpha_HW)
+        name, size = self.kind.name, (height, width)
+        layered = name in ("cutout", "color", "image", "blur")
+        return StripComposer(
+            name=name,
+            edges=edges,
+            foreground=Foreground(reduced.image_HWC, mask_HW, size) if layered else None,
+            background=self._background(reduced.image_HWC, mask_HW, size) if layered and name != "cutout" else None,
+        )
+
+    def _background(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, ...]) -> _Background:
+        height, width = size
+        if self.kind.name == "color":
+            return _Background(np.full((1, 1, 3), self.kind.color, np.uint8), height, width)
+        if self._picture is None:
+            return _Background(_blurred_surroundings(image_HWC, mask_HW), height, width)
+        return _Background(self._covering(self._picture, height, width), height, width)
+
+    def _covering(self, picture_HWC: UInt8, height: int, width: int) -> UInt8:
+        """The background shrunk where it is larger than the frame; kept for the next frame of the same size."""
+        if self._cached is None or self._cached[0] != (height, width):
+            self._cached = (height, width), _shrunk_to_cover(picture_HWC, height, width)
+        return self._cached[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Edges:
+    """A mask in strips: the network's map, scaled to height x width, with its edges made harder or softer."""
+
+    threshold: float | None
+    feather: float
+    map_hw: Float32
+    height: int
+    width: int
+
+    def mask(self, rows: slice) -> UInt8:
+        """Some rows; those around them that blur into them are looked at too."""
+        margin = math.ceil(4 * self.feather)
+        wide = slice(max(0, rows.start - margin), min(self.height, rows.stop + margin))
+        mask_HW = mask_rows(self.map_hw, self.height, self.width, wide)
+        mask_HW = edged_mask(mask_HW, threshold=self.threshold, feather=self.feather)
+        return mask_HW[rows.start - wide.start : rows.stop - wide.start]
+
+    def reduced_mask(self, height: int, width: int) -> UInt8:
+        """All of it, smaller."""
+        mask_HW = mask_from_map(self.map_hw, height, width)
+        return edged_mask(mask_HW, threshold=self.threshold, feather=self.feather * height / self.height)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripComposer:
+    """As `Composer`, strip of rows by strip: what needs the whole picture is estimated on a reduced copy before."""
+
+    name: KindName
+    edges: _Edges
+    foreground: Foreground | None
+    background: _Background | None
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether the result shows the picture."""
+        return self.name != "mask"
+
+    def __call__(self, rows: slice, frame: Frame | None) -> UInt8:
+        """Rows of the result, h,W or h,W,3 or, with transparency, h,W,4; `frame` is the picture's same rows."""
+        mask_HW = self.edges.mask(rows)
+        if frame is None:
+            return mask_HW
+        if self.name == "side":
+            return _side_by_side(frame.flattened(), mask_HW)
+        if self.foreground is None:
+            image_HWC = _writable(frame.flattened())
+            _tint(image_HWC, mask_HW)
+            return image_HWC
+        image_HWC = _writable(frame.image_HWC)
+        if frame.alpha_HW is not None:
+            mask_HW = _product(mask_HW, frame.alpha_HW)
+        self.foreground.clean(image_HWC, mask_HW, top=rows.start)
+        if self.background is None:
+            _clear(image_HWC, mask_HW)
+            return np.dstack([image_HWC, mask_HW])
+        share = mask_HW.astype(np.float32) * np.float32(1 / 255)
+        return _mix(image_HWC, self.background.strip(rows), share)
+
+
+class _Background:
+    """A picture scaled to cover height x width, centred, delivered in strips of rows."""
+
+    def __init__(self, picture_HWC: UInt8, height: int, width: int) -> None:
+        self._picture = picture_HWC
+        self._size = height, width
+        self._whole = self._scaled(slice(0, height)) if height * width <= _CACHED_PIXELS else None
+
+    def strip(self, rows: slice) -> UInt8:
+        """Rows of the scaled background, h,W,3."""
+        return self._scaled(rows) if self._whole is None else self._whole[rows]
+
+    def _scaled(self, rows: slice) -> UInt8:
+        import cv2
+
+        height, width = self._size
+        picture = self._picture
+        count = rows.stop - rows.start
+        if picture.shape[:2] == (1, 1):
+            return np.broadcast_to(picture, (count, width, 3)).copy()
+        if picture.shape[:2] == (height, width):
+            return picture[rows]
+        scale = max(height / picture.shape[0], width / picture.shape[1])
+        # Pixel centres: source = (target + 0.5 - middle) / scale + source middle - 0.5.
+        left = (0.5 - width / 2) / scale + picture.shape[1] / 2 - 0.5
+        top = (rows.start + 0.5 - height / 2) / scale + picture.shape[0] / 2 - 0.5
+        matrix = np.array([[1 / scale, 0, left], [0, 1 / scale, top]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        scaled = cv2.warpAffine(picture, matrix, (width, count), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(scaled, np.uint8)
+
+
+def _background_picture(path: Path) -> UInt8:
+    from basnet_runtime.media.image.pictures import read_picture
+
+    return read_picture(path, max_pixels=_BACKGROUND_MAX).flattened()
+
+
+def _shrunk_to_cover(picture_HWC: UInt8, height: int, width: int) -> UInt8:
+    import cv2
+
+    scale = max(height / picture_HWC.shape[0], width / picture_HWC.shape[1])
+    if scale >= 1:
+        return picture_HWC
+    size = max(width, round(picture_HWC.shape[1] * scale)), max(height, round(picture_HWC.shape[0] * scale))
+    shrunk = np.asarray(cv2.resize(picture_HWC, size, interpolation=cv2.INTER_AREA), np.uint8)
+    top, left = (shrunk.shape[0] - height) // 2, (shrunk.shape[1] - width) // 2
+    return np.ascontiguousarray(shrunk[top : top + height, left : left + width])
+
+
+def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
+    """What surrounds the object, blurred without the object's colours leaking into it; reduced to 240 pixels."""
+    import cv2
+
+    height, width = mask_HW.shape
+    scale = min(1.0, _BLUR_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    image = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    weight = (np.float32(256) - mask)[..., None] / np.float32(256)  # never 0: a full mask blurs what there is
+    sigma = max(0.5, _BLUR_SIGMA * max(size) / _BLUR_SIDE)
+    colours = cv2.GaussianBlur(image * weight, (0, 0), sigma).reshape(image.shape)
+    shares = cv2.GaussianBlur(weight, (0, 0), sigma).reshape(weight.shape)
+    blurred: UInt8 = np.rint(colours / shares).clip(0, 255).astype(np.uint8)
+    return blurred
+
+
+def _writable(image_HWC: UInt8) -> UInt8:
+    return image_HWC if image_HWC.flags.writeable and image_HWC.flags.c_contiguous else image_HWC.copy()
+
+
+def _side_by_side(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
+    """The picture on the left and its mask on the right, H,2W,3."""
+    height, width = mask_HW.shape
+    both_HWC = np.empty((height, 2 * width, 3), np.uint8)
+    both_HWC[:, :width] = image_HWC
+    both_HWC[:, width:] = mask_HW[..., None]
+    return both_HWC
+
+
+def _tint(image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Colour the object, in place."""
+    tint = np.array(_TINT, np.uint8)
+    for rows in row_strips(*mask_HW.shape):
+        share = mask_HW[rows].astype(np.float32) * np.float32(_TINT_SHARE / 255)
+        colour = np.broadcast_to(tint, image_HWC[rows].shape).copy()
+        image_HWC[rows] = _mix(colour, image_HWC[rows], share)
+
+
+def _blend_onto(background: _Background, image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Lay the object over the background, in place."""
+    for rows in row_strips(*mask_HW.shape):
+        share = mask_HW[rows].astype(np.float32) * np.float32(1 / 255)
+        image_HWC[rows] = _mix(image_HWC[rows], background.strip(rows), share)
+
+
+def _mix(front_HWC: UInt8, back_HWC: UInt8, share_HW: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> UInt8:
+    """`share` of the front and the rest of the back, rounded."""
+    import cv2
+
+    return np.asarray(cv2.blendLinear(front_HWC, back_HWC, share_HW, np.float32(1) - share_HW), np.uint8)
+
+
+def _clear(image_HWC: UInt8, mask_HW: UInt8) -> None:
+    """Black where nothing is left of the picture: smaller files, and the hidden background does not travel along."""
+    for rows in row_strips(*mask_HW.shape):
+        image_HWC[rows][mask_HW[rows] == 0] = 0
+
+
+def _product(mask_HW: UInt8, alpha_HW: UInt8) -> UInt8:
+    """Both transparencies together, rounded."""
+    import cv2
+
+    return np.asarray(cv2.multiply(mask_HW, alpha_HW, scale=1 / 255), np.uint8)

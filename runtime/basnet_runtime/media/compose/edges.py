@@ -1,0 +1,138 @@
+"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010) where colours explain the mask.
+
+    mask_HW = refined_edges(image_HWC, mask_HW)
+
+In a window the mask is taken for a linear function of the picture's three colours. Its coefficients are found on a
+reduced picture, as in the fast guided filter (He and Sun 2015), and applied to the full one strip by strip. How much of
+the mask's spread the colours explain decides how far the result is taken; elsewhere the mask stays as it is, because
+the plain filter made good masks worse.
+
+The filter draws every value toward its window's mean: alone it raises the mean error where it finds better edges. So
+its result is made steeper around the middle, and no pixel becomes less certain of the side that it stays on: inside and
+outside keep their values.
+
+Legend: H, W the picture's size; h, w that of the reduced one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.frame import UInt8
+from basnet_runtime.masks import row_strips
+
+__all__ = ["refined_edges"]
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+_SIDE = 400  # pixels of the reduced picture's long side
+_RADIUS = 0.03  # of that side
+_SMOOTH = 1e-4  # variance of colour, 0..1 squared, below which a window counts as flat
+_POWER = 2  # how sharply trust falls with the share that the colours explain
+_CONTRAST = 1.5  # of the filter's result around the middle; it comes out flatter than the mask
+_SPREAD = 1e-3  # variance of the mask below which there is no edge to move
+_TRUSTED = 1 / 512  # below it no value of the mask changes
+_STRIP_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """Of each reduced pixel: mask = gain . colour + offset, and how far that is trusted, 0..1."""
+
+    gain_hw3: Float32
+    offset_hw: Float32
+    trust_hw: Float32
+
+
+def refined_edges(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
+    """The mask, uint8 0..255, with edges that follow those of the picture."""
+    import cv2
+
+    height, width = mask_HW.shape
+    scale = min(1.0, _SIDE / max(mask_HW.shape))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
+    mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
+    model = _fitted(picture, mask, max(1, round(_RADIUS * max(size))))
+    refined_HW = np.empty_like(mask_HW)
+    for rows in row_strips(height, width, pixels=_STRIP_PIXELS):
+        refined_HW[rows] = _applied(model, image_HWC[rows], mask_HW[rows], rows, height)
+    return refined_HW
+
+
+def _fitted(picture: Float32, mask: Float32, radius: int) -> _Model:
+    mean, mask_mean = _blur(picture, radius), _blur(mask, radius)
+    shared = _blur(picture * mask[..., None], radius) - mean * mask_mean[..., None]
+    gain = _solved(_covariance(picture, mean, radius), shared)
+    offset = mask_mean - (gain * mean).sum(axis=2)
+    gain, offset = _blur(gain, radius), _blur(offset, radius)
+    spread = _blur(mask * mask, radius) - mask_mean * mask_mean
+    unexplained = _blur(np.square((gain * picture).sum(axis=2) + offset - mask), radius)
+    explained = (1 - unexplained / (spread + np.float32(_SPREAD))).clip(0, 1)
+    return _Model(gain_hw3=gain, offset_hw=offset, trust_hw=explained**_POWER)
+
+
+def _covariance(picture: Float32, mean: Float32, radius: int) -> dict[tuple[int, int], Float64]:
+    """Of channels i and j in each window, in double precision because flat windows are nearly singular."""
+    found: dict[tuple[int, int], Float64] = {}
+    for i in range(3):
+        for j in range(i, 3):
+            product = _blur(picture[..., i] * picture[..., j], radius) - mean[..., i] * mean[..., j]
+            found[i, j] = found[j, i] = product.astype(np.float64) + (_SMOOTH if i == j else 0)
+    return found
+
+
+def _solved(matrix: dict[tuple[int, int], Float64], right_hw3: Float32) -> Float32:
+    """The three unknowns of each pixel, by Cramer's rule: ten times as fast as a solver called for each."""
+
+    def cofactor(i: int, j: int) -> Float64:
+        (a, b), (c, d) = ([k for k in range(3) if k != without] for without in (i, j))
+        sign = -1 if (i + j) % 2 else 1
+        return sign * (matrix[a, c] * matrix[b, d] - matrix[a, d] * matrix[b, c])
+
+    adjoint = {(i, j): cofactor(i, j) for i in range(3) for j in range(i, 3)}
+    determinant = sum(matrix[0, j] * adjoint[0, j] for j in range(3))
+    unknowns = [
+        sum(adjoint[min(i, j), max(i, j)] * right_hw3[..., j] for j in range(3)) / determinant for i in range(3)
+    ]
+    return np.stack(unknowns, axis=2).astype(np.float32)
+
+
+def _applied(model: _Model, image_HWC: UInt8, mask_HW: UInt8, rows: slice, height: int) -> UInt8:
+    """Rows of the refined mask."""
+    width = mask_HW.shape[1]
+    gain, offset, trust = (
+        _stretched(values, rows, height, width) for values in (model.gain_hw3, model.offset_hw, model.trust_hw)
+    )
+    refined_HW = mask_HW.copy()
+    at = trust > _TRUSTED  # the edges alone: elsewhere there is nothing to compute
+    mask = mask_HW[at].astype(np.float32)
+    middle = np.float32(127.5)
+    guided = (gain[at] * image_HWC[at]).sum(axis=1) + offset[at] * np.float32(255)
+    guided = (middle + np.float32(_CONTRAST) * (guided - middle)).clip(0, 255)
+    moved = np.rint(mask + trust[at] * (guided - mask))
+    stays = (moved > middle) == (mask > middle)
+    fades = np.abs(moved - middle) < np.abs(mask - middle)
+    refined_HW[at] = np.where(stays & fades, mask, moved)
+    return refined_HW
+
+
+def _stretched(values: Float32, rows: slice, height: int, width: int) -> Float32:
+    """Rows of reduced values at the picture's size, bilinear with half-pixel centres."""
+    import cv2
+
+    down, across = values.shape[0] / height, values.shape[1] / width
+    matrix = np.array([[across, 0, across / 2 - 0.5], [0, down, (rows.start + 0.5) * down - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = width, rows.stop - rows.start
+    return np.asarray(cv2.warpAffine(values, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _blur(values: Float32, radius: int) -> Float32:
+    import cv2
+
+    side = 2 * radius + 1
+    return np.asarray(cv2.blur(values, (side, side), borderType=cv2.BORDER_REFLECT), np.float32)

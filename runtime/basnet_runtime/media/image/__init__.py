@@ -1,0 +1,3 @@
+"""Pictures in and out, in every format."""
+
+__all__: list[str] = []

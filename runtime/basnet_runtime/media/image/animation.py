@@ -1,0 +1,407 @@
+"""Animated GIF, WebP, PNG and AVIF, frame by frame: every frame out at its own delay, and the loop count kept.
+
+    with AnimationSource(Path("a.gif")) as source:
+        Pipeline(model, composer).run(source, AnimationSink(Path("a.mask.gif"), source.traits, overwrite=False))
+
+libvips reads and writes GIF and WebP as a stream of frames. It knows no animated PNG or AVIF: OpenCV does, but holds
+the whole animation, so these are limited in size. OpenCV does not read an AVIF's loop count; it comes out as endless.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.frame import Composed, Frame, UInt8
+from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.media.files import PendingFile, reason
+from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
+from basnet_runtime.media.image.metadata import hdr_note, upright
+from basnet_runtime.media.image.pictures import (
+    DEFAULT_MAX_PIXELS,
+    PictureFile,
+    PictureFormat,
+    cv2_module,
+    library_detail,
+    vips_errors,
+    vips_module,
+)
+from basnet_runtime.media.image.stills import still_of
+from basnet_runtime.media.image.strip_file import Spool
+from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.errors import MediaError, UsageError
+
+if TYPE_CHECKING:
+    from basnet_runtime.pipeline.run import Room
+
+__all__ = [
+    "ANIMATION_OUTPUTS",
+    "AnimationSink",
+    "AnimationSource",
+    "AnimationTraits",
+    "animation_suffix",
+    "check_animation_output",
+    "is_animation",
+]
+
+ANIMATION_OUTPUTS = (".apng", ".avif", ".gif", ".png", ".webp")
+_STREAMED = (".gif", ".webp")
+_WHOLE_MAX = 60_000_000  # pixels of an animation that is held as a whole, in several copies of 4 bytes
+_FRAMES_MAX = 100_000
+_WRITE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".gif": {"dither": 0.0, "effort": 4},
+    ".webp": {"lossless": True, "effort": 2},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnimationTraits:
+    """What is known before decoding.
+
+    Attributes:
+        height: Rows of every frame.
+        width: Columns of every frame.
+        delays: Milliseconds each frame is shown.
+        loops: How often it is played; 0 is for ever.
+    """
+
+    height: int
+    width: int
+    delays: tuple[int, ...]
+    loops: int
+
+
+def is_animation(path: Path) -> bool:
+    """Whether the file is a moving GIF, WebP, PNG or AVIF, by its content; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    kind = _kind(head)
+    if kind == ".png":
+        return _png_frames(head) > 1
+    if kind == ".avif":
+        return True
+    if kind is None:
+        return False
+    try:
+        with PictureFile(path, max_pixels=1 << 40) as picture:
+            return picture.pages > 1
+    except MediaError:
+        return False
+
+
+def _kind(head: bytes) -> str | None:
+    """The suffix of a format that may hold an animation, from a file's first bytes."""
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return ".gif"
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        return ".webp"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return ".png"
+    if is_avif_sequence(head):
+        return ".avif"
+    return None
+
+
+def _png_frames(head: bytes) -> int:
+    """Frames that an animated PNG announces before its first pixels; 0 for a plain one."""
+    at = 8
+    while at + 12 <= len(head):
+        size, name = struct.unpack_from(">I4s", head, at)
+        if name == b"acTL":
+            return int(struct.unpack_from(">I", head, at + 8)[0])
+        if name in (b"IDAT", b"IEND"):
+            break
+        at += 12 + size
+    return 0
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether every chunk lies within the file: OpenCV makes room for what a chunk promises before it reads it."""
+    at = 8
+    while at + 12 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        at += 12 + size
+        if name == b"IEND":
+            break
+    return at <= len(data)
+
+
+def _is_whole(head: bytes) -> bool:
+    """Whether libvips does not read it as an animation."""
+    return _kind(head) in (".png", ".avif")
+
+
+def _announced_size(head: bytes) -> tuple[int, int]:
+    """Height and width that a PNG's or an AVIF's header promises (its largest image); 0, 0 where it has none."""
+    if _kind(head) == ".png":
+        width, height = struct.unpack_from(">II", head.ljust(24, b"\0"), 16)
+        return height, width
+    sizes = [struct.unpack_from(">II", head, found.end() + 4) for found in re.finditer(b"ispe", head[:-12])]
+    width, height = max(sizes, default=(0, 0), key=lambda size: size[0] * size[1])
+    return height, width
+
+
+def animation_suffix(path: Path, kind: OutputKind, asked: PictureFormat | None = None) -> str:
+    """The format of an animation's result: the asked one where it can move, else the animation's own.
+
+    A GIF's cut-out becomes a WebP, because a GIF cannot hold its soft edges.
+    """
+    if asked in ("png", "webp"):
+        return f".{asked}"
+    with path.open("rb") as file:
+        own = _kind(file.read(16)) or ".webp"
+    return ".webp" if kind.has_alpha and own == ".gif" else own
+
+
+def check_animation_output(target: Path, kind: OutputKind) -> None:
+    """Refuse a name whose format holds no animation, or not its transparency.
+
+    Raises:
+        UsageError: With the formats that can.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in ANIMATION_OUTPUTS:
+        formats = ", ".join(ANIMATION_OUTPUTS)
+        raise UsageError(f"{target}: an animation is written as {formats}, not {suffix or 'no suffix'}")
+    if kind.has_alpha and suffix == ".gif":
+        raise UsageError(f"{target}: .gif holds no soft transparency; write a cutout as .webp, .png or .avif")
+
+
+class AnimationSource:
+    """Decodes an animation; a frame's `pts` is its number and its `duration` the delay in milliseconds.
+
+    Attributes:
+        traits: What the file says.
+        notes: What a user should know about how it was read.
+    """
+
+    def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        """Open and read the header; `max_pixels` is for one frame.
+
+        Raises:
+            MediaError: It cannot be read, or is too large.
+        """
+        self.path = path
+        self.notes: list[str] = []
+        self._orientation = 1
+        self._decoded: list[NDArray[Any]] = []
+        self._top = 65535
+        self._picture: PictureFile | None = None
+        try:
+            with path.open("rb") as file:
+                head = file.read(1 << 16)
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+        try:
+            self.traits = self._whole_traits(head, max_pixels) if _is_whole(head) else self._streamed_traits(max_pixels)
+            if len(self.traits.delays) > _FRAMES_MAX:
+                raise MediaError(f"{path}: has {len(self.traits.delays)} frames, above the limit of {_FRAMES_MAX}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _streamed_traits(self, max_pixels: int) -> AnimationTraits:
+        self._picture = picture = PictureFile(self.path, max_pixels=max_pixels, whole=True)
+        self._orientation = picture.orientation
+        return self._traits(picture.height, picture.width, picture.delays, picture.loops)
+
+    def _traits(self, height: int, width: int, delays: Sequence[int], loops: int) -> AnimationTraits:
+        """Upright."""
+        if self._orientation > 4:
+            height, width = width, height
+        return AnimationTraits(height=height, width=width, delays=tuple(delays), loops=loops)
+
+    def _whole_traits(self, head: bytes, max_pixels: int) -> AnimationTraits:
+        """By OpenCV, which decodes everything at once; the header says beforehand how much that is."""
+        height, width = _announced_size(head)
+        if not 0 < height * width <= max_pixels:
+            raise MediaError(f"{self.path}: {width}x{height} is above the limit of --max-pixels, or no size at all")
+        self.notes += hdr_note(head)
+        self._refuse_whole(max(1, _png_frames(head)) * height * width)
+        most = _WHOLE_MAX // (height * width) + 1
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise MediaError(f"{self.path}: cannot be read: {reason(error)}") from error
+        if _kind(head) == ".png":
+            if not _png_is_whole(data):
+                raise MediaError(f"{self.path}: cannot be read: the file is cut short or damaged")
+            with PictureFile(self.path, max_pixels=max_pixels) as first:
+                self._orientation = first.orientation
+        else:
+            self._orientation, self._top = avif_orientation(data), (1 << avif_bits(data)) - 1
+        delays, loops = self._decode_whole(data, most, is_avif=_kind(head) == ".avif")
+        height, width = self._decoded[0].shape[:2]
+        self._refuse_whole(len(self._decoded) * height * width)
+        return self._traits(height, width, delays, loops)
+
+    def _decode_whole(self, data: bytes, most: int, *, is_avif: bool) -> tuple[list[int], int]:
+        """All frames into memory; their delays, and how often they are played."""
+        cv2 = cv2_module()
+        try:
+            _, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8).reshape(1, -1), 0, most)
+            self._decoded = list(animation.frames)
+            if self._decoded:
+                return [int(delay) for delay in animation.durations][: len(self._decoded)], int(animation.loop_count)
+            if is_avif:
+                self._decoded, delays = gray_frames(data, most)
+        except cv2.error as error:
+            raise MediaError(f"{self.path}: cannot be read: {library_detail(error)}") from error
+        except MediaError as error:
+            raise MediaError(f"{self.path}: {error}") from error
+        if not self._decoded:
+            raise MediaError(f"{self.path}: cannot be read: the animation is damaged or of an unknown variant")
+        return delays, 0
+
+    def _refuse_whole(self, pixels: int) -> None:
+        if pixels > _WHOLE_MAX:
+            raise MediaError(
+                f"{self.path}: its frames are {pixels / 1e6:.0f} megapixels together, above the limit of "
+                f"{_WHOLE_MAX / 1e6:.0f} for this format; make it an animated WebP or a video"
+            )
+
+    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+        """Every frame, in order.
+
+        Raises:
+            MediaError: The file is damaged or cut short.
+        """
+        delays = self.traits.delays
+        decoded = self._whole_frames() if self._picture is None else self._picture.frames()
+        for index, delay in enumerate(delays):
+            room.wait(4 * self.traits.height * self.traits.width)
+            with clock.stage("decode"):
+                frame = next(decoded)
+                image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
+                if self._orientation != 1:
+                    image_HWC = upright(image_HWC, self._orientation)
+                    alpha_HW = None if alpha_HW is None else upright(alpha_HW, self._orientation)
+            yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, pts=index, duration=delay)
+
+    def _whole_frames(self) -> Iterator[Frame]:
+        for pixels in self._decoded:
+            still = still_of(pixels, self._top, blue_first=True)
+            yield Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._decoded = []
+        if self._picture is not None:
+            self._picture.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AnimationSink:
+    """Writes an animation; the file appears under its name when it is complete."""
+
+    def __init__(self, target: Path, traits: AnimationTraits, *, overwrite: bool) -> None:
+        """Get ready; nothing is written before the first frame."""
+        self._target = target
+        self._traits = traits
+        self._overwrite = overwrite
+        self._suffix = target.suffix.lower()
+        self._spool: Spool | None = None  # memory does not follow the number of frames
+        self._kept: list[UInt8] = []
+
+    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+        """Take one frame.
+
+        Raises:
+            MediaError: The disk is full, or the animation too large for its format.
+        """
+        pixels = item.pixels if item.pixels.ndim == 3 else item.pixels[..., None]
+        if item.alpha_HW is not None:
+            pixels = np.dstack([pixels, item.alpha_HW])
+        if self._suffix in _STREAMED:
+            if self._spool is None:
+                self._spool = Spool(self._target, pixels.shape[0] * len(self._traits.delays))
+            self._spool.add(pixels)
+            return
+        self._kept.append(pixels)
+        if len(self._kept) * pixels.shape[0] * pixels.shape[1] > _WHOLE_MAX:
+            raise MediaError(
+                f"{self._target}: {self._suffix} is written from memory, up to {_WHOLE_MAX / 1e6:.0f} megapixels; "
+                "write .webp"
+            )
+
+    def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - see `write`
+        """Encode, and give the file its name."""
+        if self._spool is None and not self._kept:
+            return
+        pending = PendingFile(self._target, overwrite=self._overwrite)
+        try:
+            if self._spool is not None:
+                self._encode_streamed(self._spool.image(), pending.path)
+            else:
+                self._encode_whole(pending.path)
+            pending.commit()
+        finally:
+            pending.discard()
+            self.abort()
+
+    def _encode_streamed(self, image: Any, path: Path) -> None:
+        vips, traits = vips_module(), self._traits
+        try:
+            image = image.copy()
+            image.set_type(vips.GValue.gint_type, "page-height", image.height // len(traits.delays))
+            image.set_type(vips.GValue.array_int_type, "delay", list(traits.delays))
+            image.set_type(vips.GValue.gint_type, "loop", traits.loops)
+            with path.open("wb") as file:
+                target = vips.Target.new_to_descriptor(file.fileno())
+                image.write_to_target(target, self._suffix, **_WRITE_OPTIONS[self._suffix])
+        except vips_errors() as error:
+            raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
+
+    def _encode_whole(self, path: Path) -> None:
+        cv2 = cv2_module()
+        animation = cv2.Animation()
+        animation.frames = [_bgr(pixels) for pixels in self._kept]
+        animation.durations = list(self._traits.delays)
+        animation.loop_count = self._traits.loops
+        suffix = ".png" if self._suffix == ".apng" else self._suffix
+        try:
+            made, encoded = cv2.imencodeanimation(suffix, animation)
+        except cv2.error as error:
+            raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
+        if not made:
+            raise MediaError(f"{self._target}: cannot be written as {suffix}")
+        try:
+            path.write_bytes(np.asarray(encoded, np.uint8).tobytes())
+        except OSError as error:
+            raise MediaError(f"{self._target}: cannot be written: {reason(error)}") from error
+
+    def interrupt(self) -> None:
+        """Half an animation is none."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Remove what is unfinished."""
+        self._kept.clear()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+def _bgr(pixels_HWC: UInt8) -> UInt8:
+    """Grey, RGB or RGBA as OpenCV takes it."""
+    cv2 = cv2_module()
+    change = {1: cv2.COLOR_GRAY2BGR, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[pixels_HWC.shape[2]]
+    return cast(UInt8, cv2.cvtColor(pixels_HWC, change))

@@ -1,0 +1,82 @@
+"""HEIC pictures, as phones take them: libvips' wheels carry no HEVC decoder, pillow-heif's do (extra `heic`).
+
+libheif turns pictures upright by itself, so the orientation that EXIF repeats is set to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from basnet_runtime.media.image.metadata import clean_exif
+from basnet_torch.errors import MediaError
+
+__all__ = ["HEIC_ADVICE", "Heic", "opened_heic"]
+
+HEIC_ADVICE = "HEIC needs pillow-heif; pip install 'basnet-deploy[heic]'"
+
+
+def _opened(file: BinaryIO) -> Any | None:
+    try:
+        import pillow_heif
+    except ImportError:
+        return None
+    file.seek(0)
+    try:
+        return pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
+    except (ValueError, OSError, RuntimeError, EOFError, SyntaxError) as error:
+        raise MediaError(f"cannot be read: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Heic:
+    """One picture of an opened file."""
+
+    _picture: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, from the header."""
+        width, height = self._picture.size
+        return height, width
+
+    def image(self, vips: Any) -> Any:
+        """Decode, as a libvips image with its profile, EXIF and XMP.
+
+        Raises:
+            MediaError: It is damaged.
+        """
+        try:
+            pixels = np.ascontiguousarray(np.asarray(self._picture))
+        except (ValueError, OSError, RuntimeError, EOFError, SyntaxError) as error:
+            raise MediaError(f"cannot be read: {' '.join(str(error).split())}") from error
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        height, width, bands = pixels.shape
+        image = vips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar")
+        image = image.copy(interpretation="b-w" if bands < 3 else "srgb")
+        info = self._picture.info
+        exif = clean_exif(info.get("exif") or b"")
+        for name, blob in (
+            ("exif-data", exif),
+            ("xmp-data", info.get("xmp")),
+            ("icc-profile-data", info.get("icc_profile")),
+        ):
+            if blob:
+                image.set_type(vips.GValue.blob_type, name, bytes(blob))
+        return image
+
+
+def opened_heic(file: BinaryIO, page: int | None = None) -> Heic | None:
+    """The main picture, or the one of that number, from 1; None without the library.
+
+    Raises:
+        MediaError: It is damaged, or there is no such page.
+    """
+    opened = _opened(file)
+    if opened is None or page is None:
+        return None if opened is None else Heic(opened)
+    if page > len(opened):
+        raise MediaError(f"has {len(opened)} page{'s' * (len(opened) > 1)}; there is no page {page}")
+    return Heic(opened[page - 1])

@@ -1,0 +1,642 @@
+"""Pictures in and out: upright, in sRGB, 8 bit, with their transparency; refused before decoding when they are bombs.
+
+    with PictureFile(Path("photo.jpg")) as picture:
+        frame = picture.read()
+
+libvips reads and writes; what it does not read goes through OpenCV or FFmpeg as bytes (see `stills`). Nothing is shrunk
+on the way: the network's own plain bilinear resize needs the full picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self, TypeVar
+
+import numpy as np
+
+from basnet_runtime.frame import Frame, UInt8
+from basnet_runtime.media.files import reason, whole_file
+from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
+from basnet_runtime.media.image.bands import color_and_alpha, has_floats
+from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
+from basnet_runtime.media.image.metadata import Metadata, hdr_note, metadata_of, stored_orientation, tagged
+from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
+from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
+from basnet_torch.errors import MediaError, UsageError
+
+__all__ = [
+    "ALPHA_SUFFIXES",
+    "DEFAULT_MAX_PIXELS",
+    "PICTURE_FORMATS",
+    "PICTURE_OUTPUTS",
+    "PictureFile",
+    "PictureFormat",
+    "check_picture_output",
+    "cv2_module",
+    "is_picture",
+    "library_detail",
+    "read_picture",
+    "save_image",
+    "vips_errors",
+    "vips_module",
+    "write_picture",
+]
+
+T = TypeVar("T")
+PictureFormat = Literal["png", "jpg", "webp", "tiff"]
+PICTURE_FORMATS: tuple[PictureFormat, ...] = ("png", "jpg", "webp", "tiff")
+DEFAULT_MAX_PIXELS = 300_000_000
+ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
+_WRITE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".png": {"compression": 6},
+    ".jpg": {"Q": 92},
+    ".jpeg": {"Q": 92},
+    ".webp": {"lossless": True, "effort": 2},
+    ".tif": {"compression": "deflate", "predictor": "horizontal"},
+    ".tiff": {"compression": "deflate", "predictor": "horizontal"},
+}
+PICTURE_OUTPUTS = tuple(sorted(_WRITE_OPTIONS))
+_LONGEST_SIDE = {".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383}
+_STRIP_PIXELS = 4_000_000
+_SPLIT_PIXELS = 16_000_000
+_OUR_PROFILE = "srgb"
+
+
+@lru_cache(maxsize=1)
+def vips_module() -> Any:
+    """Libvips, quiet, within this container's threads, without loaders that are unsafe on strangers' files."""
+    logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings reach stderr
+    import pyvips
+
+    from basnet_runtime.machine.threads import allowed_threads
+
+    pyvips.block_untrusted_set(True)  # noqa: FBT003 - the binding has no keyword
+    pyvips.cache_set_max(0)  # every picture is used once; a cache only makes memory grow
+    pyvips.concurrency_set(allowed_threads())
+    return pyvips
+
+
+def vips_errors() -> tuple[type[Exception], ...]:
+    """What a failing libvips call raises; the binding stumbles over messages that quote a damaged file's bytes."""
+    return vips_module().Error, UnicodeDecodeError
+
+
+class PictureFile:
+    """One opened picture: its size is known from the header, `read` decodes it. A context manager.
+
+    Attributes:
+        height: Rows, before turning upright.
+        width: Columns, before turning upright.
+        notes: What a user should know about how it was read, for example that only its first frame is used.
+    """
+
+    def __init__(
+        self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, whole: bool = False, page: int | None = None
+    ) -> None:
+        """Open and read the header.
+
+        Args:
+            path: The file.
+            max_pixels: The most pixels that `read`, or one of `frames`, may decode.
+            whole: Open all frames of an animation.
+            page: Of a file of several pictures the one of that number, from 1; None takes the main one.
+
+        Raises:
+            MediaError: It cannot be opened, is no known picture, is damaged, has more than `max_pixels` pixels, or no
+                such page.
+        """
+        self.path = path
+        self.notes: list[str] = []
+        self._page = page
+        self._pages = ""
+        self._kind: PictureKind | None = None
+        self._heic: Heic | None = None
+        self._tiff: TiffPage | None = None
+        self._complaints: frozenset[str] = frozenset()
+        self._still: Still | None = None
+        self._has_floats = False
+        self._is_reading = False
+        self._image: Any = None
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+        try:
+            self._open(max_pixels)
+            if whole and self.pages > 1:
+                self._pages = "n=-1"
+                self._image = self._load(access="sequential")
+            self._is_reading = True
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, max_pixels: int) -> None:
+        head = _head(self.path, self._file)
+        if not head:
+            raise MediaError(f"{self.path}: the file is empty")
+        self._kind = kind = picture_format(head, self.path.suffix.lower(), self._tail)
+        with self._named():
+            if kind is not None and kind.reader == "none":
+                raise MediaError(f"is {kind.name}, which no installed library reads; convert it to PNG or JPEG")
+            if is_heic(head) and (heic := opened_heic(self._file, self._page)) is not None:
+                self._heic = heic
+                self.height, self.width = heic.size
+                self._refuse_above(max_pixels)
+                self._image = self._load(access="sequential")
+            elif kind is not None and kind.reader in ("opencv", "ffmpeg"):
+                self._open_still(kind, head, max_pixels)
+            else:
+                self._open_vips(head)
+            self.notes += hdr_note(os.pread(self._file.fileno(), 1 << 16, 0) if head[4:8] == b"ftyp" else head)
+        self._refuse_above(max_pixels if kind is None else min(max_pixels, STILL_PIXELS.get(kind.reader, max_pixels)))
+
+    def _open_still(self, kind: PictureKind, head: bytes, max_pixels: int) -> None:
+        if self._page not in (None, 1) and kind.codec != "ico":
+            raise MediaError(f"has 1 page; there is no page {self._page}")
+        size = kind.size(head)
+        if size is None:  # the header does not say, so the decoder is limited instead
+            self._still = self._decoded_still(min(max_pixels, STILL_PIXELS["ffmpeg"]))
+            size = self._still.image_HWC.shape[:2]
+        self.height, self.width = size
+
+    def _open_vips(self, head: bytes) -> None:
+        if is_tiff(head):
+            self._tiff = chosen_page(self._file, self._page)
+        if self._tiff is not None:
+            check_page(self._tiff)
+            self._pages = self._tiff.options
+        self._image = self._load(access="sequential")
+        if self._tiff is None and self._page is not None:
+            if self._page > self.pages:
+                raise MediaError(f"has {self.pages} page{'s' * (self.pages > 1)}; there is no page {self._page}")
+            if self.pages > 1:
+                self._pages = f"page={self._page - 1}"
+                self._image = self._load(access="sequential")
+        self.height, self.width = self._image.height, self._image.width
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors begin with the file's name."""
+        try:
+            yield
+        except MediaError as error:
+            if str(error).startswith(f"{self.path}: "):
+                raise
+            raise MediaError(f"{self.path}: {error}") from error
+
+    def _tail(self) -> bytes:
+        size = os.fstat(self._file.fileno()).st_size
+        return os.pread(self._file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
+
+    def _refuse_above(self, max_pixels: int) -> None:
+        if self.nbytes > 3 * max_pixels:
+            clear = " with transparency" if self.nbytes > 3 * self.height * self.width else ""
+            limit = max_pixels * 3 * self.height * self.width / self.nbytes
+            raise MediaError(
+                f"{self.path}: {self.width}x{self.height} is {self.height * self.width / 1e6:.6g} megapixels{clear}, "
+                f"above the limit of {limit / 1e6:.6g} (--max-pixels)"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the decoded picture needs."""
+        bands = 3 if self._image is None else 3 + bool(self._image.hasalpha())
+        return self.height * self.width * bands
+
+    @property
+    def pages(self) -> int:
+        """Frames of an animation or pages of a document."""
+        if self._image is None or "n-pages" not in self._image.get_fields():
+            return 1
+        return int(self._image.get("n-pages"))
+
+    @property
+    def delays(self) -> list[int]:
+        """Milliseconds each frame is shown; 100 where an animation does not say."""
+        known = self._image.get("delay") if "delay" in self._image.get_fields() else []
+        return [*known, *([100] * self.pages)][: self.pages]
+
+    @property
+    def loops(self) -> int:
+        """How often an animation is played; 0 is for ever."""
+        return int(self._image.get("loop")) if "loop" in self._image.get_fields() else 0
+
+    def frames(self) -> Iterator[Frame]:
+        """Decode every frame of an animation that was opened as a whole.
+
+        Raises:
+            MediaError: The file is damaged or cut short.
+        """
+        vips = vips_module()
+        try:
+            image = self._colours(self._image)
+            region = vips.Region.new(image)
+            for index in range(self.pages):
+                data = region.fetch(0, index * self.height, self.width, self.height)
+                pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, image.bands)
+                image_HWC, alpha_HW = _planes(pixels)
+                yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
+        except vips_errors() as error:
+            raise self._broken(error) from error
+
+    @property
+    def orientation(self) -> int:
+        """How the stored pixels lie, 1 to 8, as EXIF counts."""
+        return 1 if self._image is None else stored_orientation(self._image)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width as it is delivered."""
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
+
+    @property
+    def has_strips(self) -> bool:
+        """Whether `strips` can deliver it."""
+        return self._image is not None and self._heic is None
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """What the file says beside its pixels."""
+        return None if self._image is None else metadata_of(self._image, self.notes)
+
+    def strips(self, rows: Sequence[slice]) -> Iterator[tuple[slice, Frame]]:
+        """Decode upright strips of rows, from top to bottom; may be called again.
+
+        Raises:
+            MediaError: The picture is damaged or cut short.
+        """
+        vips = vips_module()
+        self._image = self._load(access="sequential")  # the last reading has used it up
+        try:
+            image = self._colours(self._upright())
+            region = vips.Region.new(image)
+            with self._undamaged():
+                for strip in rows:
+                    count = strip.stop - strip.start
+                    data = region.fetch(0, strip.start, image.width, count)
+                    pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
+                    image_HWC, alpha_HW = _planes(pixels)
+                    yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
+        except vips_errors() as error:
+            raise self._broken(error) from error
+
+    def read(self, index: int = 0) -> Frame:
+        """Decode; call once.
+
+        Raises:
+            MediaError: The picture is damaged or cut short.
+        """
+        try:
+            if self._image is None:
+                still = self._still or self._decoded_still(STILL_PIXELS["ffmpeg"])
+                self.notes += still.notes
+                return Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW, index=index)
+            metadata = metadata_of(self._image, self.notes)
+            with self._undamaged():
+                image_HWC, alpha_HW = self._read_vips()
+        except vips_errors() as error:
+            raise self._broken(error) from error
+        except MemoryError as error:
+            raise MediaError(f"{self.path}: there is not enough memory for {self.width}x{self.height}") from error
+        return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, metadata=metadata)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._image = None
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, access: str) -> Any:
+        raw = self._raw(access)
+        self._has_floats = has_floats(raw)
+        image, notes = color_and_alpha(raw, self._tiff)
+        self.notes += [note for note in notes if note not in self.notes]
+        return image
+
+    def _raw(self, access: str) -> Any:
+        """As the library gives it."""
+        vips = vips_module()
+        if self._heic is not None:
+            return self._heic.image(vips)
+        # By descriptor: libvips reads options out of names such as "a[page=1].png".
+        self._file.seek(0)
+        source = vips.Source.new_from_descriptor(self._file.fileno())
+        try:
+            if self._tiff is not None:
+                return self._load_tiff(source, access)
+            if self._kind is not None and self._kind.name == "JPEG":
+                # Not by what libvips finds itself: its loader for gain maps leaves XMP and IPTC out.
+                return vips.Image.jpegload_source(source, access=access, fail_on="truncated")
+            options = self._pages and f"[{self._pages}]"
+            return vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
+        except vips_errors() as error:
+            raise self._broken(error) from error
+
+    def _load_tiff(self, source: Any, access: str) -> Any:
+        """Strict, but for what the header alone is at fault: libtiff's complaints about a tag say nothing of pixels."""
+        vips, options = vips_module(), f"[{self._pages}]"
+        vips.vips_lib.vips_error_clear()
+        image = vips.Image.new_from_source(source, options, access=access, fail_on="error")
+        self._complaints = _said_by_vips()
+        if any(_NO_CODEC.search(line) for line in self._complaints):
+            raise self._broken("\n".join(self._complaints))
+        if self._complaints:
+            self._file.seek(0)
+            source = vips.Source.new_from_descriptor(self._file.fileno())
+            image = vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
+        return image
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Around the reading of pixels: libtiff and libvips go on where a block of a TIFF cannot be decoded.
+
+        Raises:
+            MediaError: One could not.
+        """
+        if self._tiff is None:
+            yield
+            return
+        with self._named():
+            if self._has_floats and (self._raw("sequential") > 1).avg() > 255 / 2:
+                raise MediaError("most of its samples are floats above 1, which is white; scale them to 0 to 1")
+            check_blocks(self._file, self._tiff, _check_jpeg)
+            vips_module().vips_lib.vips_error_clear()
+            yield
+            said = sorted(line for line in _said_by_vips() - self._complaints if _DAMAGE.match(line))
+            vips_module().vips_lib.vips_error_clear()
+            if said:
+                raise self._broken("\n".join(said))
+
+    def _broken(self, error: Exception | str) -> MediaError:
+        text = _message(error)
+        if self._tiff is not None and _NO_CODEC.search(text):
+            return MediaError(
+                f"{self.path}: cannot be read: this build of libvips has no {compression_name(self._tiff)}, which "
+                "compresses it; save it with deflate or LZW"
+            )
+        if self._kind is not None and self._kind.name == "JPEG XL":
+            return MediaError(f"{self.path}: is JPEG XL, which this build of libvips does not read; convert it to PNG")
+        detail = library_detail(text)
+        if detail == _NOTHING_TOLD and self._is_reading:  # threads share libvips' messages, so that one may be gone
+            detail = _MEANING["premature end"]
+        damaged = "is damaged: " if self._tiff is not None and "tiff2vips" in detail else "cannot be read: "
+        return MediaError(f"{self.path}: {damaged}{detail}")
+
+    def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
+        image = self._upright()
+        self._note_pages()
+        image = self._colours(image)
+        return _split(image) if image.bands == 4 else (_pixels(image), None)
+
+    def _colours(self, image: Any) -> Any:
+        """Three or four bands: 8-bit sRGB and, where there is one, alpha."""
+        if not image.hasalpha():
+            return self._in_srgb(image)
+        bands = image.bands - 1
+        alpha = _alpha_8bit(image.extract_band(bands))
+        return self._in_srgb(image.extract_band(0, n=bands)).bandjoin(alpha)
+
+    def _upright(self) -> Any:
+        """The picture as libvips will deliver it, turned by what its file says."""
+        orientation = stored_orientation(self._image)
+        if orientation == 1:
+            return self._image
+        image = self._load(access="random").copy()  # turning needs rows out of order
+        image.set_type(vips_module().GValue.gint_type, "orientation", orientation)
+        return image.autorot()
+
+    def _in_srgb(self, image: Any) -> Any:
+        """Colour bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
+        if "icc-profile-data" in image.get_fields():
+            try:
+                converted = image.icc_transform(_OUR_PROFILE, embedded=True, intent="relative", depth=8)
+                return converted.colourspace("srgb")
+            except vips_errors() as error:
+                _message(error)
+                self.notes.append("its colour profile is unusable and was left out")
+        return image.colourspace("srgb").cast("uchar")
+
+    def _note_pages(self) -> None:
+        """Say what of a file of several pictures is used, unless it was asked for."""
+        if self._page is not None:
+            return
+        if self._tiff is not None and (self._tiff.number > 1 or self._tiff.inner >= 0):
+            used = f"page {self._tiff.number}" if self._tiff.inner < 0 else f"a page inside page {self._tiff.number}"
+            self.notes.append(f"its first page is a thumbnail; {used} is used")
+        elif self.pages > 1:
+            self.notes.append(f"has {self.pages} frames or pages; only the first is used")
+
+    def _decoded_still(self, max_pixels: int) -> Still:
+        with self._named():
+            if self._kind is not None and needs_ffmpeg(self._kind, os.pread(self._file.fileno(), 1 << 16, 0)):
+                return ffmpeg_still(self._kind, self._file, self.path, max_pixels=max_pixels, page=self._page)
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return opencv_still(data)
+
+
+def read_picture(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Frame:
+    """Open and decode one picture: upright uint8 sRGB, with its transparency.
+
+    Raises:
+        MediaError: See `PictureFile`.
+    """
+    with PictureFile(path, max_pixels=max_pixels) as picture:
+        return picture.read()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file's first bytes are those of a picture this module reads, whatever its name."""
+    try:
+        with PictureFile(path):
+            return True
+    except MediaError:
+        return False
+
+
+def check_picture_output(target: Path, *, alpha: bool) -> None:
+    """Refuse a name whose format is unknown or cannot hold the result.
+
+    Raises:
+        UsageError: With the formats that can.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in _WRITE_OPTIONS:
+        raise UsageError(f"{target}: pictures are written as {', '.join(PICTURE_OUTPUTS)}, not {suffix or 'no suffix'}")
+    if alpha and suffix not in ALPHA_SUFFIXES:
+        raise UsageError(
+            f"{target}: {suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}, "
+            "or lay the object on a colour with --kind color:#ffffff"
+        )
+
+
+def write_picture(
+    target: Path,
+    pixels: UInt8,
+    alpha_HW: UInt8 | None = None,
+    *,
+    metadata: Metadata | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write uint8 H,W or H,W,3 with an optional alpha plane; the suffix chooses the format.
+
+    Raises:
+        MediaError: The file cannot be written, or its format holds no picture as large.
+        UsageError: The format is unknown, or holds no transparency and there is some.
+    """
+    check_picture_output(target, alpha=alpha_HW is not None)
+    image = _vips_image(pixels)
+    if alpha_HW is not None:
+        image = image.bandjoin(_vips_image(alpha_HW))
+    save_image(target, image, metadata=metadata, overwrite=overwrite)
+
+
+def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
+    """Write a libvips image of 8 bits in sRGB or grey, whole or not at all; see `write_picture`."""
+    suffix = target.suffix.lower()
+    _check_side(target, suffix, image.height, image.width)
+    options = dict(_WRITE_OPTIONS[suffix])
+    if metadata is not None:
+        image = tagged(image, metadata)
+        if metadata.profile and image.bands >= 3:
+            options["profile"] = _OUR_PROFILE
+    vips = vips_module()
+    with whole_file(target, overwrite=overwrite) as path, path.open("wb") as file:
+        try:
+            image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **options)
+        except vips_errors() as error:
+            raise MediaError(f"{target}: cannot be written: {library_detail(error)}") from error
+
+
+def _check_side(target: Path, suffix: str, height: int, width: int) -> None:
+    longest = _LONGEST_SIDE.get(suffix)
+    if longest is not None and max(height, width) > longest:
+        raise MediaError(
+            f"{target}: {width}x{height} is too large for {suffix}, whose sides hold {longest} pixels; use .png"
+        )
+
+
+def _vips_image(pixels: UInt8) -> Any:
+    pixels = np.ascontiguousarray(pixels)
+    height, width = pixels.shape[:2]
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    image = vips_module().Image.new_from_memory(pixels.data, width, height, bands, "uchar")
+    return image.copy(interpretation="b-w" if bands == 1 else "srgb")
+
+
+def _pixels(image: Any) -> UInt8:
+    """H,W,bands; the memory is libvips' own, not a copy."""
+    pixels: UInt8 = np.frombuffer(image.write_to_memory(), np.uint8)
+    return pixels.reshape(image.height, image.width, image.bands)
+
+
+def _split(image: Any) -> tuple[UInt8, UInt8 | None]:
+    """RGBA as colour and alpha planes; the alpha of an opaque picture is dropped."""
+    if image.width * image.height <= _SPLIT_PIXELS:
+        return _planes(_pixels(image))
+    colour_HWC, alpha_HW = _split_in_strips(image)
+    return colour_HWC, None if alpha_HW.min() == 255 else alpha_HW
+
+
+def _planes(pixels_HWC: UInt8) -> tuple[UInt8, UInt8 | None]:
+    """Colour and, unless everything is opaque, alpha, each in memory of its own."""
+    colour_HWC = np.ascontiguousarray(pixels_HWC[..., :3])
+    if pixels_HWC.shape[2] == 3 or pixels_HWC[..., 3].min() == 255:
+        return colour_HWC, None
+    return colour_HWC, np.ascontiguousarray(pixels_HWC[..., 3])
+
+
+def _split_in_strips(image: Any) -> tuple[UInt8, UInt8]:
+    """As `_split`, never holding all four bands together: for pictures whose copies would not fit."""
+    colour_HWC = np.empty((image.height, image.width, 3), np.uint8)
+    alpha_HW = np.empty((image.height, image.width), np.uint8)
+    region = vips_module().Region.new(image)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for y in range(0, image.height, rows):
+        count = min(rows, image.height - y)
+        strip = np.frombuffer(region.fetch(0, y, image.width, count), np.uint8).reshape(count, image.width, 4)
+        colour_HWC[y : y + count], alpha_HW[y : y + count] = strip[..., :3], strip[..., 3]
+    return colour_HWC, alpha_HW
+
+
+def _alpha_8bit(alpha: Any) -> Any:
+    """One alpha band of any depth as 0..255."""
+    if alpha.format == "uchar":
+        return alpha
+    largest = 65535 if alpha.format == "ushort" else 255 if alpha.format in ("char", "short", "uint", "int") else 1
+    return (alpha * (255 / largest)).rint().cast("uchar")
+
+
+def _head(path: Path, file: BinaryIO) -> bytes:
+    try:
+        return os.pread(file.fileno(), HEAD_BYTES, 0)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+# Of what libvips has put down: other threads may fail at the same time, and bytes too many are no damage.
+_DAMAGE = re.compile(r"(tiff2vips|VipsJpeg): (?!.*extraneous bytes)")
+_NO_CODEC = re.compile(r"not configured|not implemented|built without")
+_NOTHING_TOLD = "the file is damaged or of an unknown variant"
+_NOISE = re.compile(r"^(unable to .*|.*: *|)$")
+_MEANING = {
+    "hevc": HEIC_ADVICE,
+    "bad labq": "L*a*b* of 8 bits, which this build of libvips does not read; save it with 16 bits or as RGB",
+    "not in a known format": "this is no picture in a known format",
+    "premature end": "the file is cut short or damaged",
+    "end of": "the file is cut short or damaged",
+    "read error": "the file is cut short or damaged",
+    "out of order": "the file is cut short or damaged",
+}
+
+
+def library_detail(error: Exception | str) -> str:
+    r"""The telling line of a library's message.
+
+    >>> library_detail("unable to call VipsForeignLoadPngSource\n  pngload: bad CRC\n")
+    'pngload: bad CRC'
+    """
+    text = _message(error)
+    for sign, meaning in _MEANING.items():
+        if sign in text.lower():
+            return meaning
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in lines if not _NOISE.match(line)), _NOTHING_TOLD)
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Decode strictly; bytes too many between two parts, which some scanners write, are no damage."""
+    try:
+        vips_module().Image.jpegload_buffer(data, access="sequential", fail_on="warning").avg()
+    except vips_errors() as error:
+        if "extraneous bytes" not in (text := _message(error)):
+            raise MediaError(library_detail(text)) from error
+
+
+def _said_by_vips() -> frozenset[str]:
+    """The lines that libvips has put down since its errors were cleared last."""
+    text = vips_module().ffi.string(vips_module().vips_lib.vips_error_buffer()).decode(errors="replace")
+    return frozenset(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _message(error: Exception | str) -> str:
+    """What an error says; one that the binding could not read is taken off libvips, or it would spoil the next."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    vips_module().vips_lib.vips_error_clear()
+    return error.object.decode(errors="replace")

@@ -1,0 +1,122 @@
+"""What a user may choose about video: which part of it, and how the result is encoded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+from basnet_runtime.media.video.open import HwAccel
+from basnet_torch.errors import UsageError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+__all__ = ["CODECS", "Codec", "Moment", "Span", "VideoOptions"]
+
+Codec = Literal["h264", "hevc", "av1", "vp9", "prores", "ffv1"]
+CODECS: tuple[Codec, ...] = get_args(Codec)
+_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+_FRAME = re.compile(r"(\d+)f")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """A place in a video: a time after its first frame, or the number of a frame.
+
+    Attributes:
+        seconds: After the first frame; None when `frame` says it.
+        frame: Counted from 0; None when `seconds` says it.
+    """
+
+    seconds: Fraction | None = None
+    frame: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `12.5`, `1:30`, `1:02:03.5` or `300f`.
+
+        Raises:
+            UsageError: It is none of these.
+
+        >>> Moment.parse("1:30").seconds, Moment.parse("300f").frame
+        (Fraction(90, 1), 300)
+        """
+        if found := _FRAME.fullmatch(text):
+            return cls(frame=int(found[1]))
+        if found := _CLOCK.fullmatch(text):
+            from fractions import Fraction
+
+            hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+            return cls(seconds=hours * 3600 + minutes * 60 + seconds)
+        raise UsageError(f"{text!r} is no place in a video; write seconds (12.5), a time (1:02:03.5) or a frame (300f)")
+
+    def reached(self, index: int, seconds: Fraction) -> bool:
+        """Whether the frame of this number, shown at `seconds` after the first one, is at this place or after it."""
+        if self.frame is not None:
+            return index >= self.frame
+        return self.seconds is None or seconds >= self.seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Part of a video, from `start` to before `end`; None is the video's own.
+
+    Attributes:
+        start: The first frame is the first one at or after this.
+        end: The first frame that is left out.
+    """
+
+    start: Moment | None = None
+    end: Moment | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is None or self.end is None:
+            return
+        for first, last in ((self.start.seconds, self.end.seconds), (self.start.frame, self.end.frame)):
+            if first is not None and last is not None and last <= first:
+                raise UsageError("--end is not after --start; nothing would be left")
+
+    @classmethod
+    def parse(cls, start: str | None, end: str | None) -> Self:
+        """From the texts of `--start` and `--end`.
+
+        Raises:
+            UsageError: One of them is no place in a video, or the end is not after the start.
+        """
+        return cls(start=None if start is None else Moment.parse(start), end=None if end is None else Moment.parse(end))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoOptions:
+    """How videos are read and written.
+
+    Attributes:
+        codec: Of the result; None takes the container's usual one.
+        quality: 1..100, more is better and larger; None is right for most.
+        span: The part that is done.
+        resume: Work in segments that survive the end of the process, and continue from those that are there.
+        hwaccel: Where decoding and encoding run.
+        sound: Copy audio.
+        subtitles: Copy subtitles.
+        track: Which video track, counted from 1; None takes the one that the file marks as its default.
+    """
+
+    codec: Codec | None = None
+    quality: int | None = None
+    span: Span = field(default_factory=Span)
+    resume: bool = False
+    hwaccel: HwAccel = "auto"
+    sound: bool = True
+    subtitles: bool = True
+    track: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec is not None and self.codec not in CODECS:
+            raise UsageError(f"codec is {self.codec!r}; it must be one of {', '.join(CODECS)}")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UsageError(f"quality is {self.quality}; it must be 1 to 100")
+        if self.track is not None and self.track < 1:
+            raise UsageError(f"video-track is {self.track}; tracks are counted from 1")
+        if self.hwaccel not in get_args(HwAccel):
+            raise UsageError(f"hwaccel is {self.hwaccel!r}; it must be auto, none or cuda")

@@ -1,0 +1,511 @@
+"""Writing video: every result at its frame's own time, with the source's audio and subtitles copied packet by packet.
+
+    sink = VideoSink(Path("clip.mask.mp4"), source.traits, OutputKind(), overwrite=False)
+
+The file appears under its name when it is complete; a run that fails leaves nothing. One that is interrupted, or whose
+container refuses a packet midway, leaves what was done so far, playable, under a name that says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from basnet_runtime.frame import Composed, UInt8
+from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.media.files import PendingFile
+from basnet_runtime.media.video.open import av_detail
+from basnet_runtime.media.video.options import Span, VideoOptions
+from basnet_runtime.media.video.stream_info import VideoTraits
+from basnet_runtime.media.video.write.container import FORMATS, named
+from basnet_runtime.media.video.write.encoder import (
+    Encoder,
+    check_rate,
+    choose_encoder,
+    codec_for,
+    encoded_full_range,
+    open_encoder,
+    refused,
+    set_up,
+    swscale_matrix,
+)
+from basnet_runtime.media.video.write.passthrough import FileSide, PacketCopier, Side, copy_tags
+from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.errors import MediaError
+
+if TYPE_CHECKING:
+    import av
+    from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+__all__ = ["ContainerRefused", "FrameEncoder", "Muxer", "OutputPlan", "VideoSink", "av_errors", "partial_path"]
+
+_BITEXACT = 0x0400  # AVFMT_FLAG_BITEXACT
+_MAX_TIMESCALE = 1_000_000_000
+_MAX_DURATION = 1 << 31  # of a packet in .mp4 and .mov, ticks
+_OF_THE_PACKET = (errno.EINVAL, errno.ERANGE, errno.EPERM, errno.ENOSYS, None)
+_LIMITED, _FULL = 1, 2
+_FROM_FULL_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPlan:
+    """All that decides how one output video is written.
+
+    Attributes:
+        target: Its name.
+        traits: Of the source.
+        kind: What is in it.
+        options: The user's choices.
+        side: Opens what is copied along.
+        whole: Whether the source was taken to its own end, known when the last frame is through: its sound then runs on
+            to its own end too.
+        overwrite: An existing file may be replaced.
+    """
+
+    target: Path
+    traits: VideoTraits
+    kind: OutputKind
+    options: VideoOptions = field(default_factory=VideoOptions)
+    side: Callable[[], Side] | None = None
+    whole: Callable[[], bool] = lambda: True
+    overwrite: bool = False
+
+    def open_side(self) -> Side:
+        """What is copied along, open."""
+        side = FileSide(Path(self.traits.source), self.traits.stream) if self.side is None else self.side()
+        wanted = {"audio": self.options.sound, "subtitle": self.options.subtitles}
+        side.streams = [stream for stream in side.streams if wanted[stream.type]]
+        return side
+
+    def encoder(self) -> Encoder:
+        """The encoder for frames of the size in `traits`."""
+        codec = codec_for(self.target, self.kind, self.options)
+        check_rate(self.target, codec, self.traits.rate)
+        return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.traits, self.options)
+
+    def sized(self, item: Composed) -> OutputPlan:
+        """The plan for the size that results really have, which is twice the source's where two stand side by side."""
+        height, width = item.pixels.shape[:2]
+        return replace(self, traits=replace(self.traits, height=height, width=width))
+
+
+class VideoSink:
+    """One output video. The encoder opens with the first result, so that its threads are known as its own.
+
+    Attributes:
+        warnings: What a user should know about the output; complete after `finish`.
+        encoder: Which encoder runs, and on what; known after the first frame.
+        kept: Where an interrupted run left what it had done, or None.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        traits: VideoTraits,
+        kind: OutputKind,
+        *,
+        overwrite: bool,
+        options: VideoOptions | None = None,
+        side: Callable[[], Side] | None = None,
+        whole: Callable[[], bool] = lambda: True,
+        endless: bool = False,
+    ) -> None:
+        """Prepare; the file is created by the first `write`. `endless`: interrupting is how such a source ends."""
+        self.warnings: list[str] = []
+        self.encoder = ""
+        self.kept: Path | None = None
+        self._plan = OutputPlan(
+            target=target,
+            traits=traits,
+            kind=kind,
+            options=options or VideoOptions(),
+            side=side,
+            whole=whole,
+            overwrite=overwrite,
+        )
+        self._endless = endless
+        self._file: PendingFile | None = None
+        self._writer: _Writer | None = None
+
+    def write(self, item: Composed, clock: StageClock) -> None:
+        """Encode one result at its frame's time.
+
+        Raises:
+            MediaError: The encoder or the disk refuses.
+        """
+        with self._salvaging(), av_errors(self._plan.target):
+            if self._writer is None:
+                with clock.adopt("encode"):
+                    self._writer = self._open(item)
+                    self._writer.write(item)
+            else:
+                self._writer.write(item)
+
+    def finish(self, clock: StageClock) -> None:
+        """Flush, copy what is left of the audio, and give the file its name.
+
+        Raises:
+            MediaError: The encoder or the disk refuses.
+        """
+        if self._writer is None or self._file is None:
+            raise MediaError(f"{self._plan.target}: there was no frame to write")
+        with self._salvaging(), av_errors(self._plan.target):
+            self._writer.flush(to_the_end=self._plan.whole())
+            clock.collect("encode")
+            self._writer.close()
+        self.warnings += self._writer.warnings
+        self._file.commit()
+
+    def abort(self) -> None:
+        """Remove what was written so far."""
+        if self._writer is not None:
+            with suppress(Exception):  # the trailer of a broken file, which is removed anyway
+                self._writer.close()
+        if self._file is not None:
+            self._file.discard()
+
+    def interrupt(self) -> None:
+        """Keep what was written so far as a file that plays, under the name of `kept`."""
+        if self._writer is None or self._file is None or not self._writer.frames:
+            return
+        try:
+            with av_errors(self._plan.target):
+                self._writer.flush(to_the_end=False)
+                self._writer.close()
+            self.warnings += self._writer.warnings
+            kept = self._plan.target if self._endless else partial_path(self._plan.target)
+            self._file.commit(kept)
+            self.kept = kept
+        finally:
+            self.abort()
+
+    @contextmanager
+    def _salvaging(self) -> Iterator[None]:
+        """Keep what the container took before it refused a packet; hours of work may be in it."""
+        try:
+            yield
+        except ContainerRefused as error:
+            if self._writer is None or self._file is None or not self._writer.frames:
+                raise
+            with suppress(Exception):  # the index of what it took; without it nothing is worth keeping
+                self._writer.close()
+                self._file.commit(partial_path(self._plan.target))
+                self.kept = self._file.target
+            if self.kept is None:
+                raise
+            raise MediaError(f"{error}; {self.kept} holds what was done until then") from error
+
+    def _open(self, item: Composed) -> _Writer:
+        plan = self._plan.sized(item)
+        encoder = plan.encoder()
+        self.encoder = encoder.described
+        self._file = PendingFile(plan.target, overwrite=plan.overwrite)
+        return _Writer(self._file.path, plan, encoder)
+
+
+def partial_path(target: Path) -> Path:
+    """A free name for what an interrupted run leaves: clip.mask.mp4 becomes clip.mask.partial.mp4."""
+    numbers = itertools.chain([""], (f".{n}" for n in itertools.count(2)))
+    names = (f"{target.stem}{number}.partial{target.suffix}" for number in numbers)
+    return next(path for name in names if not (path := target.with_name(name)).exists())
+
+
+class _Writer:
+    """An open output: frames in, packets in time order out."""
+
+    def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
+        self._muxer = Muxer(path, plan, encoder)
+        self._frames = FrameEncoder(self._muxer.context, encoder, plan.traits)
+        self.frames = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        return self._muxer.warnings
+
+    def write(self, item: Composed) -> None:
+        for packet in self._frames.encode(item):
+            self._muxer.mux(packet)
+        self.frames += 1
+
+    def flush(self, *, to_the_end: bool) -> None:
+        for packet in self._frames.flush():
+            self._muxer.mux(packet)
+        self._muxer.finish(to_the_end=to_the_end)
+
+    def close(self) -> None:
+        self._muxer.close()
+
+
+class FrameEncoder:
+    """Composed frames to packets of one encoder, each with its frame's time and duration."""
+
+    def __init__(self, context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:
+        """`context`: set up, not yet used."""
+        self._context = context
+        self._pixels = encoder.pixels
+        self._time_base = traits.time_base
+        self._range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
+        self._matrix = swscale_matrix(traits.colour)
+        self._durations: dict[int, int] = {}
+
+    def encode(self, item: Composed) -> Iterator[Packet[Any]]:
+        """The packets that are ready after this frame."""
+        frame = self._picture(item)
+        frame.pts, frame.time_base = item.frame.pts, self._time_base
+        self._durations[item.frame.pts] = item.frame.duration
+        return self._packets(frame)
+
+    def flush(self) -> Iterator[Packet[Any]]:
+        """The packets that are left."""
+        return self._packets(None)
+
+    def _packets(self, frame: av.VideoFrame | None) -> Iterator[Packet[Any]]:
+        for packet in self._context.encode(frame):
+            if packet.pts is not None:
+                packet.duration = self._durations.pop(packet.pts, 0) or packet.duration
+            packet.time_base = self._time_base
+            yield packet
+
+    def _picture(self, item: Composed) -> av.VideoFrame:
+        if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
+            return _grey_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
+        image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
+        return self._colour_frame(image_HWC, item.alpha_HW)
+
+    def _colour_frame(self, image_HWC: UInt8, alpha_HW: UInt8 | None) -> av.VideoFrame:
+        import av
+
+        if alpha_HW is None:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24")
+        else:
+            frame = av.VideoFrame.from_ndarray(np.dstack([image_HWC, alpha_HW]), format="rgba")
+        if self._pixels.startswith("bgr"):
+            return frame.reformat(format=self._pixels, threads=1)
+        frame = frame.reformat(format=self._pixels, dst_colorspace=self._matrix, dst_color_range=self._range, threads=1)
+        if alpha_HW is not None:
+            _fill_alpha(frame, alpha_HW)  # swscale's own conversion is one too high in half of its values
+        return frame
+
+
+class ContainerRefused(MediaError):
+    """A container does not take a packet."""
+
+
+class Muxer:
+    """An open output container: video packets in, each preceded by the sound that belongs before it.
+
+    Attributes:
+        context: The opened video encoder.
+        warnings: What did not fit into the container.
+    """
+
+    def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
+        """Open the container and its encoder.
+
+        Raises:
+            MediaError: The encoder does not write this size.
+        """
+        import av
+
+        self.warnings: list[str] = []
+        self._plan = plan
+        self._traits = plan.traits
+        self._origin: Fraction | None = None
+        self._end = Fraction(0)
+        self._last: dict[int, int] = {}  # decoding time of the last packet, by stream
+        self._dropped: Counter[str] = Counter()
+        self._damaged: Counter[str] = Counter()
+        suffix = plan.target.suffix.lower()
+        self._in_milliseconds = suffix in (".mkv", ".webm")
+        side = plan.open_side()
+        try:
+            options = {} if self._in_milliseconds else _timescales(plan.traits, side)
+            self._container = av.open(f"file:{path}", "w", format=FORMATS[suffix], options=options)
+        except BaseException:
+            side.close()
+            raise
+        self._container.flags |= _BITEXACT  # no random numbers: the same input gives the same bytes
+        stream = self._container.add_stream(encoder.library, rate=plan.traits.rate)
+        self._stream = cast("VideoStream", stream)
+        self.context = self._stream.codec_context
+        set_up(self.context, encoder, plan.traits)
+        self._copier = PacketCopier(side, self._container, suffix, whole=plan.options.span == Span())
+        self.warnings += copy_tags(side, plan.traits.stream, self._container, self._stream, suffix, plan.options)
+        self._start(encoder, plan)
+        if self._in_milliseconds and 1000 % plan.traits.time_base.denominator:
+            self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
+
+    def _start(self, encoder: Encoder, plan: OutputPlan) -> None:
+        from av.error import FFmpegError
+
+        try:
+            open_encoder(self.context)
+        except (FFmpegError, ValueError) as error:
+            self.close()
+            raise refused(encoder, plan.target, plan.traits, av_detail(error)) from error
+
+    def mux(self, packet: Packet[Any]) -> None:
+        """Write one packet, after the sound before it.
+
+        Raises:
+            ContainerRefused: The container does not take it.
+        """
+        if self._origin is None:
+            self._origin = self._origin_of(packet)
+        shift, shown = round(self._origin / packet.time_base), packet.pts or 0
+        packet.pts, packet.dts = shown - shift, (shown if packet.dts is None else packet.dts) - shift
+        start = packet.pts * self._traits.time_base
+        self._end = start + (packet.duration or 0) * self._traits.time_base
+        self._copy_until(float(start))
+        packet.stream = self._stream
+        self._put(packet)
+
+    def _origin_of(self, first: Packet[Any]) -> Fraction:
+        """The source's time that becomes 0: where a part begins, else where the first of its streams does."""
+        if self._traits.part:
+            return (first.pts or 0) * first.time_base
+        starts = [self._traits.start, self._copier.start]
+        return min(start for start in starts if start is not None)
+
+    def finish(self, *, to_the_end: bool) -> None:
+        """Write what is left of the sound: all of it, or up to the last frame's end."""
+        self._copy_until(math.inf if to_the_end else float(self._end))
+
+    def _copy_until(self, seconds: float) -> None:
+        for packet in self._copier.until(seconds, self._origin or Fraction(0), part=self._traits.part):
+            if not self._before_zero(packet):
+                self._put(packet)
+
+    def _before_zero(self, packet: Packet[Any]) -> bool:
+        """Whether a packet lies before 0, as the first one of AAC does, and is left out.
+
+        Matroska has no times below 0: its muxer would move everything instead, pictures too.
+        """
+        if (packet.pts or 0) >= 0 or self._copier.may_be_below_zero(packet):
+            return False
+        if 2 * (packet.pts or 0) + (packet.duration or 0) < 0:
+            self._dropped[named(packet.stream)] += 1
+            return True
+        packet.pts, packet.dts = 0, max(0, packet.dts or 0)
+        return False
+
+    def _put(self, packet: Packet[Any]) -> None:
+        """Hand a packet over in the container's own ticks, in which decoding times rise and come before showing."""
+        from av.error import FFmpegError, InvalidDataError
+
+        self._container.start_encoding()
+        stream = packet.stream
+        ticks = Fraction(packet.time_base / (stream.time_base or packet.time_base))
+        index, pts, dts = stream.index, _in_ticks(packet.pts or 0, ticks), _in_ticks(packet.dts or 0, ticks)
+        dts = max(dts, self._last.get(index, dts - 1) + 1)
+        self._last[index] = dts
+        packet.pts, packet.dts = max(pts, dts), dts
+        duration = _in_ticks(packet.duration or 0, ticks)
+        packet.duration = duration if duration < _MAX_DURATION or self._in_milliseconds else 0
+        packet.time_base = stream.time_base or packet.time_base
+        try:
+            self._container.mux_one(packet)
+        except InvalidDataError as error:
+            if stream is self._stream:
+                raise self._refusal(packet, error) from error
+            self._damaged[named(stream)] += 1  # the muxer looks into what it repacks, such as AAC of MPEG-TS
+        except (FFmpegError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _OF_THE_PACKET:
+                raise
+            raise self._refusal(packet, error) from error
+
+    def _refusal(self, packet: Packet[Any], error: Exception) -> ContainerRefused:
+        target, seconds = self._plan.target, float((packet.pts or 0) * packet.time_base)
+        return ContainerRefused(
+            f"{target}: {target.suffix} refuses a packet of the {named(packet.stream)} stream at {seconds:.3f} s "
+            f"({av_detail(error)})"
+        )
+
+    def close(self) -> None:
+        """Write the index and close; a second call does nothing."""
+        self._copier.close()
+        self._container.close()
+        for name, count in self._dropped.items():
+            suffix = self._plan.target.suffix
+            self.warnings.append(
+                f"{name} packets before the first picture are left out: {count}; {suffix} has no times below 0"
+            )
+        for name, count in self._damaged.items():
+            self.warnings.append(f"damaged {name} packets are left out: {count}")
+        self._dropped.clear()
+        self._damaged.clear()
+        self.warnings += [text for text in self._copier.warnings if text not in self.warnings]
+
+
+def _in_ticks(value: int, ticks: Fraction) -> int:
+    """Times a ratio, to the nearest; halves go away from 0, as in FFmpeg."""
+    size = (2 * abs(value) * ticks.numerator + ticks.denominator) // (2 * ticks.denominator)
+    return size if value >= 0 else -size
+
+
+@contextmanager
+def av_errors(target: Path) -> Iterator[None]:
+    """FFmpeg's and the system's errors as ours."""
+    from av.error import FFmpegError
+
+    try:
+        yield
+    except MediaError:
+        raise
+    except (FFmpegError, OSError) as error:
+        raise MediaError(f"{target}: {av_detail(error)}") from error
+
+
+def _timescales(traits: VideoTraits, side: Side) -> dict[str, str]:
+    """Clocks of an .mp4 that hold the times of the source exactly, starts of streams included."""
+    video = traits.time_base.denominator
+    movie = math.lcm(video, *(stream.time_base.denominator for stream in side.streams if stream.time_base))
+    return {
+        "video_track_timescale": str(video),
+        "movie_timescale": str(movie if movie <= _MAX_TIMESCALE else video),
+        "movflags": "+faststart",
+    }
+
+
+def _grey_frame(mask_HW: UInt8, pixels: str, *, full_range: bool) -> av.VideoFrame:
+    """A mask as luma without colour; in video range 0..255 becomes 16..235, which every player undoes."""
+    import av
+    import cv2
+
+    height, width = mask_HW.shape
+    frame = av.VideoFrame(width, height, pixels)
+    luma, *chroma = frame.planes
+    rows = np.frombuffer(memoryview(luma), np.uint8).reshape(-1, luma.line_size)[:height, :width]
+    rows[:] = mask_HW if full_range else cv2.LUT(mask_HW, _FROM_FULL_RANGE).reshape(height, width)
+    for plane in itertools.islice(chroma, 2):
+        np.frombuffer(memoryview(plane), np.uint8)[:] = 128
+    return frame
+
+
+# Of the ten bits, those from which readers get the eight back, whether they round, cut off or scale.
+_TEN_BITS = (4 * np.arange(256) + (np.arange(256) >= 43)).astype("<u2")
+_TEN_BITS[255] = 1023
+
+
+def _fill_alpha(frame: av.VideoFrame, alpha_HW: UInt8) -> None:
+    """Write the transparency into its own plane, where the pixel format has one."""
+    components = frame.format.components
+    alpha = next(component for component in components if component.is_alpha)
+    if sum(component.plane == alpha.plane for component in components) > 1:
+        return
+    plane = frame.planes[alpha.plane]
+    values = alpha_HW if alpha.bits == 8 else _TEN_BITS[alpha_HW]
+    rows = np.frombuffer(memoryview(plane), values.dtype).reshape(-1, plane.line_size // values.itemsize)
+    rows[: alpha_HW.shape[0], : alpha_HW.shape[1]] = values

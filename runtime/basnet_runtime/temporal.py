@@ -1,0 +1,86 @@
+"""Masks of a video that do not flicker: each is mixed with the one before, carried along by the picture's motion.
+
+    stabiliser = Stabiliser()                      # one for each video
+    map_hw = stabiliser(frame.image_HWC, map_hw)   # frames in order
+
+Causal and without delay: a frame's mask depends on it and on those before. Where the motion does not explain the
+picture (what was hidden comes into view, something moves too fast) the frame's own mask counts; a cut starts anew.
+
+Legend: h, w the map's size; H, W the picture's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from basnet_runtime.frame import UInt8
+
+__all__ = ["Stabiliser", "warped"]
+
+Float32 = NDArray[np.float32]
+_STRENGTH = 0.8  # share of the past where the motion explains the picture
+_TOLERANCE = 0.06 * 255  # grey levels of unexplained change at which that share has fallen to 1/e
+_WINDOW = 7  # pixels over which that change is averaged
+_CUT = 0.35  # mean trust below which nothing of the past is kept
+
+
+class Stabiliser:
+    """Keeps the last map and picture of one video, both of the map's size."""
+
+    def __init__(self, strength: float = _STRENGTH) -> None:
+        """`strength`: 0..1, share of the past where the motion explains the picture."""
+        import cv2
+
+        self._strength = strength
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._last: tuple[UInt8, Float32] | None = None
+
+    def __call__(self, image_HWC: UInt8, map_hw: Float32) -> Float32:
+        """The stable map h,w of the next frame, from its picture and its own map."""
+        grey_hw = _grey(image_HWC, *map_hw.shape)
+        if self._last is not None and self._last[0].shape == grey_hw.shape and min(grey_hw.shape) >= _WINDOW:
+            map_hw = self._mixed(grey_hw, map_hw, *self._last)
+        self._last = grey_hw, map_hw
+        return map_hw
+
+    @property
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What the next frame's map depends on."""
+        return {} if self._last is None else {"last_grey": self._last[0], "last_map": self._last[1]}
+
+    def recall(self, memory: dict[str, NDArray[Any]]) -> None:
+        """Go on from the `memory` of another stabiliser; an empty one is a beginning."""
+        self._last = (memory["last_grey"], memory["last_map"]) if "last_grey" in memory else None
+
+    def _mixed(self, grey_hw: UInt8, map_hw: Float32, last_grey_hw: UInt8, last_map_hw: Float32) -> Float32:
+        import cv2
+
+        flow = self._flow.calc(grey_hw, last_grey_hw, None)
+        change = cv2.absdiff(warped(last_grey_hw, flow), grey_hw).astype(np.float32)
+        trust = np.exp(-np.square(cv2.blur(change, (_WINDOW, _WINDOW)) / _TOLERANCE))
+        if trust.mean() < _CUT:
+            return map_hw
+        mixed: Float32 = map_hw + np.float32(self._strength) * trust * (warped(last_map_hw, flow) - map_hw)
+        return mixed
+
+
+def warped(last_hw: NDArray[Any], flow_hw2: Float32) -> NDArray[Any]:
+    """The last picture or map where it has moved to; `flow_hw2`: from each pixel to its place in the last, x and y."""
+    import cv2
+
+    height, width = flow_hw2.shape[:2]
+    x = flow_hw2[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow_hw2[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    moved = cv2.remap(last_hw, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved)
+
+
+def _grey(image_HWC: UInt8, height: int, width: int) -> UInt8:
+    import cv2
+
+    small = cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
