@@ -1,7 +1,7 @@
 """The networks that BASNet's design grew from, on BASNet's own blocks and of about its size, to be compared with it.
 
 Each keeps the idea it is known for; depth and channels are chosen so that at equal width it has within 12 % as many
-parameters as BASNet (`tests/torch/test_baselines.py` holds the counts). All take N,3,H,W with H and W multiples of 32.
+parameters as BASNet (`tests/torch/model/test_baselines.py` holds the counts). All take N,3,H,W, multiples of 32.
 
 Legend: N pictures, C channels, H height, W width; `w` is the width.
 """

@@ -233,7 +233,7 @@ def test_every_option_has_a_test():
         "--threads",
     }
     elsewhere |= {"--refine", "--width", "--size", "--eval-size", "--store-size", "--crop-scale", "--batch", "--steps"}
-    elsewhere |= {"--encoder", "--encoder-weights", "--decoder-widths"}  # tests/torch/test_encoders.py
+    elsewhere |= {"--encoder", "--encoder-weights", "--decoder-widths"}  # tests/torch/model/test_encoders.py
     elsewhere |= {
         "--teacher",
         "--autocast",

@@ -8,9 +8,9 @@ import torch
 
 from basnet_torch.model.basnet import BASNet, SaliencyMaps
 from basnet_torch.weights.keymap import authors_from_ours, ours_from_authors
-from tests.torch.authors_forward import authors_forward
+from tests.torch.model.authors_forward import authors_forward
 
-AUTHORS = Path(__file__).parents[1] / "data" / "authors_state_dict.json"
+AUTHORS = Path(__file__).parents[2] / "data" / "authors_state_dict.json"
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(64, 87_060_360), (16, 5_455_080)])

@@ -10,7 +10,7 @@ from basnet_runtime.backends.tensorrt.engine import LoadedEngine, runtime_cache_
 from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import Messages, TensorRT
 from basnet_torch.errors import BackendUnavailable
-from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.backends.fake_cuda import FakeCuda
 
 
 class EngineValidity(enum.Enum):
@@ -198,4 +198,4 @@ def test_the_real_library_has_these_names():
         name: member.value for name, member in trt.EngineInvalidityDiagnostics.__members__.items()
     }.items()
     assert [v.name for v in EngineValidity] == list(trt.EngineValidity.__members__)
-    assert trt_engine.LoadedEngine.context  # its other names: tests/export/test_tensorrt_api.py
+    assert trt_engine.LoadedEngine.context  # its other names: tests/export/engine/test_tensorrt_api.py

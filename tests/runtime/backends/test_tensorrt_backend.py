@@ -17,7 +17,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import BUILTIN, open_model
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from basnet_torch.spec import TensorSpec
-from tests.runtime.fake_cuda import FakeCuda, FakeEngine, FakeError
+from tests.runtime.backends.fake_cuda import FakeCuda, FakeEngine, FakeError
 
 SIZE = 4
 SEEDS = range(12)

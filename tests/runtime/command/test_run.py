@@ -65,7 +65,7 @@ def test_what_a_folder_leaves_out_is_in_the_summary(tmp_path, make_model, monkey
 
 
 def test_a_page_is_for_pictures(tmp_path, make_model, monkeypatch, write_video):
-    from tests.runtime.tiff_files import page, tiff
+    from tests.runtime.media.image.tiff_files import page, tiff
 
     bright, dark = np.full((40, 60, 3), 250, np.uint8), np.full((40, 60, 3), 9, np.uint8)
     (tmp_path / "a.tif").write_bytes(tiff(page(dark), page(bright)))

@@ -12,7 +12,7 @@ from basnet_runtime.cuda.cuda_core import CudaCore
 from basnet_runtime.cuda.devices import find_gpu, open_cuda
 from basnet_runtime.cuda.py_cuda import PyCuda
 from basnet_torch.errors import BackendUnavailable, UsageError
-from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.backends.fake_cuda import FakeCuda
 
 METHODS = [name for name, member in vars(Cuda).items() if not name.startswith("_") and inspect.isfunction(member)]
 

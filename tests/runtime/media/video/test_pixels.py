@@ -330,9 +330,9 @@ def digests(clip, folder, cpus):
     code = (
         "import os, sys; os.sched_setaffinity(0, {int(n) for n in sys.argv[1].split(',')});"
         "sys.path.insert(0, sys.argv[2]);"
-        "from tests.runtime.same_bytes import main; main(*sys.argv[3:])"
+        "from tests.runtime.media.video.same_bytes import main; main(*sys.argv[3:])"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     command = [sys.executable, "-c", code, ",".join(map(str, cpus)), str(root), str(clip), str(folder)]
     subprocess.run(command, check=True, timeout=240)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

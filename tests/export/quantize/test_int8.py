@@ -22,7 +22,7 @@ from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
 from basnet_torch.errors import ParityError, UsageError
-from tests.export.test_architectures import trained
+from tests.export.graph.test_architectures import trained
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8
 
 LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide

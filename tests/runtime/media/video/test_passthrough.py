@@ -15,7 +15,7 @@ from basnet_runtime.media.video.write.container import check_output, default_suf
 from basnet_torch.errors import MediaError, UsageError
 from tests.videos import images, made, streams_of
 
-CASES = Path(__file__).parent.parent / "data" / "cases"
+CASES = Path(__file__).parents[3] / "data" / "cases"
 DTS_HEADER = bytes.fromhex("7ffe8001fc3c1ff0b54001380003ef7fe006c91e00124924")  # PyAV has no encoder for it
 MILLISECOND = Fraction(1, 1000)
 

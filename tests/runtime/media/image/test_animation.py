@@ -349,7 +349,7 @@ def test_a_turn_and_a_mirror_together(turn, mirror):
     assert np.array_equal(upright_pixels(image, avif_orientation(data)), wanted)
 
 
-CASES = Path(__file__).parents[1] / "data" / "cases"
+CASES = Path(__file__).parents[3] / "data" / "cases"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import skimage.data
 from basnet_runtime.media.image import pictures, tiff
 from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module
 from basnet_torch.errors import MediaError
-from tests.runtime.tiff_files import page
-from tests.runtime.tiff_files import tiff as tiff_bytes
+from tests.runtime.media.image.tiff_files import page
+from tests.runtime.media.image.tiff_files import tiff as tiff_bytes
 
 RGB = np.ascontiguousarray(skimage.data.coffee()[::8, ::8])
 GRAY = np.ascontiguousarray(RGB[..., 1])

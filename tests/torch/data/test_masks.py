@@ -12,7 +12,7 @@ from basnet_torch.data.masks import decode_mask, decode_picture
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.validate import Validator
-from tests.runtime.tiff_files import page, tiff
+from tests.runtime.media.image.tiff_files import page, tiff
 from tests.torch.conftest import write_png
 
 VOC = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
