@@ -104,6 +104,8 @@ def picture_format(head: bytes, suffix: str = "", tail: Callable[[], bytes] = la
     """
     if head[4:8] == b"ftyp":
         return _of_brands(_brands(head))
+    if head.startswith(b"\xff\xd8"):
+        return _JPEG_LS if _jpeg_ls_size(head) else _JPEG
     for signature, kind in _SIGNATURES:
         if head.startswith(signature) if isinstance(signature, tuple) else signature.match(head):
             return kind
@@ -176,6 +178,23 @@ def _j2k_size(head: bytes) -> tuple[int, int] | None:
     return bottom - top, right - left
 
 
+def _jpeg_ls_size(head: bytes) -> tuple[int, int] | None:
+    r"""Of JPEG-LS, whatever segments come first, such as SPIFF's; None of any other JPEG.
+
+    >>> _jpeg_ls_size(b"\xff\xd8" b"\xff\xfe\0\4me" b"\xff\xf7\0\x0b\x08\0\5\0\7")
+    (5, 7)
+    """
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        marker = head[at + 1]
+        if marker == 0xF7:
+            return _fixed(">HH", at + 5, width_first=False)(head)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return None  # a frame of another kind
+        at += 1 if marker == 0xFF else 2 if marker == 0xD8 else 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return None
+
+
 def _pcx_size(head: bytes) -> tuple[int, int] | None:
     if len(head) < 12:
         return None
@@ -238,13 +257,12 @@ def _none(name: str) -> PictureKind:
     return PictureKind(name=name, reader="none")
 
 
-_AVIF, _HEIF = _vips("AVIF"), _vips("HEIF")
+_AVIF, _HEIF, _JPEG = _vips("AVIF"), _vips("HEIF"), _vips("JPEG")
+_JPEG_LS = _ffmpeg("JPEG-LS", "jpegls", _jpeg_ls_size)
 _HEIC = PictureKind(name="HEIC", reader="heic")
 _TARGA = _ffmpeg("Targa", "targa", _fixed("<HH", 12))
 _WBMP = _ffmpeg("WBMP", "wbmp", lambda head: (head[3], head[2]) if len(head) > 3 and max(head[2:4]) < 128 else None)
 _SIGNATURES: tuple[tuple[tuple[bytes, ...] | re.Pattern[bytes], PictureKind], ...] = (
-    ((b"\xff\xd8\xff\xf7",), _ffmpeg("JPEG-LS", "jpegls", _fixed(">HH", 7, width_first=False))),
-    ((b"\xff\xd8",), _vips("JPEG")),
     ((b"\x89PNG\r\n\x1a\n",), _vips("PNG")),
     (_pattern(rb"GIF8[79]a"), _vips("GIF")),
     (_pattern(rb"RIFF....WEBP"), _vips("WebP")),

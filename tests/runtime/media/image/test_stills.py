@@ -31,6 +31,14 @@ def encoded(codec, form, pixels=RGB):
     return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
+def jpeg_ls(*segments):
+    data = encoded("jpegls", "rgb24")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+SPIFF = b"\xff\xe8" + struct.pack(">H6s4BII4BII", 32, b"SPIFF", 1, 2, 1, 3, *RGB.shape[:2], 10, 8, 5, 1, 72, 72)
+
+
 def header(kind, *lines):
     return "\n".join([kind, *lines, ""]).encode()
 
@@ -44,6 +52,9 @@ EXACT = {
     "a.pam": lambda: encoded("pam", "rgb24"),
     "a.dpx": lambda: encoded("dpx", "rgb24"),
     "a.jls": lambda: encoded("jpegls", "rgb24"),
+    # The end of a directory of SPIFF holds a second beginning.
+    "b.jls": lambda: jpeg_ls(SPIFF, b"\xff\xe8\0\x08\0\0\0\1\xff\xd8"),
+    "c.jls": lambda: jpeg_ls(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0", b"\xff\xff\xfe\0\x07hello"),
     "a.bmp": lambda: encoded("bmp", "bgr24"),
     "a.jp2": cv2.imencode(".jp2", RGB[..., ::-1], [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])[1].tobytes,
     "a.ras": cv2.imencode(".ras", RGB[..., ::-1])[1].tobytes,
