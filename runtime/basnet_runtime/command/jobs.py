@@ -286,7 +286,7 @@ def media_of(path: Path) -> Media:
     """What a file holds: by its first bytes, and by its suffix where these say nothing.
 
     Raises:
-        MediaError: It is a pipe, device or socket, or a broken link.
+        MediaError: It is a pipe, device or socket, a broken link, or sound without pictures.
     """
     if _is_special(path):
         raise MediaError(f"{path}: is a pipe, device or socket; give a file")
@@ -332,14 +332,18 @@ def _is_animation(path: Path) -> bool:
 
 def _is_video(path: Path) -> bool:
     from basnet_runtime.media.video.open import open_input
+    from basnet_runtime.media.video.tracks import lacks_video
 
     try:
-        with open_input(path) as container:
-            name = container.format.name
-            is_still = name.endswith("_pipe") or name in _STILLS  # FFmpeg calls any picture a video of one frame
-            return bool(container.streams.video) and not is_still
+        container = open_input(path)
     except MediaError:
         return False
+    with container:
+        if container.streams.audio and not container.streams.video:
+            raise lacks_video(container, path)
+        name = container.format.name
+        is_still = name.endswith("_pipe") or name in _STILLS  # FFmpeg calls any picture a video of one frame
+        return bool(container.streams.video) and not is_still
 
 
 def _apart(first: Job, second: Job) -> str:

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from basnet_runtime.command import run as run_module
 from basnet_runtime.command.pipes import is_piped, run_piped
 from basnet_runtime.command.run import RunConfig, Summary
 from basnet_runtime.media.compose.compose import OutputKind
-from basnet_torch.errors import UsageError
+from basnet_torch.errors import MediaError, UsageError
 
 
 class Silent:
@@ -69,6 +70,30 @@ def test_file_in_pipe_out(piped, tmp_path):
     assert decoded(data).shape == (40, 60)
     assert summary.results[0].source == tmp_path / "a.png"
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("form", "codec"), [("mp3", "mp3"), ("ipod", "aac"), ("wav", "pcm_s16le"), ("matroska", "flac")]
+)
+@pytest.mark.parametrize("output", ["-", "a.png"])
+def test_sound_alone_is_called_so(piped, tmp_path, form, codec, output):
+    import av
+
+    sound = io.BytesIO()
+    with av.open(sound, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=48000)
+        for start in range(0, 48000, 1152):
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
+            frame.rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    told = "standard input: has no video stream, only sound"
+    if output == "-":
+        with pytest.raises(MediaError, match=f"^{told}$"):
+            piped(sound.getvalue())
+    else:
+        summary, _ = piped(sound.getvalue(), output=str(tmp_path / output))
+        assert [failure.error for failure in summary.failures] == [told]
 
 
 def test_video_in_video_out(piped, tmp_path, write_video):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["chosen_track", "is_cover", "video_tracks"]
+__all__ = ["chosen_track", "is_cover", "lacks_video", "video_tracks"]
 
 
 def is_cover(stream: VideoStream) -> bool:
@@ -26,6 +26,13 @@ def video_tracks(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not is_cover(stream)]
 
 
+def lacks_video(container: InputContainer, source: Path | str) -> MediaError:
+    """What to say of a file without video: what it holds instead."""
+    kinds = {"sound": container.streams.audio, "subtitles": container.streams.subtitles}
+    only = " and ".join(kind for kind, streams in kinds.items() if streams)
+    return MediaError(f"{source}: has no video stream{f', only {only}' if only else ''}")
+
+
 def chosen_track(container: InputContainer, source: Path | str, number: int | None) -> VideoStream:
     """The track of this number, counted from 1; without one the first that is marked as default, else the first.
 
@@ -36,7 +43,7 @@ def chosen_track(container: InputContainer, source: Path | str, number: int | No
 
     tracks = video_tracks(container)
     if not tracks:
-        raise MediaError(f"{source}: has no video stream")
+        raise lacks_video(container, source)
     if number is not None:
         if number > len(tracks):
             has = "one video track" if len(tracks) == 1 else f"{len(tracks)} video tracks"
