@@ -11,6 +11,7 @@ what a viewer sees. A damaged or truncated file, or one that changes its size on
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -51,6 +52,8 @@ _ROUNDING_SECONDS = 0.002
 _FALLS_TOLD = 3
 _CLOCK_MAY_FALL = 0x0200  # AVFMT_TS_DISCONT: a place cannot be found by its time
 _HDR = {16: "PQ", 18: "HLG"}
+# Of ATSC (A/53) as H.264, HEVC and AV1 carry them and as MPEG-2 does, and of DVDs.
+_CAPTIONS = re.compile(rb"(?:\xb5\x00\x31|\x00\x00\x01\xb2)GA94\x03|\x00\x00\x01\xb2CC\x01\xf8")
 
 
 class VideoSource:
@@ -292,6 +295,7 @@ class VideoSource:
         for packet in self._packets():
             if first:
                 key, first = packet.pts if packet.is_keyframe else None, False
+            self._captioned = self._captioned or _has_captions(packet)
             if counted is not None:
                 counted.put(packet)
             try:
@@ -366,7 +370,6 @@ class VideoSource:
         """Count what is said of the frames at the end."""
         self._interlaced += raw.interlaced_frame
         self._corrupt += raw.is_corrupt
-        self._captioned = self._captioned or _has_captions(raw)
 
     def _is_late(self, seconds: Fraction) -> bool:
         """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
@@ -468,8 +471,9 @@ def _from_hardware(frame: av.VideoFrame) -> bool:
     return frame.format.name.startswith(("nv", "p0", "p2", "p4"))
 
 
-def _has_captions(frame: av.VideoFrame) -> bool:
-    try:
-        return frame.side_data.get("A53_CC") is not None
-    except ValueError:  # it also carries data that PyAV has no name for
-        return False
+def _has_captions(packet: Packet[VideoStream]) -> bool:
+    """Whether a packet carries closed captions.
+
+    Not asked of the frame: looking at the side data of one ties it into a cycle, so that it stays in memory.
+    """
+    return packet.size > 0 and _CAPTIONS.search(memoryview(packet)) is not None

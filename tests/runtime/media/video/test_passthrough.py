@@ -204,6 +204,21 @@ def test_closed_captions_are_said(tmp_path, fake_model):
     assert run.notes == ["has closed captions inside its pictures, which are left out"]
 
 
+@pytest.mark.parametrize("captions", [b"GA94\x03\xc1\xff\xfc\x94\x20\xff", b"CC\x01\xf8\x82\xff\x94\x20"])
+def test_closed_captions_of_mpeg_2_are_said(tmp_path, fake_model, captions):
+    encoder = av.CodecContext.create("mpeg2video", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 64, 48, "yuv420p", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24").reformat(format="yuv420p")
+    frame.pts = 0
+    data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+    slices = data.index(b"\0\0\1\1")
+    clip = tmp_path / "a.m2v"
+    for content, told in ((data, False), (data[:slices] + b"\0\0\1\xb2" + captions + data[slices:], True)):
+        clip.write_bytes(content)
+        run = made(fake_model, clip, tmp_path / f"{told}.mp4")
+        assert any("closed captions" in note for note in run.notes) == told
+
+
 def test_the_default_track_or_the_one_that_is_named(tmp_path, fake_model):
     both, clip = film(tmp_path / "both.mkv", ["libx264", "libx264"]), tmp_path / "in.mkv"
     with av.open(str(both)) as source, av.open(str(clip), "w") as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from fractions import Fraction
@@ -493,6 +494,21 @@ def test_ten_bits_and_interlacing_are_said(tmp_path, write_video, fake_model):
     assert convert(fake_model, tmp_path / "woven.mp4", tmp_path / "progressive.mp4")[1] == [
         "is interlaced; both fields stay woven in one picture and the result is progressive"
     ]
+
+
+def test_decoded_frames_leave_memory_without_the_garbage_collector(tmp_path, write_video):
+    """A cycle of PyAV's would keep them: 20 frames of 720p take 28 MB."""
+    clip = write_video(tmp_path / "a.mp4", images(20))
+    gc.collect()
+    gc.disable()
+    try:
+        with VideoSource(clip) as video:
+            count = sum(1 for _ in video.frames(Room(1 << 30), StageClock()))
+        kept = sum(type(value) is av.VideoFrame for value in gc.get_objects())
+    finally:
+        gc.enable()
+    assert count == 20
+    assert kept <= 3  # the first one, which tells how pictures are turned, and its neighbours
 
 
 def test_a_frame_too_large_is_refused_before_it_is_decoded(tmp_path, write_video):
