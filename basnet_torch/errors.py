@@ -122,7 +122,7 @@ class BackendUnavailable(BasnetError, ImportError):
 
 
 class ParityError(BasnetError, AssertionError):
-    """An artefact does not compute what its checkpoint computes."""
+    """An artifact does not compute what its checkpoint computes."""
 
     exit_code = 4
 

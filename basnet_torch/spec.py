@@ -60,7 +60,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def resize_bilinear(image: NDArray[Any], height: int, width: int) -> Float32:
-    """Resize H,W or H,W,C to `height`,`width` as float32: bilinear, half-pixel centres, no anti-aliasing.
+    """Resize H,W or H,W,C to `height`,`width` as float32: bilinear, half-pixel centers, no anti-aliasing.
 
     The same resampling as torch's `interpolate(align_corners=False)` and ONNX `Resize` (linear, half_pixel), in float32
     because OpenCV rounds to uint8 when it is given uint8. Above 16 megapixels only the rows and columns that are needed
@@ -95,10 +95,10 @@ def _resize_by_taps(image: NDArray[Any], height: int, width: int) -> Float32:
 
 
 def _taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float32]:
-    """Lower neighbour, upper neighbour and the upper one's weight, for half-pixel centres."""
-    centre = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    low = np.floor(centre).astype(np.intp)
-    return low, np.minimum(low + 1, source - 1), (centre - low).astype(np.float32)
+    """Lower neighbor, upper neighbor and the upper one's weight, for half-pixel centers."""
+    center = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.floor(center).astype(np.intp)
+    return low, np.minimum(low + 1, source - 1), (center - low).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """Picture to network input: resize to a square-ish size, scale to 0..1, normalise.
+    """Picture to network input: resize to a square-ish size, scale to 0..1, normalize.
 
     Attributes:
         height: Network input height in pixels, a multiple of 32.
@@ -160,7 +160,7 @@ class Preprocess:
         return 255.0 if self.scale == "255" else max(float(resized_HWC.max()), 1.0)
 
     def affine(self, divisor: float = 255.0) -> tuple[Float32, Float32]:
-        """Scaling and normalising as one `gain * x + offset` per channel, x in 0..255."""
+        """Scaling and normalizing as one `gain * x + offset` per channel, x in 0..255."""
         std = np.asarray(self.std, np.float64)
         gain = 1.0 / (divisor * std)
         offset = -np.asarray(self.mean, np.float64) / std

@@ -88,8 +88,8 @@ def draw_discs(count, size=SIZE, seed=0):
     images = rng.integers(0, 90, (count, size, size, 3), dtype=np.uint8)
     masks = np.zeros((count, size, size), np.uint8)
     for image, mask in zip(images, masks, strict=True):
-        centre = tuple(int(v) for v in rng.integers(size // 3, 2 * size // 3, 2))
-        cv2.circle(mask, centre, int(rng.integers(size // 6, size // 4)), 1, -1)
+        center = tuple(int(v) for v in rng.integers(size // 3, 2 * size // 3, 2))
+        cv2.circle(mask, center, int(rng.integers(size // 6, size // 4)), 1, -1)
         image[mask > 0] = rng.integers(170, 255, 3, dtype=np.uint8)
     return images, masks.astype(np.float32)
 
@@ -208,7 +208,7 @@ def widened(source: Path, width: int) -> Path:
     model, manifest = onnx.load(source), read_manifest(source)
     factor, rng = width // manifest.width, np.random.default_rng(0)
     kernels = {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]}
-    kernels |= {n for node in model.graph.node if node.output[0] in kernels for n in node.input}  # quantised ones
+    kernels |= {n for node in model.graph.node if node.output[0] in kernels for n in node.input}  # quantized ones
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if tensor.name not in kernels or not values.ndim:

@@ -64,7 +64,7 @@ def test_every_module_of_the_sources_is_there(names):
         assert modules <= set(names)
 
 
-def test_the_licence_travels(names):
+def test_the_license_travels(names):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

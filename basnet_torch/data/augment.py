@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Chances", "augmented", "blurred", "coloured", "jpeg", "windows"]
+__all__ = ["Chances", "augmented", "blurred", "colored", "jpeg", "windows"]
 
-_GREY = 124.0
+_GRAY = 124.0
 _MAX_SIGMA = 1.6
 # Tables K.1 and K.2 of the JPEG standard (ITU-T T.81), for luminance and chrominance.
 _LUMINANCE = (
@@ -40,14 +40,14 @@ class Chances:
     """What is done to each of N pictures; one value a picture, float32.
 
     Attributes:
-        height: Of the window that is shown, as a share of the picture; above 1 shows its surroundings in grey.
+        height: Of the window that is shown, as a share of the picture; above 1 shows its surroundings in gray.
         width: Likewise.
         top: Where the window begins, as a share of the room there is, 0..1.
         left: Likewise.
         flip: 1 mirrors.
         brightness: Factor.
         contrast: Factor about the picture's mean.
-        saturation: Factor about grey.
+        saturation: Factor about gray.
         sigma: Of the blur, pixels; 0 leaves the picture sharp.
         quality: Of the JPEG, 1..100; 0 leaves it out.
     """
@@ -81,21 +81,21 @@ def _drawn(rng: np.random.Generator, jitter: tuple[float, float], stretch: float
     share = math.exp(rng.uniform(math.log(jitter[0]), math.log(jitter[1])))
     ratio = stretch ** rng.uniform(-0.5, 0.5)
     top, left, mirrored = rng.random(), rng.random(), rng.random() < flip
-    colour = [rng.uniform(0.7, 1.3), rng.uniform(0.7, 1.3), rng.uniform(0.6, 1.4)]
+    color = [rng.uniform(0.7, 1.3), rng.uniform(0.7, 1.3), rng.uniform(0.6, 1.4)]
     sigma, quality = rng.uniform(0.3, _MAX_SIGMA), float(rng.integers(35, 96))
     soft, packed = rng.random() < 0.2, rng.random() < 0.3
-    return [share * ratio, share / ratio, top, left, mirrored, *colour, sigma * soft, quality * packed]
+    return [share * ratio, share / ratio, top, left, mirrored, *color, sigma * soft, quality * packed]
 
 
 def augmented(
     images_NSSC: Tensor, masks_NSS: Tensor, size: int, chances: Chances, *, largest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Window, flip, colour, blur and JPEG: float N,3,size,size and N,1,size,size, both in 0..255.
+    """Window, flip, color, blur and JPEG: float N,3,size,size and N,1,size,size, both in 0..255.
 
     Masks N,S,S,2 with what is left out of them give N,2,size,size.
     """
     images, masks = windows(images_NSSC, masks_NSS, size, chances, largest=largest)
-    images = coloured(images, chances.brightness, chances.contrast, chances.saturation)
+    images = colored(images, chances.brightness, chances.contrast, chances.saturation)
     images = blurred(images, chances.sigma)
     return jpeg(images, chances.quality), masks
 
@@ -103,11 +103,11 @@ def augmented(
 def windows(
     images_NSSC: Tensor, masks_NSS: Tensor, size: int, chances: Chances, *, largest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The windows of N pictures and masks at `size`, averaged where they shrink; outside is grey, and no object.
+    """The windows of N pictures and masks at `size`, averaged where they shrink; outside is gray, and no object.
 
     `largest` is the largest window that can be drawn, as a share: how finely is sampled must not depend on the batch.
     """
-    pictures = images_NSSC.permute(0, 3, 1, 2).float() - _GREY
+    pictures = images_NSSC.permute(0, 3, 1, 2).float() - _GRAY
     truths = masks_NSS[:, None] if masks_NSS.ndim == 3 else masks_NSS.permute(0, 3, 1, 2)
     planes = torch.cat((pictures, truths.float()), 1)
     finer = max(
@@ -117,7 +117,7 @@ def windows(
     sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if finer > 1:
         sampled = F.avg_pool2d(sampled, finer)
-    return (sampled[:, :3] + _GREY).clamp(0, 255), sampled[:, 3:].clamp(0, 255)
+    return (sampled[:, :3] + _GRAY).clamp(0, 255), sampled[:, 3:].clamp(0, 255)
 
 
 def _grid(chances: Chances, size: int) -> Tensor:
@@ -125,20 +125,20 @@ def _grid(chances: Chances, size: int) -> Tensor:
     theta = torch.zeros(len(chances.flip), 2, 3, device=chances.flip.device)
     theta[:, 0, 0] = chances.width * (1 - 2 * chances.flip)
     theta[:, 1, 1] = chances.height
-    # The centre may move by the room there is, inside the picture or, for a window larger than it, around it.
+    # The center may move by the room there is, inside the picture or, for a window larger than it, around it.
     theta[:, 0, 2] = (1 - chances.width).abs() * (2 * chances.left - 1)
     theta[:, 1, 2] = (1 - chances.height).abs() * (2 * chances.top - 1)
     return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
 
 
-def coloured(images_N3SS: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+def colored(images_N3SS: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """Each picture's brightness, contrast and saturation changed by its factors, clipped to 0..255."""
     weights = torch.tensor(_RGB_TO_YCC[0], device=images_N3SS.device).view(1, 3, 1, 1)
     x = images_N3SS * _each(brightness)
     mean = (x * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     x = mean + (x - mean) * _each(contrast)
-    grey = (x * weights).sum(1, keepdim=True)
-    return (grey + (x - grey) * _each(saturation)).clamp(0, 255)
+    gray = (x * weights).sum(1, keepdim=True)
+    return (gray + (x - gray) * _each(saturation)).clamp(0, 255)
 
 
 def blurred(images_N3SS: Tensor, sigma: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def jpeg(images_N3SS: Tensor, quality: Tensor) -> Tensor:
 
 
 def _steps(quality: Tensor) -> Tensor:
-    """Quantisation steps N,3,8,8 of libjpeg's `quality`."""
+    """Quantization steps N,3,8,8 of libjpeg's `quality`."""
     tables = torch.tensor([[int(v) for v in t.split()] for t in (_LUMINANCE, _CHROMINANCE, _CHROMINANCE)])
     tables = tables.view(1, 3, 8, 8).to(quality.device)
     q = quality.clamp(min=1)

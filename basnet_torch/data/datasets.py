@@ -40,8 +40,8 @@ _SHOWN = 3
 class DataReport:
     """What was found in the data, by names; filled by `find_pairs` and `load_pairs`.
 
-    `without_mask` to `unexpected` are bad pairs, refused or skipped. The others are used: masks in colour are made
-    grey, those of 0 and 1, or of 0 and another low value, are made black and white, empty masks are pictures without
+    `without_mask` to `unexpected` are bad pairs, refused or skipped. The others are used: masks in color are made
+    gray, those of 0 and 1, or of 0 and another low value, are made black and white, empty masks are pictures without
     an object, and label maps may leave pixels out. `unexpected` holds whole lines, which name the pair, the error and
     the log of its traceback.
     """
@@ -53,7 +53,7 @@ class DataReport:
     unreadable: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    in_colour: list[str] = field(default_factory=list)
+    in_color: list[str] = field(default_factory=list)
     zero_one: list[str] = field(default_factory=list)
     faint: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class DataReport:
             "unreadable": "pairs that cannot be read, skipped",
             "ignored": "masks that leave every pixel out, skipped",
             "unexpected": "pairs that failed unexpectedly, skipped",
-            "in_colour": "masks in colour, read as grey",
+            "in_color": "masks in color, read as gray",
             "zero_one": "masks of 0 and 1, read as 0 and 255",
             "faint": "masks darker than half of white; those of two values are made white",
             "empty": "masks without an object, kept",

@@ -86,7 +86,7 @@ def decode_mask(data: bytes, name: str, values: MaskValues = "auto") -> Truth:
         raise MaskValuesError(_told(name, f"a label map of the values {_some(found)}", found))
     mask = _eight_bits(gray)
     peak = int(mask.max())
-    odd = {"in_colour": in_color, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}
+    odd = {"in_color": in_color, "zero_one": peak == 1, "faint": 1 < peak < _FAINT, "empty": peak == 0}
     return Truth(mask_HW=_stretched(mask), odd=tuple(kind for kind, holds in odd.items() if holds))
 
 
@@ -168,7 +168,7 @@ def _grayed(colors: NDArray[np.generic]) -> NDArray[np.generic]:
 def _refuse_alpha(data: bytes, name: str) -> None:
     whole = _decoded(data, name, cv2.IMREAD_UNCHANGED)
     if whole.ndim == 3 and whole.shape[2] == 4 and np.ptp(np.asarray(whole[..., 3], np.int64)):
-        raise BadPairError(f"{name}: its mask has the object in its transparency alone; store it as grey")
+        raise BadPairError(f"{name}: its mask has the object in its transparency alone; store it as gray")
 
 
 def _few_colors(stored: NDArray[np.generic]) -> NDArray[np.int64] | None:

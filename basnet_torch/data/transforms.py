@@ -86,7 +86,7 @@ class CenterCrop:
 class ToTensorLab:
     """Picture to network planes by `flag`, mask to 0..1.
 
-    - 0: RGB over the picture's own largest value, normalised by ImageNet's mean and deviation; 3 planes.
+    - 0: RGB over the picture's own largest value, normalized by ImageNet's mean and deviation; 3 planes.
     - 1: CIELAB, each plane brought to 0..1 by its own range, then to mean 0 and deviation 1; 3 planes.
     - 2: RGB, then CIELAB, each as in 1; 6 planes.
 
@@ -111,8 +111,8 @@ class ToTensorLab:
         if self.flag == 0:
             peak = max(float(image.max()), 1.0)
             return np.asarray((image / peak - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD), np.float32)
-        lab = _standardised(_lab(image))
-        return lab if self.flag == 1 else np.concatenate((_standardised(image.astype(np.float32)), lab), 2)
+        lab = _standardized(_lab(image))
+        return lab if self.flag == 1 else np.concatenate((_standardized(image.astype(np.float32)), lab), 2)
 
 
 def _lab(image: UInt8) -> Float32:
@@ -125,7 +125,7 @@ def _lab(image: UInt8) -> Float32:
     return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 2).astype(np.float32)
 
 
-def _standardised(planes_HWC: Float32) -> Float32:
+def _standardized(planes_HWC: Float32) -> Float32:
     low, high = planes_HWC.min((0, 1)), planes_HWC.max((0, 1))
     ranged = (planes_HWC - low) / np.where(high > low, high - low, 1)
     spread = ranged.std((0, 1))

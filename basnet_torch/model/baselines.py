@@ -22,7 +22,7 @@ from basnet_torch.model.basnet import (
     double,
     enlarge,
     halve,
-    initialise,
+    initialize,
     residual_stage,
 )
 from basnet_torch.spec import check_size
@@ -64,10 +64,10 @@ class FCN(SaliencyNetwork):
         self.score32 = nn.Conv2d(28 * w, 1, 1)
         self.score16 = nn.Conv2d(8 * w, 1, 1)
         self.score8 = nn.Conv2d(8 * w, 1, 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> OneMap:
-        """The fused score for normalised pictures `image` N,3,H,W."""
+        """The fused score for normalized pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
         *_, stage4, stage5, stage6 = self.encoder(image)
         score = self.score32(self.classifier(stage6))
@@ -102,10 +102,10 @@ class SegNet(SaliencyNetwork):
         fine = ((4 * w, 2 * w, 3), (2 * w, w, 3), (w, w, 3))
         self.up = nn.ModuleList(_convolutions(a, b, count) for a, b, count in (*deep, *fine))
         self.output = nn.Conv2d(w, 1, 3, padding=1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> OneMap:
-        """The decoder's map for normalised pictures `image` N,3,H,W."""
+        """The decoder's map for normalized pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
         pooled_from: list[Tensor] = []
         x = self.stem(image)
@@ -130,10 +130,10 @@ class UNet(SaliencyNetwork):
         self.down = nn.ModuleList(_convolutions(a, b, 2) for a, b in pairwise(channels))
         self.up = nn.ModuleList(_convolutions(a + b, b, 2) for a, b in pairwise(channels[:0:-1]))
         self.output = nn.Conv2d(width, 1, 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> OneMap:
-        """The decoder's map for normalised pictures `image` N,3,H,W."""
+        """The decoder's map for normalized pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
         skips: list[Tensor] = []
         x = image
@@ -157,11 +157,11 @@ class HED(SaliencyNetwork):
         self.encoder = Encoder(w, (3, 4, 6, 3, 7, 7))
         self.sides = nn.ModuleList(nn.Conv2d(c, 1, 1) for c in (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w))
         self.fuse = nn.Conv2d(6, 1, 1)
-        self.apply(initialise)
+        self.apply(initialize)
         nn.init.constant_(self.fuse.weight, 1 / 6)
 
     def forward(self, image: Tensor) -> HEDMaps:
-        """The fused map and six sides for normalised pictures `image` N,3,H,W."""
+        """The fused map and six sides for normalized pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
         stages = zip(self.sides, self.encoder(image), (1, 2, 4, 8, 16, 32), strict=True)
         sides = [enlarge(side(features), scale) for side, features, scale in stages]

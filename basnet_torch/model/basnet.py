@@ -36,7 +36,7 @@ __all__ = [
     "double",
     "enlarge",
     "halve",
-    "initialise",
+    "initialize",
     "residual_stage",
 ]
 
@@ -308,7 +308,7 @@ class SaliencyNetwork(nn.Module):
         self.width = width
 
     def forward(self, image: Tensor) -> NamedMaps:
-        """Logit maps N,1,H,W for normalised pictures `image` N,3,H,W (see `spec.Preprocess`).
+        """Logit maps N,1,H,W for normalized pictures `image` N,3,H,W (see `spec.Preprocess`).
 
         Raises:
             ValueError: When height or width is no multiple of 32.
@@ -343,10 +343,10 @@ class BASNet(SaliencyNetwork):
         self.encoder_name = encoder
         self.predict = _predict_module(width, encoder, decoder_widths)
         self.refine = RefinementModule(width)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> SaliencyMaps | FeatureMaps:
-        """Logits of all maps for normalised pictures `image` N,3,H,W (see `spec.Preprocess`)."""
+        """Logits of all maps for normalized pictures `image` N,3,H,W (see `spec.Preprocess`)."""
         check_size(image.shape[-2], image.shape[-1])
         decoder1, *coarser = self.predict(image)
         kind = SaliencyMaps if self.encoder_name == RESNET34 else FeatureMaps
@@ -365,10 +365,10 @@ class CoarseBASNet(SaliencyNetwork):
         super().__init__(width)
         self.encoder_name = encoder
         self.predict = _predict_module(width, encoder, decoder_widths)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> CoarseMaps | CoarseFeatureMaps:
-        """Logits of all maps but the refined one for normalised pictures `image` N,3,H,W."""
+        """Logits of all maps but the refined one for normalized pictures `image` N,3,H,W."""
         check_size(image.shape[-2], image.shape[-1])
         kind = CoarseMaps if self.encoder_name == RESNET34 else CoarseFeatureMaps
         return kind(*self.predict(image))
@@ -380,8 +380,8 @@ def _predict_module(width: int, encoder: str, decoder_widths: tuple[int, ...]) -
     return FeaturePredictModule(feature_encoder(encoder), decoder_widths)
 
 
-def initialise(module: nn.Module) -> None:
-    """He initialisation, as suits convolutions followed by ReLU."""
+def initialize(module: nn.Module) -> None:
+    """He initialization, as suits convolutions followed by ReLU."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
@@ -399,5 +399,5 @@ def double(x: Tensor) -> Tensor:
 
 
 def enlarge(x: Tensor, scale: int) -> Tensor:
-    """Bilinear with half-pixel centres, to `scale` times the size."""
+    """Bilinear with half-pixel centers, to `scale` times the size."""
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)

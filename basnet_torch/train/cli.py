@@ -116,7 +116,7 @@ def train(
     augment: Annotated[
         Augmentation,
         typer.Option(
-            help="crop: crop and flip; strong: also colour, blur, JPEG, crops beyond the edge; authors: theirs."
+            help="crop: crop and flip; strong: also color, blur, JPEG, crops beyond the edge; authors: theirs."
         ),
     ] = _DEFAULT.augment,
     crop_scale: Annotated[tuple[float, float], typer.Option(help="Crop side as share.")] = _DEFAULT.crop_scale,

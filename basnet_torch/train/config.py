@@ -102,7 +102,7 @@ class TrainConfig:
         size: Side of the training crop, pixels, a multiple of 32.
         eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
         store_size: Side of the pictures held in memory, pixels.
-        augment: `crop` crops and flips; `strong` adds colour, blur and JPEG, and its crops may reach beyond the
+        augment: `crop` crops and flips; `strong` adds color, blur and JPEG, and its crops may reach beyond the
             picture; `authors` takes their transforms over the set and its mirror images.
         crop_scale: Smallest and largest side of a crop as a share of the stored side; above 1 only under `strong`.
         crop_stretch: Largest ratio by which a crop's two sides may differ.

@@ -25,7 +25,7 @@ from basnet_torch.data.batches import Share
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
-__all__ = ["SyncedBatchNorm2d", "World", "synchronise_norms", "world_from_environment"]
+__all__ = ["SyncedBatchNorm2d", "World", "synchronize_norms", "world_from_environment"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,7 @@ class World:
         """The network with gradients averaged and batch norm joined over all processes; itself when alone."""
         if self.size == 1:
             return model
-        synchronise_norms(model)
+        synchronize_norms(model)
         device = next(model.parameters()).device
         return DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
@@ -162,11 +162,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         size = distributed.get_world_size()
         wide = x.float()
         mean = _summed(wide.mean((0, 2, 3))) / size
-        centred = wide - mean.view(1, -1, 1, 1)
-        variance = _summed(centred.square().mean((0, 2, 3))) / size
+        centered = wide - mean.view(1, -1, 1, 1)
+        variance = _summed(centered.square().mean((0, 2, 3))) / size
         self._follow(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return (centered * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -181,7 +181,7 @@ def _summed(values: Tensor) -> Tensor:
     return cast(Tensor, _Sum.apply(values))  # type: ignore[no-untyped-call]
 
 
-def synchronise_norms(model: nn.Module) -> None:
+def synchronize_norms(model: nn.Module) -> None:
     """Make every batch norm of the network a `SyncedBatchNorm2d`, in place; names and values stay as they are."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

@@ -26,7 +26,7 @@ _C2 = 0.03**2
 
 
 class HybridLoss(NamedTuple):
-    """The loss to minimise, and each term per map for logs and for naming what broke.
+    """The loss to minimize, and each term per map for logs and for naming what broke.
 
     `terms` holds one value a map (M,), in the order of `maps`, under `bce`, `ssim` and `iou`, each a loss: lower is
     better. Terms that were not asked for are absent.

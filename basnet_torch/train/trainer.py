@@ -241,7 +241,7 @@ class Trainer:
         return float(norm)
 
     def _to_device(self, images: _Images, masks: _Images) -> tuple[Tensor, Tensor]:
-        """Normalised N,3,S,S and truth N,1,S,S in 0..1, with what is left out N,2,S,S; pictures travel as bytes."""
+        """Normalized N,3,S,S and truth N,1,S,S in 0..1, with what is left out N,2,S,S; pictures travel as bytes."""
         if isinstance(images, Tensor) and isinstance(masks, Tensor):
             batch_NCHW, target_N1HW = images.to(self.device), masks.to(self.device)
         else:
@@ -252,8 +252,8 @@ class Trainer:
         gain = self._gain
         if self.config.scale == "image_max":
             gain = gain / batch_NCHW.amax((1, 2, 3), keepdim=True).clamp(min=1)
-        normalised = batch_NCHW * gain + self._offset
-        return normalised.contiguous(memory_format=self._layout), target_N1HW / 255
+        normalized = batch_NCHW * gain + self._offset
+        return normalized.contiguous(memory_format=self._layout), target_N1HW / 255
 
     def _refuse_not_finite(self, loss: HybridLoss) -> None:
         if not bool(torch.isfinite(loss.total)):

@@ -328,7 +328,7 @@ def candidates_of(
     """
     for source in sources:
         if not choices and not source.variants(device):
-            raise UsageError(f"{source.name}: is quantised for {source.quantized_for}, which runs on --device cpu")
+            raise UsageError(f"{source.name}: is quantized for {source.quantized_for}, which runs on --device cpu")
     variants = [(source, variant) for source in sources for variant in source.variants(device)]
     for choice in choices:
         if not any(variant.is_asked_by(choice) for _, variant in variants):

@@ -33,7 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pt or .safetensors checkpoint.")],
     precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "fp32",
-    graph: Annotated[Graph, typer.Option(help="tensor: normalised floats; frame: bytes of any size.")] = "tensor",
+    graph: Annotated[Graph, typer.Option(help="tensor: normalized floats; frame: bytes of any size.")] = "tensor",
     size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
     store: Annotated[Store, typer.Option(help="What an fp32 graph's weights are kept as.")] = "fp32",
     target: Annotated[Target, typer.Option(help="What runs an int8 or fp8 graph; cpu: ONNX Runtime.")] = "cpu",
@@ -101,7 +101,7 @@ def engine(
         str | None, typer.Option(metavar="RANGE", help="Picture widths of a frame graph.  [default: 32,1280,3840]")
     ] = None,
     workspace: Annotated[int | None, typer.Option(min=1, help="Most memory for one layer's work, MiB.")] = None,
-    level: Annotated[int, typer.Option(min=0, max=5, help="Optimisation, 0 quick to 5 thorough.")] = 3,
+    level: Annotated[int, typer.Option(min=0, max=5, help="Optimization, 0 quick to 5 thorough.")] = 3,
     tiling: Annotated[Tiling, typer.Option(help="How hard to look for tilings.")] = "none",
     aux_streams: Annotated[int | None, typer.Option(min=0, help="Streams beside a run's own.")] = None,
     version_compatible: Annotated[

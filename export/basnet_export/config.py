@@ -26,7 +26,7 @@ class ExportConfig:
         checkpoint: The `.pth`, `.pt` or `.safetensors` file.
         output: The file to write; None names it after the checkpoint, see `target`.
         precision: What the network computes in, weights and activations.
-        graph: `tensor` (normalised pictures in, probabilities out) or `frame` (bytes in, bytes out).
+        graph: `tensor` (normalized pictures in, probabilities out) or `frame` (bytes in, bytes out).
         store: What the weights of an fp32 graph are kept as; `fp16` halves the file, for weights exact in FP16.
         size: Network input height and width; None takes the checkpoint's own.
         pictures: Folder of pictures for the parity check; None takes those of this package.

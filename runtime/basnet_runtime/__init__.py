@@ -7,7 +7,7 @@
     masks = model([image, "photo.jpg"])     # several at once, of any sizes
     rgba = model.cutout("photo.jpg")        # the object alone, uint8 H,W,4
     model.salience(image).salient           # whether there is anything
-    for frame in model.video("clip.mp4", stabilise=True):
+    for frame in model.video("clip.mp4", stabilize=True):
         frame.seconds, frame.mask
 
 Importing this package loads no torch, onnxruntime or openvino; opening a model loads the one that runs it.

@@ -66,7 +66,7 @@ class Prediction:
         return self.decision.score
 
     def cutout(self, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False) -> UInt8:
-        """The object alone, uint8 RGBA H,W,4, its own colour estimated at soft edges; options as of `compose`."""
+        """The object alone, uint8 RGBA H,W,4, its own color estimated at soft edges; options as of `compose`."""
         return self.compose("cutout", threshold=threshold, feather=feather, refine_edges=refine_edges)
 
     def compose(
@@ -116,7 +116,7 @@ def frame_of(image: Any) -> Frame:
     """One picture as the pipeline takes it.
 
     Args:
-        image: uint8 array H,W (grey), H,W,3 (RGB) or H,W,4 (RGBA); a PIL picture, taken as PIL shows it, so that a
+        image: uint8 array H,W (gray), H,W,3 (RGB) or H,W,4 (RGBA); a PIL picture, taken as PIL shows it, so that a
             photo's orientation is the caller's (`ImageOps.exif_transpose`); or the path of a file, read upright.
 
     Raises:
@@ -197,7 +197,7 @@ def _prediction(model: SaliencyModel, frame: Frame, raw: NDArray[Any], *, empty_
 
 
 def video_predictions(
-    model: SaliencyModel, source: str | os.PathLike[str], *, batch: int, stabilise: bool, empty_weak: bool
+    model: SaliencyModel, source: str | os.PathLike[str], *, batch: int, stabilize: bool, empty_weak: bool
 ) -> Iterator[VideoPrediction]:
     """Of each frame of a video file, in order; see `SaliencyModel.video`."""
     from basnet_runtime.media.video.reader import VideoSource
@@ -206,7 +206,7 @@ def video_predictions(
 
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1")
-    finisher = Finisher(model, Finishing(stabilise=stabilise, empty_weak=empty_weak), stream=True)
+    finisher = Finisher(model, Finishing(stabilize=stabilize, empty_weak=empty_weak), stream=True)
     with VideoSource(Path(source)) as video:
         model.check_size(os.fspath(source), video.traits.height, video.traits.width)
         frames = iter(video.frames(Room(), StageClock()))

@@ -126,7 +126,7 @@ class Manifest:
 
     @property
     def quantized_for(self) -> str | None:
-        """What an int8 or fp8 file was quantised for, as `--target` names it; None for others."""
+        """What an int8 or fp8 file was quantized for, as `--target` names it; None for others."""
         return None if self.quantization is None else str(self.quantization.get("target", "")) or None
 
     def to_json(self) -> str:

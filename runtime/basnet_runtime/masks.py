@@ -28,7 +28,7 @@ def row_strips(height: int, width: int, pixels: int = _STRIP_PIXELS) -> list[sli
 
 
 def mask_from_map(map_hw: Float32, height: int, width: int) -> UInt8:
-    """Resize a map of values 0..1 to uint8 H,W in 0..255: bilinear with half-pixel centres, rounded to nearest.
+    """Resize a map of values 0..1 to uint8 H,W in 0..255: bilinear with half-pixel centers, rounded to nearest.
 
     >>> mask_from_map(np.array([[0, 1]], np.float32), 1, 4).tolist()
     [[0, 64, 191, 255]]
@@ -50,12 +50,12 @@ def mask_rows(map_hw: Float32, height: int, width: int, rows: slice) -> UInt8:
     [[64], [191]]
     """
     map_hw = np.clip(map_hw, 0, 1)
-    centres = (np.arange(rows.start, rows.stop) + 0.5) * (len(map_hw) / height) - 0.5
-    centres = centres.clip(0, len(map_hw) - 1)
+    centers = (np.arange(rows.start, rows.stop) + 0.5) * (len(map_hw) / height) - 0.5
+    centers = centers.clip(0, len(map_hw) - 1)
     # Bilinear is separable: rows first, at the map's width, then OpenCV stretches the strip across.
-    low = np.floor(centres).astype(np.intp)
+    low = np.floor(centers).astype(np.intp)
     high = np.minimum(low + 1, len(map_hw) - 1)
-    weight = (centres - low).astype(np.float32)[:, None]
+    weight = (centers - low).astype(np.float32)[:, None]
     lines = map_hw[low] + (map_hw[high] - map_hw[low]) * weight
     return _uint8(_resized(lines, len(lines), width))
 

@@ -192,7 +192,7 @@ class SaliencyModel:
         source: str | os.PathLike[str],
         *,
         batch: int = 1,
-        stabilise: bool = False,
+        stabilize: bool = False,
         empty_weak: bool = False,
     ) -> Iterator[VideoPrediction]:
         """The frames of a video file, upright and in order, each with its mask, decision and time.
@@ -203,7 +203,7 @@ class SaliencyModel:
         Args:
             source: The file.
             batch: Frames per network run.
-            stabilise: Keep the masks from flickering.
+            stabilize: Keep the masks from flickering.
             empty_weak: Empty the masks of frames in which nothing salient was found; else they are kept.
 
         Raises:
@@ -211,7 +211,7 @@ class SaliencyModel:
         """
         from basnet_runtime.api import video_predictions
 
-        return video_predictions(self, source, batch=batch, stabilise=stabilise, empty_weak=empty_weak)
+        return video_predictions(self, source, batch=batch, stabilize=stabilize, empty_weak=empty_weak)
 
     def mask(self, image_HWC: UInt8) -> Float32:
         """What the network alone says of one uint8 RGB picture H,W,3, whatever the decision: float32 H,W in 0..1."""

@@ -153,7 +153,7 @@ def _engine(
         _refuse_other_precision(path, manifest, precision, allowed=())
         if manifest.quantized_for == "openvino" and device.kind != "openvino":
             raise UsageError(
-                f"{path.name} in ONNX Runtime on {device}: it is quantised for OpenVINO, and other kernels would "
+                f"{path.name} in ONNX Runtime on {device}: it is quantized for OpenVINO, and other kernels would "
                 "compute it in FP32; leave --backend and --device out, or take --device openvino"
             )
         return open_onnxruntime(

@@ -21,7 +21,7 @@ from basnet_torch.errors import ModelFileError
 if TYPE_CHECKING:
     from basnet_runtime.frame import Frame
     from basnet_runtime.model import SaliencyModel
-    from basnet_runtime.temporal import Stabiliser
+    from basnet_runtime.temporal import Stabilizer
     from basnet_torch.spec import Preprocess
 
 __all__ = ["Finisher", "Finishing", "checked_map"]
@@ -35,11 +35,11 @@ class Finishing:
     """What is done to the maps.
 
     Attributes:
-        stabilise: Keep the masks of a video from flickering; pictures are not touched.
+        stabilize: Keep the masks of a video from flickering; pictures are not touched.
         empty_weak: Give an empty mask where nothing salient was found, instead of the map as it is.
     """
 
-    stabilise: bool = False
+    stabilize: bool = False
     empty_weak: bool = False
 
 
@@ -50,7 +50,7 @@ class Finisher:
         """`stream`: whether the frames that come are those of one video, in order."""
         self._model = model
         self._finishing = finishing or Finishing()
-        self._stabiliser = _stabiliser() if stream and self._finishing.stabilise else None
+        self._stabilizer = _stabilizer() if stream and self._finishing.stabilize else None
         self._salience = SalienceThreshold(model.postprocess.empty_below, stream=stream)
 
     def __call__(self, frame: Frame, raw: NDArray[Any]) -> tuple[UInt8, SalienceDecision]:
@@ -65,9 +65,9 @@ class Finisher:
         """
         height, width = frame.image_HWC.shape[:2]
         map_hw = checked_map(self._model, raw)
-        if self._stabiliser is not None:
+        if self._stabilizer is not None:
             # Before any stretching, which moves with each frame's own range; bytes come back to the map's size first.
-            map_hw = self._stabiliser(frame.image_HWC, _as_map(map_hw, self._model.preprocess))
+            map_hw = self._stabilizer(frame.image_HWC, _as_map(map_hw, self._model.preprocess))
         decision = self._salience(map_hw)
         if self._finishing.empty_weak and not decision.salient:
             return np.zeros((height, width), np.uint8), decision
@@ -88,14 +88,14 @@ class Finisher:
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
-        stable = {} if self._stabiliser is None else self._stabiliser.memory
+        stable = {} if self._stabilizer is None else self._stabilizer.memory
         return {**self._salience.memory, **stable}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
         """Go on from the `memory` of another finisher; an empty one is a beginning."""
         self._salience.recall(memory)
-        if self._stabiliser is not None:
-            self._stabiliser.recall(memory)
+        if self._stabilizer is not None:
+            self._stabilizer.recall(memory)
 
 
 def checked_map(model: SaliencyModel, raw: NDArray[Any]) -> NDArray[Any]:
@@ -112,10 +112,10 @@ def checked_map(model: SaliencyModel, raw: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(raw[0], np.float32)
 
 
-def _stabiliser() -> Stabiliser:
-    from basnet_runtime.temporal import Stabiliser
+def _stabilizer() -> Stabilizer:
+    from basnet_runtime.temporal import Stabilizer
 
-    return Stabiliser()
+    return Stabilizer()
 
 
 def _as_map(map_HW: NDArray[Any], preprocess: Preprocess) -> Float32:

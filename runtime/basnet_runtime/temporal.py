@@ -1,7 +1,7 @@
 """Masks of a video that do not flicker: each is mixed with the one before, carried along by the picture's motion.
 
-    stabiliser = Stabiliser()                      # one for each video
-    map_hw = stabiliser(frame.image_HWC, map_hw)   # frames in order
+    stabilizer = Stabilizer()                      # one for each video
+    map_hw = stabilizer(frame.image_HWC, map_hw)   # frames in order
 
 Causal and without delay: a frame's mask depends on it and on those before. Where the motion does not explain the
 picture (what was hidden comes into view, something moves too fast) the frame's own mask counts; a cut starts anew.
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from basnet_runtime.frame import UInt8
 
-__all__ = ["Stabiliser", "warped"]
+__all__ = ["Stabilizer", "warped"]
 
 Float32 = NDArray[np.float32]
 _STRENGTH = 0.8  # share of the past where the motion explains the picture
-_TOLERANCE = 0.06 * 255  # grey levels of unexplained change at which that share has fallen to 1/e
+_TOLERANCE = 0.06 * 255  # gray levels of unexplained change at which that share has fallen to 1/e
 _WINDOW = 7  # pixels over which that change is averaged
 _CUT = 0.35  # mean trust below which nothing of the past is kept
 
 
-class Stabiliser:
+class Stabilizer:
     """Keeps the last map and picture of one video, both of the map's size."""
 
     def __init__(self, strength: float = _STRENGTH) -> None:
@@ -41,26 +41,26 @@ class Stabiliser:
 
     def __call__(self, image_HWC: UInt8, map_hw: Float32) -> Float32:
         """The stable map h,w of the next frame, from its picture and its own map."""
-        grey_hw = _grey(image_HWC, *map_hw.shape)
-        if self._last is not None and self._last[0].shape == grey_hw.shape and min(grey_hw.shape) >= _WINDOW:
-            map_hw = self._mixed(grey_hw, map_hw, *self._last)
-        self._last = grey_hw, map_hw
+        gray_hw = _gray(image_HWC, *map_hw.shape)
+        if self._last is not None and self._last[0].shape == gray_hw.shape and min(gray_hw.shape) >= _WINDOW:
+            map_hw = self._mixed(gray_hw, map_hw, *self._last)
+        self._last = gray_hw, map_hw
         return map_hw
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
         """What the next frame's map depends on."""
-        return {} if self._last is None else {"last_grey": self._last[0], "last_map": self._last[1]}
+        return {} if self._last is None else {"last_gray": self._last[0], "last_map": self._last[1]}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
-        """Go on from the `memory` of another stabiliser; an empty one is a beginning."""
-        self._last = (memory["last_grey"], memory["last_map"]) if "last_grey" in memory else None
+        """Go on from the `memory` of another stabilizer; an empty one is a beginning."""
+        self._last = (memory["last_gray"], memory["last_map"]) if "last_gray" in memory else None
 
-    def _mixed(self, grey_hw: UInt8, map_hw: Float32, last_grey_hw: UInt8, last_map_hw: Float32) -> Float32:
+    def _mixed(self, gray_hw: UInt8, map_hw: Float32, last_gray_hw: UInt8, last_map_hw: Float32) -> Float32:
         import cv2
 
-        flow = self._flow.calc(grey_hw, last_grey_hw, None)
-        change = cv2.absdiff(warped(last_grey_hw, flow), grey_hw).astype(np.float32)
+        flow = self._flow.calc(gray_hw, last_gray_hw, None)
+        change = cv2.absdiff(warped(last_gray_hw, flow), gray_hw).astype(np.float32)
         trust = np.exp(-np.square(cv2.blur(change, (_WINDOW, _WINDOW)) / _TOLERANCE))
         if trust.mean() < _CUT:
             return map_hw
@@ -79,7 +79,7 @@ def warped(last_hw: NDArray[Any], flow_hw2: Float32) -> NDArray[Any]:
     return np.asarray(moved)
 
 
-def _grey(image_HWC: UInt8, height: int, width: int) -> UInt8:
+def _gray(image_HWC: UInt8, height: int, width: int) -> UInt8:
     import cv2
 
     small = cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_AREA)

@@ -30,9 +30,9 @@ def test_int8_is_measured_in_onnxruntime_by_both_its_providers(target, installed
     assert candidates_of([source], parse_choices(["onnxruntime"]), CPU, threads=1) == found[:-1]
 
 
-def test_what_is_quantised_for_openvino_runs_on_the_processor_alone(tmp_path):
+def test_what_is_quantized_for_openvino_runs_on_the_processor_alone(tmp_path):
     source = ModelSource(str(says_int8(tmp_path, target="openvino")), tmp_path)
-    with pytest.raises(UsageError, match=r"small.onnx: is quantised for openvino, which runs on --device cpu"):
+    with pytest.raises(UsageError, match=r"small.onnx: is quantized for openvino, which runs on --device cpu"):
         candidates_of([source], (), Device("cuda"), threads=1)
     with pytest.raises(
         UsageError, match=r"onnxruntime:int8 runs none .*; there is onnxruntime:int8:openvino, openvino:int8"

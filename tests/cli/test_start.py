@@ -78,7 +78,7 @@ def typers(words):
         "in -o out --watch --recursive --skip-existing --keep-suffix",
         "a.jpg --model=m.onnx --backend openvino --device cuda:1 --threads 3 --precision bf16 --batch 4",
         "a.jpg --engine m.plan --cuda pycuda --threshold 0.5 --feather=2 --refine-edges --empty-weak",
-        "c.mp4 --codec av1 --quality 80 --start 1:30 --end 300f --resume --no-sound --hwaccel none --stabilise",
+        "c.mp4 --codec av1 --quality 80 --start 1:30 --end 300f --resume --no-sound --hwaccel none --stabilize",
         "a.jpg --max-pixels 5 --feather .5 --threshold 1e-1",
     ],
 )

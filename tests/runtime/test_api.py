@@ -32,10 +32,10 @@ def test_arrays_pil_and_files_give_the_same(fake_model, tmp_path):
     assert mask[35, 50] < 0.2
     for same in (Image.fromarray(image), tmp_path / "a b.png", str(tmp_path / "a b.png"), image[:, ::-1][:, ::-1]):
         np.testing.assert_array_equal(fake_model(same), mask)
-    grey = image[..., 0]
-    for same in (grey, grey[..., None], Image.fromarray(grey), Image.fromarray(image).quantize(8)):
+    gray = image[..., 0]
+    for same in (gray, gray[..., None], Image.fromarray(gray), Image.fromarray(image).quantize(8)):
         np.testing.assert_allclose(fake_model(same), mask, atol=0.02)
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
     np.testing.assert_allclose(fake_model(deep), mask, atol=0.01)
 
 
@@ -93,11 +93,11 @@ def test_a_weak_mask_is_kept_and_can_be_emptied(fake_model):
     assert [mask.any() for mask in fake_model([dark, bright()], empty_weak=True)] == [False, True]
 
 
-@pytest.mark.parametrize("stabilise", [False, True])
-def test_weak_frames_of_a_video_are_kept_and_can_be_emptied(fake_model, write_video, tmp_path, stabilise):
+@pytest.mark.parametrize("stabilize", [False, True])
+def test_weak_frames_of_a_video_are_kept_and_can_be_emptied(fake_model, write_video, tmp_path, stabilize):
     clip = write_video(tmp_path / "clip.mp4", [np.full((48, 64, 3), 12, np.uint8)] * 2)
     for emptied in (False, True):
-        frames = list(fake_model.video(clip, empty_weak=emptied, stabilise=stabilise))
+        frames = list(fake_model.video(clip, empty_weak=emptied, stabilize=stabilize))
         assert [(frame.salient, bool(frame.mask.any())) for frame in frames] == [(False, not emptied)] * 2
 
 
@@ -149,7 +149,7 @@ def test_missing_files_and_broken_networks(fake_model, monkeypatch, tmp_path):
         fake_model(bright())
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"stabilise": True}])
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"stabilize": True}])
 def test_video_frame_by_frame(fake_model, write_video, tmp_path, options):
     images = [np.roll(bright(48, 64), 4 * index, axis=1) for index in range(7)]
     clip = write_video(tmp_path / "clip.mp4", images)
@@ -160,7 +160,7 @@ def test_video_frame_by_frame(fake_model, write_video, tmp_path, options):
         assert isinstance(frame, Prediction)
         assert frame.salient
         assert np.abs(frame.image.astype(int) - image).mean() < 3
-        if not options.get("stabilise"):
+        if not options.get("stabilize"):
             np.testing.assert_allclose(frame.mask, fake_model.mask(frame.image), atol=0.003)
     assert found[3].cutout().shape == (48, 64, 4)
 

@@ -73,7 +73,7 @@ def test_json_round_trip_of_any_value(**changes):
     ("change", "reason"),
     [
         ({"format": 2}, "format is 2; this version reads 1"),
-        ({"colour": "blue"}, "fields missing or unknown: colour"),
+        ({"color": "blue"}, "fields missing or unknown: color"),
         ({"precision": "fp4"}, "precision is 'fp4'"),
         ({"preprocess": {"height": 32}}, "Preprocess has fields"),
         ({"preprocess": Preprocess(height=64, width=64).to_dict()}, "preprocess_digest is .* changed by hand"),

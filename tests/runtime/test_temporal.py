@@ -1,4 +1,4 @@
-"""The stabiliser: less flicker, no lag, nothing kept over a cut, the same when a video is done in parts."""
+"""The stabilizer: less flicker, no lag, nothing kept over a cut, the same when a video is done in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from basnet_runtime.frame import Frame
 from basnet_runtime.postprocess import Finisher, Finishing
-from basnet_runtime.temporal import Stabiliser, warped
+from basnet_runtime.temporal import Stabilizer, warped
 
 SIZE = 96
 
@@ -44,11 +44,11 @@ def noisy(mask, rng):
 
 def test_flicker_falls_and_masks_follow_the_motion():
     rng = np.random.default_rng(0)
-    stabiliser, plain, stable, truth = Stabiliser(), [], [], []
+    stabilizer, plain, stable, truth = Stabilizer(), [], [], []
     for frame in range(14):
         image, mask = scene(frame)
         plain.append(noisy(mask, rng))
-        stable.append(stabiliser(image, plain[-1]))
+        stable.append(stabilizer(image, plain[-1]))
         truth.append(mask)
     before = np.mean([iou(m, t) for m, t in zip(plain[3:], truth[3:], strict=True)])
     after = np.mean([iou(m, t) for m, t in zip(stable[3:], truth[3:], strict=True)])
@@ -64,18 +64,18 @@ def test_flicker_falls_and_masks_follow_the_motion():
 
 
 def test_a_cut_starts_anew():
-    stabiliser = Stabiliser()
+    stabilizer = Stabilizer()
     image, mask = scene(0)
-    stabiliser(image, mask)
+    stabilizer(image, mask)
     other = np.zeros((SIZE, SIZE), np.float32)
-    assert (stabiliser(255 - scene(0, seed=9)[0], other) == other).all()
+    assert (stabilizer(255 - scene(0, seed=9)[0], other) == other).all()
 
 
 def test_a_still_picture_keeps_its_mask():
     image, mask = scene(0)
-    stabiliser = Stabiliser()
+    stabilizer = Stabilizer()
     for _ in range(3):
-        np.testing.assert_allclose(stabiliser(image, mask), mask, atol=0.02)
+        np.testing.assert_allclose(stabilizer(image, mask), mask, atol=0.02)
 
 
 def test_warping_moves_with_the_flow():
@@ -97,7 +97,7 @@ def test_in_parts_as_in_one_run(make_model, graph, monkeypatch):
         frames.append((Frame(image_HWC=image, index=index), raw))
 
     def finisher():
-        return Finisher(model, Finishing(stabilise=True), stream=True)
+        return Finisher(model, Finishing(stabilize=True), stream=True)
 
     whole, first, second = finisher(), finisher(), finisher()
     masks = [whole(*item)[0] for item in frames]
@@ -106,14 +106,14 @@ def test_in_parts_as_in_one_run(make_model, graph, monkeypatch):
     parts += [second(*item)[0] for item in frames[3:]]
     assert all((a == b).all() for a, b in zip(masks, parts, strict=True))
     assert masks[0].shape == (SIZE, SIZE)
-    alone = Finisher(model, Finishing(stabilise=True))  # pictures have no past
+    alone = Finisher(model, Finishing(stabilize=True))  # pictures have no past
     assert (alone(*frames[1])[0] != masks[1]).any()
     assert (alone(*frames[1])[0] == alone(*frames[1])[0]).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 40)])
 def test_smallest_maps(size):
-    stabiliser = Stabiliser()
+    stabilizer = Stabilizer()
     values = np.full(size, 0.5, np.float32)
     for _ in range(2):
-        assert (stabiliser(np.zeros((*size, 3), np.uint8), values) == 0.5).all()
+        assert (stabilizer(np.zeros((*size, 3), np.uint8), values) == 0.5).all()

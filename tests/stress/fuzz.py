@@ -162,7 +162,7 @@ def seeds() -> dict[str, bytes]:
     alpha = np.dstack([image, np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))])
     files = {f"still{suffix}": cv2.imencode(suffix, image)[1].tobytes() for suffix in (".bmp", ".jp2")}
     vips = vips_module()
-    for name, pixels in (("", image), ("alpha", alpha), ("grey", image[..., 0].copy())):
+    for name, pixels in (("", image), ("alpha", alpha), ("gray", image[..., 0].copy())):
         height, width = pixels.shape[:2]
         bands = 1 if pixels.ndim == 2 else pixels.shape[2]
         picture = vips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar")

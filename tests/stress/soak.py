@@ -181,8 +181,8 @@ def _draw_period(path: Path) -> Path:
         stream.codec_context.pix_fmt = "yuv420p"
         for index in range(_DRAWN_FRAMES):
             turn = 2 * np.pi * index / _DRAWN_FRAMES
-            centre = height / 2 + 80 * np.sin(turn), width / 2 + 160 * np.cos(turn)
-            disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < (height / 5) ** 2
+            center = height / 2 + 80 * np.sin(turn), width / 2 + 160 * np.cos(turn)
+            disc = (y - center[0]) ** 2 + (x - center[1]) ** 2 < (height / 5) ** 2
             ground = 60 + 40 * np.sin(x / 40 + turn) * np.cos(y / 30)
             image = np.where(disc[..., None], np.array((230, 120, 40), np.float32), ground[..., None]).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

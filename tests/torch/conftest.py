@@ -12,10 +12,10 @@ from basnet_torch.model.basnet import BASNet
 @pytest.fixture
 def small_model():
     """Width 4 with batch statistics that are not the identity, so that batch norm matters."""
-    return randomised(BASNet(4), seed=0)
+    return randomized(BASNet(4), seed=0)
 
 
-def randomised(model, seed):
+def randomized(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if name.endswith("running_mean"):
@@ -33,8 +33,8 @@ def draw_pairs(count, size, seed=0):
     images = rng.integers(0, 90, (count, size, size, 3), dtype=np.uint8)
     masks = np.zeros((count, size, size), np.uint8)
     for image, mask in zip(images, masks, strict=True):
-        centre = tuple(int(v) for v in rng.integers(size // 4, 3 * size // 4, 2))
-        cv2.circle(mask, centre, int(rng.integers(size // 8, size // 4)), 255, -1)
+        center = tuple(int(v) for v in rng.integers(size // 4, 3 * size // 4, 2))
+        cv2.circle(mask, center, int(rng.integers(size // 8, size // 4)), 255, -1)
         image[mask > 0] = rng.integers(150, 255, 3, dtype=np.uint8)
     return images, masks
 

@@ -258,7 +258,7 @@ def test_the_origin_survives(small_model, tmp_path):
 
 @pytest.mark.slow
 def test_width_64_under_the_authors_names_loads_strictly(tmp_path):
-    """A randomly initialised network of the paper's size: same 517 entries, bit-equal outputs after the round trip."""
+    """A randomly initialized network of the paper's size: same 517 entries, bit-equal outputs after the round trip."""
     torch.manual_seed(0)
     model = BASNet(64).eval()
     save_authors_checkpoint(tmp_path / "basnet.pth", model.state_dict())

@@ -36,7 +36,7 @@ def test_large_pictures_take_the_frugal_way_with_the_same_result(monkeypatch):
 
 
 def test_authors_preparation():
-    """Scikit-image without anti-aliasing, divided by the resized picture's largest value, normalised."""
+    """Scikit-image without anti-aliasing, divided by the resized picture's largest value, normalized."""
     image = (noise(50, 70) * 0.7).astype(np.uint8)
     image[20, 20] = 255  # a bright pixel that the resized picture does not reach
     resized = skimage_resize(image, (64, 64), order=1, mode="edge", anti_aliasing=False, preserve_range=True)

@@ -246,7 +246,7 @@ def _refuse_processors_graph(manifest: Manifest) -> None:
     """Activations with a zero point, as processors take them, are none of TensorRT's."""
     if manifest.quantized_for not in (None, "tensorrt"):
         raise EngineBuildError(
-            f"the graph is quantised for {manifest.quantized_for}; "
+            f"the graph is quantized for {manifest.quantized_for}; "
             f"export it again with --precision {manifest.precision} --target tensorrt"
         )
 

@@ -105,7 +105,7 @@ def _convolution(trt: Any, layer: Any, makers: Mapping[str, Any]) -> Convolution
     reads, gives = layer.get_input(0), layer.get_output(0)
     pixels = prod(max(axis, 1) for axis in gives.shape)
     types = {_computed(trt, tensor, makers) for tensor in (reads, weights) if tensor is not None}
-    if weights is None or not types & {"INT8", "FP8"}:  # what a quantised one gives is the type of what follows it
+    if weights is None or not types & {"INT8", "FP8"}:  # what a quantized one gives is the type of what follows it
         types.add(str(gives.dtype.name))
     return Convolution(
         name=name,
@@ -115,7 +115,7 @@ def _convolution(trt: Any, layer: Any, makers: Mapping[str, Any]) -> Convolution
 
 
 def _computed(trt: Any, tensor: Any, makers: Mapping[str, Any]) -> str:
-    """The type of a convolution's operand: what it is dequantised from, because the library folds this into it."""
+    """The type of a convolution's operand: what it is dequantized from, because the library folds this into it."""
     maker = makers.get(tensor.name)
     if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
         tensor = maker.get_input(0)

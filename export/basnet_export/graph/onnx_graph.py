@@ -112,7 +112,7 @@ def _float_islands(config: ExportConfig, checkpoint: Checkpoint, progress: Progr
 
 
 def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[onnx.ModelProto, Int8Plan]:
-    """The quantised graph; what it needs to know is found on the `tensor` graph, whichever was asked for."""
+    """The quantized graph; what it needs to know is found on the `tensor` graph, whichever was asked for."""
     import onnx
 
     from basnet_export.quantize.int8 import int8_plan

@@ -101,7 +101,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:
     """Kernels rounded to `dtype` so that each keeps its sum: what rounding one tap loses, the next one gets.
 
-    A rounding error is the same at every pixel, and neighbouring pixels are much alike, so that nine independent errors
+    A rounding error is the same at every pixel, and neighboring pixels are much alike, so that nine independent errors
     add up to a shift of the whole map. Taps are taken from the largest to the smallest, whose own step is what remains.
 
     Args:

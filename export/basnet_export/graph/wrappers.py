@@ -17,7 +17,7 @@ __all__ = ["FrameGraph", "TensorGraph"]
 
 
 class TensorGraph(nn.Module):
-    """`image` float32 N,3,H,W normalised to `mask` float32 N,1,H,W in 0..1; the sigmoid is FP32 in every precision."""
+    """`image` float32 N,3,H,W normalized to `mask` float32 N,1,H,W in 0..1; the sigmoid is FP32 in every precision."""
 
     def __init__(self, network: SaliencyNetwork, dtype: torch.dtype) -> None:
         super().__init__()

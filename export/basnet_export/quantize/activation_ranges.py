@@ -1,4 +1,4 @@
-"""What the values between layers are on calibration pictures, and from that the range each tensor is quantised over.
+"""What the values between layers are on calibration pictures, and from that the range each tensor is quantized over.
 
     observed = observe(path, inputs, tensors)
     ranges = ranges_by("mse", observed, symmetric=False)
@@ -106,7 +106,7 @@ def observe(
 def _observed(name: str, lows: list[Any], highs: list[Any], samples: list[Any]) -> Observed:
     low_C, high_C = np.min(lows, axis=0), np.max(highs, axis=0)
     if not np.isfinite((low_C, high_C)).all():
-        raise ExportError(f"{name} is not finite on a calibration picture; the checkpoint cannot be quantised")
+        raise ExportError(f"{name} is not finite on a calibration picture; the checkpoint cannot be quantized")
     return Observed(low_C=low_C, high_C=high_C, sample_SC=np.concatenate([sample[0].T for sample in samples]))
 
 

@@ -1,7 +1,7 @@
 """Scales of channels moved from one layer to the next, so that bytes over one range fit every channel of a tensor.
 
-    shares = equalising_shares(graph, observed, kernels)
-    model = equalised(model, shares)
+    shares = equalizing_shares(graph, observed, kernels)
+    model = equalized(model, shares)
 
 Where a runtime has one range for a whole tensor, a channel that is quiet beside the others has a handful of steps. What
 makes a channel can be divided by a positive number and what reads it be multiplied with it: ReLU, maxima, enlarging,
@@ -26,13 +26,13 @@ from basnet_export.quantize.smoothquant import Reader, Shares, by_input, groups_
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["equalised", "equalising_shares", "scaled"]
+__all__ = ["equalized", "equalizing_shares", "scaled"]
 
 Float32 = NDArray[np.float32]
 _ALIKE = ("Relu", "MaxPool", "Resize", "Add")  # give every channel the scale that it came with
 
 
-def equalising_shares(
+def equalizing_shares(
     graph: onnx.GraphProto, observed: Mapping[str, Observed], kernels: Mapping[str, Float32]
 ) -> dict[str, Float32]:
     """By tensor what each of its channels is divided by, in 1/32..1; tensors that cannot be scaled have none.
@@ -64,12 +64,12 @@ def equalising_shares(
     return shares
 
 
-def equalised(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
+def equalized(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
     """A copy that computes the same, in which every tensor of `shares` is divided by its own, channel by channel.
 
     Args:
         model: An FP32 `tensor` or `frame` graph.
-        shares: From `equalising_shares`.
+        shares: From `equalizing_shares`.
     """
     from onnx import numpy_helper
 

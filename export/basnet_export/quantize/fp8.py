@@ -1,4 +1,4 @@
-"""A quantised graph in FP8 (e4m3) instead of INT8: the same places, ranges and islands, another kind of number.
+"""A quantized graph in FP8 (e4m3) instead of INT8: the same places, ranges and islands, another kind of number.
 
     graph = fp8_from_int8(int8_from_onnx(fp32_graph, ranges, target="tensorrt", keep_fp32=kept), fp32_graph)
 
@@ -34,7 +34,7 @@ def fp8_from_int8(quantized: onnx.ModelProto, original: onnx.ModelProto) -> onnx
         original: The FP32 graph that it was made of, for the weights themselves.
 
     Raises:
-        ExportError: The graph is quantised otherwise.
+        ExportError: The graph is quantized otherwise.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -70,7 +70,7 @@ def _quantizing(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _source_of(quantized: str, weights: dict[str, onnx.TensorProto]) -> str:
-    """The FP32 weights' name: the quantiser adds an ending to it."""
+    """The FP32 weights' name: the quantizer adds an ending to it."""
     name = quantized.removesuffix("_quantized")
     if name not in weights:
         raise ExportError(f"{quantized}: its FP32 weights are not in the graph it was made of")

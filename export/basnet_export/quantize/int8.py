@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from basnet_export.graph.fp32_layer_search import search_islands, stage_of, stages_of
 from basnet_export.quantize.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
-from basnet_export.quantize.cross_layer_equalization import equalised, equalising_shares, scaled
+from basnet_export.quantize.cross_layer_equalization import equalized, equalizing_shares, scaled
 from basnet_export.quantize.gptq import Kernels, rounded_kernel, second_moments
 from basnet_export.quantize.qdq import (
     always_fp32,
@@ -60,7 +60,7 @@ class Int8Plan:
         kept: Parts that stay FP32 beside the picture's and the logits' layers.
         facts: What was done, for the manifest.
         kernels: Rounded weights of every convolution that may be INT8.
-        shares: What each channel of a tensor is quantised over, where channels have ranges of their own.
+        shares: What each channel of a tensor is quantized over, where channels have ranges of their own.
         moved: What each channel of a tensor is divided by in the layer before, where they have not.
     """
 
@@ -72,11 +72,11 @@ class Int8Plan:
     moved: Shares = field(default_factory=dict)
 
     def float_graph_of(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """What is quantised: the FP32 `tensor` or `frame` graph, with the scales of its channels moved."""
-        return equalised(model, self.moved) if self.moved else model
+        """What is quantized: the FP32 `tensor` or `frame` graph, with the scales of its channels moved."""
+        return equalized(model, self.moved) if self.moved else model
 
     def graph_of(self, model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
-        """The FP32 `tensor` or `frame` graph quantised by this plan; see `int8_from_onnx`."""
+        """The FP32 `tensor` or `frame` graph quantized by this plan; see `int8_from_onnx`."""
         return int8_from_onnx(
             self.float_graph_of(model),
             self.ranges,
@@ -174,7 +174,7 @@ def _spread(pictures: Sequence[Picture], count: int = _RANKED) -> Sequence[Pictu
 
 
 class _Bench(CandidateBench):
-    """Candidates are files in a folder, quantised over the ranges of `method`."""
+    """Candidates are files in a folder, quantized over the ranges of `method`."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class _Bench(CandidateBench):
         if self._config.int8_target == "openvino":
             self.shares = channel_shares(graph, self._observed, kernels)
         else:
-            self.moved = equalising_shares(graph, self._observed, kernels)
+            self.moved = equalizing_shares(graph, self._observed, kernels)
             self._observed = {name: tensor.over(self.moved.get(name)) for name, tensor in self._observed.items()}
         read = self.shares or self.moved
         few = _spread(pictures, _ROUNDED)

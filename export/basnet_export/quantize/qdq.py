@@ -3,7 +3,7 @@
     graph = int8_from_onnx(fp32_graph, ranges, target="cpu", keep_fp32=["predict.encoder.stage1.0"])
 
 For ONNX Runtime on processors (`cpu`) activations are unsigned with a zero point, and every value between two layers is
-quantised, residual sums and joined maps included, so that layers pass bytes on, as its kernels want. For OpenVINO,
+quantized, residual sums and joined maps included, so that layers pass bytes on, as its kernels want. For OpenVINO,
 whose convolutions take bytes and give floats, the inputs of convolutions alone are: sums lose nothing, for some of the
 speed, and each channel may have a range of its own, because its scale goes into the weights that read it. For TensorRT
 convolutions' inputs alone are too, signed and symmetric, as it asks. Weights are signed, with a scale for each channel
@@ -69,7 +69,7 @@ def always_fp32(graph: onnx.GraphProto, target: Target) -> list[str]:
 
 
 def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
-    """The quantisable nodes that `names` mean: each is a node, or a part of the network with all nodes in it.
+    """The quantizable nodes that `names` mean: each is a node, or a part of the network with all nodes in it.
 
     Raises:
         UsageError: For a name that means none.
@@ -86,7 +86,7 @@ def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
 
 
 def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
-    """Every tensor that may be quantised over a range of its own.
+    """Every tensor that may be quantized over a range of its own.
 
     What only a ReLU or ReLU6 reads is rectified first, and what is enlarged keeps the range of the smaller map.
     """
@@ -139,7 +139,7 @@ def int8_from_onnx(
     kernels: Kernels | None = None,
     shares: Shares | None = None,
 ) -> onnx.ModelProto:
-    """A quantised copy of an FP32 `tensor` or `frame` graph.
+    """A quantized copy of an FP32 `tensor` or `frame` graph.
 
     Args:
         model: From `onnx_from_checkpoint`, with shapes inferred.
@@ -147,11 +147,11 @@ def int8_from_onnx(
         target: What will run it.
         keep_fp32: Nodes or parts that stay FP32 beside those of `always_fp32`.
         kernels: Weights to round instead of the graph's own, by node name; for `shares` they hold those already.
-        shares: Of a tensor's range, what each channel is quantised over; only for OpenVINO, and only with `kernels`.
+        shares: Of a tensor's range, what each channel is quantized over; only for OpenVINO, and only with `kernels`.
 
     Raises:
         UsageError: When `keep_fp32` names a part that is not there.
-        ExportError: When ONNX Runtime's quantiser refuses the graph.
+        ExportError: When ONNX Runtime's quantizer refuses the graph.
     """
     import onnx
     from onnxruntime.quantization import QuantType
@@ -180,12 +180,12 @@ def int8_from_onnx(
         )
         quantizer.quantize_model()
         if target == "openvino":
-            _quantise_for_convolutions_alone(quantizer.model.model.graph)
-            _quantise_by_channel(quantizer.model.model.graph, shares or {})
+            _quantize_for_convolutions_alone(quantizer.model.model.graph)
+            _quantize_by_channel(quantizer.model.model.graph, shares or {})
             join_as_bytes(quantizer.model.model.graph)
         quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ExportError(f"the graph cannot be quantised: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the graph cannot be quantized: {str(error).splitlines()[0]}") from error
     return _tidied(cast("onnx.ModelProto", quantizer.model.model))
 
 
@@ -203,8 +203,8 @@ def _between_logits(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def _quantise_for_convolutions_alone(graph: onnx.GraphProto) -> None:
-    """Let whatever else reads a quantised value, a residual sum or an FP32 convolution, read what it was before."""
+def _quantize_for_convolutions_alone(graph: onnx.GraphProto) -> None:
+    """Let whatever else reads a quantized value, a residual sum or an FP32 convolution, read what it was before."""
     quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     before = {name: quantized[source] for name, source in dequantized.items() if source in quantized}
@@ -222,7 +222,7 @@ def _put_kernels(graph: onnx.GraphProto, kernels: Kernels) -> None:
             tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
 
 
-def _quantise_by_channel(graph: onnx.GraphProto, shares: Shares) -> None:
+def _quantize_by_channel(graph: onnx.GraphProto, shares: Shares) -> None:
     """Divide each channel by its share on the way to bytes; the weights that read it were multiplied with it."""
     from onnx import helper, numpy_helper
 
@@ -263,7 +263,7 @@ def _tensors_data(ranges: Ranges) -> object:
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the quantiser's own notes, which name no part of the model."""
+    """Without the quantizer's own notes, which name no part of the model."""
     del model.metadata_props[:]
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]

@@ -23,10 +23,10 @@ _EQUAL = 1e-5  # of a step: it is computed by way of different tensors' ranges
 
 
 def join_as_bytes(graph: onnx.GraphProto) -> None:
-    """Quantise what is joined or pooled, instead of what comes of it; nodes are left in any order.
+    """Quantize what is joined or pooled, instead of what comes of it; nodes are left in any order.
 
     Args:
-        graph: With a step for each channel of what is quantised, one byte for zero, and one step leading back.
+        graph: With a step for each channel of what is quantized, one byte for zero, and one step leading back.
     """
     _Rewriting(graph).run()
 

@@ -1,4 +1,4 @@
-"""What part of a tensor's range each of its channels is quantised over, where the weights can take the rest.
+"""What part of a tensor's range each of its channels is quantized over, where the weights can take the rest.
 
     shares = channel_shares(graph, observed, {"predict.encoder.stage1.0.conv1": kernel_OIHW})
 

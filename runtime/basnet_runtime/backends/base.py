@@ -25,7 +25,7 @@ WORKER_NAME = "network"  # what the threads of batches beside each other are cal
 class Backend(Protocol):
     """A network ready to run.
 
-    Two graphs exist, told apart by `input`: `tensor` takes `image` float32 N,3,H,W normalised and gives `mask` float32
+    Two graphs exist, told apart by `input`: `tensor` takes `image` float32 N,3,H,W normalized and gives `mask` float32
     N,1,H,W in 0..1; `frame` takes `frame` uint8 N,H,W,3 RGB of any size and gives `mask` uint8 N,H,W.
     """
 

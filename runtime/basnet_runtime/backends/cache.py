@@ -1,4 +1,4 @@
-"""Graphs that a library has optimised once, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
+"""Graphs that a library has optimized once, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
 
     kept = graph_path(path, by="onnxruntime-1.32.0")
 

@@ -28,7 +28,7 @@ class FakeBackend:
         self._fail_at = fail_at
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Mean of the de-normalised channels, N,1,H,W."""
+        """Mean of the de-normalized channels, N,1,H,W."""
         if self._fail_at is not None and self.pictures <= self._fail_at < self.pictures + len(batch):
             raise RuntimeError(f"fake failure at picture {self._fail_at}")
         self.pictures += len(batch)

@@ -147,7 +147,7 @@ def open_onnxruntime(
             providers of TensorRT and TensorRT for RTX; the last three with `:N` are the device of that number.
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
-        keep: Whether the optimised graph is kept for the next start, on the processor.
+        keep: Whether the optimized graph is kept for the next start, on the processor.
         digest: The file's SHA-256 where it is known already.
 
     Raises:
@@ -264,7 +264,7 @@ def _provider_options(ort: ModuleType, device: Device) -> list[Any]:
 def _options(ort: ModuleType, threads: int, stored: Precision | None = None) -> Any:
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
-    # Further optimisation of ONNX Runtime 1.32 gives wrong masks on quantised FP8: of `basnet-lite`, they are 0.41
+    # Further optimization of ONNX Runtime 1.32 gives wrong masks on quantized FP8: of `basnet-lite`, they are 0.41
     # from FP32 in the mean, and 0.003 without it.
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if stored == "fp8" else levels.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
@@ -280,7 +280,7 @@ def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int
     """A session that OpenVINO compiles as a whole."""
     devices = openvino_devices(ort)  # first: what is asked below is not in every ONNX Runtime
     options = _options(ort, threads)
-    # OpenVINO optimises by itself, and reads quantised layers better as they were written.
+    # OpenVINO optimizes by itself, and reads quantized layers better as they were written.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # What OpenVINO cannot run is an error; else ONNX Runtime would run it on its own kernels without a word.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

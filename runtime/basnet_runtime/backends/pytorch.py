@@ -45,7 +45,7 @@ class PyTorchBackend:
         self._bf16 = precision == "bf16"
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Masks float32 N,1,H,W in 0..1 of normalised pictures `batch` float32 N,3,H,W."""
+        """Masks float32 N,1,H,W in 0..1 of normalized pictures `batch` float32 N,3,H,W."""
         import torch
 
         with torch.inference_mode():

@@ -73,7 +73,7 @@ def run(
     refine_edges: Annotated[
         bool, typer.Option("--refine-edges", help="Lay the mask's edges onto the picture's.")
     ] = False,
-    stabilise: Annotated[bool, typer.Option("--stabilise", help="Keep the masks of a video from flickering.")] = False,
+    stabilize: Annotated[bool, typer.Option("--stabilize", help="Keep the masks of a video from flickering.")] = False,
     empty_weak: Annotated[
         bool, typer.Option("--empty-weak", help="Empty masks where nothing salient was found. Default: kept, and said.")
     ] = False,
@@ -137,7 +137,7 @@ def run(
             threshold=threshold,
             feather=feather,
             refine_edges=refine_edges,
-            stabilise=stabilise,
+            stabilize=stabilize,
             empty_weak=empty_weak,
             video=VideoOptions(
                 codec=codec,

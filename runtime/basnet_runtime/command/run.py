@@ -66,7 +66,7 @@ class RunConfig:
         threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
         feather: Blur of the mask's edge, pixels.
         refine_edges: Lay the mask's edges onto the picture's.
-        stabilise: Keep the masks of a video from flickering.
+        stabilize: Keep the masks of a video from flickering.
         empty_weak: Empty masks where nothing salient was found; else they are kept, and that is said.
         video: How videos are read and written.
     """
@@ -91,7 +91,7 @@ class RunConfig:
     threshold: float | None = None
     feather: float = 0.0
     refine_edges: bool = False
-    stabilise: bool = False
+    stabilize: bool = False
     empty_weak: bool = False
     video: VideoOptions = field(default_factory=VideoOptions)
 
@@ -580,7 +580,7 @@ class _Work:
 
     @property
     def _finishing(self) -> Finishing:
-        return Finishing(stabilise=self.config.stabilise, empty_weak=self.config.empty_weak)
+        return Finishing(stabilize=self.config.stabilize, empty_weak=self.config.empty_weak)
 
     def _of_video(self, job: Job, video: VideoRun) -> Result:
         result = self._result(job, video.frames, video.decisions, video.notes)

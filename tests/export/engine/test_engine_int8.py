@@ -135,7 +135,7 @@ def test_int8_plans_take_frames_of_any_size(graphs, width, tmp_path):
 
 def test_a_graph_for_processors_is_refused_with_the_command(graphs, tmp_path):
     source = saved(graphs, "cpu", tmp_path / "cpu.onnx", target="cpu")
-    with pytest.raises(EngineBuildError, match=r"quantised for cpu; export it again with .*--target tens"):
+    with pytest.raises(EngineBuildError, match=r"quantized for cpu; export it again with .*--target tens"):
         build_engine(BuildConfig(model=source, output=tmp_path / "a.plan", flavor="rtx"))
     assert not (tmp_path / "a.plan").exists()
 

@@ -1,4 +1,4 @@
-"""What counts as computed in a precision: of the typed network, quantised ones too, and of the finished engine."""
+"""What counts as computed in a precision: of the typed network, quantized ones too, and of the finished engine."""
 
 import json
 
@@ -14,7 +14,7 @@ from basnet_runtime.backends.tensorrt.library import open_tensorrt
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
 
 
-def quantised(kind, *, activation=True, weights=True):
+def quantized(kind, *, activation=True, weights=True):
     """Two convolutions of 8 channels, 3x3 and 1x1; the first one between QuantizeLinear and DequantizeLinear."""
     number = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}[kind]
     kernel = np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32)
@@ -53,8 +53,8 @@ def convolutions(model: onnx.ModelProto):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_a_convolution_between_quantised_operands_counts_as_such(kind):
-    first, second = convolutions(quantised(kind))
+def test_a_convolution_between_quantized_operands_counts_as_such(kind):
+    first, second = convolutions(quantized(kind))
     assert (first.name, first.precision, second.precision) == ("first", kind, "fp32")
     assert first.cost == 9 * second.cost == 16 * 16 * 8 * 9 * 8
     share = precision_share([first, second], kind)
@@ -62,8 +62,8 @@ def test_a_convolution_between_quantised_operands_counts_as_such(kind):
 
 
 @pytest.mark.parametrize("half", [{"activation": False}, {"weights": False}])
-def test_a_convolution_with_one_quantised_operand_does_not(half):
-    first, _ = convolutions(quantised("int8", **half))
+def test_a_convolution_with_one_quantized_operand_does_not(half):
+    first, _ = convolutions(quantized("int8", **half))
     assert first.precision is None
 
 

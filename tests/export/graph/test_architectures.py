@@ -27,7 +27,7 @@ LAST = {
 
 
 @torch.no_grad()
-def centre(model, inputs):
+def center(model, inputs):
     """Adapt the last layer so that its zero lies between ground and object, as networks this young are shy."""
     logits = torch.cat([model(batch)[0].flatten() for batch in inputs.split(8)])
     last = model.get_submodule(LAST[model.arch])
@@ -54,7 +54,7 @@ def trained(arch, path, width=4, steps=24):
         loss.backward()
         optimizer.step()
     settle_statistics(model, inputs.split(8))
-    centre(model.eval(), inputs)
+    center(model.eval(), inputs)
     found = Checkpoint(
         arch=arch,
         width=width,

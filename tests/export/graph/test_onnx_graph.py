@@ -120,9 +120,9 @@ def test_batches_of_other_sizes_are_refused_when_they_mix(tmp_path):
     axes = onnx.numpy_helper.from_array(np.array([0], np.int64), "axes")
     model.graph.initializer.append(axes)
     logits = sigmoid.input[0]
-    sigmoid.input[0] = "centred"
+    sigmoid.input[0] = "centered"
     model.graph.node.insert(len(model.graph.node) - 1, onnx.helper.make_node("ReduceMean", [logits, "axes"], ["mean"]))
-    model.graph.node.insert(len(model.graph.node) - 1, onnx.helper.make_node("Sub", [logits, "mean"], ["centred"]))
+    model.graph.node.insert(len(model.graph.node) - 1, onnx.helper.make_node("Sub", [logits, "mean"], ["centered"]))
     path = tmp_path / "mixed.onnx"
     onnx.save(model, path)
     with pytest.raises(ParityError, match="in a batch of 2"):

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from basnet_export.quantize.activation_ranges import observe, ranges_by
-from basnet_export.quantize.cross_layer_equalization import equalised, equalising_shares
+from basnet_export.quantize.cross_layer_equalization import equalized, equalizing_shares
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
 from tests.models import exported, needs_int8
 
@@ -45,7 +45,7 @@ def shares(fp32, observed):
     fixed = always_fp32(fp32.graph, "cpu")
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp32.graph.initializer}
     layers = [node for node in fp32.graph.node if node.op_type == "Conv" and node.name not in fixed]
-    return equalising_shares(fp32.graph, observed, {node.name: weights[node.input[1]] for node in layers})
+    return equalizing_shares(fp32.graph, observed, {node.name: weights[node.input[1]] for node in layers})
 
 
 def run(model, images):
@@ -54,7 +54,7 @@ def run(model, images):
 
 
 def test_the_network_computes_what_it_did(fp32, images, shares):
-    before, after = run(fp32, images), run(equalised(fp32, shares), images)
+    before, after = run(fp32, images), run(equalized(fp32, shares), images)
     assert np.ptp(before) > 0.1
     np.testing.assert_allclose(after, before, atol=2e-5)
 
@@ -93,7 +93,7 @@ def test_eight_bits_lose_less(tmp_path):
     onnx.save(model, tmp_path / "fp32.onnx")
     images = rng.normal(size=(4, 1, 16, 24, 24)).astype(np.float32)
     seen = observe(tmp_path / "fp32.onnx", [{"image": one} for one in images], quantized_tensors(model.graph))
-    moved = equalising_shares(model.graph, seen, kernels)
+    moved = equalizing_shares(model.graph, seen, kernels)
     wanted = run(model, images)
 
     def error(graph, tensors):
@@ -101,4 +101,4 @@ def test_eight_bits_lose_less(tmp_path):
         return np.abs(run(int8_from_onnx(graph, ranges, target="cpu", keep_fp32=()), images) - wanted).mean()
 
     even = {name: tensor.over(moved.get(name)) for name, tensor in seen.items()}
-    assert error(equalised(model, moved), even) < 0.5 * error(model, seen)
+    assert error(equalized(model, moved), even) < 0.5 * error(model, seen)

@@ -16,7 +16,7 @@ from tests.models import checkpoint_file, draw_discs, exported
 
 
 def layer(seed=0, channels=8, outputs=5, patches=4000, loud=1.0):
-    """A kernel, and inputs K,P whose neighbours are much alike; the first channel is `loud` times as large."""
+    """A kernel, and inputs K,P whose neighbors are much alike; the first channel is `loud` times as large."""
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(outputs, channels, 3, 3)).astype(np.float32)
     common = rng.normal(size=(channels, 1, patches))
@@ -235,13 +235,13 @@ def test_a_layer_in_fp32_reads_a_map_joined_in_floats(fp32):
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_a_convolution_kept_in_fp32_reads_what_was_not_quantised_for_its_neighbour(fp32):
+def test_a_convolution_kept_in_fp32_reads_what_was_not_quantized_for_its_neighbor(fp32):
     """A block's first convolution and its shortcut read one tensor, and one of the two may stay FP32."""
     model, kernels, _ = by_channel(fp32, keep_fp32=["predict.encoder.stage2.0.conv1"])
     before, after = ({node.name: node for node in graph.node} for graph in (fp32.graph, model.graph))
-    kept, neighbour = "predict.encoder.stage2.0.conv1", "predict.encoder.stage2.0.shortcut.0"
-    assert before[kept].input[0] == before[neighbour].input[0]
+    kept, neighbor = "predict.encoder.stage2.0.conv1", "predict.encoder.stage2.0.shortcut.0"
+    assert before[kept].input[0] == before[neighbor].input[0]
     assert list(after[kept].input) == list(before[kept].input)
-    assert after[neighbour].input[0] != before[neighbour].input[0]
-    assert neighbour in kernels
+    assert after[neighbor].input[0] != before[neighbor].input[0]
+    assert neighbor in kernels
     onnx.checker.check_model(model, full_check=True)

@@ -14,7 +14,7 @@ from basnet_export.graph.onnx_graph import export_onnx
 from basnet_export.quantize import int8
 from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
-from basnet_export.quantize.cross_layer_equalization import equalised
+from basnet_export.quantize.cross_layer_equalization import equalized
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
@@ -94,7 +94,7 @@ def test_openvino_runs_it_alike(int8_file):
 
 
 @needs_int8
-def test_for_openvino_only_what_convolutions_read_is_quantised(calibration, tmp_path):
+def test_for_openvino_only_what_convolutions_read_is_quantized(calibration, tmp_path):
     for picture in LARGE:
         write_picture(tmp_path / "pictures" / f"{picture.name}.png", picture.image_HWC)
     options = {"int8_target": "openvino", "keep_fp32": ("predict.encoder.stage1",), "pictures": tmp_path / "pictures"}
@@ -121,7 +121,7 @@ def test_for_openvino_only_what_convolutions_read_is_quantised(calibration, tmp_
         assert "OpenVINO" in candidate.backend.description
         assert "int8" in candidate.backend.description
         assert compare(reference, candidate, LARGE, tolerance_for("int8")).max_abs > 1e-4
-    with pytest.raises(UsageError, match="quantised for OpenVINO, and other kernels would compute it in FP32"):
+    with pytest.raises(UsageError, match="quantized for OpenVINO, and other kernels would compute it in FP32"):
         open_model(path, backend="onnxruntime")
 
 
@@ -150,7 +150,7 @@ def test_weights_have_a_scale_per_channel(fp32):
 
 
 def test_processors_get_no_float_between_layers(fp32, tmp_path):
-    """ONNX Runtime fuses every quantised layer; what is left in float are the ends and the enlarging."""
+    """ONNX Runtime fuses every quantized layer; what is left in float are the ends and the enlarging."""
     import onnxruntime as ort
 
     graph = int8_from_onnx(fp32, flat_ranges(fp32.graph), target="cpu", keep_fp32=())
@@ -296,13 +296,13 @@ def test_masks_beside_their_pictures_calibrate_nothing(calibration, tmp_path):
     assert {picture.name for picture in calibration_pictures(tmp_path)} == {f"{i:02}.jpg" for i in range(20)}
 
 
-def test_convolutions_without_a_bias_are_equalised(fp32):
+def test_convolutions_without_a_bias_are_equalized(fp32):
     bare = onnx.ModelProto.FromString(fp32.SerializeToString())
     convolutions = [node for node in bare.graph.node if node.op_type == "Conv"]
     for node in convolutions:
         del node.input[2:]
     shares = {node.output[0]: np.full(kernel_shape(bare, node)[0], 0.5, np.float32) for node in convolutions[1:3]}
-    scaled = {node.name: node for node in equalised(bare, shares).graph.node}
+    scaled = {node.name: node for node in equalized(bare, shares).graph.node}
     assert all(len(scaled[node.name].input) == 2 for node in convolutions)
 
 

@@ -1,4 +1,4 @@
-"""A graph is optimised once by each library; what is kept gives the same masks and is never needed."""
+"""A graph is optimized once by each library; what is kept gives the same masks and is never needed."""
 
 import os
 from pathlib import Path

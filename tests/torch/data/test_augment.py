@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage import data
 
-from basnet_torch.data.augment import Chances, augmented, blurred, coloured, jpeg, windows
+from basnet_torch.data.augment import Chances, augmented, blurred, colored, jpeg, windows
 from basnet_torch.data.batches import DeviceStream, Share, StrongAugment
 from basnet_torch.data.datasets import PairStore
 
@@ -45,7 +45,7 @@ def test_a_window_is_the_crop_of_picture_and_mask_together():
     torch.testing.assert_close(turned[:, 0], mask.flip(2).float(), rtol=0, atol=0.01)
 
 
-def test_a_window_larger_than_the_picture_shows_grey_around_it_and_no_object():
+def test_a_window_larger_than_the_picture_shows_gray_around_it_and_no_object():
     image, mask = photo()
     out, truth = windows(image, torch.full_like(mask, 255), 64, chances(height=2, width=2), largest=2)
     assert out[0, :, :12].sub(124).abs().max() < 0.01
@@ -60,13 +60,13 @@ def test_shrinking_averages_instead_of_dropping_pixels():
     assert (out - 127.5).abs().max() < 2
 
 
-def test_colour_is_brightness_contrast_and_saturation():
+def test_color_is_brightness_contrast_and_saturation():
     image = torch.rand(1, 3, 8, 8) * 100 + 50
     one = torch.ones(1)
-    torch.testing.assert_close(coloured(image, one * 1.2, one, one), image * 1.2, rtol=1e-5, atol=1e-3)
-    grey = coloured(image, one, one, one * 0)
-    torch.testing.assert_close(grey[:, 0], grey[:, 2], rtol=1e-5, atol=1e-3)
-    flat = coloured(image, one, one * 0, one)
+    torch.testing.assert_close(colored(image, one * 1.2, one, one), image * 1.2, rtol=1e-5, atol=1e-3)
+    gray = colored(image, one, one, one * 0)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], rtol=1e-5, atol=1e-3)
+    flat = colored(image, one, one * 0, one)
     assert flat.std() < 1e-3
 
 

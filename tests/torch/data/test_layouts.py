@@ -93,7 +93,7 @@ def test_what_is_odd_is_counted_and_what_is_bad_is_skipped(pair_folder):
     store = load_pairs(find_pairs([pair_folder]), 72, on_bad="skip", report=report)
     assert store.names == ("disc2", "disc3", "disc4", "disc5")
     assert (report.unreadable, report.unequal, report.zero_one) == (["disc0"], ["disc1"], ["disc2"])
-    assert (report.in_colour, report.empty) == (["disc3"], ["disc4"])
+    assert (report.in_color, report.empty) == (["disc3"], ["disc4"])
     assert store.masks[0].max() == 255
     assert report.counts()["unreadable"] == 1
     assert any(line.startswith("1 pairs that cannot be read, skipped (disc0)") for line in report.lines())

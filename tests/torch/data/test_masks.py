@@ -218,7 +218,7 @@ def test_floats_of_another_range_are_refused(array):
 
 
 @pytest.fixture
-def labelled(pair_folder):
+def labeled(pair_folder):
     """The drawn pairs as label maps: discs of 1 in a border of 255."""
     for path in (pair_folder / "DUTS-TR-Mask").iterdir():
         disc = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
@@ -227,17 +227,17 @@ def labelled(pair_folder):
     return pair_folder
 
 
-def test_label_maps_end_training_also_where_bad_pairs_are_skipped(labelled):
+def test_label_maps_end_training_also_where_bad_pairs_are_skipped(labeled):
     with pytest.raises(MaskValuesError, match=r"disc0: .* \(DUTS-TR-Mask/disc0\.png\)$"):
-        load_pairs(find_pairs([labelled]), 36, on_bad="skip")
+        load_pairs(find_pairs([labeled]), 36, on_bad="skip")
     with pytest.raises(MaskValuesError, match="disc0: its mask"):
-        Validator(find_pairs([labelled]), Preprocess(height=32, width=32), Postprocess())
+        Validator(find_pairs([labeled]), Preprocess(height=32, width=32), Postprocess())
 
 
 @pytest.mark.parametrize("size", [36, 72, 100])
-def test_what_touches_a_left_out_pixel_is_left_out(labelled, size):
+def test_what_touches_a_left_out_pixel_is_left_out(labeled, size):
     report = DataReport()
-    store = load_pairs(find_pairs([labelled]), size, values="labels", report=report)
+    store = load_pairs(find_pairs([labeled]), size, values="labels", report=report)
     assert len(report.left_out) == 6
     assert any("6 label maps with pixels that are left out" in line for line in report.lines())
     assert store.truths.shape == (6, size, size, 2)
@@ -246,12 +246,12 @@ def test_what_touches_a_left_out_pixel_is_left_out(labelled, size):
     assert 0.3 < counted.mean() < 0.99
 
 
-def test_label_maps_without_a_background_are_refused(labelled):
+def test_label_maps_without_a_background_are_refused(labeled):
     """As trimaps are, whose background is 2."""
-    for path in (labelled / "DUTS-TR-Mask").iterdir():
+    for path in (labeled / "DUTS-TR-Mask").iterdir():
         disc = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         write_png(path, np.choose(np.searchsorted([0, 1, 255], disc), [2, 1, 3]).astype(np.uint8))
-    pairs = find_pairs([labelled])
+    pairs = find_pairs([labeled])
     with pytest.raises(MaskValuesError, match=r"no mask holds a 0, .* --mask-values trimap"):
         load_pairs(pairs, 32, values="labels")
     with pytest.raises(MaskValuesError, match="validation: no mask holds a 0"):

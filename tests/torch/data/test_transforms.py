@@ -42,7 +42,7 @@ def test_crops_keep_picture_and_mask_together():
         CenterCrop(50)(whole)
 
 
-def test_flag_0_divides_by_the_largest_value_and_normalises():
+def test_flag_0_divides_by_the_largest_value_and_normalizes():
     planes, truth = ToTensorLab(flag=0)(sample())
     image = sample().image.astype(np.float64)
     expected = (image / image.max() - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -63,10 +63,10 @@ def test_flag_1_is_lab_and_flag_2_is_rgb_and_lab():
     np.testing.assert_allclose(both.std((1, 2)), 1, atol=1e-4)
 
 
-def test_grey_pictures_even_planes_and_empty_masks_stay_finite():
-    grey = Sample(np.full((8, 8), 7, np.uint8), np.zeros((8, 8), np.uint8))
+def test_gray_pictures_even_planes_and_empty_masks_stay_finite():
+    gray = Sample(np.full((8, 8), 7, np.uint8), np.zeros((8, 8), np.uint8))
     for flag in (0, 1, 2):
-        planes, truth = ToTensorLab(flag=flag)(grey)
+        planes, truth = ToTensorLab(flag=flag)(gray)
         assert np.isfinite(planes).all()
         assert truth.max() == 0
     with pytest.raises(ValueError, match="flag is 3"):

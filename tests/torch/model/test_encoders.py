@@ -33,7 +33,7 @@ from basnet_torch.train.cli import app
 from basnet_torch.train.config import TrainConfig, lr_factor
 from basnet_torch.train.trainer import Trainer, finishing, network_from_config
 from tests.models import SIZE, calibration_folder, disc_folder, discs, draw_discs, settle_statistics
-from tests.torch.conftest import randomised
+from tests.torch.conftest import randomized
 
 LITE0 = "efficientnet-lite0"
 NARROW = {"encoder": LITE0, "decoder_widths": (8, 8, 8, 8, 8), "width": 4}
@@ -238,7 +238,7 @@ def test_a_checkpoint_written_before_there_was_a_choice_is_on_resnet34(tmp_path)
 def _checkpoint(model, **changes):
     found = Checkpoint(
         width=model.width,
-        state=randomised(model, seed=1).state_dict(),
+        state=randomized(model, seed=1).state_dict(),
         preprocess=Preprocess(),
         postprocess=Postprocess(),
         origin="basnet-deploy",

@@ -11,7 +11,7 @@ from torch import nn
 
 from basnet_torch.checkpoint import load_checkpoint
 from basnet_torch.errors import UsageError
-from basnet_torch.train.distributed import SyncedBatchNorm2d, World, synchronise_norms, world_from_environment
+from basnet_torch.train.distributed import SyncedBatchNorm2d, World, synchronize_norms, world_from_environment
 
 OPTIONS = ("--width", 2, "--size", 32, "--eval-size", 32, "--store-size", 64, "--batch", 4, "--autocast", "fp32")
 OPTIONS += ("--steps", 6, "--warmup", 2, "--threads", 1, "--eval-every", 3)
@@ -64,7 +64,7 @@ def test_joined_norm_equals_pytorch_s_on_one_process(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         ours, theirs = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
-        synchronise_norms(ours)
+        synchronize_norms(ours)
         assert type(ours[0]) is SyncedBatchNorm2d
         x = torch.randn(4, 3, 5, 5) * 3 + 1
         inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]

@@ -8,12 +8,12 @@ from basnet_torch.errors import CheckpointError
 from basnet_torch.model.registry import build
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.weights.widen import widened
-from tests.torch.conftest import randomised
+from tests.torch.conftest import randomized
 
 
 def checkpoint(arch):
     torch.manual_seed(1)
-    model = randomised(build(arch, 2), seed=1)
+    model = randomized(build(arch, 2), seed=1)
     parts = {"preprocess": Preprocess(height=32, width=64), "postprocess": Postprocess(), "origin": "basnet-deploy"}
     return Checkpoint(arch=arch, width=2, state=model.state_dict(), **parts)
 

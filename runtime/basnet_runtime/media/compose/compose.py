@@ -225,7 +225,7 @@ class StripComposer:
 
 
 class _Background:
-    """A picture scaled to cover height x width, centred, delivered in strips of rows."""
+    """A picture scaled to cover height x width, centered, delivered in strips of rows."""
 
     def __init__(self, picture_HWC: UInt8, height: int, width: int) -> None:
         self._picture = picture_HWC
@@ -247,7 +247,7 @@ class _Background:
         if picture.shape[:2] == (height, width):
             return picture[rows]
         scale = max(height / picture.shape[0], width / picture.shape[1])
-        # Pixel centres: source = (target + 0.5 - middle) / scale + source middle - 0.5.
+        # Pixel centers: source = (target + 0.5 - middle) / scale + source middle - 0.5.
         left = (0.5 - width / 2) / scale + picture.shape[1] / 2 - 0.5
         top = (rows.start + 0.5 - height / 2) / scale + picture.shape[0] / 2 - 0.5
         matrix = np.array([[1 / scale, 0, left], [0, 1 / scale, top]])
@@ -275,7 +275,7 @@ def _shrunk_to_cover(picture_HWC: UInt8, height: int, width: int) -> UInt8:
 
 
 def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
-    """What surrounds the object, blurred without the object's colours leaking into it; reduced to 240 pixels."""
+    """What surrounds the object, blurred without the object's colors leaking into it; reduced to 240 pixels."""
     import cv2
 
     height, width = mask_HW.shape
@@ -285,9 +285,9 @@ def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
     mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     weight = (np.float32(256) - mask)[..., None] / np.float32(256)  # never 0: a full mask blurs what there is
     sigma = max(0.5, _BLUR_SIGMA * max(size) / _BLUR_SIDE)
-    colours = cv2.GaussianBlur(image * weight, (0, 0), sigma).reshape(image.shape)
+    colors = cv2.GaussianBlur(image * weight, (0, 0), sigma).reshape(image.shape)
     shares = cv2.GaussianBlur(weight, (0, 0), sigma).reshape(weight.shape)
-    blurred: UInt8 = np.rint(colours / shares).clip(0, 255).astype(np.uint8)
+    blurred: UInt8 = np.rint(colors / shares).clip(0, 255).astype(np.uint8)
     return blurred
 
 
@@ -305,12 +305,12 @@ def _side_by_side(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
 
 
 def _tint(image_HWC: UInt8, mask_HW: UInt8) -> None:
-    """Colour the object, in place."""
+    """Color the object, in place."""
     tint = np.array(_TINT, np.uint8)
     for rows in row_strips(*mask_HW.shape):
         share = mask_HW[rows].astype(np.float32) * np.float32(_TINT_SHARE / 255)
-        colour = np.broadcast_to(tint, image_HWC[rows].shape).copy()
-        image_HWC[rows] = _mix(colour, image_HWC[rows], share)
+        color = np.broadcast_to(tint, image_HWC[rows].shape).copy()
+        image_HWC[rows] = _mix(color, image_HWC[rows], share)
 
 
 def _blend_onto(background: _Background, image_HWC: UInt8, mask_HW: UInt8) -> None:

@@ -1,10 +1,10 @@
-"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010) where colours explain the mask.
+"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010) where colors explain the mask.
 
     mask_HW = refined_edges(image_HWC, mask_HW)
 
-In a window the mask is taken for a linear function of the picture's three colours. Its coefficients are found on a
+In a window the mask is taken for a linear function of the picture's three colors. Its coefficients are found on a
 reduced picture, as in the fast guided filter (He and Sun 2015), and applied to the full one strip by strip. How much of
-the mask's spread the colours explain decides how far the result is taken; elsewhere the mask stays as it is, because
+the mask's spread the colors explain decides how far the result is taken; elsewhere the mask stays as it is, because
 the plain filter made good masks worse.
 
 The filter draws every value toward its window's mean: alone it raises the mean error where it finds better edges. So
@@ -30,8 +30,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 _SIDE = 400  # pixels of the reduced picture's long side
 _RADIUS = 0.03  # of that side
-_SMOOTH = 1e-4  # variance of colour, 0..1 squared, below which a window counts as flat
-_POWER = 2  # how sharply trust falls with the share that the colours explain
+_SMOOTH = 1e-4  # variance of color, 0..1 squared, below which a window counts as flat
+_POWER = 2  # how sharply trust falls with the share that the colors explain
 _CONTRAST = 1.5  # of the filter's result around the middle; it comes out flatter than the mask
 _SPREAD = 1e-3  # variance of the mask below which there is no edge to move
 _TRUSTED = 1 / 512  # below it no value of the mask changes
@@ -40,7 +40,7 @@ _STRIP_PIXELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Model:
-    """Of each reduced pixel: mask = gain . colour + offset, and how far that is trusted, 0..1."""
+    """Of each reduced pixel: mask = gain . color + offset, and how far that is trusted, 0..1."""
 
     gain_hw3: Float32
     offset_hw: Float32
@@ -121,7 +121,7 @@ def _applied(model: _Model, image_HWC: UInt8, mask_HW: UInt8, rows: slice, heigh
 
 
 def _stretched(values: Float32, rows: slice, height: int, width: int) -> Float32:
-    """Rows of reduced values at the picture's size, bilinear with half-pixel centres."""
+    """Rows of reduced values at the picture's size, bilinear with half-pixel centers."""
     import cv2
 
     down, across = values.shape[0] / height, values.shape[1] / width

@@ -1,4 +1,4 @@
-"""The object's own colour at soft edges, so that a cut-out carries no rim of its old background.
+"""The object's own color at soft edges, so that a cut-out carries no rim of its old background.
 
 Foreground and background are estimated together by the multi-level method (Germer et al. 2020, arXiv 2006.14970): from
 one pixel up to a reduced picture, each level starts from the one below and is solved a few times pixel by pixel. What
@@ -20,7 +20,7 @@ __all__ = ["Foreground"]
 
 Float32 = NDArray[np.float32]
 _LONG_SIDE = 256
-_SMOOTH = 1e-5  # pull towards the neighbours everywhere; where the mask changes, its change is added
+_SMOOTH = 1e-5  # pull towards the neighbors everywhere; where the mask changes, its change is added
 _SURE = 0.9  # share from which a pixel counts for the mean that the first level starts from
 _SMALL = 32  # pixels: up to that size a level costs nothing
 _ROUNDS = 10, 8  # at small levels and at large ones
@@ -29,7 +29,7 @@ _STRIP_PIXELS = 1 << 18  # a mask may be soft everywhere, and each soft pixel ne
 
 
 class Foreground:
-    """Foreground colours of one picture and mask; `clean` puts them into the picture, strip by strip."""
+    """Foreground colors of one picture and mask; `clean` puts them into the picture, strip by strip."""
 
     def __init__(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, int] | None = None) -> None:
         """Estimate on a reduced copy, at the same cost however large the picture is.
@@ -50,15 +50,15 @@ class Foreground:
         self._front, self._back = _estimated(image, alpha)
 
     def clean(self, image_HWC: UInt8, mask_HW: UInt8, top: int = 0) -> None:
-        """Replace, in place, the colours under the soft part of the mask; `top`: the picture's row that is first."""
+        """Replace, in place, the colors under the soft part of the mask; `top`: the picture's row that is first."""
         height, width = mask_HW.shape
         for rows in row_strips(height, width, _STRIP_PIXELS):
             y, x = np.nonzero((mask_HW[rows] > _SOFT[0]) & (mask_HW[rows] < _SOFT[1]))
             if len(y):
                 y += rows.start
-                image_HWC[y, x] = self._colours(image_HWC[y, x], mask_HW[y, x], y + top, x)
+                image_HWC[y, x] = self._colors(image_HWC[y, x], mask_HW[y, x], y + top, x)
 
-    def _colours(self, pixels_P3: UInt8, mask_P: UInt8, y: NDArray[np.intp], x: NDArray[np.intp]) -> UInt8:
+    def _colors(self, pixels_P3: UInt8, mask_P: UInt8, y: NDArray[np.intp], x: NDArray[np.intp]) -> UInt8:
         """Of P soft pixels at rows `y`, columns `x`: F + alpha * (I - alpha F - (1 - alpha) B)."""
         alpha = mask_P.astype(np.float32)[:, None] / np.float32(255)
         front, back = self._sample(self._front, y, x), self._sample(self._back, y, x)
@@ -79,7 +79,7 @@ def _estimated(image_hwC: Float32, alpha_hw: Float32) -> tuple[Float32, Float32]
     import cv2
 
     levels = max(1, math.ceil(math.log2(max(alpha_hw.shape))))
-    pair = np.stack([_sure_colour(image_hwC, share) for share in (alpha_hw, 1 - alpha_hw)])[..., None, None]
+    pair = np.stack([_sure_color(image_hwC, share) for share in (alpha_hw, 1 - alpha_hw)])[..., None, None]
     for level in range(levels + 1):
         height, width = (max(1, round(side ** (level / levels))) for side in alpha_hw.shape)
         image = cv2.resize(image_hwC, (width, height), interpolation=cv2.INTER_AREA)
@@ -91,8 +91,8 @@ def _estimated(image_hwC: Float32, alpha_hw: Float32) -> tuple[Float32, Float32]
     return front, back
 
 
-def _sure_colour(image_hwC: Float32, share_hw: Float32) -> Float32:
-    """Mean colour where the share is sure, of the whole picture where it is nowhere."""
+def _sure_color(image_hwC: Float32, share_hw: Float32) -> Float32:
+    """Mean color where the share is sure, of the whole picture where it is nowhere."""
     sure = share_hw > _SURE
     mean: Float32 = image_hwC[sure].mean(axis=0) if sure.any() else image_hwC.mean(axis=(0, 1))
     return mean
@@ -106,9 +106,9 @@ def _enlarged(pair_2Chw: Float32, height: int, width: int) -> Float32:
 
 
 def _solved(image_Chw: Float32, alpha_hw: Float32, pair_2Chw: Float32, rounds: int) -> Float32:
-    """Each pixel's best foreground and background, its neighbours held; all pixels at once, `rounds` times.
+    """Each pixel's best foreground and background, its neighbors held; all pixels at once, `rounds` times.
 
-    The pixel's own equations, two unknowns a channel, have a closed form: the neighbours' weighted means, moved along
+    The pixel's own equations, two unknowns a channel, have a closed form: the neighbors' weighted means, moved along
     the mask's share by what they leave unexplained.
     """
     weights = [np.float32(_SMOOTH) + np.abs(alpha_hw - beside) for beside in _beside(alpha_hw)]
@@ -125,6 +125,6 @@ def _solved(image_Chw: Float32, alpha_hw: Float32, pair_2Chw: Float32, rounds: i
 
 
 def _beside(values: Float32) -> tuple[Float32, Float32, Float32, Float32]:
-    """The neighbours above, below, left and right of each pixel; beyond the border the pixel itself."""
+    """The neighbors above, below, left and right of each pixel; beyond the border the pixel itself."""
     wide = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
     return wide[..., :-2, 1:-1], wide[..., 2:, 1:-1], wide[..., 1:-1, :-2], wide[..., 1:-1, 2:]

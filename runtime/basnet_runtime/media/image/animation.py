@@ -401,7 +401,7 @@ class AnimationSink:
 
 
 def _bgr(pixels_HWC: UInt8) -> UInt8:
-    """Grey, RGB or RGBA as OpenCV takes it."""
+    """Gray, RGB or RGBA as OpenCV takes it."""
     cv2 = cv2_module()
     change = {1: cv2.COLOR_GRAY2BGR, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[pixels_HWC.shape[2]]
     return cast(UInt8, cv2.cvtColor(pixels_HWC, change))

@@ -35,9 +35,9 @@ class Metadata:
         exif: EXIF block, orientation 1 and without thumbnail; None when there is none.
         xmp: XMP packet, orientation 1.
         iptc: IPTC block.
-        profile: Whether the picture had a colour profile; the result then carries sRGB's.
-        x_per_mm: Pixels per millimetre across; 1.0 where the file does not say.
-        y_per_mm: Pixels per millimetre down.
+        profile: Whether the picture had a color profile; the result then carries sRGB's.
+        x_per_mm: Pixels per millimeter across; 1.0 where the file does not say.
+        y_per_mm: Pixels per millimeter down.
     """
 
     exif: bytes | None = None

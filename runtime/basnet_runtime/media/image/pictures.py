@@ -238,7 +238,7 @@ class PictureFile:
         """
         vips = vips_module()
         try:
-            image = self._colours(self._image)
+            image = self._colors(self._image)
             region = vips.Region.new(image)
             for index in range(self.pages):
                 data = region.fetch(0, index * self.height, self.width, self.height)
@@ -277,7 +277,7 @@ class PictureFile:
         vips = vips_module()
         self._image = self._load(access="sequential")  # the last reading has used it up
         try:
-            image = self._colours(self._upright())
+            image = self._colors(self._upright())
             region = vips.Region.new(image)
             with self._undamaged():
                 for strip in rows:
@@ -401,10 +401,10 @@ class PictureFile:
     def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
         image = self._upright()
         self._note_pages()
-        image = self._colours(image)
+        image = self._colors(image)
         return _split(image) if image.bands == 4 else (_pixels(image), None)
 
-    def _colours(self, image: Any) -> Any:
+    def _colors(self, image: Any) -> Any:
         """Three or four bands: 8-bit sRGB and, where there is one, alpha."""
         if not image.hasalpha():
             return self._in_srgb(image)
@@ -422,14 +422,14 @@ class PictureFile:
         return image.autorot()
 
     def _in_srgb(self, image: Any) -> Any:
-        """Colour bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
+        """Color bands as 8-bit sRGB, through the embedded profile where there is a usable one."""
         if "icc-profile-data" in image.get_fields():
             try:
                 converted = image.icc_transform(_OUR_PROFILE, embedded=True, intent="relative", depth=8)
                 return converted.colourspace("srgb")
             except vips_errors() as error:
                 _message(error)
-                self.notes.append("its colour profile is unusable and was left out")
+                self.notes.append("its color profile is unusable and was left out")
         return image.colourspace("srgb").cast("uchar")
 
     def _note_pages(self) -> None:
@@ -481,7 +481,7 @@ def check_picture_output(target: Path, *, alpha: bool) -> None:
     if alpha and suffix not in ALPHA_SUFFIXES:
         raise UsageError(
             f"{target}: {suffix} holds no transparency; use {', '.join(ALPHA_SUFFIXES)}, "
-            "or lay the object on a colour with --kind color:#ffffff"
+            "or lay the object on a color with --kind color:#ffffff"
         )
 
 
@@ -507,7 +507,7 @@ def write_picture(
 
 
 def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
-    """Write a libvips image of 8 bits in sRGB or grey, whole or not at all; see `write_picture`."""
+    """Write a libvips image of 8 bits in sRGB or gray, whole or not at all; see `write_picture`."""
     suffix = target.suffix.lower()
     _check_side(target, suffix, image.height, image.width)
     options = dict(_WRITE_OPTIONS[suffix])
@@ -546,32 +546,32 @@ def _pixels(image: Any) -> UInt8:
 
 
 def _split(image: Any) -> tuple[UInt8, UInt8 | None]:
-    """RGBA as colour and alpha planes; the alpha of an opaque picture is dropped."""
+    """RGBA as color and alpha planes; the alpha of an opaque picture is dropped."""
     if image.width * image.height <= _SPLIT_PIXELS:
         return _planes(_pixels(image))
-    colour_HWC, alpha_HW = _split_in_strips(image)
-    return colour_HWC, None if alpha_HW.min() == 255 else alpha_HW
+    color_HWC, alpha_HW = _split_in_strips(image)
+    return color_HWC, None if alpha_HW.min() == 255 else alpha_HW
 
 
 def _planes(pixels_HWC: UInt8) -> tuple[UInt8, UInt8 | None]:
-    """Colour and, unless everything is opaque, alpha, each in memory of its own."""
-    colour_HWC = np.ascontiguousarray(pixels_HWC[..., :3])
+    """Color and, unless everything is opaque, alpha, each in memory of its own."""
+    color_HWC = np.ascontiguousarray(pixels_HWC[..., :3])
     if pixels_HWC.shape[2] == 3 or pixels_HWC[..., 3].min() == 255:
-        return colour_HWC, None
-    return colour_HWC, np.ascontiguousarray(pixels_HWC[..., 3])
+        return color_HWC, None
+    return color_HWC, np.ascontiguousarray(pixels_HWC[..., 3])
 
 
 def _split_in_strips(image: Any) -> tuple[UInt8, UInt8]:
     """As `_split`, never holding all four bands together: for pictures whose copies would not fit."""
-    colour_HWC = np.empty((image.height, image.width, 3), np.uint8)
+    color_HWC = np.empty((image.height, image.width, 3), np.uint8)
     alpha_HW = np.empty((image.height, image.width), np.uint8)
     region = vips_module().Region.new(image)
     rows = max(1, _STRIP_PIXELS // image.width)
     for y in range(0, image.height, rows):
         count = min(rows, image.height - y)
         strip = np.frombuffer(region.fetch(0, y, image.width, count), np.uint8).reshape(count, image.width, 4)
-        colour_HWC[y : y + count], alpha_HW[y : y + count] = strip[..., :3], strip[..., 3]
-    return colour_HWC, alpha_HW
+        color_HWC[y : y + count], alpha_HW[y : y + count] = strip[..., :3], strip[..., 3]
+    return color_HWC, alpha_HW
 
 
 def _alpha_8bit(alpha: Any) -> Any:

@@ -99,7 +99,7 @@ def _tiff_header(height: int, width: int, bands: int) -> bytes:
         (257, long8, [height]),
         (258, short, [8] * bands),
         (259, short, [1]),  # not compressed
-        (262, short, [1 if bands == 1 else 2]),  # grey or RGB
+        (262, short, [1 if bands == 1 else 2]),  # gray or RGB
         (273, long8, list(range(0, count * size, size))),  # where each strip is, from the end of this header
         (277, short, [bands]),
         (278, long8, [_TIFF_ROWS]),

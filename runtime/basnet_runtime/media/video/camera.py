@@ -16,7 +16,7 @@ import numpy as np
 
 from basnet_runtime.frame import Frame, UInt8
 from basnet_runtime.media.video.options import Span
-from basnet_runtime.media.video.stream_info import Colour, VideoTraits
+from basnet_runtime.media.video.stream_info import Color, VideoTraits
 from basnet_runtime.media.video.write.passthrough import NoSide, Side
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import MediaError, UsageError
@@ -74,7 +74,7 @@ class CameraSource:
             time_base=Fraction(1, _TICKS),
             rate=Fraction(rate if 1 <= rate <= _MOST_RATE else _FALLBACK_RATE).limit_denominator(1001),
             pixel_aspect=Fraction(1),
-            colour=Colour(),
+            color=Color(),
             frames=0,
             seconds=0.0,
             part=True,

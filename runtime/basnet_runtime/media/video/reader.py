@@ -25,7 +25,7 @@ from basnet_runtime.media.video.open import HwAccel, av_detail, hardware_decodin
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.pixels import FrameReader
 from basnet_runtime.media.video.promised_length import promise_of
-from basnet_runtime.media.video.stream_info import Colour, VideoTraits, nearest_matrix
+from basnet_runtime.media.video.stream_info import Color, VideoTraits, nearest_matrix
 from basnet_runtime.media.video.times import Timeline, counted_times, frame_rate, watched_streams
 from basnet_runtime.media.video.tracks import chosen_track
 from basnet_runtime.media.video.write.passthrough import FileSide, LiveSide, Side
@@ -184,7 +184,7 @@ class VideoSource:
             time_base=time_base,
             rate=Fraction(stream.guessed_rate or rate) if first.pts is None else rate,
             pixel_aspect=aspect,
-            colour=Colour(
+            color=Color(
                 matrix=nearest_matrix(int(first.colorspace), int(first.color_primaries)),
                 primaries=int(first.color_primaries),
                 transfer=int(first.color_trc),
@@ -201,12 +201,12 @@ class VideoSource:
         bits = max((component.bits for component in first.format.components), default=8)
         if bits > 8:
             self.warnings.append(f"has {bits} bits a sample; it is worked on and written with 8")
-        if curve := _HDR.get(self.traits.colour.transfer):
+        if curve := _HDR.get(self.traits.color.transfer):
             self.warnings.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
-        if (matrix := int(first.colorspace)) != self.traits.colour.matrix:
+        if (matrix := int(first.colorspace)) != self.traits.color.matrix:
             self.warnings.append(
                 f"has color matrix {matrix} (H.273), which cannot be converted; it is read as matrix "
-                f"{self.traits.colour.matrix}, the nearest one, and its colors are not exact"
+                f"{self.traits.color.matrix}, the nearest one, and its colors are not exact"
             )
 
     def _seek_near_start(self) -> None:

@@ -1,4 +1,4 @@
-"""What an output must keep of a video: size, times, pixel shape and colours; and how stored pictures turn upright."""
+"""What an output must keep of a video: size, times, pixel shape and colors; and how stored pictures turn upright."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from basnet_runtime.frame import UInt8
 
-__all__ = ["Colour", "Upright", "VideoTraits", "nearest_matrix"]
+__all__ = ["Color", "Upright", "VideoTraits", "nearest_matrix"]
 
 _BT709, _UNSPECIFIED, _SMPTE170M, _BT2020 = 1, 2, 6, 9
 _CONVERTIBLE = frozenset((0, _BT709, _UNSPECIFIED, 4, 5, _SMPTE170M, 7, _BT2020))  # by swscale
@@ -33,12 +33,12 @@ def nearest_matrix(matrix: int, primaries: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Colour:
-    """How YUV samples mean colours, as numbers of the H.273 standard; 2 is unspecified.
+class Color:
+    """How YUV samples mean colors, as numbers of the H.273 standard; 2 is unspecified.
 
     Attributes:
         matrix: Matrix coefficients.
-        primaries: Colour primaries.
+        primaries: Color primaries.
         transfer: Transfer characteristics.
         full_range: Luma runs 0..255 instead of 16..235.
     """
@@ -60,7 +60,7 @@ class VideoTraits:
         time_base: Seconds per tick of every `pts`.
         rate: Average frames per second.
         pixel_aspect: Width of one pixel by its height.
-        colour: Of the source's samples.
+        color: Of the source's samples.
         frames: Number of frames the file promises, 0 where it does not say.
         seconds: Length the file promises, 0 where it does not say.
         start: Time of the first frame on the source's clock, seconds.
@@ -74,7 +74,7 @@ class VideoTraits:
     time_base: Fraction
     rate: Fraction
     pixel_aspect: Fraction
-    colour: Colour
+    color: Color
     frames: int
     seconds: float
     start: Fraction = Fraction(0)

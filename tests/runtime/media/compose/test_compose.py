@@ -14,7 +14,7 @@ RED, BLUE, GREEN = (220, 30, 20), (20, 40, 200), (32, 192, 96)
 
 
 def scene(height=120, width=160, soft=8):
-    """A red disc on blue, mixed by a soft mask; returns image, mask and pure colours."""
+    """A red disc on blue, mixed by a soft mask; returns image, mask and pure colors."""
     y, x = np.mgrid[:height, :width]
     distance = np.hypot(y - height / 2, x - width / 2)
     alpha = np.clip((height / 3 - distance) / soft + 0.5, 0, 1)[..., None]
@@ -85,7 +85,7 @@ def test_blur_keeps_the_object_and_does_not_smear_it():
 
 
 @pytest.mark.parametrize("size", [(240, 320), (30, 40), (60, 300), (120, 160)])
-def test_image_background_covers_and_is_centred(tmp_path, size):
+def test_image_background_covers_and_is_centered(tmp_path, size):
     y = np.linspace(0, 255, size[0])[:, None, None]
     x = np.linspace(0, 255, size[1])[None, :, None]
     ramp = np.concatenate([y + 0 * x, x + 0 * y, 0 * x + 0 * y], axis=2).astype(np.uint8)

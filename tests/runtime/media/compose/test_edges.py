@@ -19,8 +19,8 @@ def disc(height, width, radius, grow=0.0, soft=1.0):
 
 def picture(alpha, noise=3):
     rng = np.random.default_rng(0)
-    colours = alpha[..., None] * (200, 60, 40) + (1 - alpha[..., None]) * (40, 90, 160)
-    return (colours + rng.normal(0, noise, colours.shape)).clip(0, 255).astype(np.uint8)
+    colors = alpha[..., None] * (200, 60, 40) + (1 - alpha[..., None]) * (40, 90, 160)
+    return (colors + rng.normal(0, noise, colors.shape)).clip(0, 255).astype(np.uint8)
 
 
 def error(mask_HW, alpha):

@@ -34,7 +34,7 @@ SUFFIXES = [".gif", ".webp", ".png", ".avif"]
 
 
 def pictures(height=48, width=64):
-    """A white square that moves over black, with colours that a palette of 256 holds."""
+    """A white square that moves over black, with colors that a palette of 256 holds."""
     frames = []
     for i in range(len(DELAYS)):
         image = np.zeros((height, width, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures in and out: orientation, colour, depth, transparency, bombs and damage."""
+"""Pictures in and out: orientation, color, depth, transparency, bombs and damage."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def test_sixteen_bits(tmp_path, coffee):
     assert (frame.alpha_HW == 128).all()
 
 
-def test_grey_and_palette(tmp_path, coffee):
-    grey = coffee[..., 1]
-    vips(grey, "b-w").write_to_file(str(tmp_path / "grey.png"))
-    assert (read_picture(tmp_path / "grey.png").image_HWC == grey[..., None]).all()
+def test_gray_and_palette(tmp_path, coffee):
+    gray = coffee[..., 1]
+    vips(gray, "b-w").write_to_file(str(tmp_path / "gray.png"))
+    assert (read_picture(tmp_path / "gray.png").image_HWC == gray[..., None]).all()
     few = (coffee // 128 * 255).astype(np.uint8)
     vips(few).write_to_file(str(tmp_path / "few.png"), palette=True)
     assert np.abs(read_picture(tmp_path / "few.png").image_HWC.astype(int) - few).mean() < 3
@@ -115,7 +115,7 @@ def test_cmyk(tmp_path, coffee):
     assert np.abs(read_picture(tmp_path / "a.jpg").image_HWC.astype(int) - coffee).mean() < 12
 
 
-def test_wide_colours_become_srgb(tmp_path, coffee):
+def test_wide_colors_become_srgb(tmp_path, coffee):
     vips(coffee).icc_transform("p3").write_to_file(str(tmp_path / "a.png"))
     raw = np.asarray(pyvips.Image.new_from_file(str(tmp_path / "a.png")))
     assert np.abs(raw.astype(int) - coffee).max() > 8

@@ -17,7 +17,7 @@ from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
-from basnet_runtime.media.video.stream_info import Colour, VideoTraits
+from basnet_runtime.media.video.stream_info import Color, VideoTraits
 from basnet_runtime.media.video.write import sink as video_sink
 from basnet_runtime.media.video.write.sink import FrameEncoder, VideoSink
 from basnet_runtime.pipeline.run import Room
@@ -101,7 +101,7 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
         time_base=Fraction(1, 25),
         rate=Fraction(25),
         pixel_aspect=Fraction(1),
-        colour=Colour(),
+        color=Color(),
         frames=0,
         seconds=0.0,
         part=True,
@@ -137,7 +137,7 @@ def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
         time_base=Fraction(1, 25),
         rate=Fraction(25),
         pixel_aspect=Fraction(1),
-        colour=Colour(),
+        color=Color(),
         frames=0,
         seconds=0.0,
         part=True,
@@ -192,14 +192,14 @@ def test_the_plane_of_webm_is_filled_not_converted():
         time_base=Fraction(1, 25),
         rate=Fraction(25),
         pixel_aspect=Fraction(1),
-        colour=Colour(),
+        color=Color(),
         frames=0,
         seconds=0.0,
     )
     encoder = Encoder(codec="vp9", library="libvpx-vp9", pixels="yuva420p", options={})
     alpha_HW = LEVELS.reshape(16, 16)
     frames = FrameEncoder(av.CodecContext.create("libvpx-vp9", "w"), encoder, traits)
-    picture = frames._colour_frame(np.zeros((16, 16, 3), np.uint8), alpha_HW)
+    picture = frames._color_frame(np.zeros((16, 16, 3), np.uint8), alpha_HW)
     plane = picture.planes[3]
     assert (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:16, :16] == alpha_HW).all()
 

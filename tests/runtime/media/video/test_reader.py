@@ -1,4 +1,4 @@
-"""Video in and out: times, counts, sound, rotation, shapes and colours, on clips drawn here and on real ones."""
+"""Video in and out: times, counts, sound, rotation, shapes and colors, on clips drawn here and on real ones."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_pixel_aspect_stays_and_turns_with_the_picture(tmp_path, write_video, fa
 
 @pytest.mark.parametrize("colorspace", [1, 6])
 @pytest.mark.parametrize("color_range", [1, 2])
-def test_colours_follow_matrix_and_range(tmp_path, write_video, fake_model, colorspace, color_range):
+def test_colors_follow_matrix_and_range(tmp_path, write_video, fake_model, colorspace, color_range):
     image = np.zeros((32, 32, 3), np.uint8)
     image[:16], image[16:] = (200, 40, 60), (30, 180, 90)
     clip = write_video(tmp_path / "in.mp4", [image] * 2, colorspace=colorspace, color_range=color_range)

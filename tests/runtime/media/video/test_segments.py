@@ -112,9 +112,9 @@ def test_continued_run_gives_the_same_bytes(tmp_path, clip, fake_model, name, ki
         assert sum(1 for _ in container.decode(video=0)) == again.frames
 
 
-def test_what_the_stabiliser_remembers_goes_along(tmp_path, clip, fake_model):
+def test_what_the_stabilizer_remembers_goes_along(tmp_path, clip, fake_model):
     targets = [tmp_path / name / "out.mkv" for name in ("whole", "stopped", "unstable")]
-    stable = {"finishing": Finishing(stabilise=True), "codec": "ffv1"}
+    stable = {"finishing": Finishing(stabilize=True), "codec": "ffv1"}
     video_run(fake_model, clip, targets[0], **stable).run()
     with pytest.raises(KeyboardInterrupt):
         video_run(fake_model, clip, targets[1], stop_at=13, **stable).run()

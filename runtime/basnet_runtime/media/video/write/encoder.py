@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.open import HwAccel
 from basnet_runtime.media.video.options import Codec, VideoOptions
-from basnet_runtime.media.video.stream_info import Colour, VideoTraits
+from basnet_runtime.media.video.stream_info import Color, VideoTraits
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = [
     "choose_encoder",
     "codec_for",
     "containers_of",
-    "encoded_colour",
+    "encoded_color",
     "encoded_full_range",
     "open_encoder",
     "refused",
@@ -266,7 +266,7 @@ def _threads() -> set[int]:
 
 
 def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:
-    """Tell an encoder the size, times and colours of a result."""
+    """Tell an encoder the size, times and colors of a result."""
     context.width, context.height, context.pix_fmt = traits.width, traits.height, encoder.pixels
     context.time_base = traits.time_base
     context.framerate = traits.rate
@@ -279,10 +279,10 @@ def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) ->
     if encoder.tag:
         context.codec_tag = encoder.tag
     if encoder.codec == "ffv1":
-        return  # RGB or grey, with nothing to describe
+        return  # RGB or gray, with nothing to describe
     context.color_range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
-    colour = encoded_colour(traits.colour)
-    context.colorspace, context.color_primaries, context.color_trc = colour.matrix, colour.primaries, colour.transfer
+    color = encoded_color(traits.color)
+    context.colorspace, context.color_primaries, context.color_trc = color.matrix, color.primaries, color.transfer
 
 
 def encoded_full_range(encoder: Encoder, traits: VideoTraits) -> bool:
@@ -292,19 +292,19 @@ def encoded_full_range(encoder: Encoder, traits: VideoTraits) -> bool:
     """
     if encoder.codec == "ffv1" or encoder.pixels == "gray":
         return True
-    return traits.colour.full_range and encoder.codec != "prores"
+    return traits.color.full_range and encoder.codec != "prores"
 
 
-def encoded_colour(colour: Colour) -> Colour:
-    """The source's own description, so that the same player shows the same colours; RGB has no matrix."""
-    if colour.matrix in _SWSCALE_MATRIX or colour.matrix == _UNSPECIFIED:
-        return colour
-    return replace(colour, matrix=_SMPTE170M)
+def encoded_color(color: Color) -> Color:
+    """The source's own description, so that the same player shows the same colors; RGB has no matrix."""
+    if color.matrix in _SWSCALE_MATRIX or color.matrix == _UNSPECIFIED:
+        return color
+    return replace(color, matrix=_SMPTE170M)
 
 
-def swscale_matrix(colour: Colour) -> int:
+def swscale_matrix(color: Color) -> int:
     """The number by which swscale knows a matrix."""
-    return _SWSCALE_MATRIX.get(encoded_colour(colour).matrix, 5)
+    return _SWSCALE_MATRIX.get(encoded_color(color).matrix, 5)
 
 
 def refused(encoder: Encoder, target: Path, traits: VideoTraits, detail: str) -> MediaError:

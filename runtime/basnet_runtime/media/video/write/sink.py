@@ -257,7 +257,7 @@ class FrameEncoder:
         self._pixels = encoder.pixels
         self._time_base = traits.time_base
         self._range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
-        self._matrix = swscale_matrix(traits.colour)
+        self._matrix = swscale_matrix(traits.color)
         self._durations: dict[int, int] = {}
 
     def encode(self, item: Composed) -> Iterator[Packet[Any]]:
@@ -280,11 +280,11 @@ class FrameEncoder:
 
     def _picture(self, item: Composed) -> av.VideoFrame:
         if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
-            return _grey_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
+            return _gray_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
         image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
-        return self._colour_frame(image_HWC, item.alpha_HW)
+        return self._color_frame(image_HWC, item.alpha_HW)
 
-    def _colour_frame(self, image_HWC: UInt8, alpha_HW: UInt8 | None) -> av.VideoFrame:
+    def _color_frame(self, image_HWC: UInt8, alpha_HW: UInt8 | None) -> av.VideoFrame:
         import av
 
         if alpha_HW is None:
@@ -479,8 +479,8 @@ def _timescales(traits: VideoTraits, side: Side) -> dict[str, str]:
     }
 
 
-def _grey_frame(mask_HW: UInt8, pixels: str, *, full_range: bool) -> av.VideoFrame:
-    """A mask as luma without colour; in video range 0..255 becomes 16..235, which every player undoes."""
+def _gray_frame(mask_HW: UInt8, pixels: str, *, full_range: bool) -> av.VideoFrame:
+    """A mask as luma without color; in video range 0..255 becomes 16..235, which every player undoes."""
     import av
     import cv2
 
