@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.media.compose.compose import Composer, OutputKind, edges
+from basnet_runtime.media.compose import edges
+from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.parity import boundary_iou
 
