@@ -17,6 +17,8 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import Float32, UInt8
+
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -28,8 +30,6 @@ __all__ = [
     "resize_bilinear",
 ]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 Scale = Literal["255", "image_max"]
 
 STRIDE = 32  # six encoder stages halve the picture five times

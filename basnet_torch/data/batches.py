@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import UInt8
 from basnet_torch.data.datasets import PairStore
 from basnet_torch.data.transforms import RandomCrop, Sample
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Ahead", "Augment", "AuthorsCrop", "BatchStream", "DeviceStream", "Order", "Share", "StrongAugment"]
 
 Item = TypeVar("Item")
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

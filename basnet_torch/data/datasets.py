@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import UInt8
 from basnet_torch.data.folders import files_below
 from basnet_torch.data.layouts import Matched, matched
 from basnet_torch.data.masks import Held, Truth, check_labels, decode_mask, decode_picture
@@ -30,7 +31,6 @@ from basnet_torch.unexpected import unexpected
 
 __all__ = ["DataReport", "Pair", "PairStore", "find_pairs", "load_pairs", "read_pair"]
 
-UInt8 = NDArray[np.uint8]
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _SHOWN = 3

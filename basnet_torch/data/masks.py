@@ -18,14 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import Bool, UInt8
 from basnet_torch.errors import BadPairError, MaskValuesError
 from basnet_torch.picture_bytes import is_damaged_tiff, palette_as_gray, unread_format
 from basnet_torch.train.config import MaskValues
 
 __all__ = ["Held", "Truth", "check_labels", "decode_mask", "decode_picture"]
 
-UInt8 = NDArray[np.uint8]
-Bool = NDArray[np.bool_]
 Held = Literal["object", "background"]
 
 _FAINT = 128  # a mask's brightest value below which nothing of it would count as object

@@ -12,14 +12,12 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["CenterCrop", "Flag", "RandomCrop", "Rescale", "RescaleT", "Sample", "ToTensorLab"]
 
-UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
 Flag = Literal[0, 1, 2]
 
 

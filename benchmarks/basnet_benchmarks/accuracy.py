@@ -35,6 +35,7 @@ from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
 from basnet_runtime.parity import Picture, boundary_iou
+from basnet_torch.arrays import Bool, Float32, Float64
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, DataError, MediaError, ModelFileError, UsageError
 from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, counted
@@ -50,9 +51,6 @@ __all__ = [
     "relaxed_boundary_f",
 ]
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Bool = NDArray[np.bool_]
 _NAMED = 5  # best and worst pictures that a report names
 _SLACK = 3  # pixels; BASNet, section 4.2
 _Progress = Callable[[str], None]

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_benchmarks.results import Values, brief, candidate_name, json_text, markdown, read_result, shown
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Panel", "page", "panels_path", "read_panels", "save", "save_all", "thumbnails"]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 KEPT_ABOVE = "<!-- basnet-bench report writes everything below this line -->"
 PANELS = {"flags": ("--panels",), "help": "Keep thumbnails of the worst pictures beside .json; .html always has them."}
 _SIDE = 224  # pixels of a thumbnail's longer side

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basnet_benchmarks.candidates import BACKEND, MASKS, MODEL, PRECISION, THREADS
 from basnet_benchmarks.environment import Environment, environment
@@ -33,12 +32,12 @@ from basnet_runtime.model_files import model_kind
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.salience import salience_score
+from basnet_torch.arrays import Bool
 from basnet_torch.errors import UsageError
 from basnet_torch.train.config import MaskValues
 
 __all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
 
-Bool = NDArray[np.bool_]
 _SHARES = (0.75, 0.625, 0.5, 0.4375, 0.375)  # of the short side, the largest that fits is taken
 _CLEAR = 0.015  # of the short side, kept between the square and the object
 _Progress = Callable[[str], None]

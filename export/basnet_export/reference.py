@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
+from basnet_torch.arrays import Float32
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["CandidateBench"]
-
-Float32 = NDArray[np.float32]
 
 
 class CandidateBench(ABC):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from basnet_runtime.frame import Frame
 from basnet_runtime.postprocess import Finisher, Finishing, checked_map
 from basnet_runtime.salience import SalienceDecision, SalienceThreshold
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "VideoPrediction", "frame_of", "is_batch", "predictions", "video_predictions"]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _BIT_DEPTHS_REFUSED = ("F", "I")
 

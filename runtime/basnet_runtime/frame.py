@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.salience import GIVEN, SalienceDecision
+from basnet_torch.arrays import UInt8
 
 if TYPE_CHECKING:
     from basnet_runtime.media.image.metadata import Metadata
 
-__all__ = ["Composed", "Frame", "UInt8", "check_pixels"]
+__all__ = ["Composed", "Frame", "check_pixels"]
 
-UInt8 = NDArray[np.uint8]
 _BLOCK_PIXELS = 1 << 20
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+
+from basnet_torch.arrays import Float32, UInt8
 
 __all__ = ["edged_mask", "mask_from_map", "mask_rows", "row_strips"]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 _STRIP_PIXELS = 4_000_000
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Backend, OverlappedBackend, Ticket
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "PilPicture", "SaliencyModel"]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 _BATCH = 4  # pictures at once where several are given
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision
+from basnet_torch.arrays import Bool, Float32, UInt8
 from basnet_torch.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ __all__ = [
     "worst_of",
 ]
 
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
-Bool = NDArray[np.bool_]
 
 MEASURES = ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou")  # of boundary_iou more is better
 _LIMITS = Path(__file__).with_name("parity.toml")

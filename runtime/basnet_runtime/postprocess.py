@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.masks import mask_from_map
 from basnet_runtime.salience import SalienceDecision, SalienceThreshold
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from basnet_torch.spec import Preprocess
 
 __all__ = ["Finisher", "Finishing", "checked_map"]
-
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

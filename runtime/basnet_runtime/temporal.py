@@ -11,17 +11,15 @@ Legend: h, w the map's size; H, W the picture's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from basnet_runtime.frame import UInt8
+from basnet_torch.arrays import Float32, UInt8
 
 __all__ = ["Stabilizer", "warped"]
 
-Float32 = NDArray[np.float32]
 _STRENGTH = 0.8  # share of the past where the motion explains the picture
 _TOLERANCE = 0.06 * 255  # gray levels of unexplained change at which that share has fallen to 1/e
 _WINDOW = 7  # pixels over which that change is averaged

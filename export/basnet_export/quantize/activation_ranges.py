@@ -22,11 +22,11 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import Float32
 from basnet_torch.errors import ExportError
 
 __all__ = ["AUTO", "METHODS", "Method", "Observed", "Ranges", "observe", "ranges_by"]
 
-Float32 = NDArray[np.float32]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "minmax", "entropy")
 AUTO: tuple[Method, ...] = ("mse", "minmax", "percentile")  # what is tried unasked; entropy takes minutes

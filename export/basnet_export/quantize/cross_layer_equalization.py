@@ -18,17 +18,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basnet_export.quantize.activation_ranges import Observed
 from basnet_export.quantize.smoothquant import Reader, Shares, by_input, groups_of, least_error
+from basnet_torch.arrays import Float32
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["equalized", "equalizing_shares", "scaled"]
 
-Float32 = NDArray[np.float32]
 _ALIKE = ("Relu", "MaxPool", "Resize", "Add")  # give every channel the scale that it came with
 
 

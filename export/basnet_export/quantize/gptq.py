@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
+
+from basnet_torch.arrays import Float32
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGEST", "Kernels", "Moments", "rounded_kernel", "second_moments"]
 
-Float32 = NDArray[np.float32]
 Moments: TypeAlias = "Mapping[str, torch.Tensor]"
 Kernels: TypeAlias = Mapping[str, Float32]
 

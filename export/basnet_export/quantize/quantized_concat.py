@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.arrays import Float32
+
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["join_as_bytes"]
 
-Float32 = NDArray[np.float32]
 _EQUAL = 1e-5  # of a step: it is computed by way of different tensors' ranges
 
 

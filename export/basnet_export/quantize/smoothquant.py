@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basnet_export.quantize.activation_ranges import Observed
 from basnet_export.quantize.gptq import LARGEST
+from basnet_torch.arrays import Float32
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Reader", "Shares", "by_input", "channel_shares", "groups_of", "least_error"]
 
-Float32 = NDArray[np.float32]
 Shares: TypeAlias = Mapping[str, Float32]
 
 _POWERS = np.linspace(0, 1, 9)

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Literal, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from basnet_runtime.frame import Composed, Frame, UInt8
+from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.masks import edged_mask, mask_from_map, mask_rows, row_strips
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.media.compose.foreground import Foreground
 from basnet_runtime.salience import GIVEN, SalienceDecision
+from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import UsageError
 
 __all__ = ["KINDS", "Composer", "KindName", "OutputKind", "StripComposer"]
 
-Float32 = NDArray[np.float32]
 KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]
 KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "side", "color", "image", "blur")
 _USAGE = "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur"

@@ -19,15 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from basnet_runtime.frame import UInt8
 from basnet_runtime.masks import row_strips
+from basnet_torch.arrays import Float32, Float64, UInt8
 
 __all__ = ["refined_edges"]
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 _SIDE = 400  # pixels of the reduced picture's long side
 _RADIUS = 0.03  # of that side
 _SMOOTH = 1e-4  # variance of color, 0..1 squared, below which a window counts as flat

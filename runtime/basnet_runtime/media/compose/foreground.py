@@ -13,12 +13,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import UInt8
 from basnet_runtime.masks import row_strips
+from basnet_torch.arrays import Float32, UInt8
 
 __all__ = ["Foreground"]
 
-Float32 = NDArray[np.float32]
 _LONG_SIDE = 256
 _SMOOTH = 1e-5  # pull towards the neighbors everywhere; where the mask changes, its change is added
 _SURE = 0.9  # share from which a pixel counts for the mean that the first level starts from

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Composed, Frame, UInt8
+from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.files import PendingFile, reason
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
@@ -37,6 +37,7 @@ from basnet_runtime.media.image.pictures import (
 from basnet_runtime.media.image.stills import still_of
 from basnet_runtime.media.image.strip_file import Spool
 from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Frame, UInt8
+from basnet_runtime.frame import Frame
 from basnet_runtime.masks import row_strips
 from basnet_runtime.media.compose.compose import Composer, StripComposer
 from basnet_runtime.media.image.metadata import Metadata, surviving
@@ -23,6 +23,7 @@ from basnet_runtime.media.image.strip_file import Spool
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.postprocess import Finisher
 from basnet_runtime.salience import SalienceDecision
+from basnet_torch.arrays import UInt8
 
 __all__ = ["HUGE_PIXELS", "run_huge"]
 

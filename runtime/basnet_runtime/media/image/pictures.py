@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
-from basnet_runtime.frame import Frame, UInt8
+from basnet_runtime.frame import Frame
 from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
@@ -30,6 +30,7 @@ from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
 from basnet_runtime.media.image.metadata import Metadata, hdr_note, metadata_of, stored_orientation, tagged
 from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
 
 __all__ = [

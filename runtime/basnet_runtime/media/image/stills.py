@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import UInt8
 from basnet_runtime.media.formats import PictureKind
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
 
 __all__ = ["STILL_PIXELS", "Still", "cv2_module", "ffmpeg_still", "needs_ffmpeg", "opencv_still", "still_of"]

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from basnet_runtime.frame import Frame, UInt8
+from basnet_runtime.frame import Frame
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.stream_info import Color, VideoTraits
 from basnet_runtime.media.video.write.passthrough import NoSide, Side
 from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from basnet_runtime.frame import UInt8
 from basnet_runtime.media.video.matroska_crop import Crop, matroska_crops
 from basnet_runtime.media.video.stream_info import Upright, nearest_matrix
 from basnet_runtime.media.video.tracks import video_tracks
+from basnet_torch.arrays import UInt8
 
 if TYPE_CHECKING:
     import av

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from basnet_runtime.frame import UInt8
+from basnet_torch.arrays import UInt8
 
 __all__ = ["Color", "Upright", "VideoTraits", "nearest_matrix"]
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from basnet_runtime.frame import Composed, UInt8
+from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.files import PendingFile
 from basnet_runtime.media.video.open import av_detail
@@ -41,6 +41,7 @@ from basnet_runtime.media.video.write.encoder import (
 )
 from basnet_runtime.media.video.write.passthrough import FileSide, PacketCopier, Side, copy_tags
 from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
