@@ -6,13 +6,12 @@ Nothing pickled is ever executed: `.pth` files are read with `weights_only=True`
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from basnet_torch.errors import CheckpointError, UsageError
-from basnet_torch.host import HOST
+from basnet_torch.files import atomic_write
 from basnet_torch.model.basnet import Encoder, SaliencyNetwork
 from basnet_torch.model.registry import ARCHITECTURES, build
 from basnet_torch.spec import Postprocess, Preprocess
@@ -43,7 +42,6 @@ __all__ = [
     "save_authors_checkpoint",
     "save_checkpoint",
     "tensors_from_file",
-    "write_whole",
 ]
 
 FORMAT = "basnet-deploy/1"
@@ -159,26 +157,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
         # safetensors metadata is text only and its tensors must be contiguous
         flat = {k: v.contiguous() for k, v in state.items()}
         header = {"basnet": json.dumps(content, sort_keys=True)}
-        write_whole(path, lambda beside: save_file(flat, beside, metadata=header))
+        with atomic_write(path, overwrite=True) as beside:
+            save_file(flat, beside, metadata=header)
         return
-    write_whole(path, lambda beside: torch.save({**content, "state_dict": state}, beside))
+    with atomic_write(path, overwrite=True) as beside:
+        torch.save({**content, "state_dict": state}, beside)
 
 
 def save_authors_checkpoint(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write our weights as a plain state dict under the authors' names, for their code."""
     renamed = authors_from_ours({k: v.detach().cpu() for k, v in state.items()})
-    write_whole(path, lambda beside: torch.save(renamed, beside))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename, so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.part")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path, overwrite=True) as beside:
+        torch.save(renamed, beside)
 
 
 def read_file(path: Path) -> dict[str, Any]:

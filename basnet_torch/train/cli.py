@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from basnet_torch.console import progress_bar
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 from basnet_torch.spec import Scale
@@ -36,8 +37,6 @@ from basnet_torch.train.config import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from basnet_torch.checkpoint import Checkpoint
     from basnet_torch.model.basnet import SaliencyNetwork
     from basnet_torch.train.distributed import World
@@ -385,7 +384,7 @@ def _trainer(
     pairs = find_pairs(source.data, on_bad=source.on_bad, report=report)
     _refuse_too_few(config, len(pairs))
     _make_folder(place.run)
-    with _progress(quiet=not world.is_first) as progress:
+    with progress_bar(shown=world.is_first) as progress:
         task = progress.add_task("reading pairs", total=len(pairs))
 
         def show(done: int) -> None:
@@ -460,7 +459,7 @@ def _follow(trainer: Trainer) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with _progress(quiet=not trainer.world.is_first) as progress:
+    with progress_bar(shown=trainer.world.is_first) as progress:
         task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step)
         for result in trainer.fit():
             best = f"{trainer.best:.4f}" if trainer.best is not None else "-"
@@ -477,14 +476,6 @@ def _line(result: StepResult, best: str) -> str:
 
 def _summary(trainer: Trainer) -> dict[str, Any]:
     return {"run": str(trainer.run), "step": trainer.step, "best_max_f": trainer.best}
-
-
-def _progress(*, quiet: bool = False) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=quiet)
 
 
 def main() -> None:

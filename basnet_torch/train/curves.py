@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from basnet_torch.files import atomic_write
+
 __all__ = ["curves_html", "write_curves"]
 
 _WIDTH, _HEIGHT, _EDGE = 760, 220, 48
@@ -26,9 +28,8 @@ def write_curves(run: Path) -> Path:
     """Draw `run/log.jsonl` as `run/curves.html`; returns its path."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if line.strip()]
     target = run / "curves.html"
-    beside = target.with_name(f".{target.name}.part")
-    beside.write_text(curves_html(run.name, records), encoding="utf-8")
-    beside.replace(target)
+    with atomic_write(target, overwrite=True) as beside:
+        beside.write_text(curves_html(run.name, records), encoding="utf-8")
     return target
 
 

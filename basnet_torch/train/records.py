@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from basnet_torch import __version__
 from basnet_torch.data.datasets import PairStore
 from basnet_torch.errors import BackendUnavailable
+from basnet_torch.files import atomic_write
 from basnet_torch.train.curves import write_curves
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ class RunRecord:
 
         done, data = cv2.imencode(".png", image_HWC[..., ::-1])
         if done:
-            beside = self._run / f".{name}.png.part"
-            beside.write_bytes(data.tobytes())
-            beside.replace(self._run / f"{name}.png")
+            with atomic_write(self._run / f"{name}.png", overwrite=True) as beside:
+                beside.write_bytes(data.tobytes())
         if self._board is not None:
             self._board.add_image(name, image_HWC, step, dataformats="HWC")
 

@@ -30,11 +30,11 @@ from basnet_torch.checkpoint import (
     model_from_checkpoint,
     read_file,
     save_checkpoint,
-    write_whole,
 )
 from basnet_torch.data.batches import Augment, AuthorsCrop, BatchStream, DeviceStream, StrongAugment
 from basnet_torch.data.datasets import PairStore
 from basnet_torch.errors import CheckpointError, TrainingError, UsageError
+from basnet_torch.files import atomic_write
 from basnet_torch.metrics import Scores
 from basnet_torch.model.basnet import NamedMaps, SaliencyNetwork
 from basnet_torch.model.encoders import normalization
@@ -321,7 +321,8 @@ class Trainer:
                 "config": self.config.to_dict(),
             },
         }
-        write_whole(self.run / "last.pth", lambda beside: torch.save(content, beside))
+        with atomic_write(self.run / "last.pth", overwrite=True) as beside:
+            torch.save(content, beside)
 
     def resume(self, path: Path) -> tuple[str, ...]:
         """Continue from a `last.pth` of the same configuration; returns what may be said about it.
@@ -382,7 +383,8 @@ class Trainer:
             **environment(),
         }
         text = json.dumps(content, indent=1)
-        write_whole(self.run / "config.json", lambda beside: beside.write_text(text + "\n"))
+        with atomic_write(self.run / "config.json", overwrite=True) as beside:
+            beside.write_text(text + "\n")
 
 
 def network_from_config(config: TrainConfig) -> SaliencyNetwork:

@@ -32,7 +32,7 @@ from basnet_benchmarks.report import panels_path, save, save_all
 from basnet_benchmarks.results import json_text, terminal, values_of
 from basnet_benchmarks.threshold import ThresholdConfig, measure_threshold
 from basnet_benchmarks.video import VideoConfig, measure_video
-from basnet_runtime.command.console import say
+from basnet_torch.console import say
 from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
 
 __all__ = ["app", "main"]

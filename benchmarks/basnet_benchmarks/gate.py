@@ -383,7 +383,7 @@ def _digest(baseline: Baseline) -> str:
 
 def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
     """Put what was proven now in the baseline's rows; rows that did not run here stay as they were."""
-    from basnet_runtime.media.files import whole_file
+    from basnet_torch.files import atomic_write
 
     rows = {(row.device, row.name): row for row in baseline.rows if (row.device, row.name) not in report.gone}
     for row in (row for row in report.rows if row.verdict == "passed"):
@@ -398,5 +398,5 @@ def _write(path: Path, baseline: Baseline, report: GateReport) -> None:
             kind=kind,
         )
     new = replace(baseline, rows=tuple(rows.values()), reference_sha256=_digest(baseline))
-    with whole_file(path, overwrite=True) as beside:
+    with atomic_write(path, overwrite=True) as beside:
         beside.write_text(new.to_json(), encoding="utf-8")

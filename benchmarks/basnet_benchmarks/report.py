@@ -147,9 +147,9 @@ def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, short: boo
 
 
 def _write(text: str, output: Path, *, overwrite: bool) -> None:
-    from basnet_runtime.media.files import whole_file
+    from basnet_torch.files import atomic_write
 
-    with whole_file(output, overwrite=overwrite) as beside:
+    with atomic_write(output, overwrite=overwrite) as beside:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may be any bytes
 
 

@@ -246,15 +246,15 @@ def _store(source: Path, target: Path, threshold: float, *, overwrite: bool) -> 
     """The checkpoint with the threshold in its `Postprocess`, its weights kept as they were stored."""
     import torch
 
-    from basnet_runtime.media.files import whole_file
     from basnet_torch.checkpoint import load_checkpoint, read_file, save_checkpoint
+    from basnet_torch.files import atomic_write
 
     checkpoint = load_checkpoint(source)
     content = read_file(source)
     stored = content.get("state_dict", content).values()
     half = any(isinstance(value, torch.Tensor) and value.dtype == torch.float16 for value in stored)
     finishing = replace(checkpoint.postprocess, empty_below=threshold)
-    with whole_file(target, overwrite=overwrite) as beside:
+    with atomic_write(target, overwrite=overwrite) as beside:
         save_checkpoint(
             beside, replace(checkpoint, postprocess=finishing), dtype=torch.float16 if half else torch.float32
         )

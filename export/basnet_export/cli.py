@@ -18,8 +18,8 @@ from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target,
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig, Tiling, parse_range
 from basnet_runtime.backends.base import Precision
-from basnet_runtime.command.console import say, stderr_console
 from basnet_runtime.manifest import Graph
+from basnet_torch.console import progress_bar, say
 from basnet_torch.errors import exit_on_error
 
 __all__ = ["app", "main"]
@@ -202,14 +202,10 @@ def inspect(
 
 def _built(config: BuildConfig) -> Path:
     """Build behind a progress bar."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from basnet_export.engine.build import build_engine
     from basnet_export.engine.progress import BuildProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = stderr_console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(counted=False) as bar:
         task = bar.add_task("building", total=1.0, visible=False)
 
         class Shown(BuildProgress):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from basnet_export.config import refuse_unfit
-from basnet_runtime.media.files import whole_file
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.files import atomic_write
 from basnet_torch.train.config import RESNET34, named
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def convert_checkpoint(
         checkpoint = replace(checkpoint, preprocess=preprocess)
     if layout == "authors" and (lost := _lost(checkpoint)):
         tell(f"warning: the authors' layout holds weights alone; who reads {target} gets other masks: {lost}")
-    with whole_file(target, overwrite=overwrite) as beside:
+    with atomic_write(target, overwrite=overwrite) as beside:
         if layout == "authors":
             save_authors_checkpoint(beside, checkpoint.state)
         else:

@@ -18,10 +18,10 @@ import pyvips
 from typer.testing import CliRunner
 
 from basnet_runtime.command.cli import app
-from basnet_runtime.command.console import say
 from basnet_runtime.command.journal import JOURNAL_NAME
 from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.model import SaliencyModel
+from basnet_torch.console import say
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, exit_on_error
 from basnet_torch.unexpected import log_path

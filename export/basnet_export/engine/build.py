@@ -29,11 +29,11 @@ from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest
-from basnet_runtime.media.files import whole_file
 from basnet_runtime.parity import Picture
 from basnet_torch import __version__
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
+from basnet_torch.files import atomic_write
 
 __all__ = ["build_engine"]
 
@@ -61,8 +61,8 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
     gpu = _gpu_to_build_on(library, config)
     _refuse_existing(config)
     with (
-        whole_file(config.target, overwrite=config.overwrite) as plan_path,  # both now: a full disk costs no build
-        whole_file(manifest_path(config.target), overwrite=config.overwrite) as record_path,
+        atomic_write(config.target, overwrite=config.overwrite) as plan_path,  # both now: a full disk costs no build
+        atomic_write(manifest_path(config.target), overwrite=config.overwrite) as record_path,
     ):
         with _onnx_file(config, progress) as onnx:
             manifest = read_manifest(onnx)
@@ -316,7 +316,7 @@ def _save_timings(config: BuildConfig, options: Any, progress: BuildProgress) ->
         return
     timings = options.get_timing_cache()
     try:
-        with whole_file(config.timing_cache, overwrite=True) as beside:
+        with atomic_write(config.timing_cache, overwrite=True) as beside:
             beside.write_bytes(bytes(memoryview(timings.serialize())))
     except (MediaError, OSError) as error:  # the engine is there, and is worth more than its timings
         progress.say(f"the timings are not kept: {error}")

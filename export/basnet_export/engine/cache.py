@@ -13,8 +13,8 @@ from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.manifest import manifest_path
-from basnet_runtime.media.files import whole_file
 from basnet_torch.errors import BackendUnavailable, MediaError
+from basnet_torch.files import atomic_write
 
 __all__ = ["BuiltEngine", "EngineCache", "cache_key"]
 
@@ -70,9 +70,9 @@ class EngineCache:
         """Store an engine; a folder that cannot be written is said and costs nothing but the next build."""
         path = self._path(key)
         try:
-            with whole_file(path, overwrite=True) as beside:
+            with atomic_write(path, overwrite=True) as beside:
                 beside.write_bytes(built.plan)
-            with whole_file(manifest_path(path), overwrite=True) as beside:
+            with atomic_write(manifest_path(path), overwrite=True) as beside:
                 beside.write_text(json.dumps(asdict(built.facts), indent=1), encoding="utf-8")
         except (MediaError, OSError) as error:
             say(f"the engine is not kept in the cache: {error}")

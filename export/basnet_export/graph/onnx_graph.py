@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from basnet_export.checks import check_batches, check_graph, check_parity
 from basnet_export.config import ExportConfig
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
-from basnet_runtime.media.files import whole_file
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable, ExportError, ParityError, UsageError
+from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
 from basnet_torch.train.config import named
 
@@ -58,7 +58,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
         f"exporting {named(checkpoint.arch)} on {checkpoint.encoder}, width {checkpoint.width}, "
         f"as {config.graph} graph, {config.precision}"
     )
-    with whole_file(config.target, overwrite=config.overwrite) as beside:
+    with atomic_write(config.target, overwrite=config.overwrite) as beside:
         try:
             manifest = _written(config, checkpoint, beside, progress)
         except ParityError as error:
@@ -67,7 +67,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
             progress(f"{error}")
             kept = _float_islands(config, checkpoint, progress)
             manifest = _written(replace(config, keep_fp32=kept), checkpoint, beside, progress)
-        with whole_file(manifest_path(config.target), overwrite=config.overwrite) as note:  # no graph without it
+        with atomic_write(manifest_path(config.target), overwrite=config.overwrite) as note:  # no graph without it
             note.write_text(manifest.to_json() + "\n", encoding="utf-8")
     return config.target
 

@@ -25,9 +25,9 @@ from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_runtime.media.files import whole_file
 from basnet_torch.device import CPU, Device, DeviceKind
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
+from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options:
     options.graph_optimization_level = level
     if kept is not None:
         with suppress(*failures):
-            with whole_file(kept, overwrite=True) as beside:
+            with atomic_write(kept, overwrite=True) as beside:
                 options.optimized_model_filepath = str(beside)
                 session = _opened(ort, path, providers, options)
                 _seal(beside)

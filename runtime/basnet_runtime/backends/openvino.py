@@ -27,9 +27,9 @@ from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_us
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_runtime.media.files import whole_file
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
+from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
 from basnet_torch.telemetry import without_openvino_telemetry
 
@@ -268,7 +268,7 @@ def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precis
     if kept is not None:
         with suppress(MediaError, OSError, RuntimeError):
             compiled.export_model(stream := io.BytesIO())
-            with whole_file(kept, overwrite=True) as beside:
+            with atomic_write(kept, overwrite=True) as beside:
                 beside.write_bytes(_CHECKSUM.pack(zlib.crc32(stream.getbuffer())) + stream.getbuffer())
             forget_old_graphs()
     return compiled

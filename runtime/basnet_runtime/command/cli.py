@@ -18,8 +18,8 @@ import typer
 
 from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.command.arguments import plain_arguments
-from basnet_runtime.command.console import say, stderr_console
 from basnet_runtime.cuda.base import CudaName
+from basnet_torch.console import progress_bar, say
 from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
 
@@ -222,7 +222,8 @@ class _Bar:
         from rich.markup import escape
 
         if self._progress is None:
-            self._progress = self._opened()
+            self._progress = progress_bar()
+            self._progress.start()
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(escape(what), total=total or None)
@@ -230,18 +231,6 @@ class _Bar:
     def advanced(self) -> None:
         if self._task is not None:
             self._progress.advance(self._task)
-
-    @staticmethod
-    def _opened() -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = stderr_console()
-        progress = Progress(
-            *columns, console=console, transient=True, refresh_per_second=5, disable=not console.is_terminal
-        )
-        progress.start()
-        return progress
 
 
 def _report(summary: Summary, as_json: bool, quiet: bool, *, told: bool = False) -> None:

@@ -16,10 +16,10 @@ from typing import Literal
 
 from basnet_runtime.command.folders import Entered, files_below, matching
 from basnet_runtime.media.compose.compose import KINDS, OutputKind
-from basnet_runtime.media.files import fitting_name
 from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
 from basnet_runtime.media.video.motion_jpeg import is_motion_jpeg
 from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.files import fitting_name
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["Failure", "Job", "Media", "Plan", "left_out_note", "media_of", "plan_jobs", "settled"]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from basnet_runtime.command.jobs import Job
-from basnet_runtime.media.files import RUN, reason, remove_partials
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import RUN, reason, remove_partials
 
 __all__ = ["JOURNAL_NAME", "Journal", "noted"]
 

@@ -15,8 +15,8 @@ from typing import BinaryIO, TextIO
 
 from basnet_runtime.command.jobs import Failure, media_of
 from basnet_runtime.command.run import RunConfig, Summary, Watcher, run
-from basnet_runtime.media.files import reason
 from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.files import reason
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["PIPE", "is_piped", "run_piped"]

@@ -90,7 +90,9 @@ def test_what_is_kept_in_a_folder_without_writing_is_used(opened, graph, cache, 
     kept = {path: path.stat().st_ino for path in cache.iterdir()}
     for name in ("touch", "unlink", "mkdir"):
         monkeypatch.setattr(Path, name, refused)
-    monkeypatch.setattr(f"basnet_runtime.backends.{'ort' if opened is OPENERS[0] else 'openvino'}.whole_file", refused)
+    monkeypatch.setattr(
+        f"basnet_runtime.backends.{'ort' if opened is OPENERS[0] else 'openvino'}.atomic_write", refused
+    )
     for one, other in zip(expected, masks(graph, opened), strict=True):
         assert np.array_equal(one, other)
     assert {path: path.stat().st_ino for path in cache.iterdir()} == kept

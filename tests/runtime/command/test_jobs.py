@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from basnet_runtime.command.jobs import plan_jobs, settled
 from basnet_runtime.media.compose.compose import OutputKind
-from basnet_runtime.media.files import whole_file
 from basnet_torch.errors import MediaError, UsageError
 
 
@@ -160,47 +158,6 @@ def test_a_video_without_container_fails_alone(tree):
     plan = plan_jobs(["in"], kind=OutputKind(), video_suffix=refuse)
     assert len(plan.jobs) == 2
     assert plan.failures[0].error.endswith("clip.mov: no container")
-
-
-def test_whole_file_appears_or_not(tmp_path):
-    target = tmp_path / "new" / "a.bin"
-
-    def half():
-        with whole_file(target, overwrite=False) as path:
-            path.write_bytes(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        half()
-    assert list((tmp_path / "new").iterdir()) == []
-    with whole_file(target, overwrite=False) as path:
-        path.write_bytes(b"whole")
-        assert not target.exists()
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
-
-
-def test_whole_file_does_not_replace_what_appeared_meanwhile(tmp_path):
-    target = tmp_path / "a.bin"
-
-    def late():
-        with whole_file(target, overwrite=False) as path:
-            path.write_bytes(b"new")
-            target.write_bytes(b"theirs")
-
-    with pytest.raises(MediaError, match="exists already"):
-        late()
-    assert target.read_bytes() == b"theirs"
-    assert [p.name for p in Path(tmp_path).iterdir()] == ["a.bin"]
-
-
-def test_whole_file_without_hard_links(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    with whole_file(tmp_path / "a", overwrite=False) as path:
-        path.write_bytes(b"x")
-    assert (tmp_path / "a").read_bytes() == b"x"
 
 
 def test_what_a_folder_leaves_out_is_counted_by_suffix(tree):

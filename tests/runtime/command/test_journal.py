@@ -11,8 +11,8 @@ import pytest
 
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.journal import JOURNAL_NAME, Journal, noted
-from basnet_runtime.media.files import PendingFile, whole_file
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import PendingFile, atomic_write
 
 SETTINGS = {"kind": "mask"}
 
@@ -131,7 +131,7 @@ def test_half_files_of_killed_runs_are_removed_and_no_others(folder, jobs):
 
 
 def test_temporary_names_carry_the_run(tmp_path):
-    from basnet_runtime.media.files import RUN
+    from basnet_torch.files import RUN
 
     pending = PendingFile(tmp_path / "a.png", overwrite=False)
     assert pending.path.name.startswith(f".{RUN}-")
@@ -167,7 +167,7 @@ def test_temporary_names_of_forked_processes_differ(tmp_path):
 
 def test_a_full_disk_is_one_line(tmp_path, jobs):
     with pytest.raises(MediaError, match=r"note\.md: cannot be written: no space left on device"):  # noqa: SIM117
-        with whole_file(tmp_path / "note.md", overwrite=False):
+        with atomic_write(tmp_path / "note.md", overwrite=False):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     journal, full = Journal(tmp_path, SETTINGS), Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(MediaError, match=r"cannot be written: no space left on device"):  # noqa: PT012, SIM117
@@ -179,5 +179,5 @@ def test_a_full_disk_is_one_line(tmp_path, jobs):
 
 
 def test_other_errors_in_a_file_are_their_own(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing such"), whole_file(tmp_path / "a", overwrite=False):
+    with pytest.raises(FileNotFoundError, match="nothing such"), atomic_write(tmp_path / "a", overwrite=False):
         (tmp_path / "nothing such").read_text()

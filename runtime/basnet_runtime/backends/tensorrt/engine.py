@@ -10,8 +10,8 @@ from typing import Any
 from basnet_runtime.backends.tensorrt.facts import EngineFacts, Shape
 from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.cuda.base import Cuda, DeviceBytes
-from basnet_runtime.media.files import whole_file
 from basnet_torch.errors import BackendUnavailable, MediaError
+from basnet_torch.files import atomic_write
 
 __all__ = ["LoadedEngine", "runtime_cache_path"]
 
@@ -104,7 +104,7 @@ class LoadedEngine:
         compiled = bytes(memoryview(self._kernels.serialize()))
         with (
             suppress(MediaError, OSError),  # costs the next start some seconds, and nothing else
-            whole_file(self._kernels_path, overwrite=True) as beside,
+            atomic_write(self._kernels_path, overwrite=True) as beside,
         ):
             beside.write_bytes(compiled)
 

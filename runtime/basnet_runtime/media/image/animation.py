@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.compose.compose import OutputKind
-from basnet_runtime.media.files import PendingFile, reason
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
 from basnet_runtime.media.image.metadata import hdr_note, upright
 from basnet_runtime.media.image.pictures import (
@@ -39,6 +38,7 @@ from basnet_runtime.media.image.strip_file import Spool
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import PendingFile, reason
 
 if TYPE_CHECKING:
     from basnet_runtime.pipeline.run import Room

@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 import numpy as np
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.media.files import reason, whole_file
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
 from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
@@ -32,6 +31,7 @@ from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, f
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import atomic_write, reason
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -517,7 +517,7 @@ def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, ov
         if metadata.profile and image.bands >= 3:
             options["profile"] = _OUR_PROFILE
     vips = vips_module()
-    with whole_file(target, overwrite=overwrite) as path, path.open("wb") as file:
+    with atomic_write(target, overwrite=overwrite) as path, path.open("wb") as file:
         try:
             image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **options)
         except vips_errors() as error:

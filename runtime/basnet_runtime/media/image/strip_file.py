@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from basnet_runtime.media.files import PendingFile, reason
 from basnet_runtime.media.image.pictures import vips_module
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
+from basnet_torch.files import PendingFile, reason
 
 __all__ = ["Spool"]
 

@@ -14,7 +14,7 @@ from basnet_runtime.media.video.pixels import FrameReader
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.write import segments as video_segments
 from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer
-from basnet_torch.host import HOST
+from basnet_torch.files import HOST
 from basnet_torch.unexpected import log_path
 from tests.videos import images
 

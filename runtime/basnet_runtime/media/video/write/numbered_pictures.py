@@ -13,11 +13,11 @@ from pathlib import Path
 
 from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import OutputKind
-from basnet_runtime.media.files import whole_file
 from basnet_runtime.media.image.pictures import ALPHA_SUFFIXES, PICTURE_OUTPUTS, check_picture_output, write_picture
 from basnet_runtime.media.video.stream_info import VideoTraits
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import UsageError
+from basnet_torch.files import atomic_write
 
 __all__ = ["SequenceSink", "check_sequence", "is_sequence", "numbered"]
 
@@ -119,5 +119,5 @@ class SequenceSink:
             # A picture's clock ticks at its frame rate: the finest one keeps the times.
             lines += [f"file {_quoted(numbered(self._target, index).name)}", f"option framerate {_TICKS}"]
             lines += [f"duration {float(seconds):.6f}"]
-        with whole_file(_listing(self._target), overwrite=self._overwrite) as path:
+        with atomic_write(_listing(self._target), overwrite=self._overwrite) as path:
             path.write_bytes(os.fsencode("\n".join(lines) + "\n"))  # the names as they are, whatever their bytes

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.media.files import PendingFile, reason
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError
+from basnet_torch.files import PendingFile, reason
 
 if TYPE_CHECKING:
     from av.packet import Packet

@@ -24,14 +24,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from numpy.typing import NDArray
 
 from basnet_runtime.frame import Composed
-from basnet_runtime.media.files import PendingFile, reason, whole_file
 from basnet_runtime.media.video.write.encoder import Encoder, open_encoder, set_up
 from basnet_runtime.media.video.write.segment_file import SegmentFacts, SegmentWriter, read_facts, read_packets
 from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer, OutputPlan, av_errors
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.host import HOST
+from basnet_torch.files import HOST, PendingFile, atomic_write, reason
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -127,7 +126,7 @@ class SegmentFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not job.exists():
-                with whole_file(job, overwrite=True) as path:
+                with atomic_write(job, overwrite=True) as path:
                     path.write_text(json.dumps(identity, indent=2, sort_keys=True))
             self._lock_file = job.open()
             alone = self._locked(self._lock_file)

@@ -23,7 +23,6 @@ import numpy as np
 
 from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import OutputKind
-from basnet_runtime.media.files import PendingFile
 from basnet_runtime.media.video.open import av_detail
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.stream_info import VideoTraits
@@ -43,6 +42,7 @@ from basnet_runtime.media.video.write.passthrough import FileSide, PacketCopier,
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
+from basnet_torch.files import PendingFile
 
 if TYPE_CHECKING:
     import av

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their final name, then renamed; an input is never touched."""
+"""Atomic file writes: into a temporary file beside the target, which is then renamed; an input is never touched."""
 
 from __future__ import annotations
 
@@ -11,14 +11,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from basnet_torch.errors import MediaError
-from basnet_torch.host import HOST
 
-__all__ = ["RUN", "PendingFile", "fitting_name", "reason", "remove_partials", "whole_file"]
+__all__ = ["HOST", "RUN", "PendingFile", "atomic_write", "fitting_name", "host_token", "reason", "remove_partials"]
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 RUN = os.urandom(6).hex()  # in the name of every temporary file of this process
 _NUMBERS = itertools.count()
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _LONGEST_NAME = 255  # bytes, on every common file system
+
+
+def host_token(boot: Path = _BOOT) -> str:
+    """Eight hex digits that two hosts do not share: process ids alone repeat, most of all in containers."""
+    try:
+        booted = boot.read_text().strip()
+    except OSError:
+        booted = ""
+    return hashlib.sha256(f"{os.uname().nodename} {booted}".encode()).hexdigest()[:8]
+
+
+HOST = host_token()
 
 
 class PendingFile:
@@ -76,7 +88,7 @@ class PendingFile:
 
 
 @contextmanager
-def whole_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def atomic_write(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary path to write to; it becomes `target` when the block ends well and vanishes when it does not.
 
     Raises:

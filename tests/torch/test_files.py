@@ -1,0 +1,65 @@
+"""Atomic writes, and the token that tells hosts apart in shared folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from basnet_torch.errors import MediaError
+from basnet_torch.files import HOST, atomic_write, host_token
+
+
+def test_the_token_is_of_the_host(tmp_path, monkeypatch):
+    boot = tmp_path / "boot_id"
+    boot.write_text("a\n")
+    first = host_token(boot)
+    assert first == host_token(boot) != HOST
+    assert len(first) == len(HOST) == 8
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+    assert host_token(boot) != first
+    boot.write_text("b\n")
+    assert len({first, host_token(boot), host_token(tmp_path / "none")}) == 3
+
+
+def test_an_atomic_write_appears_or_not(tmp_path):
+    target = tmp_path / "new" / "a.bin"
+
+    def half():
+        with atomic_write(target, overwrite=False) as path:
+            path.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert list((tmp_path / "new").iterdir()) == []
+    with atomic_write(target, overwrite=False) as path:
+        path.write_bytes(b"whole")
+        assert not target.exists()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
+
+
+def test_an_atomic_write_does_not_replace_what_appeared_meanwhile(tmp_path):
+    target = tmp_path / "a.bin"
+
+    def late():
+        with atomic_write(target, overwrite=False) as path:
+            path.write_bytes(b"new")
+            target.write_bytes(b"theirs")
+
+    with pytest.raises(MediaError, match="exists already"):
+        late()
+    assert target.read_bytes() == b"theirs"
+    assert [p.name for p in Path(tmp_path).iterdir()] == ["a.bin"]
+
+
+def test_an_atomic_write_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with atomic_write(tmp_path / "a", overwrite=False) as path:
+        path.write_bytes(b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
