@@ -148,10 +148,10 @@ class _Unwatched:
     """Shows no progress: while frames are timed that would be timed too."""
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.command.run.Watcher`."""
+        """See `basnet_runtime.command.run.ProgressListener`."""
 
     def advanced(self) -> None:
-        """See `basnet_runtime.command.run.Watcher`."""
+        """See `basnet_runtime.command.run.ProgressListener`."""
 
 
 def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:

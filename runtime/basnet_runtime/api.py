@@ -207,7 +207,7 @@ def video_predictions(
         raise UsageError(f"batch is {batch}; it must be at least 1")
     finisher = Finisher(model, Finishing(stabilize=stabilize, empty_weak=empty_weak), stream=True)
     with VideoSource(Path(source)) as video:
-        model.check_size(os.fspath(source), video.traits.height, video.traits.width)
+        model.check_size(os.fspath(source), video.info.height, video.info.width)
         frames = iter(video.frames(Room(), StageClock()))
         while group := list(islice(frames, batch)):
             for frame, raw in zip(group, _raw_maps(model, group), strict=True):
@@ -217,5 +217,5 @@ def video_predictions(
                     mask=cast(Float32, mask_HW.astype(np.float32) / np.float32(255)),
                     decision=decision,
                     index=frame.index,
-                    seconds=float(frame.pts * video.traits.time_base - video.begins),
+                    seconds=float(frame.pts * video.info.time_base - video.begins),
                 )

@@ -146,11 +146,11 @@ def test_the_old_option_is_gone(folder):
 
 
 @pytest.mark.parametrize("emptied", [False, True])
-def test_a_weak_huge_picture(folder, monkeypatch, emptied):
-    from basnet_runtime.media.image import large as huge
+def test_a_weak_large_picture(folder, monkeypatch, emptied):
+    from basnet_runtime.media.image import large
     from basnet_torch import spec
 
-    monkeypatch.setattr(huge, "HUGE_PIXELS", 1000)
+    monkeypatch.setattr(large, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(spec, "_LARGE_PIXELS", 1000)
     write_picture(folder / "dim.png", DIM)
     answer = call("dim.png", "--json", *(["--empty-weak"] if emptied else []))
@@ -464,11 +464,11 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
-def test_huge_pictures_go_their_own_way(folder, monkeypatch):
-    from basnet_runtime.media.image import large as huge
+def test_large_pictures_go_their_own_way(folder, monkeypatch):
+    from basnet_runtime.media.image import large
     from basnet_torch import spec
 
-    monkeypatch.setattr(huge, "HUGE_PIXELS", 2000)
+    monkeypatch.setattr(large, "LARGE_PIXELS", 2000)
     monkeypatch.setattr(spec, "_LARGE_PIXELS", 2000)
     small = np.zeros((30, 40, 3), np.uint8)
     write_picture(folder / "small.png", small + 200)

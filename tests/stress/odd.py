@@ -89,8 +89,8 @@ def described_result(result: Mapping[str, Any]) -> str:
     target = Path(result["target"])
     if media_of(target) == "animation":
         with AnimationSource(target) as source:
-            traits = source.traits
-        text = f"{target.suffix[1:]} {traits.width}x{traits.height}, {len(traits.delays)} frames"
+            info = source.info
+        text = f"{target.suffix[1:]} {info.width}x{info.height}, {len(info.delays)} frames"
     else:
         with PictureFile(target, max_pixels=1 << 40) as picture:
             text = f"{target.suffix[1:]} {picture.width}x{picture.height}"

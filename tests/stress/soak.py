@@ -90,11 +90,11 @@ class SoakWatcher:
     _start: float = field(default_factory=time.perf_counter)
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.command.run.Watcher`."""
+        """See `basnet_runtime.command.run.ProgressListener`."""
         self._start = time.perf_counter()
 
     def advanced(self) -> None:
-        """See `basnet_runtime.command.run.Watcher`."""
+        """See `basnet_runtime.command.run.ProgressListener`."""
         self._frame += 1
         if self._frame % self.every == 0:
             seconds = time.perf_counter() - self._start

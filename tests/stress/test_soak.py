@@ -52,7 +52,7 @@ def test_hundreds_of_frames_through_the_real_pipeline_with_a_model_of_no_network
     video = write_source(tmp_path / "long.mp4", 600, tiny_video)
     watcher = SoakWatcher(every=10)
     with make_model() as model, VideoSource(video) as source:
-        sink = VideoSink(tmp_path / "out.mp4", source.traits, OutputKind.parse("mask"), overwrite=False)
+        sink = VideoSink(tmp_path / "out.mp4", source.info, OutputKind.parse("mask"), overwrite=False)
         pipeline = Pipeline(model, Composer(OutputKind.parse("mask")), on_frame=lambda _: watcher.advanced())
         report = pipeline.run(source, sink)
     assert report.frames == 600

@@ -22,7 +22,7 @@ from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import fitting_name
 from basnet_torch.unexpected import unexpected
 
-__all__ = ["Failure", "Job", "Media", "Plan", "left_out_note", "media_of", "plan_jobs", "settled"]
+__all__ = ["Failure", "Job", "Media", "Plan", "left_out_note", "media_of", "plan_jobs", "without_finished"]
 
 Media = Literal["picture", "animation", "video"]
 Suffix = Callable[[Path, OutputKind], str]
@@ -103,7 +103,7 @@ def plan_jobs(
     animation_suffix: Suffix = lambda *_: ".webp",
     wanted: Callable[[Path], bool] = lambda _: True,
 ) -> Plan:
-    """Expand the inputs and name the outputs; `settled` then refuses what cannot be carried out.
+    """Expand the inputs and name the outputs; `without_finished` then refuses what cannot be carried out.
 
     Args:
         inputs: Files, folders, and globs.
@@ -141,7 +141,7 @@ def plan_jobs(
     return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), left_out=dict(left_out), folder=folder)
 
 
-def settled(
+def without_finished(
     plan: Plan, *, overwrite: bool = False, skip_existing: bool = False, finished: frozenset[Path] = frozenset()
 ) -> Plan:
     """A plan without what is done already, refused as a whole where a result would be lost.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from basnet_runtime.command.jobs import Failure, media_of
-from basnet_runtime.command.run import RunConfig, Summary, Watcher, run
+from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import reason
 from basnet_torch.unexpected import unexpected
@@ -31,7 +31,7 @@ def is_piped(config: RunConfig) -> bool:
 
 def run_piped(
     config: RunConfig,
-    watcher: Watcher,
+    listener: ProgressListener,
     summary: Summary | None = None,
     *,
     source: BinaryIO | None = None,
@@ -41,7 +41,7 @@ def run_piped(
 
     Args:
         config: What to run.
-        watcher: Is told of every frame.
+        listener: Is told of every frame.
         summary: Filled as work goes on.
         source: Instead of standard input.
         target: Instead of standard output.
@@ -70,7 +70,7 @@ def run_piped(
                 shutil.copyfileobj(source or _open_stream("input", sys.stdin), file)
         made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
         try:
-            run(replace(config, inputs=(str(path),), output=str(made)), watcher, summary)
+            run(replace(config, inputs=(str(path),), output=str(made)), listener, summary)
         except KeyboardInterrupt:
             if to_pipe:
                 summary.results.clear()

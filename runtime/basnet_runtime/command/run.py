@@ -1,6 +1,6 @@
 """A whole `basnet-run`: plan the outputs, open the model, run pictures and then each video, and sum up.
 
-`run(RunConfig(inputs=("photo.jpg",)), watcher)` does everything the command does, without a terminal.
+`run(RunConfig(inputs=("photo.jpg",)), listener)` does everything the command does, without a terminal.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
-from basnet_runtime.command.jobs import Failure, Job, Plan, left_out_note, plan_jobs, settled
+from basnet_runtime.command.jobs import Failure, Job, Plan, left_out_note, plan_jobs, without_finished
 from basnet_runtime.command.journal import Journal, noted
-from basnet_runtime.command.watch import LOOK_SECONDS, Settling, check_watched, one_by_one
+from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import Composer, OutputKind
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from basnet_runtime.command.run_video import VideoRun
     from basnet_runtime.media.image.pictures import PictureFormat
 
-__all__ = ["Result", "RunConfig", "Summary", "Watcher", "follow", "opencv_out_of_the_way", "run"]
+__all__ = ["ProgressListener", "Result", "RunConfig", "Summary", "follow", "opencv_out_of_the_way", "run"]
 
 _MOST_FEATHER = 100.0
 
@@ -207,7 +207,7 @@ class Summary:
         }
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Is told how a run goes; called from the writer thread too."""
 
     def started(self, what: str, total: int) -> None:
@@ -217,12 +217,12 @@ class Watcher(Protocol):
         """One more frame is written."""
 
 
-def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> Summary:
+def run(config: RunConfig, listener: ProgressListener, summary: Summary | None = None) -> Summary:
     """Do it all.
 
     Args:
         config: What to run.
-        watcher: Is told of every frame.
+        listener: Is told of every frame.
         summary: Filled as work goes on, so that an interrupted caller still has what was done.
 
     Raises:
@@ -236,19 +236,22 @@ def run(config: RunConfig, watcher: Watcher, summary: Summary | None = None) -> 
     summary.left_out |= plan.left_out
     if not plan.jobs:
         return summary
-    with _working(config, watcher, summary, journal, plan.jobs) as work:
+    with _working(config, listener, summary, journal, plan.jobs) as work:
         work.run(plan.jobs)
     return summary
 
 
 def follow(
-    config: RunConfig, watcher: Watcher, summary: Summary | None = None, on_look: Callable[[], None] = lambda: None
+    config: RunConfig,
+    listener: ProgressListener,
+    summary: Summary | None = None,
+    on_look: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Do it all for what lies in the folders and for every file that comes, until Ctrl-C.
 
     Args:
         config: What to run.
-        watcher: Is told of every frame.
+        listener: Is told of every frame.
         summary: Filled as work goes on.
         on_look: Called after each look that found something to do.
 
@@ -258,13 +261,13 @@ def follow(
     """
     summary = summary if summary is not None else Summary()
     check_watched(config.inputs)
-    settling, folders = Settling(), {Path(text) for text in config.inputs}
+    stable, folders = StableFiles(), {Path(text) for text in config.inputs}
     plan = _named(config)
     journal = _journal(config, plan)
-    with _working(config, watcher, summary, journal, plan.jobs) as work, suppress(KeyboardInterrupt):
+    with _working(config, listener, summary, journal, plan.jobs) as work, suppress(KeyboardInterrupt):
         while True:
-            plan = _named(config, settling.wanted)
-            settling.end_look()
+            plan = _named(config, stable.wanted)
+            stable.end_look()
             jobs = _at_once(config, plan, journal, summary, folders)
             if jobs:
                 work.run(jobs)
@@ -293,7 +296,7 @@ def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Su
 
 @contextmanager
 def _working(
-    config: RunConfig, watcher: Watcher, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
+    config: RunConfig, listener: ProgressListener, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
 ) -> Iterator[_Work]:
     """The opened model and the journal, as long as there is work."""
     composer = Composer(
@@ -303,7 +306,7 @@ def _working(
         summary.model, summary.runs_on = model.name, model.backend.description
         with nullcontext() if journal is None else journal.writing(jobs):
             yield _Work(
-                config=config, model=model, composer=composer, journal=journal, watcher=watcher, summary=summary
+                config=config, model=model, composer=composer, journal=journal, listener=listener, summary=summary
             )
 
 
@@ -313,7 +316,7 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
         from basnet_runtime.command.run_video import stream_plan
 
         streams = stream_plan(config.inputs, config.output)
-        plan = settled(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
+        plan = without_finished(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
         return _checked(config, plan), None
     plan = _named(config)
     journal = _journal(config, plan)
@@ -324,7 +327,7 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
         finished |= clear_finished(
             plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
         )
-    plan = settled(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
+    plan = without_finished(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     return _checked(config, plan), journal
 
 
@@ -447,7 +450,7 @@ class _Work:
     model: SaliencyModel
     composer: Composer
     journal: Journal | None
-    watcher: Watcher
+    listener: ProgressListener
     summary: Summary
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -461,20 +464,20 @@ class _Work:
 
     def _pictures(self, jobs: list[Job]) -> None:
         from basnet_runtime.command.picture_files import PictureSink, PictureSource
-        from basnet_runtime.media.image.large import HUGE_PIXELS
+        from basnet_runtime.media.image.large import LARGE_PIXELS
 
         source = PictureSource(
             jobs,
             max_pixels=self.config.max_pixels,
             page=self.config.page,
             check_size=self.model.check_size,
-            put_aside=None if self.model.takes_frames else HUGE_PIXELS,
+            put_aside=None if self.model.takes_frames else LARGE_PIXELS,
         )
         sink = PictureSink(jobs, overwrite=self.config.overwrite, journal=self.journal)
-        self.watcher.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
+        self.listener.started("pictures" if len(jobs) > 1 else jobs[0].source.name, len(jobs))
         lost: list[Failure] = []
         pipeline = self._pipeline(
-            lambda _: self.watcher.advanced(),
+            lambda _: self.listener.advanced(),
             on_failure=lambda frame, error: lost.append(_failure(jobs[frame.index].source, error)),
             overlap=len(jobs) > 1,
         )
@@ -488,16 +491,16 @@ class _Work:
                 notes = source.notes.get(index, [])
                 self.summary.results.append(self._result(jobs[index], 1, decisions, notes))
         for job in source.aside:
-            self._alone(job, self._huge)
+            self._alone(job, self._large)
 
-    def _huge(self, job: Job) -> Result:
-        from basnet_runtime.media.image.large import run_huge
+    def _large(self, job: Job) -> Result:
+        from basnet_runtime.media.image.large import run_large
         from basnet_runtime.media.image.pictures import PictureFile
 
         start, decisions = time.perf_counter(), SalienceLog()
         config = self.config
         with PictureFile(job.source, max_pixels=config.max_pixels, page=config.page) as picture:
-            decision = run_huge(
+            decision = run_large(
                 picture,
                 job.target,
                 model=self.model,
@@ -506,13 +509,13 @@ class _Work:
                 overwrite=config.overwrite,
             )
         decisions.add(decision)
-        self.watcher.advanced()
+        self.listener.advanced()
         self.summary.frames += 1
         self.summary.seconds += time.perf_counter() - start
         return self._result(job, 1, decisions, tuple(dict.fromkeys(picture.notes)))  # it was read twice
 
     def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
-        """One animation, video or huge picture; its own failure ends it alone."""
+        """One animation, video or large picture; its own failure ends it alone."""
         try:
             with noted(self.journal, job):
                 result = make(job)
@@ -530,10 +533,10 @@ class _Work:
 
         decisions = SalienceLog()
         with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
-            traits = source.traits
-            self.model.check_size(str(job.source), traits.height, traits.width)
-            sink = AnimationSink(job.target, traits, overwrite=self.config.overwrite)
-            self.watcher.started(job.source.name, len(traits.delays))
+            info = source.info
+            self.model.check_size(str(job.source), info.height, info.width)
+            sink = AnimationSink(job.target, info, overwrite=self.config.overwrite)
+            self.listener.started(job.source.name, len(info.delays))
             report = self._pipeline(self._counting(decisions), stream=True).run(source, sink)
         self.summary.add(report)
         return self._result(job, report.frames, decisions, source.notes)
@@ -553,8 +556,8 @@ class _Work:
             max_pixels=config.max_pixels,
             model=self.model,
             pipeline=partial(self._pipeline, stream=True),
-            started=lambda total: self.watcher.started(job.source.name, total),
-            advanced=self.watcher.advanced,
+            started=lambda total: self.listener.started(job.source.name, total),
+            advanced=self.listener.advanced,
         )
         try:
             report = video.run()
@@ -570,7 +573,7 @@ class _Work:
     def _counting(self, decisions: SalienceLog) -> Callable[[Composed], None]:
         def advanced(item: Composed) -> None:
             decisions.add(item.decision)
-            self.watcher.advanced()
+            self.listener.advanced()
 
         return advanced
 

@@ -176,16 +176,16 @@ class VideoRun:
         from basnet_runtime.media.video.write.sink import VideoSink
 
         if is_sequence(self.target):
-            return SequenceSink(self.target, source.traits, overwrite=self.overwrite)
+            return SequenceSink(self.target, source.info, overwrite=self.overwrite)
         return VideoSink(
             self.target,
-            source.traits,
+            source.info,
             self.kind,
             overwrite=self.overwrite,
             options=self.options,
-            side=lambda: source.side,
+            passthrough=lambda: source.passthrough,
             whole=lambda: source.whole,
-            endless=isinstance(self.source, str) and not source.traits.seconds,
+            endless=isinstance(self.source, str) and not source.info.seconds,
         )
 
     def _in_segments(self) -> RunReport:
@@ -196,10 +196,10 @@ class VideoRun:
         with self._opened() as source:
             plan = OutputPlan(
                 target=self.target,
-                traits=source.traits,
+                info=source.info,
                 kind=self.kind,
                 options=self.options,
-                side=lambda: source.side,
+                passthrough=lambda: source.passthrough,
                 whole=lambda: source.whole,
                 overwrite=self.overwrite,
             )
@@ -226,10 +226,10 @@ class VideoRun:
     def _through(
         self, source: CameraSource | VideoSource, sink: VideoSink | SequenceSink | SegmentedSink, **memory: Any
     ) -> RunReport:
-        traits = source.traits
-        self.model.check_size(str(self.source), traits.height, traits.width)
+        info = source.info
+        self.model.check_size(str(self.source), info.height, info.width)
         known = self.options.span == Span()
-        total = (traits.frames or round(traits.seconds * traits.rate)) if known else 0
+        total = (info.frames or round(info.seconds * info.rate)) if known else 0
         self.started(max(0, total - self.frames))
         try:
             report = self.pipeline(self._done, **memory).run(source, sink)

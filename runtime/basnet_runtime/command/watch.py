@@ -1,9 +1,9 @@
-"""Following folders: which files are new and have stopped growing, look after look.
+"""Watch folders: find new files that have stopped growing.
 
-settling = Settling()
+stable = StableFiles()
 while True:
-    jobs = plan(wanted=settling.wanted)     # asks about every file that is there
-    settling.end_look()
+    jobs = plan(wanted=stable.wanted)     # asks about every file that is there
+    stable.end_look()
     ...
 """
 
@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from basnet_runtime.command.jobs import Failure, Job, Plan, settled
+from basnet_runtime.command.jobs import Failure, Job, Plan, without_finished
 from basnet_torch.errors import UsageError
 
-__all__ = ["LOOK_SECONDS", "Settling", "check_watched", "one_by_one"]
+__all__ = ["LOOK_SECONDS", "StableFiles", "check_watched", "one_by_one"]
 
 LOOK_SECONDS = 1.0
 _LOOKS = 3  # of the same size and time before a file counts as whole
 _Identity = tuple[int, int]
 
 
-class Settling:
+class StableFiles:
     """Remembers what it was asked about, as long as that is there."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Settling:
         self._now: dict[Path, tuple[_Identity, int]] = {}
 
     def wanted(self, path: Path) -> bool:
-        """Whether the file has just settled: true once, and again only after it has changed and settled anew."""
+        """Whether the file has just stopped changing: true once, and again only after its next change."""
         try:
             stat = path.stat()
         except OSError:
@@ -60,7 +60,7 @@ def check_watched(inputs: Sequence[str]) -> None:
 def one_by_one(
     plan: Plan, *, overwrite: bool, skip_existing: bool, finished: frozenset[Path]
 ) -> tuple[list[Job], list[Failure]]:
-    """The jobs of a look that can be done; what `settled` would refuse as a whole is refused job by job."""
+    """The jobs of a look that can be done; what `without_finished` would refuse as a whole is refused job by job."""
     jobs: list[Job] = []
     failures = list(plan.failures)
     targets: dict[Path, Job] = {}
@@ -69,7 +69,7 @@ def one_by_one(
         try:
             if (other := targets.setdefault(job.target, job)) is not job:
                 raise UsageError(f"{job.source}: {job.target} is made of {other.source} already; use --keep-suffix")
-            jobs += settled(alone, overwrite=overwrite, skip_existing=skip_existing, finished=finished).jobs
+            jobs += without_finished(alone, overwrite=overwrite, skip_existing=skip_existing, finished=finished).jobs
         except UsageError as error:
             failures.append(Failure(source=job.source, error=str(error)))
     return jobs, failures

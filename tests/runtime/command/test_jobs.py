@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from basnet_runtime.command.jobs import plan_jobs, settled
+from basnet_runtime.command.jobs import plan_jobs, without_finished
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_torch.errors import MediaError, UsageError
 
@@ -34,7 +34,7 @@ def tree(tmp_path, monkeypatch):
 def planned(*inputs, kind="mask", overwrite=False, skip_existing=False, **options):
     inputs = [str(i) for i in inputs]
     plan = plan_jobs(inputs, kind=OutputKind.parse(kind), video_suffix=lambda *_: ".mp4", **options)
-    return settled(plan, overwrite=overwrite, skip_existing=skip_existing)
+    return without_finished(plan, overwrite=overwrite, skip_existing=skip_existing)
 
 
 def targets(plan):

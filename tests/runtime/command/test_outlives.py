@@ -12,8 +12,7 @@ from basnet_runtime.command import run as running
 from basnet_runtime.command.pipes import run_piped
 from basnet_runtime.command.run import RunConfig, Summary, follow, run
 from basnet_runtime.media.compose.compose import Composer
-from basnet_runtime.media.image import large as huge
-from basnet_runtime.media.image import pictures
+from basnet_runtime.media.image import large, pictures
 from basnet_runtime.media.image.animation import AnimationSource
 from basnet_runtime.media.image.pictures import PictureFile, write_picture
 from basnet_torch import spec
@@ -236,11 +235,11 @@ def test_a_network_that_is_gone_in_an_animation(folder, network):
         run(RunConfig(inputs=(str(folder / "e.gif"),)), Quiet())
 
 
-def test_a_huge_picture(folder, monkeypatch):
+def test_a_large_picture(folder, monkeypatch):
     monkeypatch.setattr(spec, "_LARGE_PIXELS", 1000)
-    monkeypatch.setattr(huge, "HUGE_PIXELS", 1000)
+    monkeypatch.setattr(large, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(
-        huge, "run_huge", fails_for(huge.run_huge, lambda picture, _: picture.path.name == "b.png", KeyError("odd"))
+        large, "run_large", fails_for(large.run_large, lambda picture, _: picture.path.name == "b.png", KeyError("odd"))
     )
     summary = run(config(folder), Quiet())
     assert [failure.source.name for failure in summary.failures] == ["b.png"]

@@ -1,4 +1,4 @@
-"""Following folders: a file is taken when it has settled, once; what cannot be done ends nothing."""
+"""Following folders: a file is taken when it has stopped changing, once; what cannot be done ends nothing."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ import numpy as np
 import pytest
 
 from basnet_runtime.command.jobs import Failure, Job, Plan
-from basnet_runtime.command.watch import Settling, check_watched, one_by_one
+from basnet_runtime.command.watch import StableFiles, check_watched, one_by_one
 from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_torch.errors import UsageError
 from tests.processes import HEARS_CTRL_C
 
 
-def looks(settling, path, count):
+def looks(stable, path, count):
     asked = []
     for _ in range(count):
-        asked.append(settling.wanted(path))
-        settling.end_look()
+        asked.append(stable.wanted(path))
+        stable.end_look()
     return asked
 
 
 def test_a_file_is_taken_when_it_has_settled_and_once(tmp_path):
-    path, settling = tmp_path / "a.jpg", Settling()
-    assert not settling.wanted(path)
+    path, stable = tmp_path / "a.jpg", StableFiles()
+    assert not stable.wanted(path)
     path.write_bytes(b"")
-    assert looks(settling, path, 5) == [False] * 5
+    assert looks(stable, path, 5) == [False] * 5
     path.write_bytes(b"half")
-    assert looks(settling, path, 2) == [False, False]
+    assert looks(stable, path, 2) == [False, False]
     path.write_bytes(b"half and half")
-    assert looks(settling, path, 5) == [False, False, True, False, False]
+    assert looks(stable, path, 5) == [False, False, True, False, False]
     path.write_bytes(b"another one")
-    assert looks(settling, path, 4) == [False, False, True, False]
+    assert looks(stable, path, 4) == [False, False, True, False]
 
 
 def test_files_that_are_gone_are_forgotten(tmp_path):
-    path, settling = tmp_path / "a.jpg", Settling()
+    path, stable = tmp_path / "a.jpg", StableFiles()
     path.write_bytes(b"x")
-    looks(settling, path, 4)
+    looks(stable, path, 4)
     path.unlink()
-    looks(settling, path, 1)
-    assert settling._seen == {}
+    looks(stable, path, 1)
+    assert stable._seen == {}
 
 
 def test_only_folders_are_followed(tmp_path):

@@ -1,7 +1,7 @@
 """Animated GIF, WebP, PNG and AVIF, frame by frame: every frame out at its own delay, and the loop count kept.
 
     with AnimationSource(Path("a.gif")) as source:
-        Pipeline(model, composer).run(source, AnimationSink(Path("a.mask.gif"), source.traits, overwrite=False))
+        Pipeline(model, composer).run(source, AnimationSink(Path("a.mask.gif"), source.info, overwrite=False))
 
 libvips reads and writes GIF and WebP as a stream of frames. It knows no animated PNG or AVIF: OpenCV does, but holds
 the whole animation, so these are limited in size. OpenCV does not read an AVIF's loop count; it comes out as endless.
@@ -34,7 +34,7 @@ from basnet_runtime.media.image.pictures import (
     vips_module,
 )
 from basnet_runtime.media.image.stills import still_of
-from basnet_runtime.media.image.strip_file import Spool
+from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANIMATION_OUTPUTS",
+    "AnimationInfo",
     "AnimationSink",
     "AnimationSource",
-    "AnimationTraits",
     "animation_suffix",
     "check_animation_output",
     "is_animation",
@@ -64,7 +64,7 @@ _WRITE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnimationTraits:
+class AnimationInfo:
     """What is known before decoding.
 
     Attributes:
@@ -183,7 +183,7 @@ class AnimationSource:
     """Decodes an animation; a frame's `pts` is its number and its `duration` the delay in milliseconds.
 
     Attributes:
-        traits: What the file says.
+        info: What the file says.
         notes: What a user should know about how it was read.
     """
 
@@ -205,25 +205,25 @@ class AnimationSource:
         except OSError as error:
             raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
         try:
-            self.traits = self._whole_traits(head, max_pixels) if _is_whole(head) else self._streamed_traits(max_pixels)
-            if len(self.traits.delays) > _FRAMES_MAX:
-                raise MediaError(f"{path}: has {len(self.traits.delays)} frames, above the limit of {_FRAMES_MAX}")
+            self.info = self._whole_info(head, max_pixels) if _is_whole(head) else self._streamed_info(max_pixels)
+            if len(self.info.delays) > _FRAMES_MAX:
+                raise MediaError(f"{path}: has {len(self.info.delays)} frames, above the limit of {_FRAMES_MAX}")
         except BaseException:
             self.close()
             raise
 
-    def _streamed_traits(self, max_pixels: int) -> AnimationTraits:
+    def _streamed_info(self, max_pixels: int) -> AnimationInfo:
         self._picture = picture = PictureFile(self.path, max_pixels=max_pixels, whole=True)
         self._orientation = picture.orientation
-        return self._traits(picture.height, picture.width, picture.delays, picture.loops)
+        return self._info(picture.height, picture.width, picture.delays, picture.loops)
 
-    def _traits(self, height: int, width: int, delays: Sequence[int], loops: int) -> AnimationTraits:
+    def _info(self, height: int, width: int, delays: Sequence[int], loops: int) -> AnimationInfo:
         """Upright."""
         if self._orientation > 4:
             height, width = width, height
-        return AnimationTraits(height=height, width=width, delays=tuple(delays), loops=loops)
+        return AnimationInfo(height=height, width=width, delays=tuple(delays), loops=loops)
 
-    def _whole_traits(self, head: bytes, max_pixels: int) -> AnimationTraits:
+    def _whole_info(self, head: bytes, max_pixels: int) -> AnimationInfo:
         """By OpenCV, which decodes everything at once; the header says beforehand how much that is."""
         height, width = _announced_size(head)
         if not 0 < height * width <= max_pixels:
@@ -245,7 +245,7 @@ class AnimationSource:
         delays, loops = self._decode_whole(data, most, is_avif=_kind(head) == ".avif")
         height, width = self._decoded[0].shape[:2]
         self._refuse_whole(len(self._decoded) * height * width)
-        return self._traits(height, width, delays, loops)
+        return self._info(height, width, delays, loops)
 
     def _decode_whole(self, data: bytes, most: int, *, is_avif: bool) -> tuple[list[int], int]:
         """All frames into memory; their delays, and how often they are played."""
@@ -278,10 +278,10 @@ class AnimationSource:
         Raises:
             MediaError: The file is damaged or cut short.
         """
-        delays = self.traits.delays
+        delays = self.info.delays
         decoded = self._whole_frames() if self._picture is None else self._picture.frames()
         for index, delay in enumerate(delays):
-            room.wait(4 * self.traits.height * self.traits.width)
+            room.wait(4 * self.info.height * self.info.width)
             with clock.stage("decode"):
                 frame = next(decoded)
                 image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
@@ -313,13 +313,13 @@ class AnimationSource:
 class AnimationSink:
     """Writes an animation; the file appears under its name when it is complete."""
 
-    def __init__(self, target: Path, traits: AnimationTraits, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, info: AnimationInfo, *, overwrite: bool) -> None:
         """Get ready; nothing is written before the first frame."""
         self._target = target
-        self._traits = traits
+        self._info = info
         self._overwrite = overwrite
         self._suffix = target.suffix.lower()
-        self._spool: Spool | None = None  # memory does not follow the number of frames
+        self._strip_file: StripFile | None = None  # memory does not follow the number of frames
         self._kept: list[UInt8] = []
 
     def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
@@ -332,9 +332,9 @@ class AnimationSink:
         if item.alpha_HW is not None:
             pixels = np.dstack([pixels, item.alpha_HW])
         if self._suffix in _STREAMED:
-            if self._spool is None:
-                self._spool = Spool(self._target, pixels.shape[0] * len(self._traits.delays))
-            self._spool.add(pixels)
+            if self._strip_file is None:
+                self._strip_file = StripFile(self._target, pixels.shape[0] * len(self._info.delays))
+            self._strip_file.add(pixels)
             return
         self._kept.append(pixels)
         if len(self._kept) * pixels.shape[0] * pixels.shape[1] > _WHOLE_MAX:
@@ -345,12 +345,12 @@ class AnimationSink:
 
     def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - see `write`
         """Encode, and give the file its name."""
-        if self._spool is None and not self._kept:
+        if self._strip_file is None and not self._kept:
             return
         pending = PendingFile(self._target, overwrite=self._overwrite)
         try:
-            if self._spool is not None:
-                self._encode_streamed(self._spool.image(), pending.path)
+            if self._strip_file is not None:
+                self._encode_streamed(self._strip_file.image(), pending.path)
             else:
                 self._encode_whole(pending.path)
             pending.commit()
@@ -359,12 +359,12 @@ class AnimationSink:
             self.abort()
 
     def _encode_streamed(self, image: Any, path: Path) -> None:
-        vips, traits = vips_module(), self._traits
+        vips, info = vips_module(), self._info
         try:
             image = image.copy()
-            image.set_type(vips.GValue.gint_type, "page-height", image.height // len(traits.delays))
-            image.set_type(vips.GValue.array_int_type, "delay", list(traits.delays))
-            image.set_type(vips.GValue.gint_type, "loop", traits.loops)
+            image.set_type(vips.GValue.gint_type, "page-height", image.height // len(info.delays))
+            image.set_type(vips.GValue.array_int_type, "delay", list(info.delays))
+            image.set_type(vips.GValue.gint_type, "loop", info.loops)
             with path.open("wb") as file:
                 target = vips.Target.new_to_descriptor(file.fileno())
                 image.write_to_target(target, self._suffix, **_WRITE_OPTIONS[self._suffix])
@@ -375,8 +375,8 @@ class AnimationSink:
         cv2 = cv2_module()
         animation = cv2.Animation()
         animation.frames = [_bgr(pixels) for pixels in self._kept]
-        animation.durations = list(self._traits.delays)
-        animation.loop_count = self._traits.loops
+        animation.durations = list(self._info.delays)
+        animation.loop_count = self._info.loops
         suffix = ".png" if self._suffix == ".apng" else self._suffix
         try:
             made, encoded = cv2.imencodeanimation(suffix, animation)
@@ -396,9 +396,9 @@ class AnimationSink:
     def abort(self) -> None:
         """Remove what is unfinished."""
         self._kept.clear()
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        if self._strip_file is not None:
+            self._strip_file.close()
+            self._strip_file = None
 
 
 def _bgr(pixels_HWC: UInt8) -> UInt8:

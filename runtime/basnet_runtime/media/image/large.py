@@ -19,20 +19,20 @@ from basnet_runtime.masks import row_strips
 from basnet_runtime.media.compose.compose import Composer, StripComposer
 from basnet_runtime.media.image.metadata import Metadata, surviving
 from basnet_runtime.media.image.pictures import PictureFile, save_image
-from basnet_runtime.media.image.strip_file import Spool
+from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.postprocess import Finisher
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.arrays import UInt8
 
-__all__ = ["HUGE_PIXELS", "run_huge"]
+__all__ = ["LARGE_PIXELS", "run_large"]
 
-HUGE_PIXELS = 64_000_000
+LARGE_PIXELS = 64_000_000
 _STRIP_PIXELS = 1_000_000
 _REDUCED_SIDE = 1280
 
 
-def run_huge(
+def run_large(
     picture: PictureFile,
     target: Path,
     *,
@@ -144,8 +144,8 @@ class _Reduced:
 
 
 def _write(target: Path, strips: Iterator[UInt8], height: int, metadata: Metadata | None, *, overwrite: bool) -> None:
-    with Spool(target, height) as spool:
+    with StripFile(target, height) as file:
         for strip in strips:
-            spool.add(strip)
-        kept = surviving(metadata, is_mask=spool.bands == 1)
-        save_image(target, spool.image(), metadata=kept, overwrite=overwrite)
+            file.add(strip)
+        kept = surviving(metadata, is_mask=file.bands == 1)
+        save_image(target, file.image(), metadata=kept, overwrite=overwrite)

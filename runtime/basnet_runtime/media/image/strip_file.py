@@ -1,9 +1,9 @@
 """Pixels on their way to an encoder that are more than memory should hold: a plain file beside the result.
 
-    with Spool(target, height) as spool:
-        spool.add(strip)
+    with StripFile(target, height) as file:
+        file.add(strip)
         ...
-        encode(spool.image())
+        encode(file.image())
 
 The file is an uncompressed BigTIFF: the one format that libvips reads a few rows at a time, without mapping the whole
 file, and that holds any number of rows and bands.
@@ -24,12 +24,12 @@ from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
 from basnet_torch.files import PendingFile, reason
 
-__all__ = ["Spool"]
+__all__ = ["StripFile"]
 
 _TIFF_ROWS = 8
 
 
-class Spool:
+class StripFile:
     """Strips of rows, h,W or h,W,C, in a temporary file that goes when the block ends.
 
     Attributes:

@@ -16,8 +16,8 @@ import numpy as np
 
 from basnet_runtime.frame import Frame
 from basnet_runtime.media.video.options import Span
-from basnet_runtime.media.video.stream_info import Color, VideoTraits
-from basnet_runtime.media.video.write.passthrough import NoSide, Side
+from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
+from basnet_runtime.media.video.write.passthrough import NoPassthrough, PassthroughStreams
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
@@ -37,7 +37,7 @@ class CameraSource:
     """Frames as they come, timed by this machine's clock; what comes while all places are taken is left out.
 
     Attributes:
-        traits: What the output must keep.
+        info: What the output must keep.
         warnings: What a user should know; complete once `frames` has ended.
         decoder: What reads the camera.
         whole: Always: there is nothing beside the pictures.
@@ -68,7 +68,7 @@ class CameraSource:
         self._started = time.monotonic()
         rate = float(self._camera.get(5))  # CAP_PROP_FPS
         height, width = first.shape[:2]
-        self.traits = VideoTraits(
+        self.info = VideoStreamInfo(
             source=self.source,
             height=height,
             width=width,
@@ -87,9 +87,9 @@ class CameraSource:
         return False
 
     @property
-    def side(self) -> Side:
+    def passthrough(self) -> PassthroughStreams:
         """No sound."""
-        return NoSide()
+        return NoPassthrough()
 
     def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
         """Frames until the end that was asked, or the camera's."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["Promise", "promise_of"]
+__all__ = ["PromisedLength", "promised_length"]
 
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
@@ -26,7 +26,7 @@ _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Promise:
+class PromisedLength:
     """Length of a video as its file states it; 0 where it does not.
 
     Attributes:
@@ -40,20 +40,20 @@ class Promise:
     of_all_streams: bool = False
 
 
-def promise_of(container: InputContainer, stream: VideoStream) -> Promise:
+def promised_length(container: InputContainer, stream: VideoStream) -> PromisedLength:
     """Length that the container or the stream states."""
     name = container.format.name
     if name == _MOV and stream.frames:
-        return Promise(frames=_shown_frames(stream))
+        return PromisedLength(frames=_shown_frames(stream))
     if name == "avi" and stream.time_base:  # its frames are ticks: a dropped one is none
-        return Promise(seconds=float(max(stream.frames, stream.duration or 0) * stream.time_base))
+        return PromisedLength(seconds=float(max(stream.frames, stream.duration or 0) * stream.time_base))
     if name == _MATROSKA and (seconds := _tagged_seconds(stream.metadata)):
-        return Promise(seconds=seconds)  # the container's may be that of a subtitle without an end
+        return PromisedLength(seconds=seconds)  # the container's may be that of a subtitle without an end
     if name == "asf" and not container.duration:
-        return Promise(seconds=_asf_seconds(Path(container.name.removeprefix("file:"))), of_all_streams=True)
+        return PromisedLength(seconds=_asf_seconds(Path(container.name.removeprefix("file:"))), of_all_streams=True)
     if name in _WITH_LENGTH or name == _MOV:
-        return Promise(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
-    return Promise(frames=stream.frames)
+        return PromisedLength(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
+    return PromisedLength(frames=stream.frames)
 
 
 def _shown_frames(stream: VideoStream) -> int:

@@ -24,11 +24,11 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.media.video.open import HwAccel, av_detail, hardware_decoding, is_address, is_live, open_input
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.pixels import FrameReader
-from basnet_runtime.media.video.promised_length import promise_of
-from basnet_runtime.media.video.stream_info import Color, VideoTraits, nearest_matrix
+from basnet_runtime.media.video.promised_length import promised_length
+from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo, nearest_matrix
 from basnet_runtime.media.video.times import Timeline, counted_times, frame_rate, watched_streams
 from basnet_runtime.media.video.tracks import chosen_track
-from basnet_runtime.media.video.write.passthrough import FileSide, LiveSide, Side
+from basnet_runtime.media.video.write.passthrough import FilePassthrough, LivePassthrough, PassthroughStreams
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import BackendUnavailable, MediaError
 
@@ -60,7 +60,7 @@ class VideoSource:
     """Frames of one video stream of a file or network stream; a context manager.
 
     Attributes:
-        traits: What the output must keep.
+        info: What the output must keep.
         warnings: What a user should know about it; complete once `frames` has ended.
         decoder: Which decoder runs, and on what.
         whole: Whether the frames end where the source does: what else it holds then belongs to the result too.
@@ -107,7 +107,7 @@ class VideoSource:
         self._broke = ""
         self._changed = ""
         self._sought = False
-        self._side: LiveSide | None = None
+        self._passthrough: LivePassthrough | None = None
         self._container = open_input(source, hwaccel=self._hwaccel)
         try:
             first = self._first_frame()
@@ -121,7 +121,7 @@ class VideoSource:
         decoder = self._alpha_decoder or self._stream.codec_context
         on_gpu = self._hwaccel is not None and _from_hardware(first)
         self.decoder = f"{decoder.name}, {'CUDA' if on_gpu else 'software'}"
-        self.traits = self._traits_of(first)
+        self.info = self._info_of(first)
         self._origin = first.pts or 0
         self._begun = time.monotonic()
         self._tell_of(first)
@@ -130,10 +130,10 @@ class VideoSource:
     def _first_frame(self) -> av.VideoFrame:
         self._stream = self._prepared_stream()
         self._alpha_decoder = _alpha_decoder(self._stream)
-        self._promise = promise_of(self._container, self._stream)
+        self._promised = promised_length(self._container, self._stream)
         self._begin_reading()
         if is_address(self.source):
-            self._side = LiveSide(self._container)
+            self._passthrough = LivePassthrough(self._container)
         self._decoded = self._decode()
         with self._threads.adopt("decode"):
             first = next(self._decoded, None)
@@ -170,14 +170,14 @@ class VideoSource:
         self._timeline = Timeline(self._container)
         self._counted = counted_times(self._container, self._stream)
 
-    def _traits_of(self, first: av.VideoFrame) -> VideoTraits:
+    def _info_of(self, first: av.VideoFrame) -> VideoStreamInfo:
         stream, reader = self._stream, self._reader
         height, width, aspect = reader.height, reader.width, reader.pixel_aspect
         if reader.upright.transpose:
             height, width, aspect = width, height, 1 / aspect
         rate = frame_rate(stream)
         time_base = Fraction(stream.time_base or 1 / rate)
-        return VideoTraits(
+        return VideoStreamInfo(
             source=self.source,
             height=height,
             width=width,
@@ -190,8 +190,8 @@ class VideoSource:
                 transfer=int(first.color_trc),
                 full_range=int(first.color_range) == _FULL_RANGE and not first.format.is_rgb,
             ),
-            frames=self._promise.frames,
-            seconds=self._promise.seconds or float(self._container.duration or 0) / 1e6,
+            frames=self._promised.frames,
+            seconds=self._promised.seconds or float(self._container.duration or 0) / 1e6,
             start=(first.pts or 0) * time_base,
             stream=stream.index,
             part=self._span.start is not None or (is_address(self.source) and not self._container.duration),
@@ -201,12 +201,12 @@ class VideoSource:
         bits = max((component.bits for component in first.format.components), default=8)
         if bits > 8:
             self.warnings.append(f"has {bits} bits a sample; it is worked on and written with 8")
-        if curve := _HDR.get(self.traits.color.transfer):
+        if curve := _HDR.get(self.info.color.transfer):
             self.warnings.append(f"is HDR ({curve}); masks are found on its samples as they are stored")
-        if (matrix := int(first.colorspace)) != self.traits.color.matrix:
+        if (matrix := int(first.colorspace)) != self.info.color.matrix:
             self.warnings.append(
                 f"has color matrix {matrix} (H.273), which cannot be converted; it is read as matrix "
-                f"{self.traits.color.matrix}, the nearest one, and its colors are not exact"
+                f"{self.info.color.matrix}, the nearest one, and its colors are not exact"
             )
 
     def _seek_near_start(self) -> None:
@@ -220,7 +220,7 @@ class VideoSource:
             return
         from av.error import FFmpegError
 
-        target = self._origin + round(start.seconds / self.traits.time_base)
+        target = self._origin + round(start.seconds / self.info.time_base)
         try:
             self._container.seek(target, stream=self._stream, backward=True)
             self._begin_reading()
@@ -246,21 +246,21 @@ class VideoSource:
     @property
     def begins(self) -> Fraction:
         """When the first of the pictures and the sound begins on the source's clock, which may say anything."""
-        begins = self.traits.start
+        begins = self.info.start
         for stream in self._container.streams.audio:
             if stream.start_time is not None and stream.time_base is not None:
                 begins = min(begins, stream.start_time * stream.time_base)
         return begins
 
     @property
-    def side(self) -> Side:
+    def passthrough(self) -> PassthroughStreams:
         """Where the sound and subtitles of this source come from."""
-        return self._side or FileSide(Path(self.source), self._stream.index)
+        return self._passthrough or FilePassthrough(Path(self.source), self._stream.index)
 
     def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
         """Every frame in order of presentation, times strictly rising; call once."""
         clock.owned["decode"] = self._threads.owned.get("decode", {})
-        nbytes = self.traits.height * self.traits.width * (4 if self._clear else 3)
+        nbytes = self.info.height * self.info.width * (4 if self._clear else 3)
         first, self._first = self._first, None
         decoded = itertools.chain([] if first is None else [first], self._decoded)
         del first
@@ -316,23 +316,23 @@ class VideoSource:
                 yield frame
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        """The video's packets, on one clock; what comes between them goes to a stream's side."""
+        """The video's packets, on one clock; what comes between them goes to a stream's passthrough."""
         from av.error import FFmpegError
 
-        if self._side is None:
+        if self._passthrough is None:
             streams = watched_streams(self._container, self._stream)
-            if self._promise.of_all_streams:
+            if self._promised.of_all_streams:
                 streams += [*self._container.streams.subtitles, *self._container.streams.data]
         else:
-            streams = [self._stream, *self._side.streams]
+            streams = [self._stream, *self._passthrough.streams]
         packets, timeline = self._container.demux(*streams), self._timeline
         try:
             for packet in packets:
                 timeline.place(packet)
                 if packet.stream.index == self._stream.index:  # `stream_index` of a closing packet is 0
                     yield cast("Packet[VideoStream]", packet)
-                elif self._side is not None:
-                    self._side.put(packet)
+                elif self._passthrough is not None:
+                    self._passthrough.put(packet)
         except (FFmpegError, OSError) as error:
             self._broke = av_detail(error)
 
@@ -351,7 +351,7 @@ class VideoSource:
                 return None
             index, pts = self._decoded_count, self._time_of(raw)
             self._decoded_count += 1
-            seconds = (pts - self._origin) * self.traits.time_base
+            seconds = (pts - self._origin) * self.info.time_base
             if self._span.end is not None and self._span.end.reached(index, seconds):
                 self.whole = False
                 return None
@@ -386,7 +386,7 @@ class VideoSource:
         """The frame's own time; one step after the last where it has none or runs backwards."""
         first, before = self._decoded_count == 0 and not self._sought, self._last
         if raw.pts is None:
-            step = max(1, round(1 / (self.traits.rate * self.traits.time_base)))
+            step = max(1, round(1 / (self.info.rate * self.info.time_base)))
             self._last = 0 if first else self._last + step
         elif not first and raw.pts <= self._last:
             self._retimed += 1
@@ -404,15 +404,15 @@ class VideoSource:
         """How much of what the file promises could be read; empty where it is all, or where only a part was asked."""
         if not self.whole or self._sought or is_live(self.source):
             return ""
-        promise, seen = self._promise, self._decoded_count
-        if promise.frames > seen:
-            return f"{seen} of {promise.frames} frames"
-        time_base = self.traits.time_base
-        end = self._timeline.reached if promise.of_all_streams else float((self._last + self._duration) * time_base)
+        promised, seen = self._promised, self._decoded_count
+        if promised.frames > seen:
+            return f"{seen} of {promised.frames} frames"
+        time_base = self.info.time_base
+        end = self._timeline.reached if promised.of_all_streams else float((self._last + self._duration) * time_base)
         # The last picture may be shown as long as the longest one before it.
-        slack = max(float(self._longest * time_base), 1.5 / float(self.traits.rate)) + _ROUNDING_SECONDS
-        if promise.seconds and promise.seconds > end + slack:  # a clock that has wrapped may end below 0
-            return f"{seen} frames, {end:.2f} of {promise.seconds:.2f} seconds,"
+        slack = max(float(self._longest * time_base), 1.5 / float(self.info.rate)) + _ROUNDING_SECONDS
+        if promised.seconds and promised.seconds > end + slack:  # a clock that has wrapped may end below 0
+            return f"{seen} frames, {end:.2f} of {promised.seconds:.2f} seconds,"
         return ""
 
     def _conclude(self) -> None:

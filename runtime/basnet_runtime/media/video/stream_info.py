@@ -11,7 +11,7 @@ import numpy as np
 
 from basnet_torch.arrays import UInt8
 
-__all__ = ["Color", "Upright", "VideoTraits", "nearest_matrix"]
+__all__ = ["Color", "Upright", "VideoStreamInfo", "nearest_matrix"]
 
 _BT709, _UNSPECIFIED, _SMPTE170M, _BT2020 = 1, 2, 6, 9
 _CONVERTIBLE = frozenset((0, _BT709, _UNSPECIFIED, 4, 5, _SMPTE170M, 7, _BT2020))  # by swscale
@@ -50,7 +50,7 @@ class Color:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoTraits:
+class VideoStreamInfo:
     """What an output must keep of a video; sizes and pixel aspect are those of the upright picture.
 
     Attributes:

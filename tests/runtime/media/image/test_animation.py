@@ -15,9 +15,9 @@ from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.media.image import avif
 from basnet_runtime.media.image.animation import (
+    AnimationInfo,
     AnimationSink,
     AnimationSource,
-    AnimationTraits,
     animation_suffix,
     check_animation_output,
     is_animation,
@@ -45,7 +45,7 @@ def pictures(height=48, width=64):
 
 def draw(path, frames=None, alpha=None, loops=3):
     frames = frames or pictures()
-    sink = AnimationSink(path, AnimationTraits(height=48, width=64, delays=DELAYS, loops=loops), overwrite=False)
+    sink = AnimationSink(path, AnimationInfo(height=48, width=64, delays=DELAYS, loops=loops), overwrite=False)
     clock = StageClock()
     for i, image in enumerate(frames):
         sink.write(Composed(pixels=image, alpha_HW=alpha, frame=Frame(image_HWC=image, index=i)), clock)
@@ -55,7 +55,7 @@ def draw(path, frames=None, alpha=None, loops=3):
 
 def read(path):
     with AnimationSource(path) as source:
-        return source.traits, list(source.frames(Room(), StageClock()))
+        return source.info, list(source.frames(Room(), StageClock()))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -64,9 +64,9 @@ def test_frames_delays_and_loops_survive(tmp_path, suffix, loops):
     path = draw(tmp_path / f"ä a{suffix}", loops=loops)
     assert is_animation(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    traits, frames = read(path)
-    assert (traits.height, traits.width, traits.delays) == (48, 64, DELAYS)
-    assert traits.loops == (0 if suffix == ".avif" else loops)  # OpenCV does not read an AVIF's
+    info, frames = read(path)
+    assert (info.height, info.width, info.delays) == (48, 64, DELAYS)
+    assert info.loops == (0 if suffix == ".avif" else loops)  # OpenCV does not read an AVIF's
     assert [(frame.index, frame.duration) for frame in frames] == list(enumerate(DELAYS))
     for frame, image in zip(frames, pictures(), strict=True):
         worst = np.abs(frame.image_HWC.astype(int) - image).mean()
@@ -86,10 +86,10 @@ def test_soft_transparency_survives(tmp_path, suffix):
 def test_results_wider_than_the_source(tmp_path, suffix, fake_model):
     target = tmp_path / f"out{suffix}"
     with AnimationSource(draw(tmp_path / f"a{suffix}")) as source:
-        sink = AnimationSink(target, source.traits, overwrite=False)
+        sink = AnimationSink(target, source.info, overwrite=False)
         Pipeline(fake_model, Composer(OutputKind.parse("side"))).run(source, sink)
-    traits, frames = read(target)
-    assert (traits.height, traits.width, len(frames)) == (48, 128, len(DELAYS))
+    info, frames = read(target)
+    assert (info.height, info.width, len(frames)) == (48, 128, len(DELAYS))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -98,11 +98,11 @@ def test_through_the_pipeline(tmp_path, suffix, batch, fake_model):
     path = draw(tmp_path / f"a{suffix}")
     target = tmp_path / f"out{suffix}"
     with AnimationSource(path) as source:
-        sink = AnimationSink(target, source.traits, overwrite=False)
+        sink = AnimationSink(target, source.info, overwrite=False)
         report = Pipeline(fake_model, Composer(OutputKind()), batch=batch).run(source, sink)
     assert report.frames == len(DELAYS)
-    traits, frames = read(target)
-    assert traits.delays == DELAYS
+    info, frames = read(target)
+    assert info.delays == DELAYS
     for frame, image in zip(frames, pictures(), strict=True):  # the fake model's mask is the brightness
         inside = frame.image_HWC[image > 0].mean(), frame.image_HWC[image == 0].mean()
         assert inside[0] > 200
@@ -134,7 +134,7 @@ def test_stills_are_no_animations(tmp_path):
 
 
 def draw_one(path):
-    sink = AnimationSink(path, AnimationTraits(height=48, width=64, delays=(100,), loops=0), overwrite=False)
+    sink = AnimationSink(path, AnimationInfo(height=48, width=64, delays=(100,), loops=0), overwrite=False)
     image = pictures()[0]
     sink.write(Composed(pixels=image, frame=Frame(image_HWC=image)), StageClock())
     sink.finish(StageClock())
@@ -153,7 +153,7 @@ def test_cut_short_is_an_error_of_ours_or_what_is_whole(tmp_path, suffix):
 
 def test_a_failed_run_leaves_nothing(tmp_path):
     sink = AnimationSink(
-        tmp_path / "a.webp", AnimationTraits(height=48, width=64, delays=DELAYS, loops=0), overwrite=False
+        tmp_path / "a.webp", AnimationInfo(height=48, width=64, delays=DELAYS, loops=0), overwrite=False
     )
     image = pictures()[0]
     sink.write(Composed(pixels=image, frame=Frame(image_HWC=image)), StageClock())
@@ -183,8 +183,8 @@ def test_opencv_agrees_about_a_gif(tmp_path):
 def test_frames_that_repeat_keep_their_time(tmp_path, suffix):
     """Encoders store successive frames that are identical as one; what is seen at every moment stays the same."""
     still, moved = pictures()[:2]
-    traits, frames = read(draw(tmp_path / f"a{suffix}", [still, still, moved, moved]))
-    shown = [frame.image_HWC for frame, delay in zip(frames, traits.delays, strict=True) for _ in range(delay // 10)]
+    info, frames = read(draw(tmp_path / f"a{suffix}", [still, still, moved, moved]))
+    shown = [frame.image_HWC for frame, delay in zip(frames, info.delays, strict=True) for _ in range(delay // 10)]
     expected = [still] * ((DELAYS[0] + DELAYS[1]) // 10) + [moved] * ((DELAYS[2] + DELAYS[3]) // 10)
     assert len(shown) == len(expected)
     for seen, drawn in zip(shown, expected, strict=True):
@@ -236,8 +236,8 @@ def test_gray_apng_of_every_depth(tmp_path, bits):
     top = (1 << bits) - 1
     frames = [np.rint(RAMP / 63 * top).astype(int), np.rint((63 - RAMP) / 63 * top).astype(int)]
     (tmp_path / "a.png").write_bytes(apng(frames, bits=bits))
-    traits, found = read(tmp_path / "a.png")
-    assert traits.delays == (40, 40)
+    info, found = read(tmp_path / "a.png")
+    assert info.delays == (40, 40)
     for frame, wanted in zip(found, frames, strict=True):
         assert frame.alpha_HW is None
         assert np.abs(frame.image_HWC - np.rint(wanted / top * 255)[..., None]).max() <= 1
@@ -296,8 +296,8 @@ def test_animations_stand_upright_as_stills_do(tmp_path, orientation, suffix):
         whole.set_type(vips.GValue.blob_type, "exif-data", b"Exif\0\0" + exif)
         whole.webpsave(str(path), lossless=True)
     assert is_animation(path)
-    traits, found = read(path)
-    assert (traits.height, traits.width) == upright.shape[:2]
+    info, found = read(path)
+    assert (info.height, info.width) == upright.shape[:2]
     assert np.array_equal(found[0].image_HWC, upright)
     assert np.array_equal(found[1].image_HWC, 255 - upright)
     still = read_picture(path)
@@ -328,8 +328,8 @@ def test_an_avif_stands_upright(tmp_path, box, orientation):
     image, upright = stands(orientation)
     path = draw(tmp_path / "a.avif", [image] * 4)
     path.write_bytes(with_turn(path.read_bytes(), box))
-    traits, found = read(path)
-    assert (traits.height, traits.width) == upright.shape[:2]
+    info, found = read(path)
+    assert (info.height, info.width) == upright.shape[:2]
     assert np.abs(found[0].image_HWC.astype(int) - upright).mean() < 3
 
 
@@ -359,9 +359,9 @@ CASES = Path(__file__).parents[3] / "data" / "cases"
 def test_animated_avif_that_opencv_reads_otherwise_or_not(name, size, mean):
     path = CASES / f"{name}.avif"
     assert is_animation(path)
-    traits, found = read(path)
-    assert (traits.height, traits.width) == size
-    assert traits.delays == (33,) * 4
+    info, found = read(path)
+    assert (info.height, info.width) == size
+    assert info.delays == (33,) * 4
     assert len(found) == 4
     for frame in found:
         assert frame.image_HWC.shape == (*size, 3)

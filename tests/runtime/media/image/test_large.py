@@ -1,4 +1,4 @@
-"""Huge pictures in strips: the same result as in memory, through every kind, and memory that does not follow them."""
+"""Large pictures in strips: the same result as in memory, through every kind, and memory that does not follow them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.picture_files import PictureSink, PictureSource
 from basnet_runtime.masks import row_strips
 from basnet_runtime.media.compose.compose import Composer, OutputKind
-from basnet_runtime.media.image import large as huge
-from basnet_runtime.media.image.large import run_huge
+from basnet_runtime.media.image import large
+from basnet_runtime.media.image.large import run_large
 from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module, write_picture
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_runtime.postprocess import Finisher
@@ -24,7 +24,7 @@ def small(monkeypatch):
     """Pictures of a few thousand pixels go the way of those of hundreds of millions."""
     monkeypatch.setattr(spec, "_LARGE_PIXELS", 1000)
     monkeypatch.setattr(masks, "row_strips", lambda height, width: row_strips(height, width, 3000))
-    monkeypatch.setattr(huge, "_STRIP_PIXELS", 3000)
+    monkeypatch.setattr(large, "_STRIP_PIXELS", 3000)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def both(folder, name, kind, model, **edges):
     job = Job(source=folder / name, target=folder / "whole.png", media="picture")
     Pipeline(model, composer).run(PictureSource([job]), PictureSink([job], overwrite=False))
     with PictureFile(folder / name) as picture:
-        run_huge(
+        run_large(
             picture,
             folder / "strips.png",
             model=model,

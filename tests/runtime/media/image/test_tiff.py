@@ -210,7 +210,7 @@ def test_every_byte_of_deflated_blocks_is_checked(read, at, tile):
     assert refused(read, bytes(data)).startswith("is damaged: ")
 
 
-def test_a_damaged_block_of_a_huge_picture(tmp_path):
+def test_a_damaged_block_of_a_large_picture(tmp_path):
     data = bytearray(saved("deflate", tile=False))
     data[len(data) // 2] ^= 0xFF
     (tmp_path / "a.tif").write_bytes(data)
@@ -338,7 +338,7 @@ def test_bytes_too_many_in_a_jpeg_are_no_damage(tmp_path, read, tile):
 
 @pytest.mark.parametrize("kind", ["u1", "f4"])
 @pytest.mark.parametrize("tile", [0, 16])
-def test_strips_of_a_huge_picture_are_those_of_the_whole(tmp_path, kind, tile):
+def test_strips_of_a_large_picture_are_those_of_the_whole(tmp_path, kind, tile):
     values = np.dstack([RGB, BAND, BAND[::-1]])
     values = values if kind == "u1" else (values / 255).astype(kind)
     data = tiff_bytes(page(RGB[::4, ::4], tags=THUMBNAIL), page(values, extra=(0, 2), tile=tile, tags={274: (3, [6])}))

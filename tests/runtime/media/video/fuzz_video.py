@@ -56,7 +56,7 @@ def convert(source: Path, target: Path) -> None:
 
     model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")
     with VideoSource(source) as opened:
-        sink = VideoSink(target, opened.traits, OutputKind(), overwrite=True)
+        sink = VideoSink(target, opened.info, OutputKind(), overwrite=True)
         Pipeline(model, Composer(OutputKind())).run(opened, sink)
 
 

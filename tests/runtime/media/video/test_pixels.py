@@ -17,7 +17,7 @@ from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
-from basnet_runtime.media.video.stream_info import Color, VideoTraits
+from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write import sink as video_sink
 from basnet_runtime.media.video.write.sink import FrameEncoder, VideoSink
 from basnet_runtime.pipeline.run import Room
@@ -94,7 +94,7 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
     """Read as a player does that honors the range, and as one that takes all gray for full range."""
     height, width = size
     ramp = np.clip(np.arange(width) * 300 // width - 20, 0, 255).astype(np.uint8)[None].repeat(height, 0)
-    traits = VideoTraits(
+    info = VideoStreamInfo(
         source="none",
         height=height,
         width=width,
@@ -107,7 +107,9 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
         part=True,
     )
     options = VideoOptions(codec=codec, hwaccel="none")
-    sink = VideoSink(tmp_path / f"out{suffix}", traits, OutputKind(), overwrite=False, options=options, side=no_side)
+    sink = VideoSink(
+        tmp_path / f"out{suffix}", info, OutputKind(), overwrite=False, options=options, passthrough=no_passthrough
+    )
     for index in range(3):
         frame = Frame(image_HWC=np.zeros((height, width, 3), np.uint8), index=index, pts=index)
         sink.write(Composed(pixels=ramp, frame=frame), StageClock())
@@ -121,16 +123,16 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
         assert seen[:, -4:].min() >= 249
 
 
-def no_side():
-    from basnet_runtime.media.video.write.passthrough import NoSide
+def no_passthrough():
+    from basnet_runtime.media.video.write.passthrough import NoPassthrough
 
-    return NoSide()
+    return NoPassthrough()
 
 
 def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
     """A cut-out with this transparency, written as a run writes it."""
     height, width = alpha_HW.shape
-    traits = VideoTraits(
+    info = VideoStreamInfo(
         source="none",
         height=height,
         width=width,
@@ -143,7 +145,9 @@ def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
         part=True,
     )
     options = VideoOptions(codec=codec, hwaccel="none", quality=None if codec != "vp9" else 100)
-    sink = VideoSink(path, traits, OutputKind(name="cutout"), overwrite=False, options=options, side=no_side)
+    sink = VideoSink(
+        path, info, OutputKind(name="cutout"), overwrite=False, options=options, passthrough=no_passthrough
+    )
     for index in range(2):
         image_HWC = np.broadcast_to(np.array(rgb, np.uint8), (height, width, 3)).copy()
         frame = Frame(image_HWC=image_HWC, index=index, pts=index)
@@ -185,7 +189,7 @@ def test_soft_transparency_of_webm(tmp_path, level):
 def test_the_plane_of_webm_is_filled_not_converted():
     from basnet_runtime.media.video.write.encoder import Encoder
 
-    traits = VideoTraits(
+    info = VideoStreamInfo(
         source="none",
         height=16,
         width=16,
@@ -198,7 +202,7 @@ def test_the_plane_of_webm_is_filled_not_converted():
     )
     encoder = Encoder(codec="vp9", library="libvpx-vp9", pixels="yuva420p", options={})
     alpha_HW = LEVELS.reshape(16, 16)
-    frames = FrameEncoder(av.CodecContext.create("libvpx-vp9", "w"), encoder, traits)
+    frames = FrameEncoder(av.CodecContext.create("libvpx-vp9", "w"), encoder, info)
     picture = frames._color_frame(np.zeros((16, 16, 3), np.uint8), alpha_HW)
     plane = picture.planes[3]
     assert (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:16, :16] == alpha_HW).all()
@@ -226,7 +230,7 @@ def test_the_crop_of_matroska_is_applied(tmp_path, fake_model, write_video):
     clip = tmp_path / "in.mkv"
     clip.write_bytes(data)
     frames, source = read(clip)
-    assert (source.traits.height, source.traits.width) == (32, 64)
+    assert (source.info.height, source.info.width) == (32, 64)
     assert frames[0].image_HWC.min() > 150
     run = made(fake_model, clip, tmp_path / "out.mkv", codec="ffv1")
     with av.open(str(run.target)) as container:

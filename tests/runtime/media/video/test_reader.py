@@ -42,10 +42,10 @@ def convert(model, source_path, target, kind="mask", video=None, **options):
     kind, video = OutputKind.parse(kind), video or VideoOptions(hwaccel="none")
     with VideoSource(source_path, span=video.span) as source:
         if is_sequence(target):
-            sink = SequenceSink(target, source.traits, overwrite=False)
+            sink = SequenceSink(target, source.info, overwrite=False)
         else:
             whole = lambda: source.whole  # noqa: E731
-            sink = VideoSink(target, source.traits, kind, overwrite=False, options=video, whole=whole)
+            sink = VideoSink(target, source.info, kind, overwrite=False, options=video, whole=whole)
         report = Pipeline(model, Composer(kind), **options).run(source, sink)
     return report, source.warnings + sink.warnings
 
@@ -105,7 +105,7 @@ def test_pixels_come_out_upright(tmp_path, write_video, fake_model, rotation):
     stored = [np.ascontiguousarray(np.rot90(image, k=-rotation // 90)) for image in upright]
     clip = write_video(tmp_path / "in.mp4", stored, rotation=rotation)
     with VideoSource(clip) as source:
-        assert (source.traits.height, source.traits.width) == (48, 64)
+        assert (source.info.height, source.info.width) == (48, 64)
         frames = list(source.frames(Room(), StageClock()))
     for frame, image in zip(frames, upright, strict=True):
         assert np.abs(frame.image_HWC.astype(int) - image).mean() < 4
@@ -572,7 +572,7 @@ def test_real_clip(tmp_path, data_root, make_model, name):
     target = tmp_path / f"out{default_suffix(clip, OutputKind())}"
     report, warnings = convert(make_model(32), clip, target)
     with VideoSource(clip) as source:
-        times = [frame.pts * source.traits.time_base for frame in source.frames(Room(), StageClock())]
+        times = [frame.pts * source.info.time_base for frame in source.frames(Room(), StageClock())]
     assert report.frames == REAL[name]
     assert [time for time, _ in decoded(target, "gray")] == times
     assert copied(target) == copied(clip)

@@ -20,7 +20,7 @@ from basnet_runtime.media.video import open as video_open
 from basnet_runtime.media.video.camera import CameraSource
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
-from basnet_runtime.media.video.write.passthrough import NoSide
+from basnet_runtime.media.video.write.passthrough import NoPassthrough
 from basnet_runtime.media.video.write.sink import VideoSink
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError, UsageError
@@ -36,11 +36,11 @@ def convert(model, source, target, **options):
     with source:
         sink = VideoSink(
             target,
-            source.traits,
+            source.info,
             KIND,
             overwrite=False,
             options=VideoOptions(hwaccel="none"),
-            side=lambda: source.side,
+            passthrough=lambda: source.passthrough,
             whole=lambda: source.whole,
             **options,
         )
@@ -204,7 +204,7 @@ class DrawnCamera:
 def test_a_camera_is_read_until_it_stops(tmp_path, fake_model):
     camera = DrawnCamera(20)
     source = CameraSource(0, open_camera=lambda _: camera)
-    assert isinstance(source.side, NoSide)
+    assert isinstance(source.passthrough, NoPassthrough)
     report, warnings = convert(fake_model, source, tmp_path / "out.mp4")
     assert camera.released
     assert 1 <= report.frames <= 19
@@ -264,7 +264,7 @@ def test_ctrl_c_is_how_a_camera_ends(tmp_path, fake_model):
             raise KeyboardInterrupt
 
     source = CameraSource(0, open_camera=lambda _: DrawnCamera(10_000))
-    sink = VideoSink(tmp_path / "out.mp4", source.traits, KIND, overwrite=False, side=NoSide, endless=True)
+    sink = VideoSink(tmp_path / "out.mp4", source.info, KIND, overwrite=False, passthrough=NoPassthrough, endless=True)
     with source, pytest.raises(KeyboardInterrupt):
         Pipeline(fake_model, Composer(KIND), on_frame=interrupt).run(source, sink)
     assert sink.kept == tmp_path / "out.mp4"

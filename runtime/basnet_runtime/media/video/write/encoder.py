@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.open import HwAccel
 from basnet_runtime.media.video.options import Codec, VideoOptions
-from basnet_runtime.media.video.stream_info import Color, VideoTraits
+from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -144,27 +144,29 @@ def codec_for(target: Path, kind: OutputKind, options: VideoOptions) -> Codec:
     return codec
 
 
-def choose_encoder(codec: Codec, suffix: str, kind: OutputKind, traits: VideoTraits, options: VideoOptions) -> Encoder:
-    """The encoder of a codec for frames of the size in `traits`. No B-frames: each packet's time is its frame's.
+def choose_encoder(
+    codec: Codec, suffix: str, kind: OutputKind, info: VideoStreamInfo, options: VideoOptions
+) -> Encoder:
+    """The encoder of a codec for frames of the size in `info`. No B-frames: each packet's time is its frame's.
 
     Raises:
         BackendUnavailable: `--hwaccel cuda` was asked and NVENC cannot do it.
     """
-    software = _software(codec, kind, traits, options.quality)
+    software = _software(codec, kind, info, options.quality)
     if suffix in (".mp4", ".mov") and codec == "hevc":
         software = replace(software, tag="hvc1")
-    return _on_gpu(software, kind, traits, options.hwaccel) or software
+    return _on_gpu(software, kind, info, options.hwaccel) or software
 
 
-def _software(codec: Codec, kind: OutputKind, traits: VideoTraits, quality: int | None) -> Encoder:
+def _software(codec: Codec, kind: OutputKind, info: VideoStreamInfo, quality: int | None) -> Encoder:
     crf = _crf(codec, quality)
     if codec in ("prores", "ffv1"):
-        pixels, options = _intra(codec, kind, odd=bool(traits.width % 2))
+        pixels, options = _intra(codec, kind, odd=bool(info.width % 2))
     elif codec in ("vp9", "av1"):
         pixels, options = _of_the_web(codec, kind, crf)
     else:
-        pixels, options = _h26x(codec, kind, crf, odd=bool(traits.height % 2 or traits.width % 2))
-        if codec == "h264" and traits.height * traits.width > _LARGE_PIXELS:
+        pixels, options = _h26x(codec, kind, crf, odd=bool(info.height % 2 or info.width % 2))
+        if codec == "h264" and info.height * info.width > _LARGE_PIXELS:
             options["rc-lookahead"] = "4"  # each picture looked ahead at is held: at 3840x2160, 20 MB
     return Encoder(codec=codec, library=_LIBRARIES[codec], pixels=pixels, options=options)
 
@@ -206,19 +208,19 @@ def _crf(codec: Codec, quality: int | None) -> str:
     return str(_USUAL_CRF[codec] if quality is None else round(worst * (100 - quality) / 99))
 
 
-def _on_gpu(software: Encoder, kind: OutputKind, traits: VideoTraits, choice: HwAccel) -> Encoder | None:
+def _on_gpu(software: Encoder, kind: OutputKind, info: VideoStreamInfo, choice: HwAccel) -> Encoder | None:
     """The same codec in NVENC where it is there and can do this; None where software has to."""
     if choice == "none":
         return None
     fits = software.codec in _NVENC and software.pixels == "yuv420p" and not kind.has_alpha
     reason = f"NVENC does not write {software.codec} of this kind and size"
-    if fits and min(traits.height, traits.width) >= _NVENC_SMALLEST:
+    if fits and min(info.height, info.width) >= _NVENC_SMALLEST:
         gpu = replace(
             software,
             library=_NVENC[software.codec],
             options={"preset": "p4", "rc": "vbr", "cq": software.options["crf"], "b": "0", "bf": "0"},
         )
-        reason = _why_not(gpu, traits)
+        reason = _why_not(gpu, info)
         if not reason:
             return gpu
     if choice == "cuda":
@@ -226,14 +228,14 @@ def _on_gpu(software: Encoder, kind: OutputKind, traits: VideoTraits, choice: Hw
     return None
 
 
-def _why_not(encoder: Encoder, traits: VideoTraits) -> str:
+def _why_not(encoder: Encoder, info: VideoStreamInfo) -> str:
     """Why this encoder cannot be opened here; empty when it can."""
     import av
     from av.error import FFmpegError
 
     try:
         context = av.CodecContext.create(encoder.library, "w")
-        set_up(context, encoder, traits)  # type: ignore[arg-type]
+        set_up(context, encoder, info)  # type: ignore[arg-type]
         open_encoder(context)  # type: ignore[arg-type]
     except (FFmpegError, ValueError, OSError) as error:
         return f"{encoder.library} cannot be opened ({getattr(error, 'strerror', None) or error})"
@@ -265,12 +267,12 @@ def _threads() -> set[int]:
     return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
 
 
-def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:
+def set_up(context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) -> None:
     """Tell an encoder the size, times and colors of a result."""
-    context.width, context.height, context.pix_fmt = traits.width, traits.height, encoder.pixels
-    context.time_base = traits.time_base
-    context.framerate = traits.rate
-    context.sample_aspect_ratio = traits.pixel_aspect
+    context.width, context.height, context.pix_fmt = info.width, info.height, encoder.pixels
+    context.time_base = info.time_base
+    context.framerate = info.rate
+    context.sample_aspect_ratio = info.pixel_aspect
     context.thread_count = _ENCODE_THREADS
     if encoder.codec == "h264":
         context.thread_type = "FRAME"  # else x264 cuts each picture into as many slices as threads, which costs bytes
@@ -280,19 +282,19 @@ def set_up(context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) ->
         context.codec_tag = encoder.tag
     if encoder.codec == "ffv1":
         return  # RGB or gray, with nothing to describe
-    context.color_range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
-    color = encoded_color(traits.color)
+    context.color_range = _FULL if encoded_full_range(encoder, info) else _LIMITED
+    color = encoded_color(info.color)
     context.colorspace, context.color_primaries, context.color_trc = color.matrix, color.primaries, color.transfer
 
 
-def encoded_full_range(encoder: Encoder, traits: VideoTraits) -> bool:
+def encoded_full_range(encoder: Encoder, info: VideoStreamInfo) -> bool:
     """Whether luma runs 0..255: as in the source, and where it is alone, because players take all gray for that.
 
     ProRes has video range alone.
     """
     if encoder.codec == "ffv1" or encoder.pixels == "gray":
         return True
-    return traits.color.full_range and encoder.codec != "prores"
+    return info.color.full_range and encoder.codec != "prores"
 
 
 def encoded_color(color: Color) -> Color:
@@ -307,8 +309,8 @@ def swscale_matrix(color: Color) -> int:
     return _SWSCALE_MATRIX.get(encoded_color(color).matrix, 5)
 
 
-def refused(encoder: Encoder, target: Path, traits: VideoTraits, detail: str) -> MediaError:
+def refused(encoder: Encoder, target: Path, info: VideoStreamInfo, detail: str) -> MediaError:
     """What to say when an encoder does not open."""
     return MediaError(
-        f"{target}: {encoder.library} does not write {traits.width}x{traits.height} ({detail}); choose another --codec"
+        f"{target}: {encoder.library} does not write {info.width}x{info.height} ({detail}); choose another --codec"
     )

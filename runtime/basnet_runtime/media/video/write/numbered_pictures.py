@@ -14,7 +14,7 @@ from pathlib import Path
 from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.image.pictures import ALPHA_SUFFIXES, PICTURE_OUTPUTS, check_picture_output, write_picture
-from basnet_runtime.media.video.stream_info import VideoTraits
+from basnet_runtime.media.video.stream_info import VideoStreamInfo
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import UsageError
 from basnet_torch.files import atomic_write
@@ -77,13 +77,13 @@ class SequenceSink:
         kept: The pictures' name where an interrupted run has done some, else None.
     """
 
-    def __init__(self, target: Path, traits: VideoTraits, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, info: VideoStreamInfo, *, overwrite: bool) -> None:
         """`target`: a name with a number in it."""
         self.warnings: list[str] = []
         self.encoder = f"{target.suffix.lower().removeprefix('.')} pictures"
         self.kept: Path | None = None
         self._target = target
-        self._traits = traits
+        self._info = info
         self._overwrite = overwrite
         self._times: list[tuple[int, int, int]] = []
 
@@ -111,11 +111,11 @@ class SequenceSink:
             self.kept = self._target
 
     def _write_times(self) -> None:
-        step = max(1, round(1 / (self._traits.rate * self._traits.time_base)))
+        step = max(1, round(1 / (self._info.rate * self._info.time_base)))
         lines = ["ffconcat version 1.0"]
         for i, (index, pts, duration) in enumerate(self._times):
             following = self._times[i + 1][1] if i + 1 < len(self._times) else pts + (duration or step)
-            seconds = Fraction(following - pts) * self._traits.time_base
+            seconds = Fraction(following - pts) * self._info.time_base
             # A picture's clock ticks at its frame rate: the finest one keeps the times.
             lines += [f"file {_quoted(numbered(self._target, index).name)}", f"option framerate {_TICKS}"]
             lines += [f"duration {float(seconds):.6f}"]

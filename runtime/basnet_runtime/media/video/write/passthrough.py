@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = ["FileSide", "LiveSide", "NoSide", "PacketCopier", "Side", "copy_tags"]
+__all__ = ["FilePassthrough", "LivePassthrough", "NoPassthrough", "PacketCopier", "PassthroughStreams", "copy_tags"]
 
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}  # not of what it shows
 # What mkvmerge counted in the source's own packets; a language may follow, as in BPS-eng.
@@ -38,7 +38,7 @@ _STATISTICS = {"BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES"}
 _LIVE_BYTES = 64_000_000
 
 
-class Side(Protocol):
+class PassthroughStreams(Protocol):
     """Where the packets beside the video come from.
 
     Attributes:
@@ -58,7 +58,7 @@ class Side(Protocol):
         """Close what was opened for it."""
 
 
-class NoSide:
+class NoPassthrough:
     """A camera: nothing but pictures."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class NoSide:
         """Nothing is open."""
 
 
-class FileSide:
+class FilePassthrough:
     """Of a file. It is opened a second time, so that the decoder need not carry packets along."""
 
     def __init__(self, path: Path, video: int | None = None) -> None:
@@ -107,7 +107,7 @@ class FileSide:
             self.container.close()
 
 
-class LiveSide:
+class LivePassthrough:
     """Of a network stream, which cannot be opened twice: its reader puts here what is not video."""
 
     def __init__(self, container: InputContainer) -> None:
@@ -142,21 +142,21 @@ class LiveSide:
 
 
 class PacketCopier:
-    """Copies the packets of a `Side` into an output, each when its time has come."""
+    """Copies the packets of a `PassthroughStreams` into an output, each when its time has come."""
 
-    def __init__(self, side: Side, output: OutputContainer, suffix: str, *, whole: bool) -> None:
+    def __init__(self, passthrough: PassthroughStreams, output: OutputContainer, suffix: str, *, whole: bool) -> None:
         """Make a stream in the output for each that it holds; `warnings` names those that it does not.
 
         `whole`: what is counted in their tags holds for the copies too.
         """
         self.warnings: list[str] = []
-        self._side = side
+        self._passthrough = passthrough
         self._suffix = suffix
         self._outputs: dict[int, Stream] = {}
         self._begun: set[int] = set()
         self._before: dict[int, int] = {}  # time of the packet before, by stream
         self._delayed: set[int] = set()
-        for stream in side.streams:
+        for stream in passthrough.streams:
             if not holds(suffix, stream):
                 self.warnings.append(f"the {named(stream)} stream is left out; {suffix} cannot hold it")
                 continue
@@ -166,7 +166,7 @@ class PacketCopier:
             self._outputs[stream.index] = copy
             if keeps_times_below_zero(suffix, stream):
                 self._delayed.add(copy.index)
-        self._packets = side.packets() if self._outputs else iter(())
+        self._packets = passthrough.packets() if self._outputs else iter(())
         self._next: Packet[Any] | None = None
 
     @property
@@ -174,7 +174,7 @@ class PacketCopier:
         """When the first of the copied streams begins on the source's clock; None where none says so."""
         starts = [
             stream.start_time * stream.time_base
-            for stream in self._side.streams
+            for stream in self._passthrough.streams
             if stream.index in self._outputs and stream.start_time is not None and stream.time_base is not None
         ]
         return min(starts, default=None)
@@ -224,13 +224,13 @@ class PacketCopier:
 
     def close(self) -> None:
         """Give the source back."""
-        self._side.close()
-        if self._side.warning:
-            self.warnings.append(self._side.warning)
+        self._passthrough.close()
+        if self._passthrough.warning:
+            self.warnings.append(self._passthrough.warning)
 
 
 def copy_tags(
-    side: Side,
+    passthrough: PassthroughStreams,
     source_video: int,
     output: OutputContainer,
     video: VideoStream,
@@ -240,14 +240,14 @@ def copy_tags(
     """Take tags, chapters and attachments along; returns what has no place in the output.
 
     Args:
-        side: Of the source.
+        passthrough: Of the source.
         source_video: Index of the stream that is worked on.
         output: Before its header is written.
         video: Its video stream.
         suffix: The output's.
         options: What the user wants; chapters of a part would lie.
     """
-    source, whole = side.container, options.span.start is None
+    source, whole = passthrough.container, options.span.start is None
     if source is None:
         return []
     output.metadata.update(_kept(source.metadata))

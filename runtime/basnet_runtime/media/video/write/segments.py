@@ -306,14 +306,14 @@ class SegmentedSink:
 
     def _join(self) -> None:
         first = self._facts[0]
-        plan = replace(self._plan, traits=replace(self._plan.traits, height=first.height, width=first.width))
+        plan = replace(self._plan, info=replace(self._plan.info, height=first.height, width=first.width))
         encoder = plan.encoder()
         self.encoder = encoder.described
         self._joined = PendingFile(self._folder.path / f"joined{plan.target.suffix}", overwrite=plan.overwrite)
         muxer = Muxer(self._joined.path, plan, encoder)
         try:
             for packet in self._packets():
-                packet.time_base = plan.traits.time_base
+                packet.time_base = plan.info.time_base
                 muxer.mux(packet)
             muxer.finish(to_the_end=plan.whole())
         finally:
@@ -334,12 +334,12 @@ class _Segment:
         import av
 
         context = cast("VideoCodecContext", av.CodecContext.create(encoder.library, "w"))
-        set_up(context, encoder, plan.traits)
+        set_up(context, encoder, plan.info)
         context.flags |= _GLOBAL_HEADER
         open_encoder(context)
-        self._frames = FrameEncoder(context, encoder, plan.traits)
+        self._frames = FrameEncoder(context, encoder, plan.info)
         self._file = SegmentWriter(path)
-        self._facts = SegmentFacts(library=encoder.library, height=plan.traits.height, width=plan.traits.width)
+        self._facts = SegmentFacts(library=encoder.library, height=plan.info.height, width=plan.info.width)
 
     @property
     def frames(self) -> int:

@@ -1,6 +1,6 @@
 """Writing video: every result at its frame's own time, with the source's audio and subtitles copied packet by packet.
 
-    sink = VideoSink(Path("clip.mask.mp4"), source.traits, OutputKind(), overwrite=False)
+    sink = VideoSink(Path("clip.mask.mp4"), source.info, OutputKind(), overwrite=False)
 
 The file appears under its name when it is complete; a run that fails leaves nothing. One that is interrupted, or whose
 container refuses a packet midway, leaves what was done so far, playable, under a name that says so.
@@ -25,7 +25,7 @@ from basnet_runtime.frame import Composed
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.open import av_detail
 from basnet_runtime.media.video.options import Span, VideoOptions
-from basnet_runtime.media.video.stream_info import VideoTraits
+from basnet_runtime.media.video.stream_info import VideoStreamInfo
 from basnet_runtime.media.video.write.container import FORMATS, named
 from basnet_runtime.media.video.write.encoder import (
     Encoder,
@@ -38,7 +38,7 @@ from basnet_runtime.media.video.write.encoder import (
     set_up,
     swscale_matrix,
 )
-from basnet_runtime.media.video.write.passthrough import FileSide, PacketCopier, Side, copy_tags
+from basnet_runtime.media.video.write.passthrough import FilePassthrough, PacketCopier, PassthroughStreams, copy_tags
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
@@ -66,40 +66,44 @@ class OutputPlan:
 
     Attributes:
         target: Its name.
-        traits: Of the source.
+        info: Of the source.
         kind: What is in it.
         options: The user's choices.
-        side: Opens what is copied along.
+        passthrough: Opens what is copied along.
         whole: Whether the source was taken to its own end, known when the last frame is through: its sound then runs on
             to its own end too.
         overwrite: An existing file may be replaced.
     """
 
     target: Path
-    traits: VideoTraits
+    info: VideoStreamInfo
     kind: OutputKind
     options: VideoOptions = field(default_factory=VideoOptions)
-    side: Callable[[], Side] | None = None
+    passthrough: Callable[[], PassthroughStreams] | None = None
     whole: Callable[[], bool] = lambda: True
     overwrite: bool = False
 
-    def open_side(self) -> Side:
+    def open_passthrough(self) -> PassthroughStreams:
         """What is copied along, open."""
-        side = FileSide(Path(self.traits.source), self.traits.stream) if self.side is None else self.side()
+        passthrough = (
+            FilePassthrough(Path(self.info.source), self.info.stream)
+            if self.passthrough is None
+            else self.passthrough()
+        )
         wanted = {"audio": self.options.sound, "subtitle": self.options.subtitles}
-        side.streams = [stream for stream in side.streams if wanted[stream.type]]
-        return side
+        passthrough.streams = [stream for stream in passthrough.streams if wanted[stream.type]]
+        return passthrough
 
     def encoder(self) -> Encoder:
-        """The encoder for frames of the size in `traits`."""
+        """The encoder for frames of the size in `info`."""
         codec = codec_for(self.target, self.kind, self.options)
-        check_rate(self.target, codec, self.traits.rate)
-        return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.traits, self.options)
+        check_rate(self.target, codec, self.info.rate)
+        return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.info, self.options)
 
     def sized(self, item: Composed) -> OutputPlan:
         """The plan for the size that results really have, which is twice the source's where two stand side by side."""
         height, width = item.pixels.shape[:2]
-        return replace(self, traits=replace(self.traits, height=height, width=width))
+        return replace(self, info=replace(self.info, height=height, width=width))
 
 
 class VideoSink:
@@ -114,12 +118,12 @@ class VideoSink:
     def __init__(
         self,
         target: Path,
-        traits: VideoTraits,
+        info: VideoStreamInfo,
         kind: OutputKind,
         *,
         overwrite: bool,
         options: VideoOptions | None = None,
-        side: Callable[[], Side] | None = None,
+        passthrough: Callable[[], PassthroughStreams] | None = None,
         whole: Callable[[], bool] = lambda: True,
         endless: bool = False,
     ) -> None:
@@ -129,10 +133,10 @@ class VideoSink:
         self.kept: Path | None = None
         self._plan = OutputPlan(
             target=target,
-            traits=traits,
+            info=info,
             kind=kind,
             options=options or VideoOptions(),
-            side=side,
+            passthrough=passthrough,
             whole=whole,
             overwrite=overwrite,
         )
@@ -228,7 +232,7 @@ class _Writer:
 
     def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
         self._muxer = Muxer(path, plan, encoder)
-        self._frames = FrameEncoder(self._muxer.context, encoder, plan.traits)
+        self._frames = FrameEncoder(self._muxer.context, encoder, plan.info)
         self.frames = 0
 
     @property
@@ -252,13 +256,13 @@ class _Writer:
 class FrameEncoder:
     """Composed frames to packets of one encoder, each with its frame's time and duration."""
 
-    def __init__(self, context: VideoCodecContext, encoder: Encoder, traits: VideoTraits) -> None:
+    def __init__(self, context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) -> None:
         """`context`: set up, not yet used."""
         self._context = context
         self._pixels = encoder.pixels
-        self._time_base = traits.time_base
-        self._range = _FULL if encoded_full_range(encoder, traits) else _LIMITED
-        self._matrix = swscale_matrix(traits.color)
+        self._time_base = info.time_base
+        self._range = _FULL if encoded_full_range(encoder, info) else _LIMITED
+        self._matrix = swscale_matrix(info.color)
         self._durations: dict[int, int] = {}
 
     def encode(self, item: Composed) -> Iterator[Packet[Any]]:
@@ -322,7 +326,7 @@ class Muxer:
 
         self.warnings: list[str] = []
         self._plan = plan
-        self._traits = plan.traits
+        self._info = plan.info
         self._origin: Fraction | None = None
         self._end = Fraction(0)
         self._last: dict[int, int] = {}  # decoding time of the last packet, by stream
@@ -330,22 +334,22 @@ class Muxer:
         self._damaged: Counter[str] = Counter()
         suffix = plan.target.suffix.lower()
         self._in_milliseconds = suffix in (".mkv", ".webm")
-        side = plan.open_side()
+        passthrough = plan.open_passthrough()
         try:
-            options = {} if self._in_milliseconds else _timescales(plan.traits, side)
+            options = {} if self._in_milliseconds else _timescales(plan.info, passthrough)
             self._container = av.open(f"file:{path}", "w", format=FORMATS[suffix], options=options)
         except BaseException:
-            side.close()
+            passthrough.close()
             raise
         self._container.flags |= _BITEXACT  # no random numbers: the same input gives the same bytes
-        stream = self._container.add_stream(encoder.library, rate=plan.traits.rate)
+        stream = self._container.add_stream(encoder.library, rate=plan.info.rate)
         self._stream = cast("VideoStream", stream)
         self.context = self._stream.codec_context
-        set_up(self.context, encoder, plan.traits)
-        self._copier = PacketCopier(side, self._container, suffix, whole=plan.options.span == Span())
-        self.warnings += copy_tags(side, plan.traits.stream, self._container, self._stream, suffix, plan.options)
+        set_up(self.context, encoder, plan.info)
+        self._copier = PacketCopier(passthrough, self._container, suffix, whole=plan.options.span == Span())
+        self.warnings += copy_tags(passthrough, plan.info.stream, self._container, self._stream, suffix, plan.options)
         self._start(encoder, plan)
-        if self._in_milliseconds and 1000 % plan.traits.time_base.denominator:
+        if self._in_milliseconds and 1000 % plan.info.time_base.denominator:
             self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
 
     def _start(self, encoder: Encoder, plan: OutputPlan) -> None:
@@ -355,7 +359,7 @@ class Muxer:
             open_encoder(self.context)
         except (FFmpegError, ValueError) as error:
             self.close()
-            raise refused(encoder, plan.target, plan.traits, av_detail(error)) from error
+            raise refused(encoder, plan.target, plan.info, av_detail(error)) from error
 
     def mux(self, packet: Packet[Any]) -> None:
         """Write one packet, after the sound before it.
@@ -367,17 +371,17 @@ class Muxer:
             self._origin = self._origin_of(packet)
         shift, shown = round(self._origin / packet.time_base), packet.pts or 0
         packet.pts, packet.dts = shown - shift, (shown if packet.dts is None else packet.dts) - shift
-        start = packet.pts * self._traits.time_base
-        self._end = start + (packet.duration or 0) * self._traits.time_base
+        start = packet.pts * self._info.time_base
+        self._end = start + (packet.duration or 0) * self._info.time_base
         self._copy_until(float(start))
         packet.stream = self._stream
         self._put(packet)
 
     def _origin_of(self, first: Packet[Any]) -> Fraction:
         """The source's time that becomes 0: where a part begins, else where the first of its streams does."""
-        if self._traits.part:
+        if self._info.part:
             return (first.pts or 0) * first.time_base
-        starts = [self._traits.start, self._copier.start]
+        starts = [self._info.start, self._copier.start]
         return min(start for start in starts if start is not None)
 
     def finish(self, *, to_the_end: bool) -> None:
@@ -385,7 +389,7 @@ class Muxer:
         self._copy_until(math.inf if to_the_end else float(self._end))
 
     def _copy_until(self, seconds: float) -> None:
-        for packet in self._copier.until(seconds, self._origin or Fraction(0), part=self._traits.part):
+        for packet in self._copier.until(seconds, self._origin or Fraction(0), part=self._info.part):
             if not self._before_zero(packet):
                 self._put(packet)
 
@@ -469,10 +473,10 @@ def av_errors(target: Path) -> Iterator[None]:
         raise MediaError(f"{target}: {av_detail(error)}") from error
 
 
-def _timescales(traits: VideoTraits, side: Side) -> dict[str, str]:
+def _timescales(info: VideoStreamInfo, passthrough: PassthroughStreams) -> dict[str, str]:
     """Clocks of an .mp4 that hold the times of the source exactly, starts of streams included."""
-    video = traits.time_base.denominator
-    movie = math.lcm(video, *(stream.time_base.denominator for stream in side.streams if stream.time_base))
+    video = info.time_base.denominator
+    movie = math.lcm(video, *(stream.time_base.denominator for stream in passthrough.streams if stream.time_base))
     return {
         "video_track_timescale": str(video),
         "movie_timescale": str(movie if movie <= _MAX_TIMESCALE else video),
