@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 import warnings
 import zipfile
 import zlib
@@ -21,12 +20,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from basnet_torch.errors import CheckpointError, UsageError
+from basnet_torch.console import say
+from basnet_torch.errors import CheckpointError
 from basnet_torch.files import atomic_write
-from basnet_torch.model.basnet import Encoder, SaliencyNetwork
+from basnet_torch.model.basnet import SaliencyNetwork
 from basnet_torch.model.registry import ARCHITECTURES, build
+from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure, named
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch, TrainConfig, named
 from basnet_torch.weights.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
 from basnet_torch.weights.keymap import authors_from_ours, is_authors_layout, ours_from_authors
 from basnet_torch.weights.state_dicts import Weights, named_tensors, weights_in
@@ -36,7 +36,6 @@ __all__ = [
     "FORMAT",
     "Checkpoint",
     "load_checkpoint",
-    "load_resnet34",
     "model_from_checkpoint",
     "read_file",
     "save_authors_checkpoint",
@@ -48,8 +47,8 @@ FORMAT = "basnet-deploy/1"
 # How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
 AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
 _FIRST_LAYERS = (ARCHITECTURES["basnet"].first_layer, "inconv")  # of BASNet, in our names and the authors'
-_RESNET_FIRST = ("layer1.0.conv1",)
 _OLDEST_PICKLE_NOT_READ = 4
+_say_once = lru_cache(maxsize=256)(say)  # however often one file is read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -393,13 +392,6 @@ def _other_tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     return max(found, key=len)
 
 
-@lru_cache(maxsize=256)
-def _say_once(line: str) -> None:
-    """Tell on standard error, however often one file is read."""
-    if sys.stderr is not None:
-        print(line, file=sys.stderr)  # noqa: T201 - every command reads checkpoints here
-
-
 def _arch(path: Path, content: Mapping[str, Any]) -> Arch:
     """The network a file of ours names; those from before there was a choice name none."""
     found = content.get("arch", "basnet")
@@ -415,7 +407,9 @@ def _encoder(path: Path, content: Mapping[str, Any]) -> tuple[str, tuple[int, ..
     widths = content.get("decoder_widths", DECODER_WIDTHS)
     try:
         if encoder != RESNET34:
-            TrainConfig(encoder=encoder, decoder_widths=tuple(widths), width=content["width"])
+            check_structure("basnet", encoder, tuple(widths))
+            if content["width"] < 1:
+                raise ValueError(f"width is {content['width']}; it must be at least 1")
         return encoder, tuple(int(w) for w in widths)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its network cannot be read ({error}); update basnet-deploy") from error
@@ -474,36 +468,3 @@ def _recipe_for(*, is_authors: bool) -> tuple[Preprocess, Postprocess]:
     if is_authors:
         return AUTHORS_RECIPE
     return Preprocess(), Postprocess()
-
-
-def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
-    """Start encoder stages 1-4 from a torchvision ResNet-34 state dict; returns how many tensors were taken.
-
-    Torchvision's `layer1..4` are the four stages; its 7x7 stem and classifier have no place here and stay unused.
-
-    Raises:
-        CheckpointError: When a stage's tensors are missing or of another width than 64.
-        UsageError: When the network has no such encoder.
-    """
-    encoder = next((module for module in model.modules() if isinstance(module, Encoder)), None)
-    if encoder is None:
-        raise UsageError(f"arch {model.arch} has no ResNet-34 encoder; leave --resnet34 out")
-    state = _state_dict(path, read_file(path), _RESNET_FIRST)
-    wanted = {
-        n: v for n, v in encoder.state_dict().items() if n.startswith(("stage1.", "stage2.", "stage3.", "stage4."))
-    }
-    taken = {}
-    for ours, value in wanted.items():
-        theirs = ours.replace("stage", "layer", 1).replace("norm", "bn").replace("shortcut", "downsample")
-        found = state.get(theirs)
-        if found is None and theirs.endswith("num_batches_tracked"):
-            continue
-        if found is None or found.shape != value.shape:
-            has = "is missing" if found is None else f"is {tuple(found.shape)}"
-            raise CheckpointError(
-                f"{path}: {theirs} {has}, {tuple(value.shape)} is needed; "
-                "give torchvision's resnet34 state dict, and width 64"
-            )
-        taken[ours] = found
-    encoder.load_state_dict(taken, strict=False)
-    return len(taken)

@@ -25,8 +25,8 @@ from basnet_torch.arrays import UInt8
 from basnet_torch.data.folders import files_below
 from basnet_torch.data.layouts import Matched, matched
 from basnet_torch.data.masks import Held, Truth, check_labels, decode_mask, decode_picture
+from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.errors import BadPairError, DataError, MaskValuesError, UsageError
-from basnet_torch.train.config import MaskValues, OnBadPair
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["DataReport", "Pair", "PairStore", "find_pairs", "load_pairs", "read_pair"]

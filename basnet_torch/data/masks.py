@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_torch.arrays import Bool, UInt8
+from basnet_torch.data.options import MaskValues
 from basnet_torch.errors import BadPairError, MaskValuesError
 from basnet_torch.picture_bytes import is_damaged_tiff, palette_as_gray, unread_format
-from basnet_torch.train.config import MaskValues
 
 __all__ = ["Held", "Truth", "check_labels", "decode_mask", "decode_picture"]
 

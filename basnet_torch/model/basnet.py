@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basnet_torch.model.encoders import FeatureEncoder, feature_encoder
+from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch
 from basnet_torch.spec import check_size
-from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch
 
 __all__ = [
     "PAPER_WIDTH",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from basnet_torch.model.baselines import FCN, HED, SegNet, UNet
 from basnet_torch.model.basnet import BASNet, CoarseBASNet, SaliencyNetwork
-from basnet_torch.train.config import DECODER_WIDTHS, RESNET34, Arch
+from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch
 
 __all__ = ["ARCHITECTURES", "build"]
 

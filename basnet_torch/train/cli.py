@@ -18,23 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from basnet_torch.console import progress_bar
+from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
+from basnet_torch.model.structure import RESNET34, Arch
 from basnet_torch.spec import Scale
-from basnet_torch.train.config import (
-    PRESETS,
-    RESNET34,
-    Arch,
-    Augmentation,
-    Autocast,
-    Compiler,
-    Loss,
-    MaskValues,
-    OnBadPair,
-    Optimizer,
-    Schedule,
-    TrainConfig,
-)
+from basnet_torch.train.config import PRESETS, Augmentation, Autocast, Compiler, Loss, Optimizer, Schedule, TrainConfig
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
@@ -334,7 +323,7 @@ def _start(
 ) -> Checkpoint | None:
     """The checkpoint of --init, when one is asked for, made as wide as asked."""
     from basnet_torch.checkpoint import load_checkpoint
-    from basnet_torch.weights.widen import widened
+    from basnet_torch.train.widen import widened
 
     if resume and (init or resnet34):
         raise UsageError("--resume goes on with the run's own weights; leave --init and --resnet34 out")
@@ -350,8 +339,8 @@ def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
     """The network to start from, when one is asked for."""
     import torch
 
-    from basnet_torch.checkpoint import load_resnet34, model_from_checkpoint
-    from basnet_torch.model.encoders import load_encoder_weights
+    from basnet_torch.checkpoint import model_from_checkpoint
+    from basnet_torch.train.pretrained import load_encoder_weights, load_resnet34
     from basnet_torch.train.trainer import network_from_config
 
     if start.checkpoint:

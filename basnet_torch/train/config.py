@@ -9,49 +9,29 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
 from basnet_torch.errors import UsageError
+from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure
 from basnet_torch.spec import Scale, check_size
 
 __all__ = [
-    "DECODER_WIDTHS",
     "PRESETS",
-    "RESNET34",
-    "Arch",
     "Augmentation",
     "Autocast",
     "Compiler",
     "Loss",
-    "MaskValues",
-    "OnBadPair",
     "Optimizer",
     "Schedule",
     "TrainConfig",
     "learning_rate",
     "lr_factor",
-    "named",
 ]
 
-Arch = Literal["basnet", "basnet-coarse", "fcn", "segnet", "unet", "hed"]
 Loss = Literal["bce", "bce+ssim", "bce+iou", "bce+ssim+iou"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
-OnBadPair = Literal["refuse", "skip"]
-MaskValues = Literal["auto", "gray", "labels", "trimap"]
 Schedule = Literal["constant", "cosine"]
 Autocast = Literal["fp32", "bf16", "fp16"]
 Augmentation = Literal["crop", "strong", "authors"]
 Compiler = Literal["off", "inductor", "cudagraphs", "eager"]
 
-RESNET34 = "resnet34"  # the paper's encoder, which the authors' checkpoint needs
-DECODER_WIDTHS = (112, 96, 64, 32, 16)
-_ENCODERS = (RESNET34, "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-
-_WRITTEN = {
-    "basnet": "BASNet",
-    "basnet-coarse": "BASNet without refinement",
-    "fcn": "FCN",
-    "segnet": "SegNet",
-    "unet": "U-Net",
-    "hed": "HED",
-}
 _PLAIN = ("segnet", "unet")
 # What the paper and its code do (section 4.1): nothing is warmed up, clipped, averaged or decayed.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -196,21 +176,13 @@ class TrainConfig:
             if not holds:
                 raise UsageError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
 
-        self._check_encoder()
+        check_structure(self.arch, self.encoder, self.decoder_widths)
+        if self.encoder.startswith("timm:") and self.layer_decay != 1:
+            raise UsageError(f"layer_decay: the stages of {self.encoder} have no common names; leave it out")
         if self.arch in _PLAIN and (self.encoder_lr, self.layer_decay) != (1, 1):
             raise UsageError(f"encoder_lr and layer_decay are of a ResNet encoder, which {self.arch} has not")
         if self.augment == "authors" and self.size > self.store_size:
             raise UsageError(f"size is {self.size}; the authors' crops are at most store_size, {self.store_size}")
-
-    def _check_encoder(self) -> None:
-        if self.encoder not in _ENCODERS and not re.fullmatch(r"timm:[\w.\-]+", self.encoder):
-            raise UsageError(f"encoder is {self.encoder!r}; it must be one of {', '.join(_ENCODERS)} or timm:NAME")
-        if self.encoder != RESNET34 and self.arch not in ("basnet", "basnet-coarse"):
-            raise UsageError(f"encoder {self.encoder}: arch {self.arch} is built on resnet34; leave --encoder out")
-        if len(self.decoder_widths) != 5 or min(self.decoder_widths) < 1:
-            raise UsageError(f"decoder_widths is {self.decoder_widths}; it must be five numbers, each at least 1")
-        if self.encoder.startswith("timm:") and self.layer_decay != 1:
-            raise UsageError(f"layer_decay: the stages of {self.encoder} have no common names; leave it out")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and checkpoints."""
@@ -245,15 +217,6 @@ def lr_factor(config: TrainConfig, parameter: str) -> float:
         return 1.0
     stages = 6 if config.encoder == RESNET34 else 5
     return config.encoder_lr * float(config.layer_decay ** (stages - int(found.group(1) or 0)))
-
-
-def named(arch: str) -> str:
-    """The architecture as people write it; a name that this version does not know stays as it is.
-
-    >>> named("unet")
-    'U-Net'
-    """
-    return _WRITTEN.get(arch, arch)
 
 
 def _names(kinds: Any) -> str:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from basnet_torch.data.datasets import DataReport, Pair, read_pair
 from basnet_torch.data.masks import Held, Truth, check_labels
+from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.errors import BadPairError, DataError, TrainingError
 from basnet_torch.metrics import AccuracyMeter, Scores
 from basnet_torch.model.basnet import SaliencyNetwork
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.train.config import Autocast, MaskValues, OnBadPair
+from basnet_torch.train.config import Autocast
 
 __all__ = ["Validator"]
 

@@ -39,9 +39,9 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
 from basnet_torch.arrays import Float32, UInt8
+from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
-from basnet_torch.train.config import MaskValues, OnBadPair
 
 __all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "RememberingModel", "measure_parity"]
 

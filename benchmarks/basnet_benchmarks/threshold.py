@@ -33,8 +33,8 @@ from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_runtime.salience import salience_score
 from basnet_torch.arrays import Bool
+from basnet_torch.data.options import MaskValues
 from basnet_torch.errors import UsageError
-from basnet_torch.train.config import MaskValues
 
 __all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
 

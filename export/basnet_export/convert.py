@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from basnet_export.config import refuse_unfit
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.files import atomic_write
-from basnet_torch.train.config import RESNET34, named
+from basnet_torch.model.structure import RESNET34, named
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint

@@ -13,8 +13,8 @@ from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
+from basnet_torch.model.structure import named
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.train.config import named
 
 __all__ = ["Description", "describe", "receipt"]
 

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from basnet_torch.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    load_resnet34,
     model_from_checkpoint,
     read_file,
     save_authors_checkpoint,
@@ -21,6 +20,7 @@ from basnet_torch.checkpoint import (
 from basnet_torch.errors import CheckpointError
 from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.train.pretrained import load_resnet34
 from basnet_torch.weights.keymap import authors_from_ours
 
 

@@ -20,8 +20,8 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha25
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable, ExportError, ParityError, UsageError
 from basnet_torch.files import atomic_write
+from basnet_torch.model.structure import named
 from basnet_torch.spec import TensorSpec
-from basnet_torch.train.config import named
 
 if TYPE_CHECKING:
     import onnx

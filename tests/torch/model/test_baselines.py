@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from basnet_torch.checkpoint import load_checkpoint, load_resnet34, model_from_checkpoint, save_checkpoint
+from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint, save_checkpoint
 from basnet_torch.errors import CheckpointError, UsageError
 from basnet_torch.model.baselines import unpool
 from basnet_torch.model.basnet import BASNet
 from basnet_torch.model.registry import ARCHITECTURES, build
 from basnet_torch.train.config import TrainConfig
+from basnet_torch.train.pretrained import load_resnet34
 from basnet_torch.train.trainer import Trainer
 
 PARAMETERS = {

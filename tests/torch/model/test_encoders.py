@@ -27,10 +27,11 @@ from basnet_torch.checkpoint import (
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError
 from basnet_torch.model import encoders
 from basnet_torch.model.basnet import BASNet, CoarseBASNet
-from basnet_torch.model.encoders import LITE, LiteEncoder, SameConvNorm, installed_weights, load_encoder_weights
+from basnet_torch.model.encoders import LITE, LiteEncoder, SameConvNorm
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.cli import app
 from basnet_torch.train.config import TrainConfig, lr_factor
+from basnet_torch.train.pretrained import installed_weights, load_encoder_weights
 from basnet_torch.train.trainer import Trainer, finishing, network_from_config
 from tests.models import SIZE, calibration_folder, disc_folder, discs, draw_discs, settle_statistics
 from tests.torch.conftest import randomized

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from basnet_torch.checkpoint import Checkpoint
 from basnet_torch.errors import CheckpointError
-from basnet_torch.train.config import RESNET34
+from basnet_torch.model.structure import RESNET34
 
 __all__ = ["widened"]
 

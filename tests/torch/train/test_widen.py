@@ -7,7 +7,7 @@ from basnet_torch.checkpoint import Checkpoint, model_from_checkpoint
 from basnet_torch.errors import CheckpointError
 from basnet_torch.model.registry import build
 from basnet_torch.spec import Postprocess, Preprocess
-from basnet_torch.weights.widen import widened
+from basnet_torch.train.widen import widened
 from tests.torch.conftest import randomized
 
 
