@@ -6,6 +6,7 @@ GPU_VENV ?= .venv-gpu
 LOWEST_VENV ?= .venv-lowest
 REPORT_VENV = $(if $(shell command -v nvidia-smi),$(GPU_VENV),$(VENV))
 RESULTS ?= demo-results
+DEMO_PICTURE ?= $(RESULTS)/demo.jpg
 CONSTRAINTS = .ci/constraints.txt
 LOWEST = cpu openvino train export accuracy heic
 comma = ,
@@ -21,7 +22,8 @@ help:  ## Say what each target does
 demo: $(DEMO_VENV)/ready  ## Run the built-in model on pictures and a video, without torch
 	$(DEMO_VENV)/bin/basnet-run export/basnet_export/pictures --kind cutout --output $(RESULTS)/pictures --overwrite
 	$(DEMO_VENV)/bin/basnet-run tests/data/pan.mp4 --kind overlay --output $(RESULTS)/pan.overlay.mp4 --overwrite
-	@echo "Results: $(RESULTS)/pictures (cut-outs as PNG) and $(RESULTS)/pan.overlay.mp4"
+	$(DEMO_VENV)/bin/python docs/pictures.py demo $(DEMO_PICTURE)
+	@echo "Results: $(RESULTS)/pictures (cut-outs as PNG), $(RESULTS)/pan.overlay.mp4 and $(DEMO_PICTURE)"
 
 test: $(VENV)/ready  ## Run all tests that this machine can run
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
