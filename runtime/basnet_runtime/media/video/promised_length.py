@@ -20,6 +20,7 @@ _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
 # Of these FFmpeg reads the length from a header. Of others it estimates it from what is there, also of half a file.
 _WITH_LENGTH = {_MATROSKA, "asf", "flv", "mxf", "nut", "rm"}
+_FULL = {"dv", "yuv4mpegpipe"}  # nothing but frames of one size: half a frame at the end is the rest of a cut file
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_HEAD_BYTES = 1 << 16
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -33,11 +34,13 @@ class PromisedLength:
         frames: Number of frames shown.
         seconds: End of the last frame, on the file's clock.
         of_all_streams: Whether `seconds` is the end of the longest stream, which need not be the video.
+        nbytes: Of the file, where its packets fill it up to the end.
     """
 
     frames: int = 0
     seconds: float = 0.0
     of_all_streams: bool = False
+    nbytes: int = 0
 
 
 def promised_length(container: InputContainer, stream: VideoStream) -> PromisedLength:
@@ -53,7 +56,7 @@ def promised_length(container: InputContainer, stream: VideoStream) -> PromisedL
         return PromisedLength(seconds=_asf_seconds(Path(container.name.removeprefix("file:"))), of_all_streams=True)
     if name in _WITH_LENGTH or name == _MOV:
         return PromisedLength(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
-    return PromisedLength(frames=stream.frames)
+    return PromisedLength(frames=stream.frames, nbytes=container.size if name in _FULL else 0)
 
 
 def _shown_frames(stream: VideoStream) -> int:

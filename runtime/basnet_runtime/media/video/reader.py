@@ -101,7 +101,7 @@ class VideoSource:
         self._hwaccel = hardware_decoding(hwaccel)
         self._hwaccel_may_fall_back = hwaccel == "auto"
         self._damaged = self._decoded_count = self._shown = self._retimed = self._dropped = self._interlaced = 0
-        self._corrupt = self._unreadable = 0
+        self._corrupt = self._unreadable = self._filled = 0
         self._last = self._longest = self._duration = 0
         self._captioned = False
         self._broke = ""
@@ -329,6 +329,7 @@ class VideoSource:
         try:
             for packet in packets:
                 timeline.place(packet)
+                self._filled = max(self._filled, (packet.pos or 0) + packet.size)
                 if packet.stream.index == self._stream.index:  # `stream_index` of a closing packet is 0
                     yield cast("Packet[VideoStream]", packet)
                 elif self._passthrough is not None:
@@ -407,6 +408,8 @@ class VideoSource:
         promised, seen = self._promised, self._decoded_count
         if promised.frames > seen:
             return f"{seen} of {promised.frames} frames"
+        if promised.nbytes > 0 and promised.nbytes != self._filled:
+            return f"{seen} frames"
         time_base = self.info.time_base
         end = self._timeline.reached if promised.of_all_streams else float((self._last + self._duration) * time_base)
         # The last picture may be shown as long as the longest one before it.

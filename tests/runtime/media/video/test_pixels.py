@@ -274,6 +274,24 @@ def test_a_file_cut_short_is_not_complete(tmp_path, fake_model, suffix, share, t
     assert any("could be read" in note for note in run.notes)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "library", "size"), [(".y4m", "wrapped_avframe", (48, 64)), (".dv", "dvvideo", (576, 720))]
+)
+def test_half_a_frame_at_the_end_is_told_where_frames_fill_the_file(tmp_path, fake_model, suffix, library, size):
+    clip = tmp_path / f"in{suffix}"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream(library, rate=25)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert made(fake_model, clip, tmp_path / "whole.mp4").complete
+    run = made(fake_model, cut(clip, 0.6), tmp_path / "half.mp4")
+    assert not run.complete
+    assert any("damaged or cut short (its end is missing)" in note for note in run.notes)
+
+
 def test_a_length_that_a_subtitle_makes_is_not_that_of_the_video(tmp_path, fake_model):
     plain, clip = noise(tmp_path / "plain.mkv"), tmp_path / "in.mkv"
     with av.open(str(plain)) as source, av.open(str(clip), "w") as out:
