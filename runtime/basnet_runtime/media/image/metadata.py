@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Metadata", "clean_exif", "hdr_note", "metadata_of", "stored_orientation", "surviving", "tagged", "upright"]
+__all__ = [
+    "LATE_BYTES",
+    "Metadata",
+    "clean_exif",
+    "hdr_note",
+    "metadata_of",
+    "stored_orientation",
+    "surviving",
+    "tagged",
+    "upright",
+    "with_late_chunks",
+]
+
+LATE_BYTES = 1 << 17
 
 _ORIENTATION = 0x0112
 _THUMBNAIL_AT, _THUMBNAIL_SIZE = 0x0201, 0x0202
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>))\s*([1-8])""")
+_MOST_TEXT = 1 << 24  # bytes; a bomb has more
 _CURVES = {16: "PQ", 18: "HLG"}
 _CODED_COLORS = re.compile(rb"colrnclx..(..)", re.DOTALL)  # the curve, of AVIF and HEIC
 _PNG_COLORS = re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL)
+_LATE_CHUNK = re.compile(rb"(....)(eXIf|iTXt(?=XML:com\.adobe\.xmp\0))", re.DOTALL)
 _RAW_PROFILE = re.compile(r"^png-comment-\d+-Raw profile type (exif|APP1)$", re.IGNORECASE)
 
 
@@ -65,6 +81,39 @@ def metadata_of(image: Any, notes: list[str]) -> Metadata:
         x_per_mm=x,
         y_per_mm=y,
     )
+
+
+def with_late_chunks(image: Any, tail: bytes) -> Any:
+    """A PNG's libvips image with EXIF and XMP that stand behind the pixels, where libvips has not read yet.
+
+    Args:
+        image: Opened for reading from top to bottom.
+        tail: The file's last `LATE_BYTES`, or all of it.
+    """
+    from pyvips import GValue
+
+    fields = image.get_fields()
+    for found in _LATE_CHUNK.finditer(tail):
+        end = found.end() + int.from_bytes(found[1], "big")
+        data, checksum = tail[found.end() : end], tail[end : end + 4]
+        if zlib.crc32(data, zlib.crc32(found[2])).to_bytes(4, "big") != checksum:
+            continue  # bytes that look like a chunk
+        name, blob = ("exif-data", data) if found[2] == b"eXIf" else ("xmp-data", _text_of(data))
+        if blob and name not in fields:
+            image = image.copy()
+            image.set_type(GValue.blob_type, name, blob)
+            if name == "exif-data" and (orientation := _orientation_of(blob)):
+                image.set_type(GValue.gint_type, "orientation", orientation)
+    return image
+
+
+def _text_of(data: bytes) -> bytes:
+    """What an iTXt chunk says after its keyword; nothing where it is damaged."""
+    compressed, rest = data.partition(b"\0")[2][:1], data.partition(b"\0")[2][2:]
+    text = rest.split(b"\0", 2)[-1]  # after a language, and the keyword in that language
+    with suppress(zlib.error):
+        return zlib.decompressobj().decompress(text, _MOST_TEXT) if compressed == b"\1" else text
+    return b""
 
 
 def hdr_note(head: bytes) -> list[str]:

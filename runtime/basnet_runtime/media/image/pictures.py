@@ -26,7 +26,15 @@ from basnet_runtime.frame import Frame
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
 from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
-from basnet_runtime.media.image.metadata import Metadata, hdr_note, metadata_of, stored_orientation, tagged
+from basnet_runtime.media.image.metadata import (
+    LATE_BYTES,
+    Metadata,
+    hdr_note,
+    metadata_of,
+    stored_orientation,
+    tagged,
+    with_late_chunks,
+)
 from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
@@ -194,9 +202,9 @@ class PictureFile:
                 raise
             raise MediaError(f"{self.path}: {error}") from error
 
-    def _tail(self) -> bytes:
+    def _tail(self, count: int = TAIL_BYTES) -> bytes:
         size = os.fstat(self._file.fileno()).st_size
-        return os.pread(self._file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
+        return os.pread(self._file.fileno(), count, max(0, size - count))
 
     def _refuse_above(self, max_pixels: int) -> None:
         if self.nbytes > 3 * max_pixels:
@@ -325,6 +333,8 @@ class PictureFile:
 
     def _load(self, access: str) -> Any:
         raw = self._raw(access)
+        if self._kind is not None and self._kind.name == "PNG":
+            raw = with_late_chunks(raw, self._tail(LATE_BYTES))
         self._has_floats = has_floats(raw)
         image, notes = color_and_alpha(raw, self._tiff)
         self.notes += [note for note in notes if note not in self.notes]

@@ -337,12 +337,12 @@ def test_damaged_exif_is_left_out(damage):
     assert clean_exif(damage) is None
 
 
-def png_with(path, pixels, name, data):
+def png_with(path, pixels, name, data, at=33):
     """A PNG with one more chunk, and no EXIF of libvips' own making."""
     vips(pixels).write_to_file(str(path), keep="none")
     png, data = path.read_bytes(), name + data
     path.write_bytes(
-        png[:33] + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) + png[33:]
+        png[:at] + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) + png[at:]
     )
 
 
@@ -354,6 +354,27 @@ def test_orientation_in_xmp_and_in_png_text(tmp_path, coffee):
     png_with(tmp_path / "b.png", STORED[3](coffee), b"tEXt", b"Raw profile type exif\0" + text.encode())
     for name in ("a.png", "b.png"):
         assert (read_picture(tmp_path / name).image_HWC == coffee).all()
+
+
+def test_png_chunks_behind_the_pixels(tmp_path, coffee):
+    """Where ExifTool writes them."""
+    exif = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 3, 0, 0)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3" b="me"/></x:xmpmeta>'
+    chunks = {
+        "exif": (b"eXIf", exif),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "packed": (b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0XMP\0" + zlib.compress(xmp)),
+    }
+    for kind, (name, data) in chunks.items():
+        path = tmp_path / f"{kind}.png"
+        png_with(path, STORED[3](coffee), name, data, at=-12)
+        frame = read_picture(path)
+        assert (frame.image_HWC == coffee).all()
+        expected = (xmp.replace(b'"3"', b'"1"'), None) if kind != "exif" else (None, exif.replace(b"\3\0\1", b"\3\0\1"))
+        assert frame.metadata.xmp == expected[0]
+        assert (frame.metadata.exif is None) == (kind != "exif")
+        path.write_bytes(path.read_bytes()[:-13] + b"?" + path.read_bytes()[-12:])  # its checksum is false
+        assert (read_picture(path).image_HWC == STORED[3](coffee)).all()
 
 
 def test_a_side_too_long_for_the_format(tmp_path):
