@@ -23,6 +23,7 @@ from torch import Tensor
 from basnet_torch.console import say
 from basnet_torch.errors import CheckpointError
 from basnet_torch.files import atomic_write
+from basnet_torch.json_values import from_plain, to_plain
 from basnet_torch.model.basnet import SaliencyNetwork
 from basnet_torch.model.registry import ARCHITECTURES, build
 from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure, named
@@ -146,8 +147,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
         "format": FORMAT,
         "origin": checkpoint.origin,
         **checkpoint.structure(),
-        "preprocess": checkpoint.preprocess.to_dict(),
-        "postprocess": checkpoint.postprocess.to_dict(),
+        "preprocess": to_plain(checkpoint.preprocess),
+        "postprocess": to_plain(checkpoint.postprocess),
         "metadata": dict(checkpoint.metadata),
     }
     if path.suffix == ".safetensors":
@@ -458,8 +459,8 @@ def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _recipe(path: Path, content: Mapping[str, Any]) -> tuple[Preprocess, Postprocess]:
     try:
-        return Preprocess.from_dict(content["preprocess"]), Postprocess.from_dict(content["postprocess"])
-    except (KeyError, TypeError, ValueError) as error:
+        return from_plain(content["preprocess"], Preprocess), from_plain(content["postprocess"], Postprocess)
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its preprocess or postprocess cannot be read ({error})") from error
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_torch.arrays import Float32, UInt8
+from basnet_torch.json_values import to_plain
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -126,6 +126,7 @@ class Preprocess:
         std: Per channel, RGB, divided by after subtracting.
     """
 
+    MAY_LACK: ClassVar = ()  # so that a file is not half understood
     height: int = 256
     width: int = 256
     scale: Scale = "255"
@@ -170,30 +171,13 @@ class Preprocess:
         """The network input this produces, batch dynamic."""
         return TensorSpec(name="image", dtype="float32", shape=(None, 3, self.height, self.width))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and checkpoints."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: For unknown or missing fields, so that a newer file is not half understood.
-        """
-        _check_fields(cls.__name__, values, cls.__slots__)
-        known = dict(values)
-        for field in ("mean", "std"):
-            known[field] = tuple(float(v) for v in known[field])
-        return cls(**known)
-
     def digest(self) -> str:
         """Twelve hex digits that change when any field does; stored in manifests.
 
         >>> Preprocess().digest() == Preprocess(height=224).digest()
         False
         """
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(to_plain(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +190,7 @@ class Postprocess:
             below this; one whose largest value is below it is not stretched either. `basnet-bench threshold` finds it.
     """
 
+    MAY_LACK: ClassVar = ()
     stretch: bool = False
     empty_below: float = 0.1
 
@@ -225,18 +210,3 @@ class Postprocess:
         if high < self.empty_below or high - low < 1e-6:
             return mask_HW
         return cast(Float32, (mask_HW - np.float32(low)) / np.float32(high - low))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and checkpoints."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; refuses unknown or missing fields with ValueError."""
-        _check_fields(cls.__name__, values, cls.__slots__)
-        return cls(**values)
-
-
-def _check_fields(owner: str, values: Mapping[str, Any], slots: Any) -> None:
-    if set(values) != set(slots):
-        raise ValueError(f"{owner} has fields {sorted(values)}; this version knows {sorted(slots)}")

@@ -314,7 +314,7 @@ def _saved(run: Path) -> dict[str, Any]:
     saved = read_file(path).get("resume")
     if not isinstance(saved, Mapping) or not isinstance(saved.get("config"), Mapping):
         raise CheckpointError(f"{path}: holds weights only; start from it with --init")
-    config = TrainConfig.from_dict(saved["config"])
+    config = TrainConfig.read(saved["config"])
     return {name: getattr(config, name) for name in TrainConfig.__slots__}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from basnet_torch.errors import UsageError
+from basnet_torch.json_values import from_plain
 from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure
 from basnet_torch.spec import Scale, check_size
 
@@ -184,25 +185,17 @@ class TrainConfig:
         if self.augment == "authors" and self.size > self.store_size:
             raise UsageError(f"size is {self.size}; the authors' crops are at most store_size, {self.store_size}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and checkpoints."""
-        return {**asdict(self), "crop_scale": list(self.crop_scale), "decoder_widths": list(self.decoder_widths)}
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`.
+    def read(cls, values: Any) -> Self:
+        """Read what a run has stored; a field that its version did not have takes the default.
 
         Raises:
-            UsageError: For a field that this version does not know.
+            UsageError: A field is unknown or does not fit.
         """
-        if not isinstance(values, Mapping):
-            raise UsageError(f"config is {type(values).__name__}; it must name its fields")
-        unknown = sorted(set(values) - set(cls.__slots__))
-        if unknown:
-            raise UsageError(f"config: unknown fields {', '.join(unknown)}; it was written by another version")
-        low, high = values.get("crop_scale", (0.7, 1.0))
-        widths = tuple(int(w) for w in values.get("decoder_widths", DECODER_WIDTHS))
-        return cls(**{**values, "crop_scale": (float(low), float(high)), "decoder_widths": widths})
+        try:
+            return from_plain(values, cls)
+        except ValueError as error:
+            raise UsageError(f"config: {error}") from error
 
 
 def lr_factor(config: TrainConfig, parameter: str) -> float:

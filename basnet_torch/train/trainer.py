@@ -35,6 +35,7 @@ from basnet_torch.data.batches import Augment, AuthorsCrop, BatchStream, DeviceS
 from basnet_torch.data.datasets import PairStore
 from basnet_torch.errors import CheckpointError, TrainingError, UsageError
 from basnet_torch.files import atomic_write
+from basnet_torch.json_values import to_plain
 from basnet_torch.metrics import Scores
 from basnet_torch.model.basnet import NamedMaps, SaliencyNetwork
 from basnet_torch.model.encoders import normalization
@@ -295,7 +296,7 @@ class Trainer:
             preprocess=self.preprocess,
             postprocess=self.postprocess,
             origin="basnet-deploy",
-            metadata={"step": self.step, "config": self.config.to_dict(), "scores": dict(scores or {})},
+            metadata={"step": self.step, "config": to_plain(self.config), "scores": dict(scores or {})},
         )
 
     def save_last(self) -> None:
@@ -307,8 +308,8 @@ class Trainer:
             "format": FORMAT,
             "origin": checkpoint.origin,
             **checkpoint.structure(),
-            "preprocess": self.preprocess.to_dict(),
-            "postprocess": self.postprocess.to_dict(),
+            "preprocess": to_plain(self.preprocess),
+            "postprocess": to_plain(self.postprocess),
             "metadata": checkpoint.metadata,
             "state_dict": checkpoint.state,
             "resume": {
@@ -318,7 +319,7 @@ class Trainer:
                 "model": self.model.state_dict() if self.config.ema else None,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
-                "config": self.config.to_dict(),
+                "config": to_plain(self.config),
             },
         }
         with atomic_write(self.run / "last.pth", overwrite=True) as beside:
@@ -338,15 +339,13 @@ class Trainer:
         saved = content.get("resume")
         if not isinstance(saved, Mapping):
             raise CheckpointError(f"{path}: holds weights only; resume from a last.pth, or start from it with --init")
-        mine = self.config.to_dict()
+        mine = to_plain(self.config)
         if any(self._data.get(name) != value for name, value in saved["data"].items()):
             was, now = saved["data"]["pairs"], self._data["pairs"]
             raise CheckpointError(
                 f"{path}: was trained on {was} other pairs, these are {now}; use --init for a new run"
             )
-        theirs = TrainConfig.from_dict(
-            saved["config"]
-        ).to_dict()  # fields of older files that did not exist: as default
+        theirs = to_plain(TrainConfig.read(saved["config"]))
         step = int(saved["step"])
         if step > self.config.steps:
             raise UsageError(f"steps is {self.config.steps}, but the run has done {step}; give at least as many")
@@ -375,7 +374,7 @@ class Trainer:
         if not self.world.is_first:
             return
         content = {
-            "config": self.config.to_dict(),
+            "config": to_plain(self.config),
             "device": _device_name(self.device),
             "processes": self.world.size,
             "data": self._data,

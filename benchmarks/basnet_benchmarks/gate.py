@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from operator import not_
 from pathlib import Path
@@ -33,6 +33,7 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.json_values import from_plain, to_plain
 
 __all__ = ["Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
 
@@ -52,17 +53,11 @@ class BaselineRow:
     # what decides there how fast a network runs and how it rounds: maker and instruction sets, or the graphics card
     kind: str = ""
 
-    def __post_init__(self) -> None:
-        values = [*self.parity.values(), *((self.speed.value, self.speed.low or 0.0) if self.speed else ())]
-        if not all(isinstance(value, int | float) for value in values):
-            raise ValueError(f"row {self.name}: holds a value that is no number")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
     """What the gate measures, and what it gave last."""
 
-    folder: Path  # of the file, which its paths start from
     reference: str  # the checkpoint
     candidates: tuple[str, ...]  # files that must give its masks
     devices: Mapping[str, tuple[str, ...]]  # device to the backends that are measured there, as `BACKEND:PRECISION`
@@ -71,11 +66,10 @@ class Baseline:
     mask_band: float = 0.25  # share of the room between a measure and its limit that may be used up
     reference_sha256: str = ""  # digest of the checkpoint that the rows were measured with; empty where it is not known
     rows: tuple[BaselineRow, ...] = ()  # what was measured
+    folder: Path = Path()  # of the file, which its paths start from
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reference, str) or not all(isinstance(name, str) for name in self.candidates):
-            raise ValueError("reference and candidates must be paths, as texts")
-        if not isinstance(self.rounds, int) or self.rounds < 0:
+        if self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds!r}; it must be a number, 0 to time nothing")
         for name in ("speed_band", "mask_band"):
             if not 0 <= getattr(self, name) < 1:
@@ -92,26 +86,19 @@ class Baseline:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop("format") != FORMAT:
+            if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
-            rows = tuple(
-                BaselineRow(**{**row, "speed": Estimate(**row["speed"]) if row["speed"] else None})
-                for row in values.pop("rows", ())
-            )
-            devices = {device: tuple(backends) for device, backends in values.pop("devices").items()}
-            candidates = values.pop("candidates")
-            if not isinstance(candidates, list):
-                raise ValueError("candidates is no list")
-            return cls(folder=path.parent, devices=devices, candidates=tuple(candidates), rows=rows, **values)
+            return replace(from_plain(values, cls), folder=path.parent)
         except OSError as error:
             raise UsageError(f"baseline {path}: cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise UsageError(f"baseline {path}: is no baseline of basnet-bench gate ({error})") from error
 
     def to_json(self) -> str:
         """The file's text."""
-        values = {key: value for key, value in asdict(self).items() if key != "folder"}
-        return json.dumps({"format": FORMAT, **values}, indent=1) + "\n"
+        values = {"format": FORMAT, **to_plain(self)}
+        del values["folder"]
+        return json.dumps(values, indent=1) + "\n"
 
     def row(self, device: str, name: str) -> BaselineRow | None:
         """What a candidate gave, or None for a new one."""

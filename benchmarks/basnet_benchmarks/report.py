@@ -16,7 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from basnet_benchmarks.results import Values, brief, candidate_name, json_text, markdown, read_result, shown
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.json_values import from_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,10 +100,10 @@ def read_panels(path: Path) -> tuple[Panel, ...]:
         return ()
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        panels = tuple(Panel(**{**row, "images": tuple(map(tuple, row["images"]))}) for row in rows)
+        panels = from_plain(rows, tuple[Panel, ...])
         if not all(address.startswith(_JPEG) for panel in panels for _, address in panel.images):
             raise ValueError("an image is no JPEG")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: holds no pictures of a report ({error}); measure again with --panels") from error
     return panels
 
@@ -118,7 +119,7 @@ def save(values: Values, output: Path, *, overwrite: bool, panels: Sequence[Pane
     if output.suffix == ".md":
         return _write(markdown(values), output, overwrite=overwrite)
     if panels:
-        text = json.dumps([asdict(panel) for panel in panels], indent=1) + "\n"
+        text = json.dumps(to_plain(panels), indent=1) + "\n"
         _write(text, panels_path(output), overwrite=overwrite)
     return _write(json_text(values), output, overwrite=overwrite)
 

@@ -12,13 +12,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.tensorrt.facts import EngineFacts
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
+from basnet_torch.json_values import from_plain, to_plain
 from basnet_torch.spec import Postprocess, Preprocess, TensorSpec
 
 __all__ = [
@@ -36,21 +36,6 @@ METADATA_KEY = "basnet"
 FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
 _RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "onnx_sha256", "origin", "created", "arch", "encoder"), str),
-    **dict.fromkeys(("width", "opset"), int),
-    "exporter": Mapping,
-    "parity": (Mapping, NoneType),
-    "quantization": (Mapping, NoneType),
-    "keep_fp32": tuple,
-}
-_LATER: dict[str, Any] = {
-    "engine": None,
-    "arch": "basnet",
-    "encoder": "resnet34",
-    "quantization": None,
-    "keep_fp32": (),
-}  # what older files do not have
 Kind = Literal["onnx", "plan"]
 Graph = Literal["tensor", "frame"]
 
@@ -86,6 +71,7 @@ class Manifest:
         keep_fp32: Parts of the network that stay FP32 in a reduced precision, because the contract needs it.
     """
 
+    MAY_LACK: ClassVar = ("engine", "arch", "encoder", "quantization", "keep_fp32")  # older files
     kind: Kind
     graph: Graph
     precision: Precision
@@ -111,18 +97,13 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", Kind), ("graph", Graph), ("precision", Precision), ("store", Precision)):
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
-        for name, kind in _KINDS.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
-        missing = _RECEIPT - set(self.parity) if self.parity is not None else ()
-        if missing:
-            raise ValueError(f"parity lacks {', '.join(sorted(missing))}")
-        for name in _RECEIPT - {"ran"} if self.parity is not None else ():
-            if not isinstance((self.parity or {}).get(name), int | float):
-                raise ValueError(f"parity's {name} is no number")
+        if self.parity is None:
+            return
+        if missing := sorted(_RECEIPT - set(self.parity)):
+            raise ValueError(f"parity lacks {', '.join(missing)}")
+        for name in _RECEIPT - {"ran"}:
+            if not isinstance(self.parity[name], int | float):
+                raise ValueError(f"parity.{name} is {self.parity[name]!r}; it must be a number")
 
     @property
     def quantized_for(self) -> str | None:
@@ -131,7 +112,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The record as text, the same for equal manifests."""
-        return json.dumps({**asdict(self), _DIGEST: self.preprocess.digest()}, indent=1, sort_keys=True)
+        return json.dumps({**to_plain(self), _DIGEST: self.preprocess.digest()}, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -145,21 +126,11 @@ class Manifest:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"format is {found!r}; this version reads {FORMAT}")
-        values = {**_LATER, **values}
-        odd = set(values) ^ {*cls.__slots__, _DIGEST}
-        if odd:
-            raise ValueError(f"fields missing or unknown: {', '.join(sorted(odd))}")
-        for name, part in (("preprocess", Preprocess), ("postprocess", Postprocess)):
-            values[name] = part.from_dict(values[name])
-        said, found = values.pop(_DIGEST), values["preprocess"].digest()
-        if said != found:
+        said = values.pop(_DIGEST, None)
+        made = from_plain(values, cls)
+        if said != (found := made.preprocess.digest()):
             raise ValueError(f"{_DIGEST} is {said!r}, but that of its preprocess is {found!r}: it was changed by hand")
-        if values["engine"] is not None:
-            values["engine"] = EngineFacts.from_dict(values["engine"])
-        values["keep_fp32"] = tuple(values["keep_fp32"])
-        for name in ("input", "output"):
-            values[name] = TensorSpec(**{**values[name], "shape": tuple(values[name]["shape"])})
-        return cls(**values)
+        return made
 
 
 def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
@@ -218,7 +189,7 @@ def read_manifest_beside(path: Path) -> Manifest | None:
 def _parsed(where: str, text: str) -> Manifest:
     try:
         return Manifest.from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise ModelFileError(f"{where} cannot be read ({error}); export the model again") from error
 
 

@@ -15,6 +15,7 @@ from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.manifest import manifest_path
 from basnet_torch.errors import BackendUnavailable, MediaError
 from basnet_torch.files import atomic_write
+from basnet_torch.json_values import from_plain, to_plain
 
 __all__ = ["BuiltEngine", "EngineCache", "cache_key"]
 
@@ -60,9 +61,9 @@ class EngineCache:
         """The engine of that key; None where there is none, or where it was damaged since."""
         path = self._path(key)
         try:
-            facts = EngineFacts.from_dict(json.loads(manifest_path(path).read_text(encoding="utf-8")))
+            facts = from_plain(json.loads(manifest_path(path).read_text(encoding="utf-8")), EngineFacts)
             plan = path.read_bytes()
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             return None
         return BuiltEngine(plan=plan, facts=facts) if hashlib.sha256(plan).hexdigest() == facts.plan_sha256 else None
 
@@ -73,7 +74,7 @@ class EngineCache:
             with atomic_write(path, overwrite=True) as beside:
                 beside.write_bytes(built.plan)
             with atomic_write(manifest_path(path), overwrite=True) as beside:
-                beside.write_text(json.dumps(asdict(built.facts), indent=1), encoding="utf-8")
+                beside.write_text(json.dumps(to_plain(built.facts), indent=1), encoding="utf-8")
         except (MediaError, OSError) as error:
             say(f"the engine is not kept in the cache: {error}")
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args
+from typing import Any
 
 from basnet_runtime.backends.tensorrt.library import FLAVOR_NAMES, Flavor
 
 __all__ = ["EngineFacts", "Profile", "Shape"]
 
 Shape = tuple[int, ...]
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("version", "gpu", "driver", "cuda", "plan_sha256", "typed_by"), str),
-    **dict.fromkeys(("build_seconds", "typed_layers", "typed_flops"), (int, float)),
-    "plan_bytes": int,
-    "flags": Mapping,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +22,6 @@ class Profile:
     largest: Shape
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not all(a <= b <= c for a, b, c in zip(self.smallest, self.best, self.largest, strict=True)):
             raise ValueError(f"profile {self}: each axis must grow from smallest to best to largest")
 
@@ -78,22 +70,6 @@ class EngineFacts:
     flags: Mapping[str, Any] = field(default_factory=dict)
     cuda: str = ""
     typed_by: str = "network"
-
-    def __post_init__(self) -> None:
-        if self.flavor not in get_args(Flavor):
-            raise ValueError(f"flavor is {self.flavor!r}; it must be one of {', '.join(get_args(Flavor))}")
-        for name, kind in _KINDS.items():
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no such value")
-
-        if not all(isinstance(capability, str) for capability in self.compute_capabilities):
-            raise ValueError(f"compute_capabilities is {self.compute_capabilities!r}; each must be a text")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `dataclasses.asdict` after JSON, which knows no tuples."""
-        profiles = tuple(Profile(**profile) for profile in values["profiles"])
-        return cls(**{**values, "profiles": profiles, "compute_capabilities": tuple(values["compute_capabilities"])})
 
     @property
     def library(self) -> str:
