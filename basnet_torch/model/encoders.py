@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,9 +186,13 @@ class TimmEncoder(FeatureEncoder):
         timm = timm_library()
         try:
             probe = timm.create_model(name, features_only=True, pretrained=False)
-            reductions = list(probe.feature_info.reduction())
-            wanted = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in _STRIDES]
+            last = dict(zip(probe.feature_info.reduction(), probe.feature_info.out_indices, strict=True))
+            missing = [str(stride) for stride in _STRIDES if stride not in last]
+            if missing:
+                raise ValueError(f"it has none at {', '.join(missing)}")
+            wanted = [last[stride] for stride in _STRIDES]
             self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=tuple(wanted))
+            _check_strides(self.body)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = str(error).strip().split("\n", maxsplit=1)[0][:120]
             raise UsageError(
@@ -242,3 +247,15 @@ def timm_library() -> Any:
             f"encoder timm: timm cannot be imported ({error}); pip install 'basnet-deploy[timm]'"
         ) from error
     return timm
+
+
+def _check_strides(body: nn.Module) -> None:
+    """Run a picture through: what timm declares of a network (DLA) or its unpadded layers (Inception) may differ."""
+    side = 2 * _STRIDES[-1]
+    body.eval()
+    with torch.no_grad():
+        maps = body(torch.zeros(1, 3, side, side))
+    body.train()
+    strides = [side / max(1, found.shape[-1]) for found in maps]
+    if strides != list(_STRIDES):
+        raise ValueError(f"its feature maps have strides {', '.join(f'{stride:g}' for stride in strides)}")

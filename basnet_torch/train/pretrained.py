@@ -88,7 +88,7 @@ def load_encoder_weights(model: SaliencyNetwork, weights: str) -> str:
     if isinstance(encoder, LiteEncoder):
         state = _ours_from_lite(tensors_from_file(path, _LITE_FIRST), encoder)
     else:
-        state = {f"body.{name}": value for name, value in tensors_from_file(path, ()).items()}
+        state = _named_as_in(encoder, tensors_from_file(path, ()))
     _load(encoder, state, path, model.encoder_name)
     return f"encoder: {model.encoder_name} from {path.name}"
 
@@ -130,9 +130,24 @@ def _load_timm_download(encoder: TimmEncoder, name: str) -> str:
         raise BackendUnavailable(
             f"encoder {name}: timm could not fetch its weights ({reason}); give --encoder-weights FILE, or none"
         ) from error
-    state = {f"body.{key}": value for key, value in fetched.state_dict().items()}
-    _load(encoder, state, Path(bare), name)
+    _load(encoder, _named_as_in(encoder, fetched.state_dict()), Path(bare), name)
     return f"encoder: {name}, weights by timm"
+
+
+def _named_as_in(encoder: FeatureEncoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole timm network's tensors under the names that its `features_only` form gives them.
+
+    That form is flattened for some networks (`stages.0.1` becomes `stages_0.1`) and wrapped for others (`model.` before
+    every name), so that dots and underscores do not tell two tensors apart there.
+    """
+    by_flat_name = {f"body_{name.replace('.', '_')}": value for name, value in state.items()}
+    found = {}
+    for name in encoder.state_dict():
+        flat = name.replace(".", "_")
+        value = by_flat_name.get(flat, by_flat_name.get(flat.replace("body_model_", "body_", 1)))
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def _load(encoder: FeatureEncoder, state: Mapping[str, Tensor], path: Path, name: str) -> None:

