@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Backend, OverlappedBackend, Ticket
 from basnet_torch.arrays import Float32, UInt8
+from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -52,7 +52,7 @@ class _Done:
         return self._raw
 
 
-class SaliencyModel:
+class SaliencyModel(Closing):
     """Runs pictures of any size through one backend; a context manager that closes the backend."""
 
     def __init__(
@@ -220,11 +220,3 @@ class SaliencyModel:
     def close(self) -> None:
         """Close the backend."""
         self.backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

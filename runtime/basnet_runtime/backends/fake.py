@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_torch.closing import Closing
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, TensorSpec
 
 __all__ = ["FakeBackend"]
 
 
-class FakeBackend:
+class FakeBackend(Closing):
     """Takes the `tensor` graph's input and returns mean brightness 0..1, so that a mask's content can be predicted."""
 
     name: Literal["fake"] = "fake"
@@ -40,11 +40,3 @@ class FakeBackend:
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_us
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
+from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
 from basnet_torch.files import atomic_write
@@ -43,7 +44,7 @@ _CONVERTER = "openvino.tools.ovc"
 _CHECKSUM = struct.Struct("<I")
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Closing):
     """Runs either graph; what it takes is read from the graph itself.
 
     `infer` runs one batch on all threads, `submit` as many batches beside each other as there are threads.
@@ -97,14 +98,6 @@ class OpenVinoBackend:
         if self._workers is not None:
             self._workers.close()
         self._request = self._workers = self._lone = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_openvino(

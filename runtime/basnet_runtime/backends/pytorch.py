@@ -7,14 +7,15 @@ with open_pytorch(read_checkpoint(Path("basnet.pth"))) as backend:
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16
 from basnet_runtime.machine.threads import allowed_threads
+from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["PyTorchBackend", "open_pytorch", "read_checkpoint"]
 
 
-class PyTorchBackend:
+class PyTorchBackend(Closing):
     """Runs the `tensor` graph's contract with the network itself."""
 
     name: Literal["pytorch"] = "pytorch"
@@ -64,14 +65,6 @@ class PyTorchBackend:
     def close(self) -> None:
         """Give the weights back."""
         self._model = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

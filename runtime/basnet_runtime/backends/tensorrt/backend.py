@@ -14,8 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from basnet_runtime.backends.tensorrt.facts import EngineFacts, Shape
 from basnet_runtime.cuda.arrays import DeviceArray
 from basnet_runtime.cuda.base import Cuda, CudaName, DeviceView
 from basnet_runtime.manifest import Manifest
+from basnet_torch.closing import Closing
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
 from basnet_torch.spec import TensorSpec
@@ -74,7 +74,7 @@ class Ticket:
             self._error = error
 
 
-class TensorRTBackend:
+class TensorRTBackend(Closing):
     """Runs either graph, whatever its precision. Any number of threads may use it, and any number of engines a process.
 
     Attributes:
@@ -302,14 +302,6 @@ class TensorRTBackend:
             self._users -= 1
             if not self._users:
                 self._cuda.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_engine(

@@ -14,8 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from basnet_runtime.media.image.stills import still_of
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
+from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
 from basnet_torch.files import PendingFile, reason
 
@@ -179,7 +179,7 @@ def check_animation_output(target: Path, kind: OutputKind) -> None:
         raise UsageError(f"{target}: .gif holds no soft transparency; write a cutout as .webp, .png or .avif")
 
 
-class AnimationSource:
+class AnimationSource(Closing):
     """Decodes an animation; a frame's `pts` is its number and its `duration` the delay in milliseconds.
 
     Attributes:
@@ -300,14 +300,6 @@ class AnimationSource:
         self._decoded = []
         if self._picture is not None:
             self._picture.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class AnimationSink:

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -38,6 +37,7 @@ from basnet_runtime.media.image.metadata import (
 from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
+from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
 from basnet_torch.files import atomic_write, reason
 
@@ -98,7 +98,7 @@ def vips_errors() -> tuple[type[Exception], ...]:
     return vips_module().Error, UnicodeDecodeError
 
 
-class PictureFile:
+class PictureFile(Closing):
     """One opened picture: its size is known from the header, `read` decodes it. A context manager.
 
     Attributes:
@@ -322,14 +322,6 @@ class PictureFile:
         """Close the file."""
         self._image = None
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _load(self, access: str) -> Any:
         raw = self._raw(access)

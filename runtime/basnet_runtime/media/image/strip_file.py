@@ -14,13 +14,13 @@ from __future__ import annotations
 import struct
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from basnet_runtime.media.image.pictures import vips_module
 from basnet_torch.arrays import UInt8
+from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError
 from basnet_torch.files import PendingFile, reason
 
@@ -29,7 +29,7 @@ __all__ = ["StripFile"]
 _TIFF_ROWS = 8
 
 
-class StripFile:
+class StripFile(Closing):
     """Strips of rows, h,W or h,W,C, in a temporary file that goes when the block ends.
 
     Attributes:
@@ -73,14 +73,6 @@ class StripFile:
             if file is not None:
                 file.close()
         self._pending.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _write_all(file: FileIO, data: bytes | memoryview) -> None:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write.passthrough import NoPassthrough, PassthroughStreams
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.arrays import UInt8
+from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _MOST_RATE = 1000
 _FRAMES_ON_THE_WAY = 4
 
 
-class CameraSource:
+class CameraSource(Closing):
     """Frames as they come, timed by this machine's clock; what comes while all places are taken is left out.
 
     Attributes:
@@ -115,14 +115,6 @@ class CameraSource:
     def close(self) -> None:
         """Give the camera back."""
         self._camera.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self) -> UInt8 | None:
         """One picture, or None when none comes: OpenCV waits for at most ten seconds."""

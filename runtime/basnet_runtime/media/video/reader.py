@@ -16,8 +16,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 from basnet_runtime.frame import Frame
 from basnet_runtime.machine.threads import allowed_threads
@@ -30,6 +29,7 @@ from basnet_runtime.media.video.times import Timeline, counted_times, frame_rate
 from basnet_runtime.media.video.tracks import chosen_track
 from basnet_runtime.media.video.write.passthrough import FilePassthrough, LivePassthrough, PassthroughStreams
 from basnet_runtime.pipeline.timing import StageClock
+from basnet_torch.closing import Closing
 from basnet_torch.errors import BackendUnavailable, MediaError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 _CAPTIONS = re.compile(rb"(?:\xb5\x00\x31|\x00\x00\x01\xb2)GA94\x03|\x00\x00\x01\xb2CC\x01\xf8")
 
 
-class VideoSource:
+class VideoSource(Closing):
     """Frames of one video stream of a file or network stream; a context manager.
 
     Attributes:
@@ -277,14 +277,6 @@ class VideoSource:
     def close(self) -> None:
         """Close the file."""
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Frames as decoded, damaged ones too, up to the end or the break of the file."""
