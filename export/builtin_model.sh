@@ -25,8 +25,10 @@ export_ checkpoint "$checkpoint" -o "$lite" --store fp16 --size "$size"
 # shellcheck disable=SC2086  # the option and its value are two words
 export_ onnx "$lite" --store fp16 $pictures
 if [ "${INT8:-yes}" = yes ]; then
+  target=${INT8_TARGET:-openvino}
+  store=$([ "$target" = openvino ] && echo fp16 || echo fp32)
   # shellcheck disable=SC2086
-  export_ onnx "$lite" -o "$work/basnet-lite-int8.onnx" --precision int8 --target "${INT8_TARGET:-openvino}" \
+  export_ onnx "$lite" -o "$work/basnet-lite-int8.onnx" --precision int8 --target "$target" --store "$store" \
     --calibration "$calibration" --calibration-count 256 --seed 0 --search-minutes "${SEARCH_MINUTES:-5}" \
     ${INT8_OPTIONS:-} $pictures
 else

@@ -75,7 +75,8 @@ def _check_types(graph: onnx.GraphProto, manifest: Manifest) -> None:
 
     wanted = _CONVOLUTION_TYPES[manifest.precision]
     types = {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
-    types |= {node.output[0]: "FLOAT" for node in graph.node if node.op_type == "Cast" and node.input[0] in types}
+    for kind in ("Cast", "Mul"):  # a weight stored as FP16, and one that batch norm is folded into at load
+        types |= {node.output[0]: "FLOAT" for node in graph.node if node.op_type == kind and node.input[0] in types}
     types |= {n.output[0]: types[n.input[0]] for n in graph.node if n.op_type == _DEQUANTIZE and n.input[0] in types}
     kept = _kept(manifest)
     other = [

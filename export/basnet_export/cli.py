@@ -35,7 +35,7 @@ def onnx(
     precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "fp32",
     graph: Annotated[Graph, typer.Option(help="tensor: normalized floats; frame: bytes of any size.")] = "tensor",
     size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
-    store: Annotated[Store, typer.Option(help="What an fp32 graph's weights are kept as.")] = "fp32",
+    store: Annotated[Store, typer.Option(help="What weights of FP32 layers are stored as.")] = "fp32",
     target: Annotated[Target, typer.Option(help="What runs an int8 or fp8 graph; cpu: ONNX Runtime.")] = "cpu",
     calibration: Annotated[
         Path | None, typer.Option(help="Folder or zip of real pictures that int8 ranges are taken from.")

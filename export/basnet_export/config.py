@@ -27,7 +27,8 @@ class ExportConfig:
         output: The file to write; None names it after the checkpoint, see `target`.
         precision: What the network computes in, weights and activations.
         graph: `tensor` (normalized pictures in, probabilities out) or `frame` (bytes in, bytes out).
-        store: What the weights of an fp32 graph are kept as; `fp16` halves the file, for weights exact in FP16.
+        store: What the weights of FP32 layers are stored as, in an fp32 graph or an int8 graph for OpenVINO; `fp16`
+            halves them, for weights exact in FP16.
         size: Network input height and width; None takes the checkpoint's own.
         pictures: Folder of pictures for the parity check; None takes those of this package.
         int8_target: What an int8 graph is for: `cpu` (unsigned activations, bytes from layer to layer), `openvino`
@@ -64,8 +65,12 @@ class ExportConfig:
         for name, known in (*kinds, ("calibration_method", CalibrationMethod)):
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
-        if self.store == "fp16" and self.precision != "fp32":
+        if self.store == "fp16" and self.precision in ("fp16", "bf16"):
             raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
+        if self.store == "fp16" and self.precision != "fp32" and self.int8_target != "openvino":
+            raise UsageError(
+                f"store fp16 with target {self.int8_target}: its FP32 layers are scaled; leave --store out"
+            )
         if self.keep_fp32 and self.precision == "fp32":
             raise UsageError(f"keep_fp32 {', '.join(self.keep_fp32)}: all of an fp32 network stays FP32")
         self._check_quantization()

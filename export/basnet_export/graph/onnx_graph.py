@@ -119,7 +119,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
     from basnet_export.samples import load_pictures
 
     pictures = load_pictures(config.pictures)
-    fp32 = replace(config, precision="fp32", graph="tensor", calibration=None, keep_fp32=None)
+    fp32 = replace(config, precision="fp32", graph="tensor", store="fp32", calibration=None, keep_fp32=None)
     tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
     plan = int8_plan(tensor, checkpoint, config, pictures, progress)
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
@@ -136,12 +136,12 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
     import torch
 
     from basnet_export.graph.precision import deployed_network, scaled_network, torch_dtype
-    from basnet_export.graph.storage import refuse_inexact, store_as_fp16
+    from basnet_export.graph.storage import exact_kernels, store_as_fp16
     from basnet_export.graph.wrappers import FrameGraph, TensorGraph
     from basnet_torch.checkpoint import model_from_checkpoint
 
     if config.store == "fp16":
-        refuse_inexact(checkpoint.state)
+        exact_kernels(checkpoint.state)
     model = model_from_checkpoint(checkpoint)
     if config.store == "fp16":
         network = scaled_network(model)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basnet_export.graph.fp32_layer_search import search_islands, stage_of, stages_of
+from basnet_export.graph.storage import exact_kernels, store_as_fp16
 from basnet_export.quantize.activation_ranges import AUTO, Method, Observed, Ranges, observe, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
 from basnet_export.quantize.cross_layer_equalization import equalized, equalizing_shares, scaled
@@ -62,6 +63,7 @@ class Int8Plan:
         kernels: Rounded weights of every convolution that may be INT8.
         shares: What each channel of a tensor is quantized over, where channels have ranges of their own.
         moved: What each channel of a tensor is divided by in the layer before, where they have not.
+        exact: The checkpoint's weights of every convolution, where FP32 layers are to be stored as FP16.
     """
 
     ranges: Ranges
@@ -70,6 +72,7 @@ class Int8Plan:
     kernels: Kernels = field(default_factory=dict)
     shares: Shares = field(default_factory=dict)
     moved: Shares = field(default_factory=dict)
+    exact: Kernels = field(default_factory=dict)
 
     def float_graph_of(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """What is quantized: the FP32 `tensor` or `frame` graph, with the scales of its channels moved."""
@@ -77,7 +80,7 @@ class Int8Plan:
 
     def graph_of(self, model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
         """The FP32 `tensor` or `frame` graph quantized by this plan; see `int8_from_onnx`."""
-        return int8_from_onnx(
+        graph = int8_from_onnx(
             self.float_graph_of(model),
             self.ranges,
             target=target,
@@ -85,6 +88,7 @@ class Int8Plan:
             kernels=self.kernels,
             shares=self.shares,
         )
+        return store_as_fp16(graph, self.exact) if self.exact else graph
 
 
 def int8_plan(
@@ -197,6 +201,7 @@ class _Bench(CandidateBench):
         self.moved: Shares = {}
         self.method: str = AUTO[0]
         self._mixture: dict[str, str] = {}
+        self._exact: Kernels = exact_kernels(checkpoint.state) if config.store == "fp16" else {}
 
     def observe(self, pictures: Sequence[Picture]) -> None:
         """Run the FP32 graph on every calibration picture."""
@@ -295,6 +300,7 @@ class _Bench(CandidateBench):
             kernels=self.kernels,
             shares=self.shares,
             moved=self.moved,
+            exact=self._exact,
         )
 
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
@@ -347,5 +353,6 @@ def _facts(
         "kernel_rounding": "gptq",
         "kernel_pictures": len(_spread(pictures, _ROUNDED)),
         "always_fp32": fixed,
+        **({"fp32_stored_as": "fp16"} if config.store == "fp16" else {}),
         "int8_share": round(sum(share for name, share in shares.items() if name not in float_nodes), 4),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
 from basnet_export.graph.fp32_layer_search import search_islands
 from basnet_export.graph.onnx_graph import export_onnx
@@ -123,6 +124,43 @@ def test_for_openvino_only_what_convolutions_read_is_quantized(calibration, tmp_
         assert compare(reference, candidate, LARGE, tolerance_for("int8")).max_abs > 1e-4
     with pytest.raises(UsageError, match="quantized for OpenVINO, and other kernels would compute it in FP32"):
         open_model(path, backend="onnxruntime")
+
+
+@needs_int8
+def test_fp32_layers_stored_as_fp16_give_the_masks_of_the_same_weights_in_fp32(calibration, tmp_path):
+    kept = ("predict.encoder.stage4", "predict.encoder.stage5")
+    options = {"int8_target": "openvino", "keep_fp32": kept, "check": False}
+    plain, half = (
+        export_onnx(config(calibration, tmp_path / f"{store}.onnx", store=store, **options))
+        for store in ("fp32", "fp16")
+    )
+    assert half.stat().st_size < plain.stat().st_size
+    facts = [read_manifest(path).quantization for path in (plain, half)]
+    assert facts[1] == {**facts[0], "fp32_stored_as": "fp16"}
+    model, before = onnx.load(half), {t.name: t for t in onnx.load(plain).graph.initializer}
+    check_graph(model, read_manifest(half))
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type in ("Cast", "Mul")]:  # as runtimes do at load
+        whole = values[node.input[0]].astype(np.float32)
+        values[node.output[0]] = whole * values[node.input[1]] if node.op_type == "Mul" else whole
+        model.graph.node.remove(node)
+    folded = [name for name in before if name in values and f"{name}.fp16" in values]
+    assert len(folded) > 8
+    for name in folded:
+        np.testing.assert_allclose(values[name], onnx.numpy_helper.to_array(before[name]), rtol=1e-6)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(values[name], name) for name in folded)
+    model.metadata_props[0].value = read_manifest(plain).to_json()
+    onnx.save(model, tmp_path / "folded.onnx")
+    with open_model(half, threads=1) as first, open_model(tmp_path / "folded.onnx", threads=1) as second:
+        masks = [[one.mask(picture.image_HWC) for picture in discs()] for one in (first, second)]
+    assert np.ptp(masks[0]) > 0.5
+    assert np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_only_files_for_openvino_store_fp32_layers_as_fp16(calibration, target):
+    with pytest.raises(UsageError, match=f"store fp16 with target {target}"):
+        config(calibration, None, int8_target=target, store="fp16")
 
 
 def test_unsigned_for_processors_signed_for_tensorrt(fp32):
