@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from basnet_torch.errors import MediaError
 
-__all__ = ["HOST", "RUN", "PendingFile", "atomic_write", "fitting_name", "host_token", "reason", "remove_partials"]
+__all__ = [
+    "HOST",
+    "RUN",
+    "PendingFile",
+    "atomic_write",
+    "file_identity",
+    "fitting_name",
+    "host_token",
+    "reason",
+    "remove_partials",
+    "try_lock",
+]
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 RUN = os.urandom(6).hex()  # in the name of every temporary file of this process
@@ -104,6 +117,27 @@ def atomic_write(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
     finally:
         pending.discard()
+
+
+def file_identity(path: Path) -> list[str | int]:
+    """Absolute path, size and modification time: plain values that change when a file does."""
+    stat = path.stat()
+    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed; False on a file system without locks.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def remove_partials(folders: Iterable[Path], runs: Iterable[str]) -> None:

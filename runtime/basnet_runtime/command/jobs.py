@@ -1,6 +1,6 @@
-"""Which files to run and where each result goes, decided and checked before any work begins.
+"""Plan a run: expand inputs, name outputs, and refuse what would lose a result, before any work begins.
 
-Folders and globs are expanded, the tree below them is mirrored in the output folder, and a plan that would write two
+Folders and globs are expanded and the tree below them is mirrored in the output folder. A plan that would write two
 results to one name, over an input, or over an existing file is refused as a whole.
 """
 
@@ -22,20 +22,27 @@ from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import fitting_name
 from basnet_torch.unexpected import unexpected
 
-__all__ = ["Failure", "Job", "Media", "Plan", "left_out_note", "media_of", "plan_jobs", "without_finished"]
+__all__ = [
+    "Failure",
+    "Job",
+    "Media",
+    "Plan",
+    "failure_of",
+    "left_out_note",
+    "media_of",
+    "plan_jobs",
+    "without_finished",
+]
 
 Media = Literal["picture", "animation", "video"]
-Suffix = Callable[[Path, OutputKind], str]
 _MOVING = ("AVIF", "GIF", "HEIF", "PNG", "WebP")
 _STILLS = ("alias_pix", "brender_pix", "ico", "image2", "msp")
-_VIDEOS = frozenset(
-    (
-        *(".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265"),
-        *(".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv"),
-        *(".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt"),
-        *(".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
-    )
-)
+_VIDEO_SUFFIXES = """
+.264 .265 .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m1v .m2p .m2t .m2ts .m2v .m4v .mj2 .mjpeg
+.mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .tod .trp .ts .vob .webm
+.wmv .wtv .y4m
+"""
+_VIDEOS = frozenset(_VIDEO_SUFFIXES.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +50,8 @@ class Job:
     """One input and its output.
 
     Attributes:
-        source: The input's file; for a stream its name.
-        target: The output's file.
+        source: Input file; for a stream its name.
+        target: Output file.
         media: What the input holds.
         stream: Address of a network stream or name of a camera; empty for a file.
     """
@@ -63,6 +70,11 @@ class Failure:
     error: str
 
 
+def failure_of(source: Path, error: Exception) -> Failure:
+    """Describe an error: ours says what it is; any other is a defect, whose traceback goes to the log."""
+    return Failure(source=source, error=str(error) if isinstance(error, BasnetError) else unexpected(source, error))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """Everything to do.
@@ -71,7 +83,7 @@ class Plan:
         jobs: In order of the inputs.
         failures: Inputs that cannot be run at all.
         notes: What was left out, for people.
-        left_out: Suffix to how many files of the folders were left out because they are no pictures or video.
+        left_out: Suffix to number of files in the folders that are neither pictures nor video.
         folder: Where a job of many files keeps its journal; None for single files.
     """
 
@@ -95,12 +107,10 @@ def plan_jobs(
     inputs: Sequence[str],
     *,
     kind: OutputKind,
+    suffix_of: Callable[[Path, Media], str],
     output: str | None = None,
     recursive: bool = False,
     keep_suffix: bool = False,
-    video_suffix: Suffix,
-    picture_suffix: Suffix = lambda *_: ".png",
-    animation_suffix: Suffix = lambda *_: ".webp",
     wanted: Callable[[Path], bool] = lambda _: True,
 ) -> Plan:
     """Expand the inputs and name the outputs; `without_finished` then refuses what cannot be carried out.
@@ -108,43 +118,54 @@ def plan_jobs(
     Args:
         inputs: Files, folders, and globs.
         kind: What is made; part of every output's name.
+        suffix_of: Chooses the format of an input's result.
         output: A folder, or a file for a single input; beside each input when None.
         recursive: Take subfolders too.
         keep_suffix: Name outputs by the input's whole name, so that a.jpg and a.webp do not collide.
-        video_suffix: The container for a video's result.
-        picture_suffix: The format for a picture's result.
-        animation_suffix: The format for an animation's result.
         wanted: Files found in folders that it denies are left out, and said nothing about.
 
     Raises:
         UsageError: The output is one file and there are several inputs.
     """
     found, failures, left_out = _expanded(inputs, recursive)
-    notes, files = _without_own_outputs([file for file in found if file.named or wanted(file.path)])
+    found = [file for file in found if file.named or wanted(file.path)]
+    # Results of earlier runs lie beside their inputs; they are taken only where they are named one by one.
+    own = {*KINDS, "partial"}
+    files = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in own]
+    notes = left_out_note(left_out)
+    if len(files) < len(found):
+        notes.insert(0, f"{len(found) - len(files)} files look like results of an earlier run and are left out")
     single = _single_output(output, inputs, files)
-    suffixes: dict[Media, Suffix] = {
-        "video": video_suffix,
-        "picture": picture_suffix,
-        "animation": animation_suffix,
-    }
-    naming = _Naming(kind=kind, output=None if output is None else Path(output), single=single, keep_suffix=keep_suffix)
+
+    def job(file: _Found) -> Job:
+        media = media_of(file.path)
+        if single:
+            return Job(source=file.path, target=Path(str(output)), media=media)
+        ending = f".{kind.name}{suffix_of(file.path, media)}"
+        parent = file.path.parent
+        folder = parent if output is None else Path(output) / parent.relative_to(file.root)
+        stem = file.path.name if keep_suffix else file.path.stem
+        return Job(source=file.path, target=folder / fitting_name(stem, ending), media=media)
+
     jobs: list[Job] = []
     for file in files:
         try:
-            jobs.append(naming.job(file, suffixes))
-        except BasnetError as error:
-            failures.append(Failure(source=file.path, error=str(error)))
+            jobs.append(job(file))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
-            failures.append(Failure(source=file.path, error=unexpected(file.path, error)))
-    folder = None if single else _job_folder(inputs, output)
-    notes += left_out_note(left_out)
+            failures.append(failure_of(file.path, error))
+    # The folder below which all results lie: the output folder, or the one input folder.
+    folder = None if output is None else Path(output)
+    if single or (len(inputs) == 1 and Path(inputs[0]).is_file()):
+        folder = None
+    elif output is None and len(inputs) == 1 and Path(inputs[0]).is_dir():
+        folder = Path(inputs[0])
     return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), left_out=dict(left_out), folder=folder)
 
 
 def without_finished(
     plan: Plan, *, overwrite: bool = False, skip_existing: bool = False, finished: frozenset[Path] = frozenset()
 ) -> Plan:
-    """A plan without what is done already, refused as a whole where a result would be lost.
+    """Take out what is done already; refuse the plan as a whole where a result would be lost.
 
     Args:
         plan: What is to be made.
@@ -165,18 +186,23 @@ def without_finished(
         if len(kept) < len(jobs):
             notes.append(f"{len(jobs) - len(kept)} inputs have their output already and are skipped")
         jobs = kept
-    elif not overwrite:
-        _refuse_existing(jobs)
+    elif not overwrite and (existing := [str(job.target) for job in jobs if job.target.exists()]):
+        named = ", ".join(existing[:3]) + (f" and {len(existing) - 3} more" if len(existing) > 3 else "")
+        raise UsageError(f"already there: {named}; --overwrite replaces, --skip-existing leaves out")
     return replace(plan, jobs=tuple(jobs), notes=tuple(notes))
 
 
-def _job_folder(inputs: Sequence[str], output: str | None) -> Path | None:
-    """The folder below which all results of a job of many files lie: the output folder, or the one input folder."""
-    if len(inputs) == 1 and Path(inputs[0]).is_file():
-        return None
-    if output is not None:
-        return Path(output)
-    return Path(inputs[0]) if len(inputs) == 1 and Path(inputs[0]).is_dir() else None
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    by_target: dict[Path, Job] = {}
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        target = job.target.resolve()
+        if target in sources:
+            raise UsageError(f"{job.target} is an input; it is never written over")
+        other = by_target.setdefault(target, job)
+        if other is not job:
+            fix = "add --keep-suffix" if other.source.name != job.source.name else "run them apart with -o"
+            raise UsageError(f"{other.source} and {job.source} would both become {job.target}; {fix}")
 
 
 def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure], Counter[str]]:  # noqa: FBT001
@@ -184,17 +210,22 @@ def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], lis
     others: set[Path] = set()
     entered = Entered()
     failures = []
+    suffixes = PICTURE_SUFFIXES | _VIDEOS
     for text in inputs:
         files = list(_files_of(text, recursive))
-        others |= {file.path for file in files if not (file.named or _is_media(file.path))}
+        unnamed = (file.path for file in files if not file.named)
+        others |= {path for path in unnamed if path.suffix.lower() not in suffixes or _is_special(path)}
         files = [file for file in files if file.path not in others or file.named]
         if not files:
-            failures.append(Failure(source=Path(text), error=_why_nothing(text, recursive)))
+            if Path(text).is_dir():
+                why = "no pictures or video in this folder" + ("" if recursive else "; --recursive looks below it")
+            else:
+                why = "no such file" + (" (nothing matches the pattern)" if glob.has_magic(text) else "")
+            failures.append(Failure(source=Path(text), error=f"{text}: {why}"))
         for file in files:
             if not file.named and not entered.first_name(file.path.parent):
                 continue
-            known = found.get(file.path)
-            if known is None or file.named:
+            if file.named or file.path not in found:
                 found[file.path] = file
     left_out = Counter(path.suffix.lower() for path in sorted(others - found.keys()))
     return list(found.values()), failures, left_out
@@ -207,13 +238,12 @@ def _files_of(text: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
     elif os.path.lexists(path):
         yield _Found(path=path, root=path.parent, named=True)
     elif glob.has_magic(text):
-        parts = Path(text).parts
-        root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+        root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
         yield from (_Found(path=file, root=root, named=False) for file in matching(text, recursive=recursive))
 
 
 def left_out_note(left_out: Mapping[str, int]) -> list[str]:
-    """Say how many files of the folders are no pictures or video, most frequent suffix first."""
+    """Count the files of the folders that are neither pictures nor video, most frequent suffix first."""
     if not left_out:
         return []
     by_suffix = ", ".join(
@@ -224,27 +254,9 @@ def left_out_note(left_out: Mapping[str, int]) -> list[str]:
     return [f"{count} {what} and left out, by suffix: {by_suffix}"]
 
 
-def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES | _VIDEOS and not _is_special(path)
-
-
 def _is_special(path: Path) -> bool:
     """A pipe, device or socket, whatever its name: opening one may wait for ever."""
     return path.exists() and not path.is_file()
-
-
-def _why_nothing(text: str, recursive: bool) -> str:  # noqa: FBT001
-    if Path(text).is_dir():
-        return f"{text}: no pictures or video in this folder" + ("" if recursive else "; --recursive looks below it")
-    return f"{text}: no such file" + (" (nothing matches the pattern)" if glob.has_magic(text) else "")
-
-
-def _without_own_outputs(found: list[_Found]) -> tuple[list[str], list[_Found]]:
-    """Leave out results of earlier runs, which lie beside their inputs, unless they are named one by one."""
-    own = {*KINDS, "partial"}
-    kept = [file for file in found if file.named or Path(file.path.stem).suffix.removeprefix(".") not in own]
-    left_out = len(found) - len(kept)
-    return ([f"{left_out} files look like results of an earlier run and are left out"] if left_out else []), kept
 
 
 def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found]) -> bool:
@@ -262,28 +274,8 @@ def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found
     return False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Naming:
-    """How outputs are called; see `plan_jobs`."""
-
-    kind: OutputKind
-    output: Path | None
-    single: bool
-    keep_suffix: bool
-
-    def job(self, file: _Found, suffixes: dict[Media, Suffix]) -> Job:
-        media = media_of(file.path)
-        if self.single and self.output is not None:
-            return Job(source=file.path, target=self.output, media=media)
-        suffix = suffixes[media](file.path, self.kind)
-        parent = file.path.parent
-        folder = parent if self.output is None else self.output / parent.relative_to(file.root)
-        stem = file.path.name if self.keep_suffix else file.path.stem
-        return Job(source=file.path, target=folder / fitting_name(stem, f".{self.kind.name}{suffix}"), media=media)
-
-
 def media_of(path: Path) -> Media:
-    """What a file holds: by its first bytes, and by its suffix where these say nothing.
+    """Tell what a file holds: by its first bytes, and by its suffix where these say nothing.
 
     Raises:
         MediaError: It is a pipe, device or socket, a broken link, or sound without pictures.
@@ -293,41 +285,32 @@ def media_of(path: Path) -> Media:
     suffix = path.suffix.lower()
     if not path.exists():
         raise MediaError(f"{path}: no such file (a broken link)")
-    head = _head_of(path)
-    kind = picture_format(head, suffix, lambda: _tail_of(path))
+    head = _bytes_of(path, HEAD_BYTES)
+    kind = picture_format(head, suffix, lambda: _bytes_of(path, TAIL_BYTES, from_end=True))
     if suffix in _VIDEOS and (kind is None or kind.name == "JPEG"):  # a row of JPEG is a video
         return "video"
     if kind is not None and kind.name == "JPEG" and suffix not in PICTURE_SUFFIXES and is_motion_jpeg(path):
         return "video"
+    if kind is not None and kind.name in _MOVING:
+        from basnet_runtime.media.image.animation import is_animation
+
+        return "animation" if is_animation(path) else "picture"
     if kind is not None:
-        return "animation" if kind.name in _MOVING and _is_animation(path) else "picture"
+        return "picture"
     if suffix in PICTURE_SUFFIXES and not is_video_head(head):
         return "picture"
     return "video" if _is_video(path) else "picture"
 
 
-def _head_of(path: Path) -> bytes:
-    """Nothing where it cannot be read; whoever reads it next says why."""
+def _bytes_of(path: Path, count: int, *, from_end: bool = False) -> bytes:
+    """The first or last bytes; none where it cannot be read: whoever reads it next says why."""
     try:
         with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
+            if from_end:
+                file.seek(-count, os.SEEK_END)
+            return file.read(count)
     except OSError:
         return b""
-
-
-def _tail_of(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(-TAIL_BYTES, os.SEEK_END)
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _is_animation(path: Path) -> bool:
-    from basnet_runtime.media.image.animation import is_animation
-
-    return is_animation(path)
 
 
 def _is_video(path: Path) -> bool:
@@ -344,27 +327,3 @@ def _is_video(path: Path) -> bool:
         name = container.format.name
         is_still = name.endswith("_pipe") or name in _STILLS  # FFmpeg calls any picture a video of one frame
         return bool(container.streams.video) and not is_still
-
-
-def _apart(first: Job, second: Job) -> str:
-    """How two jobs of one name get two names."""
-    return "add --keep-suffix" if first.source.name != second.source.name else "run them apart with -o"
-
-
-def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    by_target: dict[Path, Job] = {}
-    sources = {job.source.resolve() for job in jobs}
-    for job in jobs:
-        target = job.target.resolve()
-        if target in sources:
-            raise UsageError(f"{job.target} is an input; it is never written over")
-        other = by_target.setdefault(target, job)
-        if other is not job:
-            raise UsageError(f"{other.source} and {job.source} would both become {job.target}; {_apart(other, job)}")
-
-
-def _refuse_existing(jobs: Sequence[Job]) -> None:
-    existing = [str(job.target) for job in jobs if job.target.exists()]
-    if existing:
-        named = ", ".join(existing[:3]) + (f" and {len(existing) - 3} more" if len(existing) > 3 else "")
-        raise UsageError(f"already there: {named}; --overwrite replaces, --skip-existing leaves out")

@@ -13,7 +13,6 @@ when it was begun and its file is there: it did not exist before that, and files
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import IO, Any
 
 from basnet_runtime.command.jobs import Job
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import RUN, reason, remove_partials
+from basnet_torch.files import RUN, file_identity, reason, remove_partials, try_lock
 
 __all__ = ["JOURNAL_NAME", "Journal", "noted"]
 
@@ -137,13 +136,10 @@ class Journal:
 
     def _lock(self, file: IO[str]) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = try_lock(file)
         except BlockingIOError:
             raise UsageError(f"{self.path.parent}: another run is writing this folder; wait for it") from None
-        except OSError:  # a file system without locks
-            return
-        size = self.path.stat().st_size
-        if size and self.path.read_bytes()[-1:] != b"\n":
+        if locked and self.path.read_bytes()[-1:] not in (b"", b"\n"):
             file.write("\n")  # a line that the kill cut short stays a line of its own
 
     def begin(self, job: Job) -> None:
@@ -192,10 +188,9 @@ def noted(journal: Journal | None, job: Job) -> Iterator[None]:
 def _identity(source: Path) -> list[Any]:
     """What changes when a file does; absolute, because the next run may start elsewhere."""
     try:
-        stat = source.stat()
+        return file_identity(source)
     except OSError:
         return [str(source.absolute())]
-    return [str(source.absolute()), stat.st_size, stat.st_mtime_ns]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from basnet_runtime.command.jobs import Failure, Job
+from basnet_runtime.command.jobs import Failure, Job, failure_of
 from basnet_runtime.command.journal import Journal, noted
 from basnet_runtime.frame import Composed, Frame
 from basnet_runtime.media.image.metadata import surviving
 from basnet_runtime.media.image.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_runtime.salience import SalienceDecision
-from basnet_torch.errors import BasnetError
-from basnet_torch.unexpected import unexpected
 
 if TYPE_CHECKING:
     from basnet_runtime.pipeline.run import Room
@@ -80,10 +78,8 @@ class PictureSource:
                 self._check_size(str(path), *frame.image_HWC.shape[:2])
                 self.notes[index] = picture.notes
                 return frame
-        except BasnetError as error:
-            self.failures.append(Failure(source=path, error=str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
-            self.failures.append(Failure(source=path, error=unexpected(path, error)))
+            self.failures.append(failure_of(path, error))
         return None
 
     def _is_put_aside(self, picture: PictureFile) -> bool:
@@ -113,10 +109,8 @@ class PictureSink:
             with noted(self._journal, job):
                 metadata = surviving(item.frame.metadata, is_mask=item.pixels.ndim == 2)
                 write_picture(job.target, item.pixels, item.alpha_HW, metadata=metadata, overwrite=self._overwrite)
-        except BasnetError as error:
-            self.failures.append(Failure(source=job.source, error=str(error)))
         except Exception as error:  # noqa: BLE001 - as above
-            self.failures.append(Failure(source=job.source, error=unexpected(job.source, error)))
+            self.failures.append(failure_of(job.source, error))
         else:
             self.written[item.frame.index] = item.decision
 

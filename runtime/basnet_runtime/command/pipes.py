@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from basnet_runtime.command.jobs import Failure, media_of
-from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, run
+from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, result_suffix, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import reason
 from basnet_torch.unexpected import unexpected
@@ -116,17 +116,7 @@ def _suffix(path: Path, config: RunConfig) -> str:
         raise
     except Exception as error:
         raise MediaError(unexpected(path, error)) from error
-    match media:
-        case "picture":
-            return f".{config.picture_format or 'png'}"
-        case "animation":
-            from basnet_runtime.media.image.animation import animation_suffix
-
-            return animation_suffix(path, config.kind, config.picture_format)
-        case "video":
-            from basnet_runtime.media.video.write.container import default_suffix
-
-            return default_suffix(path, config.kind, config.video)
+    return result_suffix(config, path, media)
 
 
 def _rename(summary: Summary, folder: str, made: Path | None) -> None:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from basnet_runtime.backends.base import BackendName, Precision
-from basnet_runtime.command.jobs import Failure, Job, Plan, left_out_note, plan_jobs, without_finished
+from basnet_runtime.command.jobs import (
+    Failure,
+    Job,
+    Media,
+    Plan,
+    failure_of,
+    left_out_note,
+    plan_jobs,
+    without_finished,
+)
 from basnet_runtime.command.journal import Journal, noted
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.cuda.base import CudaName
@@ -30,13 +39,22 @@ from basnet_runtime.postprocess import Finisher, Finishing
 from basnet_runtime.salience import SalienceLog
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BasnetError, MediaError, UsageError
-from basnet_torch.unexpected import unexpected
+from basnet_torch.files import file_identity
 
 if TYPE_CHECKING:
     from basnet_runtime.command.run_video import VideoRun
     from basnet_runtime.media.image.pictures import PictureFormat
 
-__all__ = ["ProgressListener", "Result", "RunConfig", "Summary", "follow", "opencv_out_of_the_way", "run"]
+__all__ = [
+    "ProgressListener",
+    "Result",
+    "RunConfig",
+    "Summary",
+    "follow",
+    "opencv_out_of_the_way",
+    "result_suffix",
+    "run",
+]
 
 _MOST_FEATHER = 100.0
 
@@ -290,7 +308,7 @@ def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Su
             _check_output(config, job)
             fit.append(job)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
-            summary.failures.append(_failure(job.source, error))
+            summary.failures.append(failure_of(job.source, error))
     return fit
 
 
@@ -345,34 +363,38 @@ def _checked(config: RunConfig, plan: Plan) -> Plan:
         except Exception as error:
             if isinstance(error, BasnetError) and error.exit_code != 1:
                 raise
-            failures.append(_failure(job.source, error))
+            failures.append(failure_of(job.source, error))
     return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *failures))
 
 
 def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
     """The inputs with the names of their outputs."""
-
-    def video_suffix(path: Path, kind: OutputKind) -> str:
-        from basnet_runtime.media.video.write.container import default_suffix
-
-        return default_suffix(path, kind, config.video)
-
-    def of_animation(path: Path, kind: OutputKind) -> str:
-        from basnet_runtime.media.image.animation import animation_suffix
-
-        return animation_suffix(path, kind, config.picture_format)
-
     return plan_jobs(
         config.inputs,
         kind=config.kind,
+        suffix_of=partial(result_suffix, config),
         output=config.output,
         recursive=config.recursive,
         keep_suffix=config.keep_suffix,
-        video_suffix=video_suffix,
-        picture_suffix=lambda *_: f".{config.picture_format or 'png'}",
-        animation_suffix=of_animation,
         wanted=wanted,
     )
+
+
+def result_suffix(config: RunConfig, path: Path, media: Media) -> str:
+    """Choose the format of an input's result.
+
+    Raises:
+        MediaError: The input cannot be read.
+    """
+    if media == "picture":
+        return f".{config.picture_format or 'png'}"
+    if media == "animation":
+        from basnet_runtime.media.image.animation import animation_suffix
+
+        return animation_suffix(path, config.kind, config.picture_format)
+    from basnet_runtime.media.video.write.container import default_suffix
+
+    return default_suffix(path, config.kind, config.video)
 
 
 def _journal(config: RunConfig, plan: Plan) -> Journal | None:
@@ -410,8 +432,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     plain = asdict(replace(config, video=replace(config.video, resume=False)))
     settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
     if config.model is not None and config.model.is_file():
-        stat = config.model.stat()
-        settings["model"] = f"{config.model.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+        settings["model"] = " ".join(map(str, file_identity(config.model)))
     return {**settings, "kind": config.kind.identity}
 
 
@@ -478,7 +499,7 @@ class _Work:
         lost: list[Failure] = []
         pipeline = self._pipeline(
             lambda _: self.listener.advanced(),
-            on_failure=lambda frame, error: lost.append(_failure(jobs[frame.index].source, error)),
+            on_failure=lambda frame, error: lost.append(failure_of(jobs[frame.index].source, error)),
             overlap=len(jobs) > 1,
         )
         try:
@@ -524,7 +545,7 @@ class _Work:
                 raise
             if not isinstance(error, BasnetError):
                 self._pipeline(lambda _: None).raise_where_all_fail(error)
-            self.summary.failures.append(_failure(job.source, error))
+            self.summary.failures.append(failure_of(job.source, error))
         else:
             self.summary.results.append(result)
 
@@ -593,8 +614,3 @@ class _Work:
         weak = decisions.note(emptied=self.config.empty_weak)
         told = tuple(notes) if weak is None else (*notes, weak)
         return Result(source=job.source, target=job.target, frames=frames, decisions=decisions, notes=told)
-
-
-def _failure(source: Path, error: Exception) -> Failure:
-    """An error of ours says what it is; any other is a defect, whose traceback goes to the log."""
-    return Failure(source=source, error=str(error) if isinstance(error, BasnetError) else unexpected(source, error))

@@ -17,6 +17,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline.run import Pipeline, RunReport
 from basnet_runtime.salience import SalienceLog
 from basnet_torch.errors import UsageError
+from basnet_torch.files import file_identity
 
 if TYPE_CHECKING:
     from basnet_runtime.media.video.camera import CameraSource
@@ -83,9 +84,8 @@ def clear_finished(
 
 def _asked(source: Path | str, *, kind: OutputKind, options: VideoOptions, batch: int) -> dict[str, Any]:
     """What the result's bytes depend on: the source as it is now, and what was asked of the video."""
-    stat = Path(source).stat()
     return {
-        "source": [str(Path(source).absolute()), stat.st_size, stat.st_mtime_ns],
+        "source": file_identity(Path(source)),
         "kind": kind.identity,
         "codec": options.codec,
         "quality": options.quality,

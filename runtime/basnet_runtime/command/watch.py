@@ -14,32 +14,31 @@ from pathlib import Path
 
 from basnet_runtime.command.jobs import Failure, Job, Plan, without_finished
 from basnet_torch.errors import UsageError
+from basnet_torch.files import file_identity
 
 __all__ = ["LOOK_SECONDS", "StableFiles", "check_watched", "one_by_one"]
 
 LOOK_SECONDS = 1.0
 _LOOKS = 3  # of the same size and time before a file counts as whole
-_Identity = tuple[int, int]
 
 
 class StableFiles:
     """Remembers what it was asked about, as long as that is there."""
 
     def __init__(self) -> None:
-        self._seen: dict[Path, tuple[_Identity, int]] = {}
-        self._now: dict[Path, tuple[_Identity, int]] = {}
+        self._seen: dict[Path, tuple[list[str | int], int]] = {}
+        self._now: dict[Path, tuple[list[str | int], int]] = {}
 
     def wanted(self, path: Path) -> bool:
         """Whether the file has just stopped changing: true once, and again only after its next change."""
         try:
-            stat = path.stat()
+            identity = file_identity(path)
         except OSError:
             return False
-        identity = stat.st_size, stat.st_mtime_ns
         before, looks = self._seen.get(path, (None, 0))
         looks = looks + 1 if before == identity else 1
         self._now[path] = identity, min(looks, _LOOKS + 1)
-        return looks == _LOOKS and stat.st_size > 0  # an empty file is a copy that has only begun
+        return looks == _LOOKS and identity[1] != 0  # an empty file is a copy that has only begun
 
     def end_look(self) -> None:
         """Forget files that are gone."""

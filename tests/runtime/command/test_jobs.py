@@ -31,9 +31,13 @@ def tree(tmp_path, monkeypatch):
     return root
 
 
+def suffix_of(_, media):
+    return {"picture": ".png", "animation": ".webp", "video": ".mp4"}[media]
+
+
 def planned(*inputs, kind="mask", overwrite=False, skip_existing=False, **options):
     inputs = [str(i) for i in inputs]
-    plan = plan_jobs(inputs, kind=OutputKind.parse(kind), video_suffix=lambda *_: ".mp4", **options)
+    plan = plan_jobs(inputs, kind=OutputKind.parse(kind), suffix_of=suffix_of, **options)
     return without_finished(plan, overwrite=overwrite, skip_existing=skip_existing)
 
 
@@ -152,10 +156,12 @@ def test_missing_inputs_fail_alone(tree):
 
 
 def test_a_video_without_container_fails_alone(tree):
-    def refuse(path, _):
-        raise MediaError(f"{path}: no container")
+    def refuse(path, media):
+        if media == "video":
+            raise MediaError(f"{path}: no container")
+        return ".png"
 
-    plan = plan_jobs(["in"], kind=OutputKind(), video_suffix=refuse)
+    plan = plan_jobs(["in"], kind=OutputKind(), suffix_of=refuse)
     assert len(plan.jobs) == 2
     assert plan.failures[0].error.endswith("clip.mov: no container")
 

@@ -23,6 +23,7 @@ from basnet_runtime.media.compose.foreground import Foreground
 from basnet_runtime.salience import GIVEN, SalienceDecision
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import UsageError
+from basnet_torch.files import file_identity
 
 __all__ = ["KINDS", "Composer", "KindName", "OutputKind", "StripComposer"]
 
@@ -75,8 +76,7 @@ class OutputKind:
         """What tells one kind of result from another; a background's file counts by its size and time."""
         if self.image is None or not self.image.is_file():
             return str(self)
-        stat = self.image.stat()
-        return f"{self} {self.image.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+        return " ".join(map(str, (self, *file_identity(self.image))))
 
     @property
     def has_alpha(self) -> bool:

@@ -14,6 +14,7 @@ from basnet_runtime.media.video.pixels import FrameReader
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.write import segments as video_segments
 from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer
+from basnet_torch import files
 from basnet_torch.files import HOST
 from basnet_torch.unexpected import log_path
 from tests.videos import images
@@ -113,7 +114,7 @@ def test_temporary_names_carry_the_host(folder, monkeypatch):
     def without_locks(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(video_segments.fcntl, "flock", without_locks)
+    monkeypatch.setattr(files.fcntl, "flock", without_locks)
     opened = video_segments.SegmentFolder(target, {})
     assert (ours.exists(), others.exists()) == (False, True)
     opened.close()

@@ -12,7 +12,6 @@ bytes of a run that was never ended.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer, OutputPla
 from basnet_runtime.pipeline.timing import StageClock
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import HOST, PendingFile, atomic_write, reason
+from basnet_torch.files import HOST, PendingFile, atomic_write, file_identity, reason, try_lock
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -62,16 +61,16 @@ def remove_joined(target: Path, identity: Mapping[str, Any]) -> bool:
     try:
         joined = json.loads((folder / _JOINED).read_text())
         known = dict(joined["job"])
-        if joined["result"] != _mark_of(target) or any(known.get(k) != v for k, v in _plain(identity).items()):
+        if joined["result"] != file_identity(target)[1:] or any(known.get(k) != v for k, v in _plain(identity).items()):
             return False
     except (OSError, ValueError, KeyError, TypeError):  # not joined, or not whole
         if target.exists():
             with suppress(OSError):
                 folder.rmdir()  # one that is empty was all but removed
         return False
-    with suppress(OSError), (folder / _JOB).open() as job:  # removed already, or a file system without locks
+    with suppress(OSError), (folder / _JOB).open() as job:  # removed already
         try:
-            fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(job)
         except BlockingIOError:  # its run is at the removing itself
             return False
         _remove(folder)  # while nobody else can begin
@@ -92,12 +91,6 @@ def _remove(folder: Path) -> None:
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from JSON."""
     return cast("dict[str, Any]", json.loads(json.dumps(identity)))
-
-
-def _mark_of(path: Path) -> list[int]:
-    """What tells a file from the one it replaced; renaming leaves it as it is."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 class SegmentFolder:
@@ -129,9 +122,14 @@ class SegmentFolder:
                 with atomic_write(job, overwrite=True) as path:
                     path.write_text(json.dumps(identity, indent=2, sort_keys=True))
             self._lock_file = job.open()
-            alone = self._locked(self._lock_file)
+            try:
+                alone = try_lock(self._lock_file)
+            except BlockingIOError:
+                raise UsageError(f"{self.path}: another run is working on it; wait for it") from None
             self._compare(job.read_text(), identity)
-            self._remove_unfinished(alone=alone)
+            # Without locks nobody can say who else is there: only what this host left is removed.
+            for path in self.path.glob(".*.partial*" if alone else f".*-{HOST}-*.partial*"):
+                path.unlink(missing_ok=True)
             self.facts = [read_facts(path) for path in self.paths()]
         except OSError as error:
             self.close()
@@ -141,16 +139,6 @@ class SegmentFolder:
         except BaseException:
             self.close()
             raise
-
-    def _locked(self, file: IO[str]) -> bool:
-        """Whether nobody else works on the folder; on a file system without locks that is not known."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{self.path}: another run is working on it; wait for it") from None
-        except OSError:
-            return False
-        return True
 
     def _compare(self, text: str, identity: Mapping[str, Any]) -> None:
         try:
@@ -165,10 +153,6 @@ class SegmentFolder:
                 "that folder to begin anew"
             )
 
-    def _remove_unfinished(self, *, alone: bool) -> None:
-        for path in self.path.glob(".*.partial*" if alone else f".*-{HOST}-*.partial*"):
-            path.unlink(missing_ok=True)
-
     def paths(self) -> list[Path]:
         """The finished segments without a gap, in order."""
         paths: list[Path] = []
@@ -182,7 +166,7 @@ class SegmentFolder:
 
     def note_joined(self, result: Path) -> None:
         """Say that this file, about to get the result's name, is whole."""
-        note = {"result": _mark_of(result), "job": self._identity}
+        note = {"result": file_identity(result)[1:], "job": self._identity}  # its size and time survive renaming
         (self.path / _JOINED).write_text(json.dumps(note, indent=2, sort_keys=True))
 
     def close(self) -> None:
