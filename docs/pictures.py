@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import basnet_runtime as bn
 
 if TYPE_CHECKING:
-    from basnet_runtime.model import SaliencyModel
+    from basnet_runtime.api import Predictor
 
 UInt8 = NDArray[np.uint8]
 BUNDLED = Path(__file__).parents[1] / "export" / "basnet_export" / "pictures"
@@ -30,12 +30,12 @@ SIDE = 220
 CHECK = 12
 
 
-def demo(model: SaliencyModel) -> UInt8:
+def demo(model: Predictor) -> UInt8:
     """Two rows of photograph, mask and cut-out."""
     return np.concatenate([_demo_row(BUNDLED / name, model) for name in DEMO])
 
 
-def _demo_row(path: Path, model: SaliencyModel) -> UInt8:
+def _demo_row(path: Path, model: Predictor) -> UInt8:
     found = model.predict(path)
     rgba_HW4 = found.cutout()
     height, width = rgba_HW4.shape[:2]
@@ -45,13 +45,13 @@ def _demo_row(path: Path, model: SaliencyModel) -> UInt8:
     return np.concatenate([found.image, found.compose("mask")[..., None].repeat(3, axis=2), cutout], axis=1)
 
 
-def examples(model: SaliencyModel) -> UInt8:
+def examples(model: Predictor) -> UInt8:
     """Four rows of two photographs, each beside its object on white; the last two rows are unlike training data."""
     rows = (EVERYDAY[:2], EVERYDAY[2:], HARD[:2], HARD[2:])
     return np.concatenate([_examples_row(names, model) for names in rows])
 
 
-def _examples_row(names: tuple[str, ...], model: SaliencyModel) -> UInt8:
+def _examples_row(names: tuple[str, ...], model: Predictor) -> UInt8:
     from skimage import data
 
     tiles = []

@@ -111,9 +111,8 @@ def measure_stages(
 
 def _once(model: SaliencyModel, picture: Path, target: Path) -> tuple[dict[str, float], tuple[int, int]]:
     from basnet_runtime.media.image.pictures import read_picture, write_picture
-    from basnet_runtime.postprocess import Finisher
 
-    finish, marks = Finisher(model), [time.perf_counter()]
+    postprocess, marks = model.postprocessor(), [time.perf_counter()]
 
     def done(result: Any) -> Any:
         marks.append(time.perf_counter())
@@ -123,7 +122,7 @@ def _once(model: SaliencyModel, picture: Path, target: Path) -> tuple[dict[str, 
     prepared = done(model.prepare(frame.flattened()))
     batch = done(np.stack([prepared]))
     raw = done(model.backend.infer(batch))
-    mask_HW, _ = done(finish(frame, raw[0]))
+    mask_HW, _ = done(postprocess(frame, raw[0]))
     write_picture(target, mask_HW, overwrite=True)
     done(target.unlink)()
     timed = (step for step in STEPS if step != "copy_out")

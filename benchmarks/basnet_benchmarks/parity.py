@@ -231,7 +231,7 @@ class RememberingModel:
     def __init__(self, model: SaliencyModel, limit_bytes: int = _REMEMBERED_BYTES) -> None:
         """`limit_bytes`: raw maps beyond it are not kept but computed again."""
         self._model = model
-        self._room = limit_bytes
+        self._free_bytes = limit_bytes
         self._maps: dict[bytes, NDArray[Any]] = {}
 
     @property
@@ -246,10 +246,10 @@ class RememberingModel:
         raw = self._maps.get(key)
         if raw is None:
             raw = self._model.infer([self._model.prepare(image_HWC)])[0]
-            if raw.nbytes <= self._room:
+            if raw.nbytes <= self._free_bytes:
                 self._maps[key] = raw
-                self._room -= raw.nbytes
-        return self._model.finish(raw, *image_HWC.shape[:2])
+                self._free_bytes -= raw.nbytes
+        return self._model.postprocessor().undecided(raw, *image_HWC.shape[:2])
 
 
 def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -> ParityResult:

@@ -18,14 +18,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from basnet_runtime.open import open_model as load
+    from basnet_runtime.api import Predictor, load
 
-__all__ = ["load"]
+__all__ = ["Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from basnet_runtime.open import open_model
+    if name in __all__:
+        from basnet_runtime import api
 
-        return open_model
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

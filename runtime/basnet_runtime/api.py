@@ -10,28 +10,46 @@ Legend: H height, W width; masks are float32 0..1 of the picture's size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Frame
-from basnet_runtime.postprocess import Finisher, Finishing, checked_map
-from basnet_runtime.salience import SalienceDecision, SalienceThreshold
+from basnet_runtime.frame import Frame, ResultFrame
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.postprocess import float_mask
+from basnet_runtime.salience import SalienceDecision
 from basnet_torch.arrays import Float32, UInt8
+from basnet_torch.closing import Closing
+from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
-    from basnet_runtime.model import SaliencyModel
+    from basnet_runtime.backends.base import BackendName, Precision
+    from basnet_runtime.cuda.base import CudaName
 
-__all__ = ["Prediction", "VideoPrediction", "frame_of", "is_batch", "predictions", "video_predictions"]
+__all__ = ["Picture", "PilPicture", "Prediction", "Predictor", "VideoPrediction", "frame_of", "is_batch", "load"]
 
+_BATCH = 4  # pictures at once where several are given
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _BIT_DEPTHS_REFUSED = ("F", "I")
+
+
+class PilPicture(Protocol):
+    """What is used of a `PIL.Image.Image`, so that PIL need not be installed."""
+
+    @property
+    def mode(self) -> str:
+        """Kind of pixels."""
+
+    def getbands(self) -> tuple[str, ...]:
+        """Names of the channels."""
+
+
+Picture: TypeAlias = UInt8 | PilPicture | str | os.PathLike[str]  # arrays are H,W, H,W,3 (RGB) or H,W,4 (RGBA)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +122,174 @@ class VideoPrediction(Prediction):
     seconds: float
 
 
+class Predictor(Closing):
+    """A loaded model as a Python user holds it; a context manager that closes the model.
+
+    Attributes:
+        model: What computes.
+    """
+
+    def __init__(self, model: SaliencyModel) -> None:
+        self.model = model
+
+    @property
+    def description(self) -> str:
+        """What really runs, for people: library and version, device or provider, precision, threads."""
+        return self.model.backend.description
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a string is a picture, though one may walk along it
+        self, image: Picture, *, batch: int = ..., empty_weak: bool = ...
+    ) -> Float32: ...
+
+    @overload
+    def __call__(self, image: Iterable[Picture], *, batch: int = ..., empty_weak: bool = ...) -> list[Float32]: ...
+
+    def __call__(self, image: Any, *, batch: int = _BATCH, empty_weak: bool = False) -> Float32 | list[Float32]:
+        """The mask of a picture, or of each of several; see `predict`.
+
+        >>> from basnet_runtime.backends.fake import FakeBackend
+        >>> from basnet_torch.spec import Postprocess, Preprocess
+        >>> computing = SaliencyModel(FakeBackend(), Preprocess(height=32, width=32), Postprocess(), "brightness")
+        >>> model = Predictor(computing)
+        >>> image = np.full((40, 60, 3), 255, np.uint8)
+        >>> mask = model(image)
+        >>> mask.shape, mask.dtype, float(mask.max().round(3))
+        ((40, 60), dtype('float32'), 1.0)
+        >>> [mask.shape for mask in model([image, image[:20]])]
+        [(40, 60), (20, 60)]
+        """
+        found = self.predict(image, batch=batch, empty_weak=empty_weak)
+        return [each.mask for each in found] if isinstance(found, list) else found.mask
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # as above
+        self, image: Picture, *, batch: int = ..., empty_weak: bool = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(self, image: Iterable[Picture], *, batch: int = ..., empty_weak: bool = ...) -> list[Prediction]: ...
+
+    def predict(self, image: Any, *, batch: int = _BATCH, empty_weak: bool = False) -> Prediction | list[Prediction]:
+        """Everything about a picture, or about each of several: mask, decision, cut-out.
+
+        Args:
+            image: uint8 array H,W, H,W,3 (RGB) or H,W,4 (RGBA), a PIL picture, or a file's path; or several of these,
+                in any iterable or as an array N,H,W,3, of any sizes.
+            batch: Of several, how many run at once.
+            empty_weak: Empty the mask where nothing salient was found; else it is kept, and `salient` says so.
+
+        Raises:
+            UsageError: It is no picture, or `batch` is below 1.
+            MediaError: A file cannot be read.
+            ModelFileError: The network gave values that are not finite.
+        """
+        from basnet_runtime.pipeline.run import Pipeline
+        from basnet_runtime.pipeline.timing import StageClock
+
+        several = is_batch(image)
+        pipeline = Pipeline(self.model, _mask_alone, batch=_checked_batch(batch), overlap=False)
+        postprocess = self.model.postprocessor(empty_weak=empty_weak)
+        found = []
+        for frame, raw in pipeline.maps(self._frames(image if several else [image]), StageClock()):
+            map_hw, decision = postprocess.decide(raw)
+            mask_HW = float_mask(map_hw, *frame.image_HWC.shape[:2])
+            found.append(Prediction(image=frame.image_HWC, mask=mask_HW, decision=decision, alpha=frame.alpha_HW))
+        return found if several else found[0]
+
+    def _frames(self, images: Iterable[Any]) -> Iterator[Frame]:
+        for index, image in enumerate(images):
+            frame = frame_of(image)
+            self.model.check_size(f"picture {index}", *frame.image_HWC.shape[:2])
+            yield frame
+
+    def salience(self, image: Picture) -> SalienceDecision:
+        """Decide whether something salient is in the picture; the score says how sure that is."""
+        return self.predict(image).decision
+
+    def cutout(self, image: Picture, *, empty_weak: bool = False, **options: Any) -> UInt8:
+        """The object alone, uint8 RGBA H,W,4; the other options are those of `Prediction.cutout`."""
+        return self.predict(image, empty_weak=empty_weak).cutout(**options)
+
+    def video(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        batch: int = 1,
+        stabilize: bool = False,
+        empty_weak: bool = False,
+    ) -> Iterator[VideoPrediction]:
+        """The frames of a video file, upright and in order, each with its mask, decision and time.
+
+        Frames are decoded as they are asked for, so memory does not grow; the file is closed at the end, or when the
+        iterator is.
+
+        Args:
+            source: The file.
+            batch: Frames per network run.
+            stabilize: Keep the masks from flickering.
+            empty_weak: Empty the masks of frames in which nothing salient was found; else they are kept.
+
+        Raises:
+            UsageError: `batch` is below 1.
+            MediaError: The video cannot be read.
+        """
+        from basnet_runtime.media.video.reader import VideoSource
+        from basnet_runtime.pipeline.run import Pipeline
+        from basnet_runtime.pipeline.timing import StageClock
+
+        pipeline = Pipeline(
+            self.model,
+            _mask_alone,
+            batch=_checked_batch(batch),
+            stabilize=stabilize,
+            empty_weak=empty_weak,
+            stream=True,
+            overlap=False,
+        )
+        with VideoSource(Path(source)) as video:
+            self.model.check_size(os.fspath(source), video.info.height, video.info.width)
+            for item in pipeline.results(video.frames(), StageClock()):
+                yield VideoPrediction(
+                    image=item.frame.image_HWC,
+                    mask=float_mask(item.pixels, *item.pixels.shape),
+                    decision=item.decision,
+                    index=item.frame.index,
+                    seconds=float(item.frame.pts * video.info.time_base - video.begins),
+                )
+
+    def close(self) -> None:
+        """Close the model."""
+        self.model.close()
+
+
+def load(
+    path: Path | str | None = None,
+    *,
+    backend: BackendName | None = None,
+    device: Device | str = CPU,
+    threads: int | None = None,
+    precision: Precision | None = None,
+    cuda: CudaName = "cuda-core",
+) -> Predictor:
+    """Open a model for Python; arguments and errors as of `basnet_runtime.open.open_model`."""
+    from basnet_runtime import open as opening
+
+    return Predictor(
+        opening.open_model(path, backend=backend, device=device, threads=threads, precision=precision, cuda=cuda)
+    )
+
+
+def _mask_alone(frame: Frame, mask_HW: UInt8, decision: SalienceDecision) -> ResultFrame:
+    return ResultFrame(pixels=mask_HW, frame=frame, decision=decision)
+
+
+def _checked_batch(batch: int) -> int:
+    if batch < 1:
+        raise UsageError(f"batch is {batch}; it must be at least 1")
+    return batch
+
+
 def is_batch(images: Any) -> bool:
     """Whether these are several pictures: an array N,H,W,3, or an iterable that is no array, picture or path."""
     if isinstance(images, np.ndarray):
@@ -156,66 +342,3 @@ def _pil_pixels(image: Any) -> UInt8:
         raise UsageError(f"image is a PIL picture of mode {image.mode}, whose range is unknown; scale it to 8 bits")
     transparent = image.mode in _ALPHA_MODES or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if transparent else "RGB"), np.uint8)
-
-
-def predictions(
-    model: SaliencyModel, images: Iterable[Any], *, batch: int, empty_weak: bool = False
-) -> Iterator[Prediction]:
-    """Of each picture, in order, `batch` of them at a time; nothing of one depends on another.
-
-    Raises:
-        UsageError: A picture is no picture, or `batch` is below 1.
-        ModelFileError: The network gave values that are not finite.
-    """
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; it must be at least 1")
-    rest = iter(images)
-    while group := [frame_of(image) for image in islice(rest, batch)]:
-        for frame, raw in zip(group, _raw_maps(model, group), strict=True):
-            yield _prediction(model, frame, raw, empty_weak=empty_weak)
-
-
-def _raw_maps(model: SaliencyModel, frames: Sequence[Frame]) -> list[NDArray[Any]]:
-    """Of pictures of any size, those of one size together where the graph takes whole pictures."""
-    for index, frame in enumerate(frames):
-        model.check_size(f"picture {index}", *frame.image_HWC.shape[:2])
-    prepared = [model.prepare(frame.flattened()) for frame in frames]
-    maps: dict[int, NDArray[Any]] = {}
-    for shape in {array.shape for array in prepared}:
-        places = [place for place, array in enumerate(prepared) if array.shape == shape]
-        maps |= dict(zip(places, model.infer([prepared[place] for place in places]), strict=True))
-    return [maps[place] for place in range(len(frames))]
-
-
-def _prediction(model: SaliencyModel, frame: Frame, raw: NDArray[Any], *, empty_weak: bool) -> Prediction:
-    decision = SalienceThreshold(model.postprocess.empty_below)(checked_map(model, raw))
-    shape = frame.image_HWC.shape[:2]
-    emptied = empty_weak and not decision.salient
-    mask = np.zeros(shape, np.float32) if emptied else model.finish(raw, *shape)
-    return Prediction(image=frame.image_HWC, mask=mask, decision=decision, alpha=frame.alpha_HW)
-
-
-def video_predictions(
-    model: SaliencyModel, source: str | os.PathLike[str], *, batch: int, stabilize: bool, empty_weak: bool
-) -> Iterator[VideoPrediction]:
-    """Of each frame of a video file, in order; see `SaliencyModel.video`."""
-    from basnet_runtime.media.video.reader import VideoSource
-    from basnet_runtime.pipeline.run import Room
-    from basnet_runtime.pipeline.timing import StageClock
-
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; it must be at least 1")
-    finisher = Finisher(model, Finishing(stabilize=stabilize, empty_weak=empty_weak), stream=True)
-    with VideoSource(Path(source)) as video:
-        model.check_size(os.fspath(source), video.info.height, video.info.width)
-        frames = iter(video.frames(Room(), StageClock()))
-        while group := list(islice(frames, batch)):
-            for frame, raw in zip(group, _raw_maps(model, group), strict=True):
-                mask_HW, decision = finisher(frame, raw)
-                yield VideoPrediction(
-                    image=frame.image_HWC,
-                    mask=cast(Float32, mask_HW.astype(np.float32) / np.float32(255)),
-                    decision=decision,
-                    index=frame.index,
-                    seconds=float(frame.pts * video.info.time_base - video.begins),
-                )

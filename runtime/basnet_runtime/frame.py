@@ -17,7 +17,7 @@ from basnet_torch.arrays import UInt8
 if TYPE_CHECKING:
     from basnet_runtime.media.image.metadata import Metadata
 
-__all__ = ["Composed", "Frame", "check_pixels"]
+__all__ = ["Frame", "ResultFrame", "check_pixels"]
 
 _BLOCK_PIXELS = 1 << 20
 
@@ -81,7 +81,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Composed:
+class ResultFrame:
     """One finished result.
 
     Attributes:

@@ -1,7 +1,7 @@
 """From a file to a model ready to run: which backend reads it, how pictures are prepared, and what really runs.
 
 with open_model(Path("basnet.onnx")) as model:
-    mask_HW = model(image_HWC)
+    mask_HW = model.mask(image_HWC)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def open_model(
     precision: Precision | None = None,
     cuda: CudaName = "cuda-core",
 ) -> SaliencyModel:
-    """Open a model; the returned value is a context manager and is called with uint8 RGB pictures H,W,3.
+    """Open a model; the returned value is a context manager, and `basnet_runtime.load` wraps it for Python users.
 
     Args:
         path: A checkpoint (`.pth`, `.ckpt`, `.safetensors` ...), an exported `.onnx` or a TensorRT engine (`.plan`),

@@ -25,7 +25,7 @@ def test_files_are_small_and_belong_together(lite_onnx, lite_checkpoint):
 def test_it_finds_the_cup():
     """The coffee cup's middle is salient, the table's corners are not."""
     with open_model() as model:
-        mask = model(data.coffee())
+        mask = model.mask(data.coffee())
     assert mask[150:250, 250:350].mean() > 0.7
     assert mask[:40, :40].mean() < 0.3
 

@@ -10,6 +10,7 @@ import pytest
 
 import basnet_runtime as bn
 from basnet_runtime import open as opening
+from basnet_runtime.api import load
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
 from basnet_torch.device import Device
@@ -76,7 +77,7 @@ def test_load_is_the_short_way(fp32):
     assert mask.shape == IMAGE.shape[:2]
     assert mask.dtype == np.float32
     assert mask.max() > 0.9
-    assert bn.load is open_model
+    assert bn.load is load
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = bn.lode
 
@@ -105,7 +106,7 @@ def test_a_checkpoint_runs_in_pytorch(fp32):
     with open_model(str(checkpoint_file()), threads=1) as model, open_model(fp32, threads=1) as other:
         assert model.backend.name == "pytorch"
         assert model.preprocess == other.preprocess
-        np.testing.assert_allclose(model(IMAGE), other(IMAGE), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(model.mask(IMAGE), other.mask(IMAGE), rtol=0, atol=1e-4)
     for backend in ("onnxruntime", "openvino", "tensorrt"):
         with pytest.raises(UsageError, match="a checkpoint runs in pytorch"):
             open_model(checkpoint_file(), backend=backend)
@@ -140,7 +141,7 @@ def test_the_frame_graph_takes_pictures_as_they_are(fp32):
     ):
         assert frames.takes_frames
         assert not other.takes_frames
-        assert np.abs(frames(IMAGE) - other(IMAGE)).max() <= 0.5 / 255 + 1e-4
+        assert np.abs(frames.mask(IMAGE) - other.mask(IMAGE)).max() <= 0.5 / 255 + 1e-4
 
 
 def test_metadata_lost_in_another_tool_is_replaced_by_the_file_beside(fp32, tmp_path):
@@ -153,7 +154,7 @@ def test_metadata_lost_in_another_tool_is_replaced_by_the_file_beside(fp32, tmp_
     text = manifest_path(fp32).read_text().replace(sha256_of(fp32), sha256_of(path))
     manifest_path(path).write_text(text)
     with open_model(path, threads=1) as opened:
-        assert opened(IMAGE).max() > 0.9
+        assert opened.mask(IMAGE).max() > 0.9
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pth", ".safetensors"])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.postprocess import Finisher, Finishing
 from basnet_runtime.salience import SalienceDecision, SalienceLog, SalienceThreshold, salience_score
 
 FRAME = Frame(image_HWC=np.zeros((40, 60, 3), np.uint8))
@@ -35,18 +34,18 @@ def test_the_score_does_not_depend_on_the_size(scale):
 
 
 def test_a_weak_mask_is_kept_and_can_be_emptied(make_model):
-    mask_HW, decision = Finisher(make_model())(FRAME, flat(0.08))
+    mask_HW, decision = make_model().postprocessor()(FRAME, flat(0.08))
     assert not decision.salient
     assert decision.score == pytest.approx(0.08)
     assert (mask_HW == 20).all()
-    mask_HW, decision = Finisher(make_model(), Finishing(empty_weak=True))(FRAME, flat(0.08))
+    mask_HW, decision = make_model().postprocessor(empty_weak=True)(FRAME, flat(0.08))
     assert not decision.salient
     assert mask_HW.shape == (40, 60)
     assert not mask_HW.any()
 
 
 def test_a_found_object_is_not_touched(make_model):
-    mask_HW, decision = Finisher(make_model())(FRAME, flat(0.4))
+    mask_HW, decision = make_model().postprocessor()(FRAME, flat(0.4))
     assert decision.salient
     assert (mask_HW == 102).all()
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.postprocess import Finisher, Finishing
 from basnet_runtime.temporal import Stabilizer, warped
 
 SIZE = 96
@@ -97,7 +96,7 @@ def test_in_parts_as_in_one_run(make_model, graph, monkeypatch):
         frames.append((Frame(image_HWC=image, index=index), raw))
 
     def finisher():
-        return Finisher(model, Finishing(stabilize=True), stream=True)
+        return model.postprocessor(stabilize=True, stream=True)
 
     whole, first, second = finisher(), finisher(), finisher()
     masks = [whole(*item)[0] for item in frames]
@@ -106,7 +105,7 @@ def test_in_parts_as_in_one_run(make_model, graph, monkeypatch):
     parts += [second(*item)[0] for item in frames[3:]]
     assert all((a == b).all() for a, b in zip(masks, parts, strict=True))
     assert masks[0].shape == (SIZE, SIZE)
-    alone = Finisher(model, Finishing(stabilize=True))  # pictures have no past
+    alone = model.postprocessor(stabilize=True)  # pictures have no past
     assert (alone(*frames[1])[0] != masks[1]).any()
     assert (alone(*frames[1])[0] == alone(*frames[1])[0]).all()
 

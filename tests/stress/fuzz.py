@@ -265,12 +265,10 @@ def _frames(path: Path) -> Iterator[Any]:
     from basnet_runtime.command.jobs import media_of
     from basnet_runtime.media.image.animation import AnimationSource
     from basnet_runtime.media.image.pictures import read_picture
-    from basnet_runtime.pipeline.run import Room
-    from basnet_runtime.pipeline.timing import StageClock
 
     if media_of(path) == "animation":
         with AnimationSource(path, max_pixels=_MAX_PIXELS) as source:
-            yield from source.frames(Room(), StageClock())
+            yield from source.frames()
     else:
         yield read_picture(path, max_pixels=_MAX_PIXELS)
 

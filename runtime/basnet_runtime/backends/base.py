@@ -5,7 +5,7 @@ Legend: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from basnet_torch.spec import TensorSpec
 
-__all__ = ["WORKER_NAME", "Backend", "BackendName", "OverlappedBackend", "Precision", "Ticket"]
+__all__ = [
+    "WORKER_NAME",
+    "Backend",
+    "BackendName",
+    "FinishedInference",
+    "InferenceFuture",
+    "OverlappedBackend",
+    "Precision",
+]
 
 BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -55,14 +63,32 @@ class Backend(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Ticket(Protocol):
-    """A batch on its way through an `OverlappedBackend`."""
+class InferenceFuture(Protocol):
+    """The masks of a batch that may still run, as `concurrent.futures.Future` gives results."""
 
     def done(self) -> bool:
         """Whether `result` returns at once."""
 
     def result(self) -> NDArray[Any]:
         """What `infer` would have returned; waits for it."""
+
+
+class FinishedInference:
+    """The `InferenceFuture` of a batch that has run already, or has failed."""
+
+    def __init__(self, masks: NDArray[Any] | None = None, error: Exception | None = None) -> None:
+        self._masks = masks
+        self._error = error
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return True
+
+    def result(self) -> NDArray[Any]:
+        """The batch's masks, or its error."""
+        if self._error is not None:
+            raise self._error
+        return cast("NDArray[Any]", self._masks)
 
 
 @runtime_checkable
@@ -72,5 +98,5 @@ class OverlappedBackend(Protocol):
     depth: int
     """Batches in flight that it is meant for; more are taken, but wait."""
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
         """Start a batch; the pictures are copied at once, and need not be stacked."""

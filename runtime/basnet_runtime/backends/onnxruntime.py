@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision, Ticket
+from basnet_runtime.backends.base import FinishedInference, InferenceFuture, Precision
 from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
@@ -88,13 +88,13 @@ class OnnxRuntimeBackend(Closing):
             raise ValueError("backend: it is closed; open the model again")
         return self._run(self._session, batch)
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
         """Start a batch; see `OverlappedBackend`."""
-        from basnet_runtime.backends.workers import Landed, Workers
+        from basnet_runtime.backends.workers import Workers
 
         batch: NDArray[Any] = np.stack(list(pictures))
         if self._lone is None or self.depth == 1:
-            return Landed(self.infer(batch))
+            return FinishedInference(self.infer(batch))
         if self._workers is None:
             return_free_memory()  # of the first session's loading, before the second one's
             session = self._lone()

@@ -15,25 +15,10 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import WORKER_NAME
 
-__all__ = ["Landed", "Workers"]
+__all__ = ["Workers"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
-
-
-class Landed:
-    """The ticket of a batch that has run already."""
-
-    def __init__(self, masks: NDArray[Any]) -> None:
-        self._masks = masks
-
-    def done(self) -> bool:
-        """It is."""
-        return True
-
-    def result(self) -> NDArray[Any]:
-        """The batch's masks."""
-        return self._masks
 
 
 class Workers:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from basnet_runtime.command.jobs import Failure, Job, failure_of
 from basnet_runtime.command.journal import Journal, noted
-from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.image.metadata import surviving
 from basnet_runtime.media.image.pictures import DEFAULT_MAX_PIXELS, PictureFile, write_picture
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_runtime.salience import SalienceDecision
-
-if TYPE_CHECKING:
-    from basnet_runtime.pipeline.run import Room
 
 __all__ = ["PictureSink", "PictureSource"]
 
@@ -55,26 +51,26 @@ class PictureSource:
         self.failures: list[Failure] = []
         self.notes: dict[int, list[str]] = {}
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
         """Every picture that can be read."""
         for index in range(len(self._jobs)):
-            frame = self._read(index, room, clock)
+            frame = self._read(index, budget)
             if frame is not None:
                 yield frame
 
     def close(self) -> None:
         """Nothing stays open between pictures."""
 
-    def _read(self, index: int, room: Room, clock: StageClock) -> Frame | None:
+    def _read(self, index: int, budget: ByteBudget | None) -> Frame | None:
         path = self._jobs[index].source
         try:
             with PictureFile(path, max_pixels=self._max_pixels, page=self._page) as picture:
                 if self._is_put_aside(picture):
                     self.aside.append(self._jobs[index])
                     return None
-                room.wait(picture.nbytes)
-                with clock.stage("decode"):
-                    frame = picture.read(index)
+                if budget is not None:
+                    budget.wait(picture.nbytes)
+                frame = picture.read(index)
                 self._check_size(str(path), *frame.image_HWC.shape[:2])
                 self.notes[index] = picture.notes
                 return frame
@@ -102,7 +98,7 @@ class PictureSink:
         self.failures: list[Failure] = []
         self.written: dict[int, SalienceDecision] = {}
 
-    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+    def write(self, item: ResultFrame) -> None:
         """Write one picture, whole or not at all."""
         job = self._jobs[item.frame.index]
         try:
@@ -114,7 +110,7 @@ class PictureSink:
         else:
             self.written[item.frame.index] = item.decision
 
-    def finish(self, clock: StageClock) -> None:
+    def finish(self) -> None:
         """Every picture is final already."""
 
     def abort(self) -> None:

@@ -28,14 +28,13 @@ from basnet_runtime.command.jobs import (
 from basnet_runtime.command.journal import Journal, noted
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.frame import Composed
+from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline.run import Pipeline, RunReport
 from basnet_runtime.pipeline.timing import STAGES
-from basnet_runtime.postprocess import Finisher, Finishing
 from basnet_runtime.salience import SalienceLog
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BasnetError, MediaError, UsageError
@@ -525,7 +524,7 @@ class _Work:
                 picture,
                 job.target,
                 model=self.model,
-                finisher=Finisher(self.model, Finishing(empty_weak=self.config.empty_weak)),
+                postprocess=self.model.postprocessor(empty_weak=config.empty_weak),
                 composer=self.composer,
                 overwrite=config.overwrite,
             )
@@ -591,20 +590,24 @@ class _Work:
         self.summary.add(report)
         return self._of_video(job, video)
 
-    def _counting(self, decisions: SalienceLog) -> Callable[[Composed], None]:
-        def advanced(item: Composed) -> None:
+    def _counting(self, decisions: SalienceLog) -> Callable[[ResultFrame], None]:
+        def advanced(item: ResultFrame) -> None:
             decisions.add(item.decision)
             self.listener.advanced()
 
         return advanced
 
-    def _pipeline(self, on_frame: Callable[[Composed], None], **options: Any) -> Pipeline:
-        batch, finishing = self.config.batch, self._finishing
-        return Pipeline(self.model, self.composer, batch=batch, on_frame=on_frame, finishing=finishing, **options)
-
-    @property
-    def _finishing(self) -> Finishing:
-        return Finishing(stabilize=self.config.stabilize, empty_weak=self.config.empty_weak)
+    def _pipeline(self, on_frame: Callable[[ResultFrame], None], **options: Any) -> Pipeline:
+        config = self.config
+        return Pipeline(
+            self.model,
+            self.composer,
+            batch=config.batch,
+            on_frame=on_frame,
+            stabilize=config.stabilize,
+            empty_weak=config.empty_weak,
+            **options,
+        )
 
     def _of_video(self, job: Job, video: VideoRun) -> Result:
         result = self._result(job, video.frames, video.decisions, video.notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basnet_runtime.command.jobs import Job, Plan
-from basnet_runtime.frame import Composed
+from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.media.video.options import Span, VideoOptions
@@ -240,7 +240,7 @@ class VideoRun:
             self.coding = f"decoded by {source.decoder}; encoded by {sink.encoder}" if sink.encoder else ""
             self.kept = sink.kept
 
-    def _done(self, item: Composed) -> None:
+    def _done(self, item: ResultFrame) -> None:
         self.decisions.add(item.decision)
         self.frames += 1
         self.advanced()

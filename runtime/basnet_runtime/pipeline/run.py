@@ -17,154 +17,55 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Ticket
-from basnet_runtime.frame import Composed, Frame
-from basnet_runtime.media.compose.compose import Composer
+from basnet_runtime.backends.base import FinishedInference, InferenceFuture
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline.queues import ByteBudget, ClosableQueue, Stopped
 from basnet_runtime.pipeline.timing import StageClock
-from basnet_runtime.postprocess import Finisher, Finishing
+from basnet_runtime.postprocess import Postprocessor
+from basnet_runtime.salience import SalienceDecision
+from basnet_torch.arrays import UInt8
 from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
 from basnet_torch.unexpected import unexpected
 
-__all__ = ["Channel", "Pipeline", "Room", "RunReport", "Sink", "Source", "Stopped"]
+__all__ = ["Compose", "Pipeline", "RunReport", "Sink", "Source"]
 
-T = TypeVar("T")
 _QUEUE_FRAMES = 8
 _QUEUE_BYTES = 256_000_000
 _JOIN_SECONDS = 60.0
-
-
-class Stopped(BaseException):
-    """Raised out of a wait when the run has ended; no `Exception`, or a handler would take it for an input's defect."""
-
-
-class Room:
-    """Memory for frames on their way: the reader waits here before it decodes, the writer frees."""
-
-    def __init__(self, limit_bytes: int = _QUEUE_BYTES, on_wait: Callable[[], None] | None = None) -> None:
-        """`on_wait`: called before waiting, so that frames held back for a full batch are run and freed."""
-        self._limit = limit_bytes
-        self._on_wait = on_wait
-        self._used = 0
-        self._stopped = False
-        self._changed = threading.Condition()
-
-    def wait(self, nbytes: int) -> None:
-        """Wait until `nbytes` fit; more than the limit fits when nothing else is there.
-
-        Raises:
-            Stopped: The run has ended.
-        """
-        if self._on_wait is not None and not self._fits(nbytes):
-            self._on_wait()
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._fits(nbytes))
-            if self._stopped:
-                raise Stopped
-
-    def _fits(self, nbytes: int) -> bool:
-        return self._used == 0 or self._used + nbytes <= self._limit
-
-    @property
-    def used(self) -> int:
-        """Bytes of the frames on their way."""
-        return self._used
-
-    def take(self, nbytes: int) -> None:
-        """Count a decoded frame (negative: a frame that is gone)."""
-        with self._changed:
-            self._used += nbytes
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """End every wait."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-
-class Channel(Generic[T]):
-    """A bounded queue with an end and an emergency stop."""
-
-    def __init__(self, capacity: int) -> None:
-        self._items: deque[T] = deque()
-        self._capacity = capacity
-        self._closed = False
-        self._stopped = False
-        self._changed = threading.Condition()
-
-    def put(self, item: T) -> None:
-        """Add an item, waiting for a free place.
-
-        Raises:
-            Stopped: The run has ended.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or len(self._items) < self._capacity)
-            if self._stopped:
-                raise Stopped
-            self._items.append(item)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Say that no item follows."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """End every wait at once."""
-        with self._changed:
-            self._stopped = True
-            self._items.clear()
-            self._changed.notify_all()
-
-    def has_items(self) -> bool:
-        """Whether an item is there already; None, which asks for what is held back, is not one."""
-        with self._changed:
-            return any(item is not None for item in self._items)
-
-    def __iter__(self) -> Iterator[T]:
-        """Items until the end.
-
-        Raises:
-            Stopped: The run has ended.
-        """
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._closed or bool(self._items))
-                if self._stopped:
-                    raise Stopped
-                if not self._items:
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
-            yield item
+Compose = Callable[[Frame, UInt8, SalienceDecision], ResultFrame]
 
 
 class Source(Protocol):
-    """Where frames come from. `frames` runs in the reader thread, `close` in the calling thread."""
+    """Where frames come from. `frames` runs in the reader thread, `close` in the calling thread.
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
-        """Upright frames in order; asks `room` for memory before it decodes, counts its time as `decode`."""
+    One whose library decodes in threads of its own counts their time as `codec_threads`, a `LibraryThreads`.
+    """
+
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
+        """Upright frames in order; waits for memory of the `budget`, where there is one, before it decodes."""
 
     def close(self) -> None:
         """Give files back; a second call does nothing."""
 
 
 class Sink(Protocol):
-    """Where results go. `write` and `finish` run in the writer thread, `abort` in the calling thread."""
+    """Where results go. `write` and `finish` run in the writer thread, `abort` in the calling thread.
 
-    def write(self, item: Composed, clock: StageClock) -> None:
+    One whose library encodes in threads of its own counts their time as `codec_threads`, a `LibraryThreads`.
+    """
+
+    def write(self, item: ResultFrame) -> None:
         """Store one result."""
 
-    def finish(self, clock: StageClock) -> None:
+    def finish(self) -> None:
         """Make everything final, after the last result."""
 
     def abort(self) -> None:
@@ -195,16 +96,17 @@ class RunReport:
 
 
 class Pipeline:
-    """Runs sources through one model and one composer."""
+    """Runs sources through one model."""
 
     def __init__(
         self,
         model: SaliencyModel,
-        composer: Composer,
+        compose: Compose,
         *,
         batch: int = 1,
-        on_frame: Callable[[Composed], None] | None = None,
-        finishing: Finishing | None = None,
+        on_frame: Callable[[ResultFrame], None] | None = None,
+        stabilize: bool = False,
+        empty_weak: bool = False,
         stream: bool = False,
         memory: dict[str, NDArray[Any]] | None = None,
         remember: int = 0,
@@ -215,25 +117,27 @@ class Pipeline:
 
         Args:
             model: What finds the masks.
-            composer: What is made of them.
+            compose: Makes the result of a frame, its mask and the decision on it, such as a `Composer`.
             batch: Pictures per network run.
             on_frame: Called in the writer thread after each result.
-            finishing: What is done to the maps.
+            stabilize: Keep the masks of a stream from flickering.
+            empty_weak: Give an empty mask where nothing salient was found, instead of the map as it is.
             stream: Whether each source is one video, whose frames come in order.
-            memory: Of an earlier run over the frames before, see `Finisher.memory`.
+            memory: Of an earlier run over the frames before, see `Postprocessor.memory`.
             remember: Every so many frames the memory goes along with the result; 0 for never.
             on_failure: Receives a frame that could not be computed, and why; None ends the run with that error.
             overlap: Whether batches may run beside each other; a lone picture need not wait for that to be set up.
         """
         self._model = model
-        self._composer = composer
+        self._compose = compose
         self._batch = batch
-        self._on_frame = on_frame
-        self._finishing = finishing
+        self.on_frame = on_frame
+        self._stabilize = stabilize
+        self._empty_weak = empty_weak
         self._stream = stream
         self._memory = memory or {}
         self._remember = remember
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._overlap = overlap
         self._warm = False
 
@@ -258,35 +162,34 @@ class Pipeline:
             clock: Counts the time.
             lost: Receives a frame that could not be computed, and why; None raises the error.
         """
-        flying: deque[tuple[list[Frame], Ticket]] = deque()
+        running: deque[tuple[list[Frame], InferenceFuture]] = deque()
+        depth = self._model.depth if self._overlap else 1
         for group in self.batches(frames):
-            flying.append((group, self._started(group, clock, lost)))
-            while flying and (len(flying) >= self._model.depth or not _has_more(frames)):
-                yield from self._landed(*flying.popleft(), clock, lost)
-        while flying:
-            yield from self._landed(*flying.popleft(), clock, lost)
+            running.append((group, self._started(group, clock, lost)))
+            while running and (len(running) >= depth or not _has_more(frames)):
+                yield from self._finished(*running.popleft(), clock, lost)
+        while running:
+            yield from self._finished(*running.popleft(), clock, lost)
 
-    def _started(self, frames: list[Frame], clock: StageClock, lost: Callable[..., None] | None) -> Ticket:
+    def _started(self, frames: list[Frame], clock: StageClock, lost: Callable[..., None] | None) -> InferenceFuture:
         try:
             with clock.stage("prepare"):
                 prepared = [self._model.prepare(frame.flattened()) for frame in frames]
-            with clock.stage("network"):
-                if self._warm:
-                    return self._model.submit(prepared, overlap=self._overlap)
+            # Some libraries start their threads at the first run.
+            with clock.stage("network"), nullcontext() if self._warm else clock.network.adopt():
                 self._warm = True
-                with clock.adopt("network"):  # some libraries start their threads at the first run
-                    return self._model.submit(prepared, overlap=self._overlap)
+                return self._model.submit(prepared, overlap=self._overlap)
         except Exception as error:
             if lost is None:
                 raise
-            return _Refused(error)
+            return FinishedInference(error=error)
 
-    def _landed(
-        self, frames: list[Frame], ticket: Ticket, clock: StageClock, lost: Callable[..., None] | None
+    def _finished(
+        self, frames: list[Frame], future: InferenceFuture, clock: StageClock, lost: Callable[..., None] | None
     ) -> Iterator[tuple[Frame, NDArray[Any]]]:
         try:
             with clock.stage("network"):
-                raw = ticket.result()
+                raw = future.result()
         except Exception as error:
             if lost is None:
                 raise
@@ -302,13 +205,14 @@ class Pipeline:
             lost(frames[0], error)
             return
         for frame in frames:
-            yield from self._landed([frame], self._started([frame], clock, lost), clock, lost)
+            yield from self._finished([frame], self._started([frame], clock, lost), clock, lost)
 
     def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
         """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
         group: list[Frame] = []
+        whole = self._model.takes_frames
         for frame in frames:
-            if group and (frame is None or self._must_part(group[0], frame)):
+            if group and (frame is None or (whole and group[0].image_HWC.shape != frame.image_HWC.shape)):
                 yield group
                 group = []
             if frame is not None:
@@ -319,21 +223,18 @@ class Pipeline:
         if group:
             yield group
 
-    def _must_part(self, first: Frame, frame: Frame) -> bool:
-        return self._model.takes_frames and first.image_HWC.shape != frame.image_HWC.shape
-
     def results(
         self, frames: Iterable[Frame | None], clock: StageClock, lost: Callable[[Frame, Exception], None] | None = None
-    ) -> Iterator[Composed]:
+    ) -> Iterator[ResultFrame]:
         """Everything between the two queues; `lost` as of `maps`."""
-        finisher = Finisher(self._model, self._finishing, stream=self._stream)
-        finisher.recall(self._memory)
+        postprocess = self._postprocessor(stream=self._stream)
+        postprocess.recall(self._memory)
         for frame, raw_map in self.maps(frames, clock, lost):
             try:
                 with clock.stage("finish"):
-                    mask_HW, decision = finisher(frame, raw_map)
+                    mask_HW, decision = postprocess(frame, raw_map)
                 with clock.stage("compose"):
-                    composed = self._composer(frame, mask_HW, decision)
+                    result = self._compose(frame, mask_HW, decision)
             except Exception as error:
                 if lost is None:
                     raise
@@ -341,8 +242,11 @@ class Pipeline:
                 lost(frame, error)
                 continue
             if self._remember and (frame.index + 1) % self._remember == 0:
-                composed = replace(composed, memory=finisher.memory)
-            yield composed
+                result = replace(result, memory=postprocess.memory)
+            yield result
+
+    def _postprocessor(self, *, stream: bool = False) -> Postprocessor:
+        return self._model.postprocessor(stabilize=self._stabilize, empty_weak=self._empty_weak, stream=stream)
 
     def raise_where_all_fail(self, error: Exception) -> None:
         """Take a plain gray picture through the steps in which another one has failed.
@@ -358,39 +262,16 @@ class Pipeline:
         try:
             raw = model.infer([model.prepare(frame.image_HWC)])[0]
             kind = BasnetError
-            self._composer(frame, *Finisher(model, self._finishing)(frame, raw))
+            self._compose(frame, *self._postprocessor()(frame, raw))
         except Exception:  # noqa: BLE001 - the first error is the one to tell
             if isinstance(error, BasnetError):
                 raise error from None
             what = f"{model.name}, {model.backend.description}: every picture fails"
             raise kind(unexpected(what, error)) from error
 
-    def wrote(self, item: Composed) -> None:
-        """Tell whoever watches."""
-        if self._on_frame is not None:
-            self._on_frame(item)
-
-    @property
-    def on_failure(self) -> Callable[[Frame, Exception], None] | None:
-        """Receives a frame that could not be computed; None ends the run instead."""
-        return self._on_failure
-
-
-class _Refused:
-    """The ticket of a batch that could not be started."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> NDArray[Any]:
-        raise self._error
-
 
 def _has_more(frames: Iterable[Frame | None]) -> bool:
-    return frames.has_items() if isinstance(frames, Channel) else True
+    return frames.has_items() if isinstance(frames, ClosableQueue) else True
 
 
 class _Run:
@@ -401,15 +282,16 @@ class _Run:
         self._source = source
         self._sink = sink
         self._clock = clock
-        self._decoded: Channel[Frame | None] = Channel(_QUEUE_FRAMES)
-        self._room = Room(_QUEUE_BYTES, on_wait=lambda: self._decoded.put(None))
-        self._composed: Channel[Composed] = Channel(_QUEUE_FRAMES)
+        self._decoded: ClosableQueue[Frame | None] = ClosableQueue(_QUEUE_FRAMES)
+        self._budget = ByteBudget(_QUEUE_BYTES, on_wait=lambda: self._decoded.put(None))
+        self._results: ClosableQueue[ResultFrame] = ClosableQueue(_QUEUE_FRAMES)
         self._error: BaseException | None = None
         self._written = 0
 
     def execute(self) -> RunReport:
         start = time.perf_counter()
-        self._clock.start()
+        decoder, encoder = (getattr(end, "codec_threads", None) for end in (self._source, self._sink))
+        self._clock.start([threads for threads in (decoder, encoder) if threads])
         workers = [self._thread(self._read), self._thread(self._write)]
         try:
             for worker in workers:
@@ -429,8 +311,7 @@ class _Run:
             raise
         finally:
             self._source.close()
-        self._clock.collect("network")
-        self._clock.share_pictures()
+        self._clock.finish(decoder, encoder)
         return RunReport(frames=self._written, seconds=time.perf_counter() - start, clock=self._clock)
 
     def _infer(self) -> None:
@@ -439,30 +320,38 @@ class _Run:
         def lost(frame: Frame, error: Exception) -> None:
             if on_failure is not None:
                 on_failure(frame, error)
-            self._room.take(-frame.nbytes)
+            self._budget.take(-frame.nbytes)
 
         try:
             for item in self._pipeline.results(self._decoded, self._clock, None if on_failure is None else lost):
-                self._composed.put(item)
+                self._results.put(item)
         except Stopped:
             return  # a worker failed; its error is raised after both have ended
-        self._composed.close()
+        self._results.close()
 
     def _read(self) -> None:
-        for frame in self._source.frames(self._room, self._clock):
-            self._room.take(frame.nbytes)
+        frames, spent = self._source.frames(self._budget), self._clock.times["decode"]
+        while True:
+            waited = self._budget.waited
+            with self._clock.stage("decode"):
+                frame = next(frames, None)
+            spent.wall -= self._budget.waited - waited
+            if frame is None:
+                break
+            self._budget.take(frame.nbytes)
             self._decoded.put(frame)
         self._decoded.close()
 
     def _write(self) -> None:
-        for item in self._composed:
+        for item in self._results:
             with self._clock.stage("encode"):
-                self._sink.write(item, self._clock)
+                self._sink.write(item)
             self._written += 1
-            self._pipeline.wrote(item)
-            self._room.take(-item.frame.nbytes)
+            if self._pipeline.on_frame is not None:
+                self._pipeline.on_frame(item)
+            self._budget.take(-item.frame.nbytes)
         with self._clock.stage("encode"):
-            self._sink.finish(self._clock)
+            self._sink.finish()
 
     def _thread(self, work: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
@@ -477,7 +366,7 @@ class _Run:
         return threading.Thread(target=guarded, daemon=True, name=work.__name__.strip("_"))
 
     def _stop(self) -> None:
-        for part in (self._room, self._decoded, self._composed):
+        for part in (self._budget, self._decoded, self._results):
             part.stop()
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +13,43 @@ from typing import Literal
 
 from basnet_runtime.backends.base import WORKER_NAME
 
-__all__ = ["STAGES", "Stage", "StageClock", "StageTime", "thread_seconds"]
+__all__ = ["STAGES", "LibraryThreads", "Stage", "StageClock", "StageTime", "thread_seconds"]
 
 Stage = Literal["decode", "prepare", "network", "finish", "compose", "encode"]
 STAGES: tuple[Stage, ...] = ("decode", "prepare", "network", "finish", "compose", "encode")
 _TASKS = Path("/proc/self/task")
 _PICTURE_THREADS = "libvips"
+
+
+class LibraryThreads:
+    """CPU time of the threads that a library started, such as a codec's.
+
+    Attributes:
+        seconds: What they have used up to the last `collect`.
+    """
+
+    def __init__(self, used: dict[int, float] | None = None) -> None:
+        """`used`: threads that are there already, by system id, with what they have used before."""
+        self.seconds = 0.0
+        self._used = used or {}
+
+    def __contains__(self, thread: object) -> bool:
+        return thread in self._used
+
+    @contextmanager
+    def adopt(self) -> Iterator[None]:
+        """Count the threads that the block starts, for example by opening a codec."""
+        before = thread_seconds()
+        yield
+        pictures = thread_seconds(_PICTURE_THREADS)  # they come and go at any time, and belong to no codec or backend
+        self._used |= {thread: 0.0 for thread in thread_seconds() if thread not in before and thread not in pictures}
+
+    def collect(self) -> None:
+        """Add what they have used since the last time; call before they end."""
+        now = thread_seconds()
+        for thread in self._used.keys() & now.keys():
+            self.seconds += now[thread] - self._used[thread]
+            self._used[thread] = now[thread]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,22 +71,22 @@ class StageClock:
 
     Attributes:
         times: Seconds by stage.
-        owned: Library threads (by system id) whose time belongs to a stage, with what they had used before.
+        network: The backend's threads.
     """
 
     times: dict[Stage, StageTime] = field(default_factory=lambda: {stage: StageTime() for stage in STAGES})
-    owned: dict[Stage, dict[int, float]] = field(default_factory=dict)
+    network: LibraryThreads = field(default_factory=LibraryThreads)
     _process: float = 0.0
     _pictures: dict[int, float] = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Begin: library threads that exist now, other than those of a codec, are the backend's."""
-        python = {t.native_id for t in threading.enumerate() if not t.name.startswith(WORKER_NAME)}
-        mine = {thread: used for thread, used in thread_seconds().items() if thread not in python}
-        coding = {thread for threads in self.owned.values() for thread in threads}
+    def start(self, codecs: Iterable[LibraryThreads] = ()) -> None:
+        """Begin: library threads that exist now, other than those of codecs, are the backend's."""
+        python = {t.native_id or 0 for t in threading.enumerate() if not t.name.startswith(WORKER_NAME)}
         self._pictures = thread_seconds(_PICTURE_THREADS)
-        coding |= set(self._pictures)
-        self.owned["network"] = {thread: used for thread, used in mine.items() if thread not in coding}
+        others: list[Container[int]] = [python, self._pictures, *codecs]
+        self.network = LibraryThreads(
+            {thread: used for thread, used in thread_seconds().items() if not any(thread in known for known in others)}
+        )
         self._process = time.process_time()
 
     @contextmanager
@@ -69,30 +100,15 @@ class StageClock:
             spent.wall += time.perf_counter() - wall
             spent.cpu += time.thread_time() - cpu
 
-    @contextmanager
-    def adopt(self, name: Stage) -> Iterator[None]:
-        """Threads that the block starts, for example by opening a codec, work for this stage."""
-        before = thread_seconds()
-        yield
-        pictures = thread_seconds(_PICTURE_THREADS)  # they come and go at any time, and belong to no codec or backend
-        new = {thread: 0.0 for thread in thread_seconds() if thread not in before and thread not in pictures}
-        self.owned.setdefault(name, {}).update(new)
-
-    def collect(self, name: Stage) -> None:
-        """Add what the stage's library threads have used since the last time; call before they end."""
-        now = thread_seconds()
-        for thread, before in self.owned.get(name, {}).items():
-            if thread in now:
-                self.times[name].cpu += now[thread] - before
-                self.owned[name][thread] = now[thread]
-
-    def share_pictures(self) -> None:
-        """Split the time of libvips' threads, which read and write, as the two stages' clock times are."""
+    def finish(self, decoder: LibraryThreads | None, encoder: LibraryThreads | None) -> None:
+        """Add the libraries' threads; those of libvips, which reads and writes, by the two stages' clock times."""
+        self.network.collect()
+        self.times["network"].cpu += self.network.seconds
         used = sum(now - self._pictures.get(thread, 0.0) for thread, now in thread_seconds(_PICTURE_THREADS).items())
         decode, encode = self.times["decode"], self.times["encode"]
         reading = decode.wall / (decode.wall + encode.wall) if decode.wall > 0 else 0.0
-        decode.cpu += used * reading
-        encode.cpu += used * (1 - reading)
+        decode.cpu += used * reading + (decoder.seconds if decoder else 0.0)
+        encode.cpu += used * (1 - reading) + (encoder.seconds if encoder else 0.0)
 
     def other(self) -> float:
         """Processor seconds since `start` that no stage accounts for: progress display, start of libraries."""

@@ -85,7 +85,7 @@ def test_it_exports_and_its_file_says_what_it_is(arch, tmp_path):
     assert describe(path).kind == f"PyTorch checkpoint of {names[arch]}"
     assert describe(target).kind == f"ONNX, tensor graph of {names[arch]}"
     with open_model(path) as model:
-        assert model(discs()[0].image_HWC).shape == discs()[0].truth_HW.shape
+        assert model.mask(discs()[0].image_HWC).shape == discs()[0].truth_HW.shape
     with pytest.raises(UsageError, match="layout has names for BASNet alone"):
         convert_checkpoint(path, tmp_path / "a.pth", layout="authors")
 

@@ -93,7 +93,7 @@ def test_bytes_are_touched_by_casts_only():
 def test_frame_graph_takes_any_size(shape, reference):
     image = np.ascontiguousarray(np.resize(discs()[0].image_HWC, (*shape, 3)))
     with open_model(exported(precision="fp32", graph="frame"), threads=1) as model:
-        mask = model(image)
+        mask = model.mask(image)
     assert mask.shape == shape
     assert np.abs(mask - reference(image)).max() <= 0.5 / 255 + 1e-4
 
@@ -109,7 +109,7 @@ def test_authors_recipe_is_per_picture():
     ):
         raw = model.infer([model.prepare(image) for image in images])
         for image, one in zip(images, raw, strict=True):
-            mask = model.finish(one, *image.shape[:2])
+            mask = model.postprocessor().undecided(one, *image.shape[:2])
             assert np.abs(mask - reference(image)).max() <= 0.5 / 255 + 2e-4
 
 

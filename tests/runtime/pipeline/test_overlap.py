@@ -25,13 +25,13 @@ class Flying(FakeBackend):
         self.flying, self.most = deque(), 0
 
     def submit(self, pictures):
-        ticket = Landing(self, np.stack(pictures))
-        self.flying.append(ticket)
+        future = Pending(self, np.stack(pictures))
+        self.flying.append(future)
         self.most = max(self.most, len(self.flying))
-        return ticket
+        return future
 
 
-class Landing:
+class Pending:
     def __init__(self, backend, batch):
         self.backend, self.batch = backend, batch
 
@@ -47,10 +47,11 @@ class Source:
     def __init__(self, count, before=lambda index: None):
         self.count, self.before = count, before
 
-    def frames(self, room, clock):
+    def frames(self, budget=None):
         for index in range(self.count):
             self.before(index)
-            room.wait(3 * 64)
+            if budget is not None:
+                budget.wait(3 * 64)
             yield Frame(image_HWC=np.full((8, 8, 3), index, np.uint8), index=index, pts=index)
 
     def close(self):
@@ -61,11 +62,11 @@ class Sink:
     def __init__(self):
         self.items, self.written = [], threading.Semaphore(0)
 
-    def write(self, item, clock):
+    def write(self, item):
         self.items.append(item)
         self.written.release()
 
-    def finish(self, clock):
+    def finish(self):
         pass
 
     def interrupt(self):

@@ -11,8 +11,9 @@ import pytest
 from basnet_runtime.frame import Frame
 from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.pipeline import run as pipeline
-from basnet_runtime.pipeline.run import Channel, Pipeline, Room, Stopped
-from basnet_runtime.pipeline.timing import STAGES, StageClock
+from basnet_runtime.pipeline.queues import ByteBudget, ClosableQueue, Stopped
+from basnet_runtime.pipeline.run import Pipeline
+from basnet_runtime.pipeline.timing import STAGES, LibraryThreads, StageClock
 from basnet_torch.errors import ModelFileError
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -24,14 +25,14 @@ class ListSource:
         self.closed = False
         self.live = []
 
-    def frames(self, room, clock):
+    def frames(self, budget=None):
         for i in range(self.count):
             if i == self.fail_at:
                 raise ValueError("source failed")
             size = self.size(i) if callable(self.size) else self.size
-            room.wait(size[0] * size[1] * 3)
-            with clock.stage("decode"):
-                image = np.full((*size, 3), i % 256, np.uint8)
+            if budget is not None:
+                budget.wait(size[0] * size[1] * 3)
+            image = np.full((*size, 3), i % 256, np.uint8)
             yield Frame(image_HWC=image, index=i, pts=i)
 
     def close(self):
@@ -43,13 +44,13 @@ class ListSink:
         self.items, self.fail_at, self.fail_finish, self.delay = [], fail_at, fail_finish, delay
         self.finished = self.interrupted = self.aborted = False
 
-    def write(self, item, clock):
+    def write(self, item):
         time.sleep(self.delay)
         if len(self.items) == self.fail_at:
             raise ValueError("sink failed")
         self.items.append(item)
 
-    def finish(self, clock):
+    def finish(self):
         if self.fail_finish:
             raise ValueError("finish failed")
         self.finished = True
@@ -148,41 +149,41 @@ def stopped_in(wait, *args):
 
 
 def test_frames_in_flight_are_bounded():
-    room = Room(100)
-    room.wait(500)  # alone, anything fits
-    room.take(500)
-    waiter = stopped_in(room.wait, 1)
+    budget = ByteBudget(100)
+    budget.wait(500)  # alone, anything fits
+    budget.take(500)
+    waiter = stopped_in(budget.wait, 1)
     waiter.start()
     time.sleep(0.05)
     assert waiter.is_alive()
-    room.stop()
+    budget.stop()
     waiter.join(5)
     assert not waiter.is_alive()
 
 
-def test_room_frees():
-    room = Room(100)
-    room.take(90)
-    waiter = threading.Thread(target=room.wait, args=(20,))
+def test_a_budget_frees():
+    budget = ByteBudget(100)
+    budget.take(90)
+    waiter = threading.Thread(target=budget.wait, args=(20,))
     waiter.start()
-    room.take(-90)
+    budget.take(-90)
     waiter.join(5)
     assert not waiter.is_alive()
 
 
-def test_channel_blocks_when_full_and_stops():
-    channel = Channel(2)
-    channel.put(1)
-    channel.put(2)
-    writer = stopped_in(channel.put, 3)
+def test_a_queue_blocks_when_full_and_stops():
+    queue = ClosableQueue(2)
+    queue.put(1)
+    queue.put(2)
+    writer = stopped_in(queue.put, 3)
     writer.start()
     time.sleep(0.05)
     assert writer.is_alive()
-    channel.stop()
+    queue.stop()
     writer.join(5)
     assert not writer.is_alive()
     with pytest.raises(Stopped):
-        next(iter(channel))
+        next(iter(queue))
 
 
 def test_frame_graph_batches_have_one_size(make_model):
@@ -249,3 +250,48 @@ def test_a_second_interrupt_while_ending_still_aborts_the_sink(fake_model, monke
         run(fake_model, source, sink, on_frame=interrupt)
     assert sink.aborted
     assert source.closed
+
+
+def test_waiting_for_memory_is_no_decoding(fake_model, monkeypatch):
+    monkeypatch.setattr(pipeline, "_QUEUE_BYTES", 1)
+    report = run(fake_model, ListSource(5), ListSink(delay=0.05))
+    assert report.clock.times["encode"].wall >= 0.25
+    assert report.clock.times["decode"].wall < 0.1
+
+
+def test_threads_of_codecs_count_for_their_stages(fake_model):
+    class Threads(LibraryThreads):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+    source, sink = ListSource(2), ListSink()
+    source.codec_threads, sink.codec_threads = Threads(100.0), Threads(200.0)
+    times = run(fake_model, source, sink).clock.times
+    assert 100 <= times["decode"].cpu < 101
+    assert 200 <= times["encode"].cpu < 201
+    assert times["network"].cpu < 1
+
+
+def test_adopted_threads_are_counted_once():
+    end, started = threading.Event(), threading.Event()
+
+    def work():
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+        started.set()
+        end.wait(20)
+
+    threads, thread = LibraryThreads(), threading.Thread(target=work)
+    with threads.adopt():
+        thread.start()
+        assert started.wait(20)
+    assert thread.native_id in threads
+    threads.collect()
+    first = threads.seconds
+    threads.collect()
+    end.set()
+    thread.join()
+    assert 0.08 <= first <= 0.3
+    assert threads.seconds - first < 0.05

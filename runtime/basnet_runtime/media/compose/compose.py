@@ -16,10 +16,10 @@ from typing import Literal, Self, cast
 
 import numpy as np
 
-from basnet_runtime.frame import Composed, Frame
-from basnet_runtime.masks import edged_mask, mask_from_map, mask_rows, row_strips
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.media.compose.foreground import Foreground
+from basnet_runtime.postprocess import edged_mask, mask_from_map, mask_rows, row_strips
 from basnet_runtime.salience import GIVEN, SalienceDecision
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import UsageError
@@ -106,19 +106,19 @@ class Composer:
         self._picture = None if kind.image is None else _background_picture(kind.image)
         self._cached: tuple[tuple[int, int], UInt8] | None = None
 
-    def __call__(self, frame: Frame, mask_HW: UInt8, decision: SalienceDecision = GIVEN) -> Composed:
+    def __call__(self, frame: Frame, mask_HW: UInt8, decision: SalienceDecision = GIVEN) -> ResultFrame:
         """Compose one frame; `frame.image_HWC` is overwritten by every kind but `mask`."""
         if self._refine_edges:
             mask_HW = refined_edges(frame.image_HWC, mask_HW)
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
-            return Composed(pixels=mask_HW, frame=frame, decision=decision)
+            return ResultFrame(pixels=mask_HW, frame=frame, decision=decision)
         if self.kind.name == "side":
-            return Composed(pixels=_side_by_side(frame.flattened(), mask_HW), frame=frame, decision=decision)
+            return ResultFrame(pixels=_side_by_side(frame.flattened(), mask_HW), frame=frame, decision=decision)
         if self.kind.name == "overlay":
             image_HWC = _writable(frame.flattened())
             _tint(image_HWC, mask_HW)
-            return Composed(pixels=image_HWC, frame=frame, decision=decision)
+            return ResultFrame(pixels=image_HWC, frame=frame, decision=decision)
         image_HWC = _writable(frame.image_HWC)
         if frame.alpha_HW is not None:
             mask_HW = _product(mask_HW, frame.alpha_HW)
@@ -126,9 +126,9 @@ class Composer:
         Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
         if background is None:
             _clear(image_HWC, mask_HW)
-            return Composed(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, decision=decision)
+            return ResultFrame(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, decision=decision)
         _blend_onto(background, image_HWC, mask_HW)
-        return Composed(pixels=image_HWC, frame=frame, decision=decision)
+        return ResultFrame(pixels=image_HWC, frame=frame, decision=decision)
 
     def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
         """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from basnet_runtime.masks import row_strips
+from basnet_runtime.postprocess import row_strips
 from basnet_torch.arrays import Float32, Float64, UInt8
 
 __all__ = ["refined_edges"]

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.masks import row_strips
+from basnet_runtime.postprocess import row_strips
 from basnet_torch.arrays import Float32, UInt8
 
 __all__ = ["Foreground"]

@@ -14,12 +14,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
 from basnet_runtime.media.image.metadata import hdr_note, upright
@@ -34,14 +34,11 @@ from basnet_runtime.media.image.pictures import (
 )
 from basnet_runtime.media.image.stills import still_of
 from basnet_runtime.media.image.strip_file import StripFile
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8
 from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
 from basnet_torch.files import PendingFile, reason
-
-if TYPE_CHECKING:
-    from basnet_runtime.pipeline.run import Room
 
 __all__ = [
     "ANIMATION_OUTPUTS",
@@ -272,7 +269,7 @@ class AnimationSource(Closing):
                 f"{_WHOLE_MAX / 1e6:.0f} for this format; make it an animated WebP or a video"
             )
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
         """Every frame, in order.
 
         Raises:
@@ -281,13 +278,13 @@ class AnimationSource(Closing):
         delays = self.info.delays
         decoded = self._whole_frames() if self._picture is None else self._picture.frames()
         for index, delay in enumerate(delays):
-            room.wait(4 * self.info.height * self.info.width)
-            with clock.stage("decode"):
-                frame = next(decoded)
-                image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
-                if self._orientation != 1:
-                    image_HWC = upright(image_HWC, self._orientation)
-                    alpha_HW = None if alpha_HW is None else upright(alpha_HW, self._orientation)
+            if budget is not None:
+                budget.wait(4 * self.info.height * self.info.width)
+            frame = next(decoded)
+            image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
+            if self._orientation != 1:
+                image_HWC = upright(image_HWC, self._orientation)
+                alpha_HW = None if alpha_HW is None else upright(alpha_HW, self._orientation)
             yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, pts=index, duration=delay)
 
     def _whole_frames(self) -> Iterator[Frame]:
@@ -314,7 +311,7 @@ class AnimationSink:
         self._strip_file: StripFile | None = None  # memory does not follow the number of frames
         self._kept: list[UInt8] = []
 
-    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+    def write(self, item: ResultFrame) -> None:
         """Take one frame.
 
         Raises:
@@ -335,7 +332,7 @@ class AnimationSink:
                 "write .webp"
             )
 
-    def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - see `write`
+    def finish(self) -> None:
         """Encode, and give the file its name."""
         if self._strip_file is None and not self._kept:
             return

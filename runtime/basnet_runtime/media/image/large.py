@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.masks import row_strips
 from basnet_runtime.media.compose.compose import Composer, StripComposer
 from basnet_runtime.media.image.metadata import Metadata, surviving
 from basnet_runtime.media.image.pictures import PictureFile, save_image
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.postprocess import Finisher
+from basnet_runtime.postprocess import Postprocessor, row_strips
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.arrays import UInt8
 
@@ -37,7 +36,7 @@ def run_large(
     target: Path,
     *,
     model: SaliencyModel,
-    finisher: Finisher,
+    postprocess: Postprocessor,
     composer: Composer,
     overwrite: bool,
 ) -> SalienceDecision:
@@ -47,7 +46,7 @@ def run_large(
         picture: The opened input.
         target: The result's file.
         model: A model that takes prepared tensors; one that resizes inside its graph needs the whole picture.
-        finisher: Of the maps.
+        postprocess: Of the maps.
         composer: What is made.
         overwrite: An existing file is replaced.
 
@@ -61,7 +60,7 @@ def run_large(
     for strip, frame in picture.strips(_strips(height, width, reduced.factor)):
         rows.keep(strip, frame.flattened)
         reduced.add(strip, frame)
-    map_hw, decision = finisher.decided(model.infer([model.prepare(cast(UInt8, rows))])[0])
+    map_hw, decision = postprocess.decide(model.infer([model.prepare(cast(UInt8, rows))])[0])
     strips = composer.in_strips(reduced.frame(), map_hw, height, width)
     _write(target, _composed(picture, strips), height, picture.metadata, overwrite=overwrite)
     return decision

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from basnet_runtime.frame import Frame
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write.passthrough import NoPassthrough, PassthroughStreams
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8
 from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
-
-if TYPE_CHECKING:
-    from basnet_runtime.pipeline.run import Room
 
 __all__ = ["CameraSource"]
 
@@ -91,20 +88,20 @@ class CameraSource(Closing):
         """No sound."""
         return NoPassthrough()
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
         """Frames until the end that was asked, or the camera's."""
         index, last = 0, -1
         while True:
-            room.wait(0)
-            with clock.stage("decode"):
-                image_HWC = self._read()
+            if budget is not None:
+                budget.wait(0)
+            image_HWC = self._read()
             pts = max(last + 1, round((time.monotonic() - self._started) * _TICKS))
             if image_HWC is None:
                 self.warnings.append("the camera stopped giving pictures")
                 break
             if self._span.end is not None and self._span.end.reached(index, Fraction(pts, _TICKS)):
                 break
-            if room.used > _FRAMES_ON_THE_WAY * image_HWC.nbytes:
+            if budget is not None and budget.used > _FRAMES_ON_THE_WAY * image_HWC.nbytes:
                 self._dropped += 1
                 continue
             yield Frame(image_HWC=image_HWC, index=index, pts=pts)

@@ -1,7 +1,7 @@
 """Reading video: upright RGB frames, each with its own presentation time.
 
     with VideoSource(Path("clip.mp4")) as source:
-        for frame in source.frames(room, clock): ...
+        for frame in source.frames(): ...
 
 PyAV (FFmpeg) decodes. The rotation stored in a file is applied to the pixels, so that the network and the output see
 what a viewer sees. A damaged or truncated file, or one that changes its size on the way, gives what comes before, and
@@ -28,7 +28,8 @@ from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo, neare
 from basnet_runtime.media.video.times import Timeline, counted_times, frame_rate, watched_streams
 from basnet_runtime.media.video.tracks import chosen_track
 from basnet_runtime.media.video.write.passthrough import FilePassthrough, LivePassthrough, PassthroughStreams
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.queues import ByteBudget
+from basnet_runtime.pipeline.timing import LibraryThreads
 from basnet_torch.closing import Closing
 from basnet_torch.errors import BackendUnavailable, MediaError
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
-
-    from basnet_runtime.pipeline.run import Room
 
 __all__ = ["MAX_FRAME_PIXELS", "VideoSource"]
 
@@ -63,6 +62,7 @@ class VideoSource(Closing):
         info: What the output must keep.
         warnings: What a user should know about it; complete once `frames` has ended.
         decoder: Which decoder runs, and on what.
+        codec_threads: The decoder's.
         whole: Whether the frames end where the source does: what else it holds then belongs to the result too.
     """
 
@@ -96,7 +96,7 @@ class VideoSource(Closing):
         self._span = span or Span()
         self._skip = skip
         self._max_pixels = min(max_pixels, MAX_FRAME_PIXELS)
-        self._threads = StageClock()
+        self.codec_threads = LibraryThreads()
         self._track = track
         self._hwaccel = hardware_decoding(hwaccel)
         self._hwaccel_may_fall_back = hwaccel == "auto"
@@ -135,7 +135,7 @@ class VideoSource(Closing):
         if is_address(self.source):
             self._passthrough = LivePassthrough(self._container)
         self._decoded = self._decode()
-        with self._threads.adopt("decode"):
+        with self.codec_threads.adopt():
             first = next(self._decoded, None)
         asked = self._hwaccel is not None and not self._hwaccel_may_fall_back
         if asked and (first is None or not _from_hardware(first)):
@@ -257,21 +257,20 @@ class VideoSource(Closing):
         """Where the sound and subtitles of this source come from."""
         return self._passthrough or FilePassthrough(Path(self.source), self._stream.index)
 
-    def frames(self, room: Room, clock: StageClock) -> Iterator[Frame]:
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
         """Every frame in order of presentation, times strictly rising; call once."""
-        clock.owned["decode"] = self._threads.owned.get("decode", {})
         nbytes = self.info.height * self.info.width * (4 if self._clear else 3)
         first, self._first = self._first, None
         decoded = itertools.chain([] if first is None else [first], self._decoded)
         del first
         while True:
-            room.wait(0 if is_live(self.source) else nbytes)
-            with clock.stage("decode"):
-                frame = self._next(decoded, room, nbytes)
+            if budget is not None:
+                budget.wait(0 if is_live(self.source) else nbytes)
+            frame = self._next(decoded, budget, nbytes)
             if frame is None:
                 break
             yield frame
-        clock.collect("decode")
+        self.codec_threads.collect()
         self._conclude()
 
     def close(self) -> None:
@@ -334,7 +333,7 @@ class VideoSource(Closing):
             return packet.decode()
         return self._alpha_decoder.decode(packet)
 
-    def _next(self, decoded: Iterator[av.VideoFrame], room: Room, nbytes: int) -> Frame | None:
+    def _next(self, decoded: Iterator[av.VideoFrame], budget: ByteBudget | None, nbytes: int) -> Frame | None:
         """The next frame that is wanted, or None after the last one."""
         for raw in decoded:
             if (raw.width, raw.height) != self._format:
@@ -353,7 +352,7 @@ class VideoSource(Closing):
             self._note(raw)
             if self._shown < self._skip:
                 self._shown += 1
-            elif self._is_late(seconds) and room.used > _LIVE_FRAMES * nbytes:
+            elif budget is not None and self._is_late(seconds) and budget.used > _LIVE_FRAMES * nbytes:
                 self._dropped += 1  # it would wait ever longer; the next one is nearer to now
             else:
                 return self._frame(raw, pts)

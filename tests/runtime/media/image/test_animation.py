@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.media.image import avif
 from basnet_runtime.media.image.animation import (
@@ -25,8 +25,7 @@ from basnet_runtime.media.image.animation import (
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation
 from basnet_runtime.media.image.metadata import upright as upright_pixels
 from basnet_runtime.media.image.pictures import read_picture, vips_module, write_picture
-from basnet_runtime.pipeline.run import Pipeline, Room
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError, UsageError
 
 DELAYS = (50, 170, 30, 1000)
@@ -46,16 +45,15 @@ def pictures(height=48, width=64):
 def draw(path, frames=None, alpha=None, loops=3):
     frames = frames or pictures()
     sink = AnimationSink(path, AnimationInfo(height=48, width=64, delays=DELAYS, loops=loops), overwrite=False)
-    clock = StageClock()
     for i, image in enumerate(frames):
-        sink.write(Composed(pixels=image, alpha_HW=alpha, frame=Frame(image_HWC=image, index=i)), clock)
-    sink.finish(clock)
+        sink.write(ResultFrame(pixels=image, alpha_HW=alpha, frame=Frame(image_HWC=image, index=i)))
+    sink.finish()
     return path
 
 
 def read(path):
     with AnimationSource(path) as source:
-        return source.info, list(source.frames(Room(), StageClock()))
+        return source.info, list(source.frames())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -136,8 +134,8 @@ def test_stills_are_no_animations(tmp_path):
 def draw_one(path):
     sink = AnimationSink(path, AnimationInfo(height=48, width=64, delays=(100,), loops=0), overwrite=False)
     image = pictures()[0]
-    sink.write(Composed(pixels=image, frame=Frame(image_HWC=image)), StageClock())
-    sink.finish(StageClock())
+    sink.write(ResultFrame(pixels=image, frame=Frame(image_HWC=image)))
+    sink.finish()
     return path
 
 
@@ -156,7 +154,7 @@ def test_a_failed_run_leaves_nothing(tmp_path):
         tmp_path / "a.webp", AnimationInfo(height=48, width=64, delays=DELAYS, loops=0), overwrite=False
     )
     image = pictures()[0]
-    sink.write(Composed(pixels=image, frame=Frame(image_HWC=image)), StageClock())
+    sink.write(ResultFrame(pixels=image, frame=Frame(image_HWC=image)))
     sink.abort()
     assert list(tmp_path.iterdir()) == []
 

@@ -9,13 +9,12 @@ import skimage.data
 from basnet_runtime import masks
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.picture_files import PictureSink, PictureSource
-from basnet_runtime.masks import row_strips
 from basnet_runtime.media.compose.compose import Composer, OutputKind
 from basnet_runtime.media.image import large
 from basnet_runtime.media.image.large import run_large
 from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module, write_picture
 from basnet_runtime.pipeline.run import Pipeline
-from basnet_runtime.postprocess import Finisher
+from basnet_runtime.postprocess import row_strips
 from basnet_torch import spec
 
 
@@ -52,7 +51,7 @@ def both(folder, name, kind, model, **edges):
             picture,
             folder / "strips.png",
             model=model,
-            finisher=Finisher(model),
+            postprocess=model.postprocessor(),
             composer=composer,
             overwrite=False,
         )

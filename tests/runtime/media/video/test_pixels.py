@@ -13,15 +13,13 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.frame import Composed, Frame
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write import sink as video_sink
 from basnet_runtime.media.video.write.sink import FrameEncoder, VideoSink
-from basnet_runtime.pipeline.run import Room
-from basnet_runtime.pipeline.timing import StageClock
 from tests.videos import images, made, streams_of
 
 LEVELS = np.arange(256, dtype=np.uint8)
@@ -29,7 +27,7 @@ LEVELS = np.arange(256, dtype=np.uint8)
 
 def read(path, **options):
     with VideoSource(path, **options) as source:
-        frames = list(source.frames(Room(), StageClock()))
+        frames = list(source.frames())
     return frames, source
 
 
@@ -112,8 +110,8 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
     )
     for index in range(3):
         frame = Frame(image_HWC=np.zeros((height, width, 3), np.uint8), index=index, pts=index)
-        sink.write(Composed(pixels=ramp, frame=frame), StageClock())
-    sink.finish(StageClock())
+        sink.write(ResultFrame(pixels=ramp, frame=frame))
+    sink.finish()
     with av.open(str(tmp_path / f"out{suffix}")) as container:
         frame = next(container.decode(video=0))
     for seen in (frame.to_ndarray(format="gray"), *np.moveaxis(frame.to_ndarray(format="rgb24"), 2, 0)):
@@ -151,8 +149,8 @@ def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
     for index in range(2):
         image_HWC = np.broadcast_to(np.array(rgb, np.uint8), (height, width, 3)).copy()
         frame = Frame(image_HWC=image_HWC, index=index, pts=index)
-        sink.write(Composed(pixels=image_HWC, alpha_HW=alpha_HW, frame=frame), StageClock())
-    sink.finish(StageClock())
+        sink.write(ResultFrame(pixels=image_HWC, alpha_HW=alpha_HW, frame=frame))
+    sink.finish()
     return path
 
 

@@ -22,8 +22,8 @@ from basnet_runtime.media.video.stream_info import Upright
 from basnet_runtime.media.video.write.container import check_output, default_suffix
 from basnet_runtime.media.video.write.numbered_pictures import SequenceSink, is_sequence
 from basnet_runtime.media.video.write.sink import VideoSink, partial_path
-from basnet_runtime.pipeline.run import Pipeline, Room
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.queues import ByteBudget
+from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from tests.models import with_exif
 
@@ -106,7 +106,7 @@ def test_pixels_come_out_upright(tmp_path, write_video, fake_model, rotation):
     clip = write_video(tmp_path / "in.mp4", stored, rotation=rotation)
     with VideoSource(clip) as source:
         assert (source.info.height, source.info.width) == (48, 64)
-        frames = list(source.frames(Room(), StageClock()))
+        frames = list(source.frames())
     for frame, image in zip(frames, upright, strict=True):
         assert np.abs(frame.image_HWC.astype(int) - image).mean() < 4
     convert(fake_model, clip, tmp_path / "out.mp4")
@@ -157,7 +157,7 @@ def test_colors_follow_matrix_and_range(tmp_path, write_video, fake_model, color
     image[:16], image[16:] = (200, 40, 60), (30, 180, 90)
     clip = write_video(tmp_path / "in.mp4", [image] * 2, colorspace=colorspace, color_range=color_range)
     with VideoSource(clip) as source:
-        frame = next(source.frames(Room(), StageClock()))
+        frame = next(source.frames())
     assert np.abs(frame.image_HWC.astype(int) - image).max() <= 6
     convert(fake_model, clip, tmp_path / "out.mp4", "color:#000000")
     out = decoded(tmp_path / "out.mp4")[0][1].astype(float)
@@ -185,7 +185,7 @@ def test_mask_values_survive(tmp_path, write_video, fake_model):
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 64, 3)).copy()
     clip = write_video(tmp_path / "in.mp4", [ramp] * 4)
     with VideoSource(clip) as source:
-        seen = next(source.frames(Room(), StageClock())).image_HWC.mean(axis=2)
+        seen = next(source.frames()).image_HWC.mean(axis=2)
     convert(fake_model, clip, tmp_path / "out.mp4")
     for _, mask in decoded(tmp_path / "out.mp4", "gray"):
         assert np.abs(mask.astype(float) - seen).mean() < 1.5
@@ -215,7 +215,7 @@ def test_the_videos_own_transparency_is_kept(tmp_path, write_video, fake_model, 
     clear = tmp_path / f"clear{suffix}"
     convert(fake_model, clip, clear, "cutout", video=VideoOptions(codec=codec))
     with VideoSource(clear) as source:
-        frames = list(source.frames(Room(), StageClock()))
+        frames = list(source.frames())
     assert len(frames) == 3
     assert frames[0].alpha_HW[16, 12] > 150
     assert frames[0].alpha_HW[40, 50] < 60
@@ -336,7 +336,7 @@ def test_codecs_keep_frames_and_times(tmp_path, write_video, fake_model, suffix,
 def test_lossless_mask_is_exact(tmp_path, write_video, fake_model):
     clip = write_video(tmp_path / "in.mp4", images(2))
     with VideoSource(clip) as source:
-        frames = [frame.image_HWC for frame in source.frames(Room(), StageClock())]
+        frames = [frame.image_HWC for frame in source.frames()]
     convert(fake_model, clip, tmp_path / "out.mkv", video=VideoOptions(codec="ffv1"))
     convert(fake_model, clip, tmp_path / "%04d.png")
     for i, (_, mask) in enumerate(decoded(tmp_path / "out.mkv", "gray")):
@@ -400,7 +400,7 @@ def test_a_late_part_is_the_same_as_without_seeking(tmp_path, write_video, monke
     def seen():
         with VideoSource(clip, span=span) as source:
             sought = source._sought
-            return sought, [(f.index, f.pts, f.image_HWC.tobytes()) for f in source.frames(Room(), StageClock())]
+            return sought, [(f.index, f.pts, f.image_HWC.tobytes()) for f in source.frames()]
 
     sought, fast = seen()
     monkeypatch.setattr("basnet_runtime.media.video.reader._SEEK_FROM_SECONDS", 1000)
@@ -503,7 +503,7 @@ def test_decoded_frames_leave_memory_without_the_garbage_collector(tmp_path, wri
     gc.disable()
     try:
         with VideoSource(clip) as video:
-            count = sum(1 for _ in video.frames(Room(1 << 30), StageClock()))
+            count = sum(1 for _ in video.frames(ByteBudget(1 << 30)))
         kept = sum(type(value) is av.VideoFrame for value in gc.get_objects())
     finally:
         gc.enable()
@@ -527,7 +527,7 @@ def test_the_gpu_is_used_where_it_is_there_and_missed_where_it_is_asked_for(tmp_
     except BackendUnavailable as error:
         assert "--hwaccel cuda: no CUDA device can be opened" in str(error)  # noqa: PT017 - either is right
     with VideoSource(clip, hwaccel="auto") as source:
-        assert len(list(source.frames(Room(), StageClock()))) == 2
+        assert len(list(source.frames())) == 2
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path, write_video, fake_model):
@@ -572,7 +572,7 @@ def test_real_clip(tmp_path, data_root, make_model, name):
     target = tmp_path / f"out{default_suffix(clip, OutputKind())}"
     report, warnings = convert(make_model(32), clip, target)
     with VideoSource(clip) as source:
-        times = [frame.pts * source.info.time_base for frame in source.frames(Room(), StageClock())]
+        times = [frame.pts * source.info.time_base for frame in source.frames()]
     assert report.frames == REAL[name]
     assert [time for time, _ in decoded(target, "gray")] == times
     assert copied(target) == copied(clip)
@@ -591,7 +591,7 @@ def test_real_clip_that_changes_size_is_done_up_to_there(tmp_path, data_root, fa
 @pytest.mark.parametrize(("angle", "size"), [(0, (320, 568)), (90, (568, 320)), (180, (320, 568)), (270, (568, 320))])
 def test_real_rotations(data_root, angle, size):
     with VideoSource(data_root / "video" / f"decord_video_{angle}.mov") as source:
-        assert next(source.frames(Room(), StageClock())).image_HWC.shape[:2] == size
+        assert next(source.frames()).image_HWC.shape[:2] == size
 
 
 @pytest.mark.parametrize(("orientation", "shape"), [(1, (48, 64, 3)), (6, (64, 48, 3))])
@@ -605,7 +605,7 @@ def test_motion_jpeg_with_exif(tmp_path, orientation, shape):
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 10)
             container.mux(packet)
     with VideoSource(tmp_path / "camera.avi") as source:
-        frames = list(source.frames(Room(), StageClock()))
+        frames = list(source.frames())
     assert [frame.image_HWC.shape for frame in frames] == [shape] * 4
     if orientation == 6:  # the bright square, left and above, is turned to the right
         assert frames[0].image_HWC[8:16, 30:38].mean() > 150 > frames[0].image_HWC[40:, :24].mean()
@@ -621,7 +621,7 @@ def test_a_cut_without_encoding_is_whole(tmp_path, write_video):
                 packet.stream, packet.pts, packet.dts = stream, packet.pts - 10010, packet.dts - 10010
                 container.mux(packet)
     with VideoSource(cut) as source:
-        assert len(list(source.frames(Room(), StageClock()))) == 30
+        assert len(list(source.frames())) == 30
         assert (source.warnings, source.broken) == ([], False)
 
 

@@ -24,7 +24,6 @@ from basnet_runtime.media.video.write import segments as video_segments
 from basnet_runtime.media.video.write.segment_file import SegmentWriter
 from basnet_runtime.media.video.write.segments import SegmentFolder, segments_folder
 from basnet_runtime.pipeline.run import Pipeline
-from basnet_runtime.postprocess import Finishing
 from basnet_torch.errors import MediaError, UsageError
 
 HERE = Path(__file__).parent
@@ -114,7 +113,7 @@ def test_continued_run_gives_the_same_bytes(tmp_path, clip, fake_model, name, ki
 
 def test_what_the_stabilizer_remembers_goes_along(tmp_path, clip, fake_model):
     targets = [tmp_path / name / "out.mkv" for name in ("whole", "stopped", "unstable")]
-    stable = {"finishing": Finishing(stabilize=True), "codec": "ffv1"}
+    stable = {"stabilize": True, "codec": "ffv1"}
     video_run(fake_model, clip, targets[0], **stable).run()
     with pytest.raises(KeyboardInterrupt):
         video_run(fake_model, clip, targets[1], stop_at=13, **stable).run()

@@ -11,11 +11,10 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from basnet_runtime.frame import Composed
+from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.image.pictures import ALPHA_SUFFIXES, PICTURE_OUTPUTS, check_picture_output, write_picture
 from basnet_runtime.media.video.stream_info import VideoStreamInfo
-from basnet_runtime.pipeline.timing import StageClock
 from basnet_torch.errors import UsageError
 from basnet_torch.files import atomic_write
 
@@ -87,7 +86,7 @@ class SequenceSink:
         self._overwrite = overwrite
         self._times: list[tuple[int, int, int]] = []
 
-    def write(self, item: Composed, clock: StageClock) -> None:  # noqa: ARG002 - libvips' threads end with each file
+    def write(self, item: ResultFrame) -> None:
         """Write one picture.
 
         Raises:
@@ -97,7 +96,7 @@ class SequenceSink:
         write_picture(path, item.pixels, item.alpha_HW, overwrite=self._overwrite)
         self._times.append((item.frame.index, item.frame.pts, item.frame.duration))
 
-    def finish(self, clock: StageClock) -> None:  # noqa: ARG002 - nothing to measure
+    def finish(self) -> None:
         """Write the times."""
         self._write_times()
 

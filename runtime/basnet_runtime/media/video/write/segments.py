@@ -22,11 +22,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Composed
+from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.video.write.encoder import Encoder, open_encoder, set_up
 from basnet_runtime.media.video.write.segment_file import SegmentFacts, SegmentWriter, read_facts, read_packets
 from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer, OutputPlan, av_errors
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.timing import LibraryThreads
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError, UsageError
 from basnet_torch.files import HOST, PendingFile, atomic_write, file_identity, reason, try_lock
@@ -200,6 +200,7 @@ class SegmentedSink:
         """
         self.warnings: list[str] = []
         self.encoder = ""
+        self.codec_threads = LibraryThreads()
         self.kept: Path | None = None
         self._plan = plan
         self._every = segment_frames
@@ -223,7 +224,7 @@ class SegmentedSink:
         """What the mask of the next frame depends on."""
         return self._facts[-1].memory if self._facts else {}
 
-    def write(self, item: Composed, clock: StageClock) -> None:
+    def write(self, item: ResultFrame) -> None:
         """Encode one result; the last one of a segment finishes it.
 
         Raises:
@@ -231,15 +232,15 @@ class SegmentedSink:
         """
         with av_errors(self._plan.target):
             if self._segment is None:
-                with clock.adopt("encode"):
+                with self.codec_threads.adopt():
                     self._segment = self._begun(item)
                     self._segment.write(item)
             else:
                 self._segment.write(item)
             if self._segment.frames == self._every:
-                self._end(self._segment, clock)
+                self._end(self._segment)
 
-    def finish(self, clock: StageClock) -> None:
+    def finish(self) -> None:
         """Finish the last segment, join all, and give the result its name.
 
         Raises:
@@ -247,7 +248,7 @@ class SegmentedSink:
         """
         with av_errors(self._plan.target):
             if self._segment is not None:
-                self._end(self._segment, clock)
+                self._end(self._segment)
             if not self._facts:
                 raise MediaError(f"{self._plan.target}: there was no frame to write")
             self._join()
@@ -271,7 +272,7 @@ class SegmentedSink:
         else:
             self.warnings.append(f"nothing is kept yet: what --resume continues are segments of {self._every} frames")
 
-    def _begun(self, item: Composed) -> _Segment:
+    def _begun(self, item: ResultFrame) -> _Segment:
         plan = self._plan.sized(item)
         encoder = plan.encoder()
         self.encoder = encoder.described
@@ -282,9 +283,9 @@ class SegmentedSink:
             )
         return _Segment(self._folder.segment(len(self._facts)), plan, encoder)
 
-    def _end(self, segment: _Segment, clock: StageClock) -> None:
+    def _end(self, segment: _Segment) -> None:
         facts = segment.finish()
-        clock.collect("encode")
+        self.codec_threads.collect()
         self._facts.append(facts)
         self._segment = None
 
@@ -329,7 +330,7 @@ class _Segment:
     def frames(self) -> int:
         return len(self._facts.decisions)
 
-    def write(self, item: Composed) -> None:
+    def write(self, item: ResultFrame) -> None:
         for packet in self._frames.encode(item):
             self._file.add(packet)
         self._facts.decisions.append(item.decision)

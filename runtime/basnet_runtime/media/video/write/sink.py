@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from basnet_runtime.frame import Composed
+from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.compose.compose import OutputKind
 from basnet_runtime.media.video.open import av_detail
 from basnet_runtime.media.video.options import Span, VideoOptions
@@ -39,7 +39,7 @@ from basnet_runtime.media.video.write.encoder import (
     swscale_matrix,
 )
 from basnet_runtime.media.video.write.passthrough import FilePassthrough, PacketCopier, PassthroughStreams, copy_tags
-from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.pipeline.timing import LibraryThreads
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
 from basnet_torch.files import PendingFile
@@ -100,7 +100,7 @@ class OutputPlan:
         check_rate(self.target, codec, self.info.rate)
         return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.info, self.options)
 
-    def sized(self, item: Composed) -> OutputPlan:
+    def sized(self, item: ResultFrame) -> OutputPlan:
         """The plan for the size that results really have, which is twice the source's where two stand side by side."""
         height, width = item.pixels.shape[:2]
         return replace(self, info=replace(self.info, height=height, width=width))
@@ -130,6 +130,7 @@ class VideoSink:
         """Prepare; the file is created by the first `write`. `endless`: interrupting is how such a source ends."""
         self.warnings: list[str] = []
         self.encoder = ""
+        self.codec_threads = LibraryThreads()
         self.kept: Path | None = None
         self._plan = OutputPlan(
             target=target,
@@ -144,7 +145,7 @@ class VideoSink:
         self._file: PendingFile | None = None
         self._writer: _Writer | None = None
 
-    def write(self, item: Composed, clock: StageClock) -> None:
+    def write(self, item: ResultFrame) -> None:
         """Encode one result at its frame's time.
 
         Raises:
@@ -152,13 +153,13 @@ class VideoSink:
         """
         with self._salvaging(), av_errors(self._plan.target):
             if self._writer is None:
-                with clock.adopt("encode"):
+                with self.codec_threads.adopt():
                     self._writer = self._open(item)
                     self._writer.write(item)
             else:
                 self._writer.write(item)
 
-    def finish(self, clock: StageClock) -> None:
+    def finish(self) -> None:
         """Flush, copy what is left of the audio, and give the file its name.
 
         Raises:
@@ -168,7 +169,7 @@ class VideoSink:
             raise MediaError(f"{self._plan.target}: there was no frame to write")
         with self._salvaging(), av_errors(self._plan.target):
             self._writer.flush(to_the_end=self._plan.whole())
-            clock.collect("encode")
+            self.codec_threads.collect()
             self._writer.close()
         self.warnings += self._writer.warnings
         self._file.commit()
@@ -212,7 +213,7 @@ class VideoSink:
                 raise
             raise MediaError(f"{error}; {self.kept} holds what was done until then") from error
 
-    def _open(self, item: Composed) -> _Writer:
+    def _open(self, item: ResultFrame) -> _Writer:
         plan = self._plan.sized(item)
         encoder = plan.encoder()
         self.encoder = encoder.described
@@ -239,7 +240,7 @@ class _Writer:
     def warnings(self) -> list[str]:
         return self._muxer.warnings
 
-    def write(self, item: Composed) -> None:
+    def write(self, item: ResultFrame) -> None:
         for packet in self._frames.encode(item):
             self._muxer.mux(packet)
         self.frames += 1
@@ -254,7 +255,7 @@ class _Writer:
 
 
 class FrameEncoder:
-    """Composed frames to packets of one encoder, each with its frame's time and duration."""
+    """ResultFrame frames to packets of one encoder, each with its frame's time and duration."""
 
     def __init__(self, context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) -> None:
         """`context`: set up, not yet used."""
@@ -265,7 +266,7 @@ class FrameEncoder:
         self._matrix = swscale_matrix(info.color)
         self._durations: dict[int, int] = {}
 
-    def encode(self, item: Composed) -> Iterator[Packet[Any]]:
+    def encode(self, item: ResultFrame) -> Iterator[Packet[Any]]:
         """The packets that are ready after this frame."""
         frame = self._picture(item)
         frame.pts, frame.time_base = item.frame.pts, self._time_base
@@ -283,7 +284,7 @@ class FrameEncoder:
             packet.time_base = self._time_base
             yield packet
 
-    def _picture(self, item: Composed) -> av.VideoFrame:
+    def _picture(self, item: ResultFrame) -> av.VideoFrame:
         if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
             return _gray_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
         image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
