@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from basnet_runtime.command.run_video import VideoRun, check_video_output
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline.run import Pipeline

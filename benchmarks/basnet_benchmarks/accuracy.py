@@ -29,7 +29,7 @@ from basnet_benchmarks.candidates import BACKEND, MASKS, MODEL, PRECISION, RUN_D
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
 from basnet_benchmarks.report import PANELS, Panel, thumbnails
-from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.kinds import BackendName, Precision
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel

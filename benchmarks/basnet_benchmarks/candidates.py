@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_benchmarks.device_times import Mode, open_torch_variant
-from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.kinds import BackendName, Precision
 from basnet_runtime.manifest import Manifest, read_manifest, sha256_of
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind

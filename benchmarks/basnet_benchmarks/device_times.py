@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Backend, Precision
+from basnet_runtime.backends.base import Backend
 from basnet_runtime.backends.pytorch import PyTorchBackend
+from basnet_runtime.kinds import Precision
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import TensorSpec

@@ -25,7 +25,7 @@ import numpy as np
 from basnet_benchmarks.candidates import BACKEND, MASKS, MODEL, PRECISION, THREADS
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.parity import Pictures
-from basnet_runtime.backends.base import BackendName, Precision
+from basnet_runtime.kinds import BackendName, Precision
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind

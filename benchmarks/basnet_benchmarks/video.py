@@ -18,9 +18,8 @@ from typing import ClassVar
 from basnet_benchmarks.candidates import BACKEND, PRECISION, RUN_DEVICE, THREADS
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.statistics import Estimate, median_estimate, round_order
-from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.command.run import RunConfig, Summary, run
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import BackendName, OutputKind, Precision
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
 

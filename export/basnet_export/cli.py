@@ -17,7 +17,7 @@ import typer
 from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target, parse_size
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig, Tiling, parse_range
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Graph
 from basnet_torch.console import progress_bar, say
 from basnet_torch.errors import exit_on_error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Graph
 from basnet_torch.errors import UsageError
 from basnet_torch.spec import check_size

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from basnet_runtime.backends.tensorrt.facts import EngineFacts
 from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
+from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header

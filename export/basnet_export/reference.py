@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
 from basnet_torch.arrays import Float32

@@ -28,8 +28,8 @@ from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
 if TYPE_CHECKING:
-    from basnet_runtime.backends.base import BackendName, Precision
     from basnet_runtime.cuda.base import CudaName
+    from basnet_runtime.kinds import BackendName, Precision
 
 __all__ = ["Picture", "PilPicture", "Prediction", "Predictor", "VideoPrediction", "frame_of", "is_batch", "load"]
 
@@ -101,7 +101,8 @@ class Prediction:
             UsageError: There is no such kind.
             MediaError: The background picture cannot be read.
         """
-        from basnet_runtime.media.compose.compose import Composer, OutputKind
+        from basnet_runtime.kinds import OutputKind
+        from basnet_runtime.media.compose.compose import Composer
 
         composer = Composer(OutputKind.parse(kind), threshold=threshold, feather=feather, refine_edges=refine_edges)
         frame = Frame(image_HWC=self.image.copy(), alpha_HW=self.alpha)  # composing writes into the picture

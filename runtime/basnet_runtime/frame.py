@@ -6,7 +6,7 @@ Legend: H height, W width; `image_HWC` is uint8 RGB, `alpha_HW` uint8 with 255 o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from basnet_runtime.salience import GIVEN, SalienceDecision
 from basnet_torch.arrays import UInt8
 
-if TYPE_CHECKING:
-    from basnet_runtime.media.image.metadata import Metadata
-
-__all__ = ["Frame", "ResultFrame", "check_pixels"]
+__all__ = ["Frame", "Metadata", "ResultFrame", "check_pixels"]
 
 _BLOCK_PIXELS = 1 << 20
 
@@ -27,6 +24,27 @@ def check_pixels(name: str, pixels: UInt8, *shapes: int) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim not in shapes:
         axes = " or ".join(str(n) for n in shapes)
         raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}; it must be uint8 with {axes} axes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metadata:
+    """What travels from a picture to its result.
+
+    Attributes:
+        exif: EXIF block, orientation 1 and without thumbnail; None when there is none.
+        xmp: XMP packet, orientation 1.
+        iptc: IPTC block.
+        profile: Whether the picture had a color profile; the result then carries sRGB's.
+        x_per_mm: Pixels per millimeter across; 1.0 where the file does not say.
+        y_per_mm: Pixels per millimeter down.
+    """
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    profile: bool = False
+    x_per_mm: float = 1.0
+    y_per_mm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from basnet_runtime.backends.base import Precision
-from basnet_runtime.backends.tensorrt.facts import EngineFacts
+from basnet_runtime.engine_facts import EngineFacts
+from basnet_runtime.kinds import Precision
 from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.json_values import from_plain, to_plain

@@ -16,7 +16,7 @@ from basnet_torch.errors import MediaError
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
-    from basnet_runtime.backends.tensorrt.facts import Profile
+    from basnet_runtime.engine_facts import Profile
 
 __all__ = ["SaliencyModel"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from basnet_runtime.backends.base import Backend, BackendName, Precision
+from basnet_runtime.backends.base import Backend
 from basnet_runtime.cuda.base import CudaName
+from basnet_runtime.kinds import BackendName, Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import Manifest, read_manifest, read_manifest_beside
 from basnet_runtime.model import SaliencyModel

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 import numpy as np
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_torch.arrays import Bool, Float32, UInt8
 from basnet_torch.errors import ParityError, UsageError
 

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.write.sink import VideoSink
 from basnet_runtime.pipeline.run import Pipeline

@@ -23,11 +23,11 @@ from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
 from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt
 from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
+from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest
 from basnet_runtime.parity import Picture
 from basnet_torch import __version__

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from basnet_export.engine.config import BuildConfig
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.cuda.base import Gpu
+from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import manifest_path
 from basnet_torch.errors import BackendUnavailable, MediaError
 from basnet_torch.files import atomic_write

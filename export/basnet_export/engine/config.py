@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from basnet_runtime.backends.base import Precision
-from basnet_runtime.backends.tensorrt.facts import Profile
-from basnet_runtime.backends.tensorrt.library import Flavor
+from basnet_runtime.engine_facts import Profile
+from basnet_runtime.kinds import Flavor, Precision
 from basnet_runtime.manifest import Graph, Manifest
 from basnet_runtime.model_files import PLAN_SUFFIXES, model_kind
 from basnet_torch.errors import UsageError

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from basnet_export.engine.network import Convolution
-from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.tensorrt.library import TensorRT
+from basnet_runtime.kinds import Precision
 
 __all__ = ["engine_report", "inspected_precisions"]
 

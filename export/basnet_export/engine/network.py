@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.tensorrt.library import TensorRT
+from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Manifest
 from basnet_torch.errors import EngineBuildError
 

@@ -19,8 +19,8 @@ from basnet_export.graph.fp32_layer_search import search_islands
 from basnet_export.graph.precision import deployed_network, torch_dtype
 from basnet_export.quantize.qdq import parts_of
 from basnet_export.reference import CandidateBench
-from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.pytorch import PyTorchBackend
+from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import Picture
 from basnet_torch.checkpoint import model_from_checkpoint

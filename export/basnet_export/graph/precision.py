@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_torch.errors import UsageError
 from basnet_torch.model.basnet import SaliencyNetwork
 

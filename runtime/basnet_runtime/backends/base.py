@@ -12,20 +12,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from basnet_runtime.kinds import BackendName
     from basnet_torch.spec import TensorSpec
 
 __all__ = [
     "WORKER_NAME",
     "Backend",
-    "BackendName",
     "FinishedInference",
     "InferenceFuture",
     "OverlappedBackend",
-    "Precision",
 ]
 
-BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 WORKER_NAME = "network"  # what the threads of batches beside each other are called, by which their time is found
 
 

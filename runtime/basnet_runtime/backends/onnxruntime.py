@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import FinishedInference, InferenceFuture, Precision
+from basnet_runtime.backends.base import FinishedInference, InferenceFuture
 from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
+from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.closing import Closing

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision
+from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.closing import Closing

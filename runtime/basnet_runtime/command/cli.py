@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
-from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.command.arguments import plain_arguments
 from basnet_runtime.cuda.base import CudaName
+from basnet_runtime.kinds import BackendName, Precision
 from basnet_torch.console import progress_bar, say
 from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
@@ -112,7 +112,7 @@ def run(
     Without options, photo.jpg becomes photo.mask.png and clip.mp4 becomes clip.mask.mp4 with its sound.
     """
     from basnet_runtime.command.run import RunConfig
-    from basnet_runtime.media.compose.compose import OutputKind
+    from basnet_runtime.kinds import OutputKind
     from basnet_runtime.media.video.options import Span, VideoOptions
 
     with exit_on_error():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from basnet_runtime.command.folders import Entered, files_below, matching
-from basnet_runtime.media.compose.compose import KINDS, OutputKind
+from basnet_runtime.kinds import KINDS, OutputKind
 from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
 from basnet_runtime.media.video.motion_jpeg import is_motion_jpeg
 from basnet_torch.errors import BasnetError, MediaError, UsageError

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from basnet_runtime.backends.base import BackendName, Precision
 from basnet_runtime.command.jobs import (
     Failure,
     Job,
@@ -29,7 +28,8 @@ from basnet_runtime.command.journal import Journal, noted
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.frame import ResultFrame
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import BackendName, OutputKind, Precision
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model import SaliencyModel
@@ -484,7 +484,7 @@ class _Work:
 
     def _pictures(self, jobs: list[Job]) -> None:
         from basnet_runtime.command.picture_files import PictureSink, PictureSource
-        from basnet_runtime.media.image.large import LARGE_PIXELS
+        from basnet_runtime.media.compose.large import LARGE_PIXELS
 
         source = PictureSource(
             jobs,
@@ -514,7 +514,7 @@ class _Work:
             self._alone(job, self._large)
 
     def _large(self, job: Job) -> Result:
-        from basnet_runtime.media.image.large import run_large
+        from basnet_runtime.media.compose.large import run_large
         from basnet_runtime.media.image.pictures import PictureFile
 
         start, decisions = time.perf_counter(), SalienceLog()

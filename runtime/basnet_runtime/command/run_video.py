@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from basnet_runtime.command.jobs import Job, Plan
 from basnet_runtime.frame import ResultFrame
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.write.numbered_pictures import SequenceSink, check_sequence, is_sequence

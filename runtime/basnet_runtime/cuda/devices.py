@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from basnet_runtime.backends.tensorrt.library import has_nvidia_driver
 from basnet_runtime.cuda.base import Cuda, CudaName, Gpu
+from basnet_runtime.machine.installed import has_nvidia_driver
 from basnet_torch.errors import BackendUnavailable, UsageError
 
 __all__ = ["find_gpu", "open_cuda"]

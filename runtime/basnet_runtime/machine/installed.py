@@ -1,8 +1,8 @@
-"""Which distributions are installed, asked of their metadata: nothing is imported."""
+"""Which distributions and drivers are installed; the distributions are not imported."""
 
 from __future__ import annotations
 
-__all__ = ["installed_version"]
+__all__ = ["has_nvidia_driver", "installed_version"]
 
 
 def installed_version(distribution: str) -> str | None:
@@ -17,3 +17,16 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def has_nvidia_driver() -> bool:
+    """Whether the CUDA driver's library is there, without which no flavour runs a plan."""
+    import ctypes
+
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False

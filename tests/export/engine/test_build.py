@@ -17,9 +17,9 @@ from basnet_export.engine.config import BuildConfig, parse_range
 from basnet_export.engine.network import convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress
 from basnet_runtime.backends.tensorrt import library as tensorrt_library
-from basnet_runtime.backends.tensorrt.facts import Profile
 from basnet_runtime.backends.tensorrt.library import open_tensorrt
 from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
+from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError

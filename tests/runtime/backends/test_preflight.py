@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from basnet_runtime.backends.tensorrt import preflight as module
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.backends.tensorrt.preflight import check_gpu, preflight, read_plan_manifest
+from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN, open_model
 from basnet_torch.errors import BackendUnavailable, ModelFileError

@@ -11,7 +11,7 @@ import pytest
 
 from basnet_runtime.backends.base import OverlappedBackend
 from basnet_runtime.backends.tensorrt.backend import TensorRTBackend, open_engine
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
+from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import BUILTIN, open_model

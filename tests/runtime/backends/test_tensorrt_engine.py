@@ -7,8 +7,8 @@ import pytest
 
 from basnet_runtime.backends.tensorrt import engine as trt_engine
 from basnet_runtime.backends.tensorrt.engine import LoadedEngine, runtime_cache_path
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Profile
 from basnet_runtime.backends.tensorrt.library import Messages, TensorRT
+from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_torch.errors import BackendUnavailable
 from tests.runtime.backends.fake_cuda import FakeCuda
 

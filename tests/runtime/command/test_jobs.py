@@ -7,7 +7,7 @@ import os
 import pytest
 
 from basnet_runtime.command.jobs import plan_jobs, without_finished
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_torch.errors import MediaError, UsageError
 
 

@@ -12,7 +12,7 @@ import pytest
 from basnet_runtime.command import run as run_module
 from basnet_runtime.command.pipes import is_piped, run_piped
 from basnet_runtime.command.run import RunConfig, Summary
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_torch.errors import MediaError, UsageError
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from basnet_runtime.backends.fake import FakeBackend
 from basnet_runtime.frame import Frame
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline import run as pipeline
 from basnet_runtime.pipeline.run import Pipeline

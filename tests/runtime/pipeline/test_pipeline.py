@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.pipeline import run as pipeline
 from basnet_runtime.pipeline.queues import ByteBudget, ClosableQueue, Stopped
 from basnet_runtime.pipeline.run import Pipeline

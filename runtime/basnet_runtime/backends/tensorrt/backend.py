@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import Precision
 from basnet_runtime.backends.tensorrt.buffers import Contexts, Lane, Slot, Streams, fill, nbytes
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Shape
 from basnet_runtime.cuda.arrays import DeviceArray
 from basnet_runtime.cuda.base import Cuda, CudaName, DeviceView
+from basnet_runtime.engine_facts import EngineFacts, Shape
+from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Manifest
 from basnet_torch.closing import Closing
 from basnet_torch.device import Device

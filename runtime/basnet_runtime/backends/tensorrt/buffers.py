@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.tensorrt.facts import Shape
 from basnet_runtime.cuda.base import CaptureFailed, Cuda, DeviceBytes, PinnedBytes
+from basnet_runtime.engine_facts import Shape
 from basnet_torch.spec import TensorSpec
 
 __all__ = ["Contexts", "Lane", "Slot", "Streams", "fill", "nbytes"]

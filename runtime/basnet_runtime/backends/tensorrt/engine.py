@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from basnet_runtime.backends.tensorrt.facts import EngineFacts, Shape
 from basnet_runtime.backends.tensorrt.library import TensorRT
 from basnet_runtime.cuda.base import Cuda, DeviceBytes
+from basnet_runtime.engine_facts import EngineFacts, Shape
 from basnet_torch.errors import BackendUnavailable, MediaError
 from basnet_torch.files import atomic_write
 

@@ -9,19 +9,18 @@ it is for; TensorRT for RTX builds anywhere and compiles its kernels where the p
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+from basnet_runtime.kinds import FLAVOR_NAMES, Flavor
+from basnet_runtime.machine.installed import has_nvidia_driver
 from basnet_torch.errors import BackendUnavailable, UsageError
 
-__all__ = ["FLAVOR_NAMES", "Flavor", "Messages", "TensorRT", "has_nvidia_driver", "open_tensorrt"]
+__all__ = ["Messages", "TensorRT", "open_tensorrt"]
 
-Flavor = Literal["tensorrt", "rtx"]
-FLAVOR_NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 _MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _EXTRAS: dict[Flavor, str] = {"tensorrt": "gpu", "rtx": "rtx"}
 
@@ -77,17 +76,6 @@ def open_tensorrt(flavor: Flavor | Literal["auto"] = "auto") -> TensorRT:
     if flavor not in get_args(Flavor):
         raise UsageError(f"flavor {flavor!r}: it must be auto, {', '.join(get_args(Flavor))}")
     return _imported(flavor)
-
-
-def has_nvidia_driver() -> bool:
-    """Whether the CUDA driver's library is there, without which no flavour runs a plan."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
 
 
 def _chosen() -> Flavor:

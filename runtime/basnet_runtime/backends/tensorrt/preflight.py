@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from basnet_runtime.backends.tensorrt.facts import EngineFacts
-from basnet_runtime.backends.tensorrt.library import FLAVOR_NAMES, TensorRT, has_nvidia_driver, open_tensorrt
+from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt
+from basnet_runtime.engine_facts import EngineFacts
+from basnet_runtime.kinds import FLAVOR_NAMES
+from basnet_runtime.machine.installed import has_nvidia_driver
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest_beside, sha256_of
 from basnet_torch.errors import BackendUnavailable, ModelFileError
 

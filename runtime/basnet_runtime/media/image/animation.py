@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.frame import Frame, ResultFrame
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
 from basnet_runtime.media.image.metadata import hdr_note, upright
 from basnet_runtime.media.image.pictures import (

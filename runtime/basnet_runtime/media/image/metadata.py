@@ -11,11 +11,12 @@ import re
 import struct
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from basnet_runtime.frame import Metadata
 
 __all__ = [
     "LATE_BYTES",
@@ -41,27 +42,6 @@ _CODED_COLORS = re.compile(rb"colrnclx..(..)", re.DOTALL)  # the curve, of AVIF 
 _PNG_COLORS = re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL)
 _LATE_CHUNK = re.compile(rb"(....)(eXIf|iTXt(?=XML:com\.adobe\.xmp\0))", re.DOTALL)
 _RAW_PROFILE = re.compile(r"^png-comment-\d+-Raw profile type (exif|APP1)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metadata:
-    """What travels from a picture to its result.
-
-    Attributes:
-        exif: EXIF block, orientation 1 and without thumbnail; None when there is none.
-        xmp: XMP packet, orientation 1.
-        iptc: IPTC block.
-        profile: Whether the picture had a color profile; the result then carries sRGB's.
-        x_per_mm: Pixels per millimeter across; 1.0 where the file does not say.
-        y_per_mm: Pixels per millimeter down.
-    """
-
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    iptc: bytes | None = None
-    profile: bool = False
-    x_per_mm: float = 1.0
-    y_per_mm: float = 1.0
 
 
 def metadata_of(image: Any, notes: list[str]) -> Metadata:

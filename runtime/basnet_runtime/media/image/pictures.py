@@ -21,13 +21,12 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
-from basnet_runtime.frame import Frame
+from basnet_runtime.frame import Frame, Metadata
 from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
 from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
 from basnet_runtime.media.image.metadata import (
     LATE_BYTES,
-    Metadata,
     hdr_note,
     metadata_of,
     stored_orientation,

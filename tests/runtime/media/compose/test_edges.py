@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.compose import edges
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.parity import boundary_iou
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame, ResultFrame
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image import avif
 from basnet_runtime.media.image.animation import (
     AnimationInfo,

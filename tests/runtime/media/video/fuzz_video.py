@@ -47,7 +47,8 @@ def mutated(data: bytes, number: int) -> bytes:
 
 def convert(source: Path, target: Path) -> None:
     from basnet_runtime.backends.fake import FakeBackend
-    from basnet_runtime.media.compose.compose import Composer, OutputKind
+    from basnet_runtime.kinds import OutputKind
+    from basnet_runtime.media.compose.compose import Composer
     from basnet_runtime.media.video.reader import VideoSource
     from basnet_runtime.media.video.write.sink import VideoSink
     from basnet_runtime.model import SaliencyModel

@@ -22,7 +22,8 @@ import cv2  # noqa: F401
 from basnet_runtime.backends.fake import FakeBackend
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run_video import VideoRun, clear_finished
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video import reader as video  # noqa: F401 - as above
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.write import segments as video_segments

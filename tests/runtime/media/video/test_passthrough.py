@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.write.container import check_output, default_suffix
 from basnet_torch.errors import MediaError, UsageError

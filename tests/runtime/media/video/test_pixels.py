@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from basnet_runtime.frame import Frame, ResultFrame
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.command.run_video import check_video_output
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image.pictures import read_picture
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.reader import VideoSource

@@ -17,7 +17,8 @@ import pytest
 
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run_video import VideoRun, clear_finished
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image.pictures import write_picture
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.write import segments as video_segments

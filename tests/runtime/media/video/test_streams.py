@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video import open as video_open
 from basnet_runtime.media.video.camera import CameraSource
 from basnet_runtime.media.video.options import Span, VideoOptions

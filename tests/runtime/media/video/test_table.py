@@ -11,7 +11,8 @@ import pytest
 from av.error import FFmpegError
 
 from basnet_runtime.command.run_video import VideoRun
-from basnet_runtime.media.compose.compose import Composer, OutputKind
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.write.container import default_suffix
 from basnet_runtime.pipeline.run import Pipeline

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.video.open import camera_of, is_address, open_input
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.times import frame_rate

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from basnet_runtime.frame import ResultFrame
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.image.pictures import ALPHA_SUFFIXES, PICTURE_OUTPUTS, check_picture_output, write_picture
 from basnet_runtime.media.video.stream_info import VideoStreamInfo
 from basnet_torch.errors import UsageError

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from basnet_runtime.frame import ResultFrame
-from basnet_runtime.media.compose.compose import OutputKind
+from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.video.open import av_detail
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.stream_info import VideoStreamInfo

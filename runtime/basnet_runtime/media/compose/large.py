@@ -14,9 +14,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Frame
+from basnet_runtime.frame import Frame, Metadata
 from basnet_runtime.media.compose.compose import Composer, StripComposer
-from basnet_runtime.media.image.metadata import Metadata, surviving
+from basnet_runtime.media.image.metadata import surviving
 from basnet_runtime.media.image.pictures import PictureFile, save_image
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.model import SaliencyModel

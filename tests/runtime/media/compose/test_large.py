@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import skimage.data
 
-from basnet_runtime import masks
+from basnet_runtime import postprocess
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.picture_files import PictureSink, PictureSource
-from basnet_runtime.media.compose.compose import Composer, OutputKind
-from basnet_runtime.media.image import large
-from basnet_runtime.media.image.large import run_large
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose import large
+from basnet_runtime.media.compose.compose import Composer
+from basnet_runtime.media.compose.large import run_large
 from basnet_runtime.media.image.pictures import PictureFile, read_picture, vips_module, write_picture
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_runtime.postprocess import row_strips
@@ -22,7 +23,7 @@ from basnet_torch import spec
 def small(monkeypatch):
     """Pictures of a few thousand pixels go the way of those of hundreds of millions."""
     monkeypatch.setattr(spec, "_LARGE_PIXELS", 1000)
-    monkeypatch.setattr(masks, "row_strips", lambda height, width: row_strips(height, width, 3000))
+    monkeypatch.setattr(postprocess, "row_strips", lambda height, width: row_strips(height, width, 3000))
     monkeypatch.setattr(large, "_STRIP_PIXELS", 3000)
 
 

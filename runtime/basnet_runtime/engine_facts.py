@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from basnet_runtime.backends.tensorrt.library import FLAVOR_NAMES, Flavor
+from basnet_runtime.kinds import FLAVOR_NAMES, Flavor
 
 __all__ = ["EngineFacts", "Profile", "Shape"]
 
