@@ -204,6 +204,10 @@ class Predictor(Closing):
             self.model.check_size(f"picture {index}", *frame.image_HWC.shape[:2])
             yield frame
 
+    def mask(self, image_HWC: UInt8) -> Float32:
+        """What the network alone says of one uint8 RGB picture H,W,3, whatever the decision: float32 H,W in 0..1."""
+        return self.model.mask(image_HWC)
+
     def salience(self, image: Picture) -> SalienceDecision:
         """Decide whether something salient is in the picture; the score says how sure that is."""
         return self.predict(image).decision

@@ -84,7 +84,7 @@ def test_a_weak_mask_is_kept_and_can_be_emptied(model):
     assert not found.salient
     assert found.score == pytest.approx(12 / 255, abs=0.001)
     assert found.mask.min() > 0
-    assert (model.model.mask(dark) == found.mask).all()
+    assert (model.mask(dark) == found.mask).all()
     assert (model(dark) == found.mask).all()
     assert model.cutout(dark)[..., 3].min() > 0
     assert repr(found) == "Prediction(20x20, salient=False, score=0.047)"
