@@ -177,6 +177,8 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: For a missing, empty, foreign, truncated or code-carrying file.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the path of a .pth or .safetensors checkpoint")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
     head = _head(path)
@@ -388,8 +390,8 @@ def _other_tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     if not found:
         if any(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError(f"{path}: its tensors have no names; save model.state_dict()")
-        keys = ", ".join(map(repr, list(content)[:4])) or "nothing"
-        raise CheckpointError(f"{path}: holds {keys} but no tensors; save model.state_dict()")
+        held = f"{', '.join(map(repr, list(content)[:4]))} but no tensors" if content else "nothing"
+        raise CheckpointError(f"{path}: holds {held}; save model.state_dict()")
     return max(found, key=len)
 
 

@@ -27,7 +27,9 @@ KNOWN = "images+masks, imgs+gt, DUTS-TR-Image+DUTS-TR-Mask, ... or *.jpg with *.
 _MASKS = re.compile(
     r"mask|(^|[^a-z])gts?($|[^a-z])|ground.?truth|pixelwisegt|annotation|label|binary|human.?seg", re.IGNORECASE
 )
-_ENDING = re.compile(r"[-_ ](mask|gt|groundtruth|ground_truth|seg|label)$", re.IGNORECASE)
+# In a.jpg.png the mask of a.jpg has the whole name of its picture.
+_DOUBLE = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?)$", re.IGNORECASE)
+_ENDING = re.compile(r"[-_ .](mask|gt|groundtruth|ground_truth|seg|label)$", re.IGNORECASE)
 _PLAIN_MASKS = re.compile(r"(gts?|masks?|ground.?truths?)$", re.IGNORECASE)
 _PICTURES = re.compile(r"(^|[^a-z])im($|[^a-z])|image|img|rgb|photo|picture|src|original", re.IGNORECASE)
 _PLAIN_PICTURES = re.compile(r"(im|imgs?|images?|rgb|photos?|pictures?|src|originals?)$", re.IGNORECASE)
@@ -194,7 +196,8 @@ def _by_stem(source: Path, files: Sequence[str], *, strict: bool = True) -> dict
     stems: dict[str, str] = {}
     for name in files:
         # One letter with an accent may be written in two ways, and file systems differ in which they keep.
-        stem = unicodedata.normalize("NFC", _ENDING.sub("", PurePosixPath(name).stem))
+        stem = _ENDING.sub("", _DOUBLE.sub("", PurePosixPath(name).stem))
+        stem = unicodedata.normalize("NFC", stem)
         other = stems.setdefault(stem, name)
         if other != name and strict:
             raise DataError(f"{source}: {other} and {name} share a name; keep the one that belongs to the pair")

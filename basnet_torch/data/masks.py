@@ -31,6 +31,7 @@ _FAINT = 128  # a mask's brightest value below which nothing of it would count a
 _FEW = 64  # values; a soft mask has more, a label map of one picture less
 _MOST_LABELS = 200  # the largest number of a class in eight bits; above it are the light shades of a mask
 _PARTS = range(2, 13)  # masks that are means over so many people or frames have that many even steps
+_CHROMA_NOISE = 2  # steps between the channels of gray, as lossy WebP leaves them
 _VOID = ((224, 224, 192), (255, 255, 255))  # colors of what is left out: PASCAL VOC's, and white
 # Values of trimaps, each as object, background and what is left out: Oxford-IIIT Pet's, and those of matting
 _TRIMAPS = (((1,), (2,), (3,)), ((255,), (0,), (127, 128)))
@@ -172,9 +173,9 @@ def _refuse_alpha(data: bytes, name: str) -> None:
 
 def _few_colors(stored: NDArray[np.generic]) -> NDArray[np.int64] | None:
     """The colors of a label map, as one number each; None of what is gray, soft, or one color on black."""
-    if _is_gray(stored):
-        return None
     planes = np.asarray(stored, np.int64)
+    if np.ptp(planes, axis=2).max() <= _CHROMA_NOISE:
+        return None
     colors = np.unique(planes[..., 0] << 32 | planes[..., 1] << 16 | planes[..., 2])
     is_object_on_black = len(colors) == 2 and colors[0] == 0
     return None if len(colors) > _FEW or len(colors) == 1 or is_object_on_black else colors

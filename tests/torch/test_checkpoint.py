@@ -217,6 +217,8 @@ REFUSED = {
     "code in zip": (lambda p: torch.save({"a": Code()}, p), r"objects \(builtins.print\), which are never run here"),
     "list": (lambda p: torch.save([torch.zeros(1)], p), "holds a list"),
     "no tensors": (lambda p: torch.save({"epoch": 1}, p), "'epoch' but no tensors"),
+    "no entries": (lambda p: torch.save({}, p), "holds nothing; save"),
+    "folder": (lambda p: p.mkdir(), "is a folder; give"),
     "foreign": (lambda p: torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, p), "another network than BASNet"),
     "newer format": (lambda p: torch.save({"format": "basnet-deploy/2"}, p), "update basnet-deploy"),
     "stem is no convolution": (

@@ -39,6 +39,8 @@ MIRRORS = [
     ("Original/{}.bmp", "GroundTruth/{}.bmp"),
     ("DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}_mask.png"),
     ("photos/{}.jpg", "photos GT/{}.png"),
+    ("images/{}.jpg", "masks/{}.jpg.png"),
+    ("images/{}.jpg", "masks/{}.mask.png"),
     ("{}.jpg", "{}.png"),
 ]
 

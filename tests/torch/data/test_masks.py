@@ -73,6 +73,9 @@ MASKS = {
     "soft": png(np.tile(np.arange(256, dtype=np.uint8), (8, 1))),
     "softened": cv2.imencode(".png", cv2.GaussianBlur(stripes([0, 255]), (0, 0), 2))[1].tobytes(),
     "as JPEG leaves it": png(cv2.imdecode(cv2.imencode(".jpg", stripes([0, 255]))[1], 0)),
+    "as lossy WebP leaves it": cv2.imencode(".webp", stripes([0, 255], side=60), [cv2.IMWRITE_WEBP_QUALITY, 70])[
+        1
+    ].tobytes(),
     "rounded": png(stripes([0, 1, 254, 255])),
     "trimap": png(stripes([0, 128, 255])),
     "means of 12 people": png(stripes([0, 21, 64, 106, 255])),
@@ -100,7 +103,10 @@ def test_label_maps_are_refused_with_the_option_that_reads_them(kind):
 def test_masks_are_no_label_maps(kind):
     truth = decode_mask(MASKS[kind], "a")
     assert truth.ignored_HW is None
-    if kind not in ("soft", "softened", "as JPEG leaves it", "rounded", "trimap") and "means" not in kind:
+    if (
+        kind not in ("soft", "softened", "as JPEG leaves it", "as lossy WebP leaves it", "rounded", "trimap")
+        and "means" not in kind
+    ):
         assert set(np.unique(truth.mask_HW)) <= {0, 255}
         assert truth.mask_HW.max() == 255
 
