@@ -438,7 +438,7 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
     for name in ("a", "b"):
         write_video(clips / f"{name}.mp4", [np.full((32, 48, 3), i, np.uint8) for i in range(60)])
     short = _SLOW.replace(
-        "main()\n", "from basnet_runtime.media import video_segments as v\nv.SEGMENT_FRAMES = 10\nmain()"
+        "main()\n", "from basnet_runtime.media.video.write import segments as v\nv.SEGMENT_FRAMES = 10\nmain()"
     )
     command = [sys.executable, "-c", short, "in", "-o", "out", "--resume", "--json"]
     (tmp_path / "stalls").touch()

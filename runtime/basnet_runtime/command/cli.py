@@ -1,6 +1,7 @@
 """`basnet-run INPUT...`: masks, cut-outs and overlays of pictures, folders, globs and video.
 
-This module only translates: options to a `RunConfig`, a `Summary` to lines or JSON. Heavy libraries load inside.
+This module only translates: options to a `RunConfig`, a `Summary` to lines or JSON. Heavy libraries load inside, and
+typer where a line is not plain.
 """
 
 from __future__ import annotations
@@ -10,172 +11,74 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-
-import typer
+from typing import TYPE_CHECKING, Any, Self
 
 from basnet_runtime.command.arguments import plain_arguments
-from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.kinds import BackendName, Precision
+from basnet_runtime.command.config import RunConfig, Shown
 from basnet_torch.console import progress_bar, say
-from basnet_torch.device import Device
 from basnet_torch.errors import UsageError, exit_on_error
+from basnet_torch.options import build, options_of, takes
 
 if TYPE_CHECKING:
-    from basnet_runtime.command.run import RunConfig, Summary
+    import typer
+
+    from basnet_runtime.command.run import Summary
+
+    app: typer.Typer
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command()
-def run(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="Pictures, video, folders, globs in quotes, camera:0, rtsp://..., -."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Folder, file for one input, frames/%06d.png, or -. Default: beside each."),
-    ] = None,
-    kind: Annotated[
-        str, typer.Option("--kind", help="mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur.")
-    ] = "mask",
-    model: Annotated[
-        Path | None, typer.Option("--engine", "--model", help=".pth, .onnx or .plan. Default: the built-in model.")
-    ] = None,
-    backend: Annotated[
-        BackendName | None, typer.Option(help="Library to run with. Default: chosen by the file.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the network. Default: all allowed.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures or frames per network run.")] = 1,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Compute in this. Default: as the file was written.")
-    ] = None,
-    cuda: Annotated[CudaName, typer.Option(help="Library that moves an engine's data on the GPU.")] = "cuda-core",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs that have outputs.")] = False,
-    keep_suffix: Annotated[bool, typer.Option("--keep-suffix", help="a.jpg becomes a.jpg.mask.png.")] = False,
-    picture_format: Annotated[
-        Literal["png", "jpg", "webp", "tiff"] | None,
-        typer.Option("--format", help="Format of pictures' results. Default: by -o, else png."),
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow folders: do what comes, until Ctrl-C.")] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Take subfolders too.")] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Make masks hard: foreground from this share on, such as 0.5.")
-    ] = None,
-    feather: Annotated[float, typer.Option(help="Blur the mask's edge by this many pixels.")] = 0.0,
-    refine_edges: Annotated[
-        bool, typer.Option("--refine-edges", help="Lay the mask's edges onto the picture's.")
-    ] = False,
-    stabilize: Annotated[bool, typer.Option("--stabilize", help="Keep the masks of a video from flickering.")] = False,
-    empty_weak: Annotated[
-        bool, typer.Option("--empty-weak", help="Empty masks where nothing salient was found. Default: kept, and said.")
-    ] = False,
-    codec: Annotated[
-        Literal["h264", "hevc", "av1", "vp9", "prores", "ffv1"] | None,
-        typer.Option(help="Codec of video results. Default: the container's usual one."),
-    ] = None,
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of video results, more is better. Default: right for most.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(help="Of video, begin here: seconds, 1:02:03.5 or a frame's number such as 300f.")
-    ] = None,
-    end: Annotated[str | None, typer.Option(help="Of video, end before here; as --start.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Do video in segments, and go on where a killed run was.")
-    ] = False,
-    no_sound: Annotated[bool, typer.Option("--no-sound", help="Leave the audio of video out.")] = False,
-    no_subtitles: Annotated[bool, typer.Option("--no-subtitles", help="Leave the subtitles of video out.")] = False,
-    video_track: Annotated[
-        int | None, typer.Option(min=1, help="Video track, counted from 1. Default: the file's default track.")
-    ] = None,
-    hwaccel: Annotated[
-        Literal["auto", "none", "cuda"], typer.Option(help="Hardware that decodes and encodes video.")
-    ] = "auto",
-    page: Annotated[
-        int | None,
-        typer.Option(min=1, help="Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture."),
-    ] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 300_000_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False,
-) -> None:
+def run(**values: Any) -> None:
     """Find the salient object in pictures and video.
 
     Without options, photo.jpg becomes photo.mask.png and clip.mp4 becomes clip.mask.mp4 with its sound.
     """
-    from basnet_runtime.command.run import RunConfig
-    from basnet_runtime.kinds import OutputKind
-    from basnet_runtime.media.video.options import Span, VideoOptions
-
+    shown = build(Shown, values)
     with exit_on_error():
-        config = RunConfig(
-            inputs=inputs,
-            output=output,
-            kind=OutputKind.parse(kind),
-            model=model,
-            backend=backend,
-            device=Device.parse(device),
-            threads=threads,
-            precision=precision,
-            cuda=cuda,
-            batch=batch,
-            max_pixels=max_pixels,
-            page=page,
-            recursive=recursive,
-            overwrite=overwrite,
-            skip_existing=skip_existing,
-            keep_suffix=keep_suffix,
-            picture_format=picture_format,
-            threshold=threshold,
-            feather=feather,
-            refine_edges=refine_edges,
-            stabilize=stabilize,
-            empty_weak=empty_weak,
-            video=VideoOptions(
-                codec=codec,
-                quality=quality,
-                span=Span.parse(start, end),
-                resume=resume,
-                hwaccel=hwaccel,
-                sound=not no_sound,
-                subtitles=not no_subtitles,
-                track=video_track,
-            ),
-        )
-        summary = _run(config, as_json, quiet, watch)
-        _report(summary, as_json, quiet, told=watch)
+        summary = _run(build(RunConfig, values), shown)
+        _report(summary, shown, told=shown.watch)
     raise SystemExit(1 if summary.failures else 0)
 
 
-def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
+@cache
+def _app() -> typer.Typer:
+    import typer
+
+    made = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    made.command()(takes(RunConfig, Shown)(run))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # typer is loaded where a line is for it to read
+        return _app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _run(config: RunConfig, shown: Shown) -> Summary:
     from basnet_runtime.command.pipes import is_piped, run_piped
     from basnet_runtime.command.run import Summary, follow
     from basnet_runtime.command.run import run as run_files
 
-    if as_json and is_piped(config) and config.output in (None, "-"):
+    if shown.as_json and is_piped(config) and config.output in (None, "-"):
         raise UsageError("--json and the result would both go to standard output; give -o FILE")
 
     summary = Summary()
-    shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
     try:
-        with _Bar(shown=shown) as bar:
-            if watch:
-                tell = _Teller(summary, quiet)
+        with _Bar(shown=not shown.quiet and sys.stderr is not None and sys.stderr.isatty()) as bar:
+            if shown.watch:
+                tell = _Teller(summary, quiet=shown.quiet)
                 follow(config, bar, summary, tell)
                 tell()  # of what was done in the look that was interrupted
                 return summary
             return (run_piped if is_piped(config) else run_files)(config, bar, summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures or summary.notes:
-            _report(summary, as_json, quiet)
+            _report(summary, shown)
             say(f"interrupted after {sum(result.complete for result in summary.results)} finished outputs")
         raise
 
@@ -183,7 +86,7 @@ def _run(config: RunConfig, as_json: bool, quiet: bool, watch: bool) -> Summary:
 class _Teller:
     """Tells of each result and failure as it comes."""
 
-    def __init__(self, summary: Summary, quiet: bool) -> None:
+    def __init__(self, summary: Summary, *, quiet: bool) -> None:
         self._summary = summary
         self._quiet = quiet
         self._results = self._failures = 0
@@ -233,17 +136,19 @@ class _Bar:
             self._progress.advance(self._task)
 
 
-def _report(summary: Summary, as_json: bool, quiet: bool, *, told: bool = False) -> None:
-    if as_json:
+def _report(summary: Summary, shown: Shown, *, told: bool = False) -> None:
+    if shown.as_json:
+        import typer
+
         typer.echo(json.dumps(summary.to_dict(), indent=2))
     for note in summary.notes:
         say(f"note: {note}")
     for result in summary.results:
-        if not quiet and not as_json and not told and len(summary.results) <= 10:
+        if not shown.quiet and not shown.as_json and not told and len(summary.results) <= 10:
             say(f"{result.source} -> {result.target}")
         for note in () if told else result.notes:
             say(f"note: {result.source}: {note}")
-    if summary.frames and not quiet:
+    if summary.frames and not shown.quiet:
         _report_speed(summary)
     for failure in summary.failures:
         say(f"error: {failure.error}")
@@ -270,9 +175,9 @@ def main() -> None:
     for name in (signal.SIGTERM, signal.SIGHUP):  # else half a file would stay behind
         if signal.getsignal(name) != signal.SIG_IGN:  # nohup asks for this
             signal.signal(name, signal.default_int_handler)
-    values = plain_arguments(run, sys.argv[1:])
+    values = plain_arguments((*options_of(RunConfig), *options_of(Shown)), sys.argv[1:])
     if values is None:
-        app()
+        _app()()
         return
     _import_numpy()
     try:

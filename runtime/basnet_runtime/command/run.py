@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import (
     Failure,
     Job,
@@ -26,23 +27,19 @@ from basnet_runtime.command.jobs import (
 )
 from basnet_runtime.command.journal import Journal, noted
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
-from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.frame import ResultFrame
-from basnet_runtime.kinds import BackendName, OutputKind, Precision
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.open import camera_of, is_address
-from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.pipeline.run import Pipeline, RunReport
 from basnet_runtime.pipeline.timing import STAGES
 from basnet_runtime.salience import SalienceLog
-from basnet_torch.device import CPU, Device
+from basnet_torch.device import Device
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import file_identity
 
 if TYPE_CHECKING:
     from basnet_runtime.command.run_video import VideoRun
-    from basnet_runtime.media.image.pictures import PictureFormat
 
 __all__ = [
     "ProgressListener",
@@ -54,77 +51,6 @@ __all__ = [
     "result_suffix",
     "run",
 ]
-
-_MOST_FEATHER = 100.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """What to run and how.
-
-    Attributes:
-        inputs: Files, folders, globs.
-        output: A folder or, for one input, a file; None writes beside each input.
-        kind: What is made of each mask.
-        model: Model file; None runs the built-in model.
-        backend: Library to run it with; None chooses.
-        device: `cpu`, `openvino`, `cuda` or `cuda:N`; see `open_model`.
-        threads: Processor threads for the network; None uses what the container allows.
-        precision: Required precision; None takes the model's own.
-        cuda: For an engine, the library that moves its data on the GPU.
-        batch: Pictures per network run.
-        max_pixels: Pictures above this are refused.
-        page: Of files of several pictures the one of that number, from 1; None takes the main one.
-        recursive: Take subfolders too.
-        overwrite: Replace existing outputs.
-        skip_existing: Leave out inputs whose output exists.
-        keep_suffix: Name outputs by the input's whole name.
-        picture_format: Format of pictures' results; None takes the output name's, else PNG.
-        threshold: Share, 0..1, from which a mask's value counts as foreground; None keeps soft masks.
-        feather: Blur of the mask's edge, pixels.
-        refine_edges: Lay the mask's edges onto the picture's.
-        stabilize: Keep the masks of a video from flickering.
-        empty_weak: Empty masks where nothing salient was found; else they are kept, and that is said.
-        video: How videos are read and written.
-    """
-
-    inputs: Sequence[str]
-    output: str | None = None
-    kind: OutputKind = field(default_factory=OutputKind)
-    model: Path | None = None
-    backend: BackendName | None = None
-    device: Device = CPU
-    threads: int | None = None
-    precision: Precision | None = None
-    cuda: CudaName = "cuda-core"
-    batch: int = 1
-    max_pixels: int = 300_000_000
-    page: int | None = None
-    recursive: bool = False
-    overwrite: bool = False
-    skip_existing: bool = False
-    keep_suffix: bool = False
-    picture_format: PictureFormat | None = None
-    threshold: float | None = None
-    feather: float = 0.0
-    refine_edges: bool = False
-    stabilize: bool = False
-    empty_weak: bool = False
-    video: VideoOptions = field(default_factory=VideoOptions)
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UsageError(f"batch is {self.batch}; it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; it must be at least 1")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UsageError(f"threshold is {self.threshold}; it must be above 0 and at most 1")
-        if not 0 <= self.feather <= _MOST_FEATHER:
-            raise UsageError(f"feather is {self.feather}; it must be 0 to {_MOST_FEATHER} pixels")
-        if self.max_pixels < 1:
-            raise UsageError(f"max-pixels is {self.max_pixels}; it must be at least 1")
-        if self.page is not None and self.page < 1:
-            raise UsageError(f"page is {self.page}; pages count from 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,18 +12,22 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 __all__ = [
     "HEAD_BYTES",
+    "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
     "TAIL_BYTES",
+    "PictureFormat",
     "PictureKind",
     "is_heic",
     "is_video_head",
     "picture_format",
 ]
 
+PictureFormat = Literal["png", "jpg", "webp", "tiff"]  # of results
+PICTURE_FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
 HEAD_BYTES = 4096
 TAIL_BYTES = 26
 PICTURE_SUFFIXES = frozenset(

@@ -79,5 +79,5 @@ def test_a_page_is_for_pictures(tmp_path, make_model, monkeypatch, write_video):
         f"{tmp_path}/b.mp4: is a video; --page is for pictures",
         f"{tmp_path}/c.png: has 1 page; there is no page 2",
     ]
-    with pytest.raises(UsageError, match="pages count from 1"):
+    with pytest.raises(UsageError, match="page is 0; it must be at least 1"):
         RunConfig(inputs=("a.tif",), page=0)

@@ -17,12 +17,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from basnet_runtime.frame import Frame, Metadata
-from basnet_runtime.media.formats import HEAD_BYTES, TAIL_BYTES, PictureKind, is_heic, picture_format
+from basnet_runtime.media.formats import (
+    HEAD_BYTES,
+    PICTURE_FORMATS,
+    TAIL_BYTES,
+    PictureFormat,
+    PictureKind,
+    is_heic,
+    picture_format,
+)
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
 from basnet_runtime.media.image.heic import HEIC_ADVICE, Heic, opened_heic
 from basnet_runtime.media.image.metadata import (
@@ -59,8 +67,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-PictureFormat = Literal["png", "jpg", "webp", "tiff"]
-PICTURE_FORMATS: tuple[PictureFormat, ...] = ("png", "jpg", "webp", "tiff")
 DEFAULT_MAX_PIXELS = 300_000_000
 ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
 _WRITE_OPTIONS: dict[str, dict[str, Any]] = {

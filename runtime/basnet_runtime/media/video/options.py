@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from operator import not_
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from basnet_runtime.media.video.open import HwAccel
 from basnet_torch.errors import UsageError
+from basnet_torch.options import GROUP, check, option
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -60,15 +62,17 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Part of a video, from `start` to before `end`; None is the video's own.
+    """Part of a video, from the first frame at or after `start` to before `end`; None is the video's own."""
 
-    Attributes:
-        start: The first frame is the first one at or after this.
-        end: The first frame that is left out.
-    """
-
-    start: Moment | None = None
-    end: Moment | None = None
+    start: Moment | None = field(
+        default=None,
+        metadata=option(
+            "Of video, begin here: seconds, 1:02:03.5 or a frame's number such as 300f.", parse=Moment.parse
+        ),
+    )
+    end: Moment | None = field(
+        default=None, metadata=option("Of video, end before here; as --start.", parse=Moment.parse)
+    )
 
     def __post_init__(self) -> None:
         if self.start is None or self.end is None:
@@ -89,34 +93,27 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoOptions:
-    """How videos are read and written.
+    """How videos are read and written; each field's help says what it is."""
 
-    Attributes:
-        codec: Of the result; None takes the container's usual one.
-        quality: 1..100, more is better and larger; None is right for most.
-        span: The part that is done.
-        resume: Work in segments that survive the end of the process, and continue from those that are there.
-        hwaccel: Where decoding and encoding run.
-        sound: Copy audio.
-        subtitles: Copy subtitles.
-        track: Which video track, counted from 1; None takes the one that the file marks as its default.
-    """
-
-    codec: Codec | None = None
-    quality: int | None = None
-    span: Span = field(default_factory=Span)
-    resume: bool = False
-    hwaccel: HwAccel = "auto"
-    sound: bool = True
-    subtitles: bool = True
-    track: int | None = None
+    codec: Codec | None = field(
+        default=None, metadata=option("Codec of video results. Default: the container's usual one.")
+    )
+    quality: int | None = field(
+        default=None, metadata=option("Of video results, more is better. Default: right for most.", min=1, max=100)
+    )
+    span: Span = field(default_factory=Span, metadata=GROUP)
+    resume: bool = field(
+        default=False, metadata=option("Do video in segments, and go on where a killed run was.", "--resume")
+    )
+    sound: bool = field(default=True, metadata=option("Leave the audio of video out.", "--no-sound", parse=not_))
+    subtitles: bool = field(
+        default=True, metadata=option("Leave the subtitles of video out.", "--no-subtitles", parse=not_)
+    )
+    track: int | None = field(
+        default=None,
+        metadata=option("Video track, counted from 1. Default: the file's default track.", "--video-track", min=1),
+    )
+    hwaccel: HwAccel = field(default="auto", metadata=option("Hardware that decodes and encodes video."))
 
     def __post_init__(self) -> None:
-        if self.codec is not None and self.codec not in CODECS:
-            raise UsageError(f"codec is {self.codec!r}; it must be one of {', '.join(CODECS)}")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UsageError(f"quality is {self.quality}; it must be 1 to 100")
-        if self.track is not None and self.track < 1:
-            raise UsageError(f"video-track is {self.track}; tracks are counted from 1")
-        if self.hwaccel not in get_args(HwAccel):
-            raise UsageError(f"hwaccel is {self.hwaccel!r}; it must be auto, none or cuda")
+        check(self)

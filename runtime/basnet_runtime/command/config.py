@@ -1,0 +1,103 @@
+"""Run configuration: every option of `basnet-run`, light enough for a start that has not loaded numpy yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from basnet_runtime.cuda.base import CudaName
+from basnet_runtime.kinds import BackendName, OutputKind, Precision
+from basnet_runtime.media.formats import PictureFormat
+from basnet_runtime.media.video.options import VideoOptions
+from basnet_torch.device import CPU, Device
+from basnet_torch.options import GROUP, argument, check, option
+
+__all__ = ["RunConfig", "Shown"]
+
+_MOST_FEATHER = 100.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What to run and how; each field's help says what it is."""
+
+    inputs: Sequence[str] = field(
+        metadata=argument(
+            "INPUT...", "Pictures, video, folders, globs in quotes, camera:0, rtsp://..., -.", typed=list[str]
+        )
+    )
+    output: str | None = field(
+        default=None,
+        metadata=option("Folder, file for one input, frames/%06d.png, or -. Default: beside each.", "-o", "--output"),
+    )
+    kind: OutputKind = field(
+        default_factory=OutputKind,
+        metadata=option(
+            "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur.", parse=OutputKind.parse, shown="mask"
+        ),
+    )
+    model: Path | None = field(
+        default=None, metadata=option(".pth, .onnx or .plan. Default: the built-in model.", "--engine", "--model")
+    )
+    backend: BackendName | None = field(
+        default=None, metadata=option("Library to run with. Default: chosen by the file.")
+    )
+    device: Device = field(
+        default=CPU,
+        metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse),
+    )
+    threads: int | None = field(default=None, metadata=option("Threads of the network. Default: all allowed.", min=1))
+    batch: int = field(default=1, metadata=option("Pictures or frames per network run.", min=1))
+    precision: Precision | None = field(
+        default=None, metadata=option("Compute in this. Default: as the file was written.")
+    )
+    cuda: CudaName = field(default="cuda-core", metadata=option("Library that moves an engine's data on the GPU."))
+    overwrite: bool = field(default=False, metadata=option("Replace existing outputs.", "--overwrite"))
+    skip_existing: bool = field(
+        default=False, metadata=option("Leave out inputs that have outputs.", "--skip-existing")
+    )
+    keep_suffix: bool = field(default=False, metadata=option("a.jpg becomes a.jpg.mask.png.", "--keep-suffix"))
+    picture_format: PictureFormat | None = field(
+        default=None, metadata=option("Format of pictures' results. Default: by -o, else png.", "--format")
+    )
+    recursive: bool = field(default=False, metadata=option("Take subfolders too.", "--recursive"))
+    threshold: float | None = field(
+        default=None,
+        metadata=option(
+            "Make masks hard: foreground from this share on, such as 0.5.",
+            must=("above 0 and at most 1", lambda share: 0 < share <= 1),
+        ),
+    )
+    feather: float = field(
+        default=0.0,
+        metadata=option(
+            "Blur the mask's edge by this many pixels.",
+            must=(f"0 to {_MOST_FEATHER} pixels", lambda pixels: 0 <= pixels <= _MOST_FEATHER),
+        ),
+    )
+    refine_edges: bool = field(
+        default=False, metadata=option("Lay the mask's edges onto the picture's.", "--refine-edges")
+    )
+    stabilize: bool = field(default=False, metadata=option("Keep the masks of a video from flickering.", "--stabilize"))
+    empty_weak: bool = field(
+        default=False,
+        metadata=option("Empty masks where nothing salient was found. Default: kept, and said.", "--empty-weak"),
+    )
+    video: VideoOptions = field(default_factory=VideoOptions, metadata=GROUP)
+    page: int | None = field(
+        default=None, metadata=option("Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture.", min=1)
+    )
+    max_pixels: int = field(default=300_000_000, metadata=option("Refuse larger pictures.", min=1))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What the command prints, and whether it goes on looking for files."""
+
+    watch: bool = field(default=False, metadata=option("Follow folders: do what comes, until Ctrl-C.", "--watch"))
+    as_json: bool = field(default=False, metadata=option("Print the summary as JSON on stdout.", "--json"))
+    quiet: bool = field(default=False, metadata=option("Print nothing but warnings and errors.", "--quiet"))
