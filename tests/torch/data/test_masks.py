@@ -23,6 +23,10 @@ def stripes(values, dtype=np.uint8, side=24):
     return np.repeat(np.array(values, dtype), side)[:, None].repeat(32, 1)
 
 
+def disc():
+    return cv2.circle(np.zeros((120, 160), np.uint8), (80, 60), 40, 255, -1)
+
+
 def png(array):
     return cv2.imencode(".png", array)[1].tobytes()
 
@@ -73,9 +77,7 @@ MASKS = {
     "soft": png(np.tile(np.arange(256, dtype=np.uint8), (8, 1))),
     "softened": cv2.imencode(".png", cv2.GaussianBlur(stripes([0, 255]), (0, 0), 2))[1].tobytes(),
     "as JPEG leaves it": png(cv2.imdecode(cv2.imencode(".jpg", stripes([0, 255]))[1], 0)),
-    "as lossy WebP leaves it": cv2.imencode(".webp", stripes([0, 255], side=60), [cv2.IMWRITE_WEBP_QUALITY, 70])[
-        1
-    ].tobytes(),
+    "as WebP leaves it": cv2.imencode(".webp", disc(), [cv2.IMWRITE_WEBP_QUALITY, 70])[1].tobytes(),
     "rounded": png(stripes([0, 1, 254, 255])),
     "trimap": png(stripes([0, 128, 255])),
     "means of 12 people": png(stripes([0, 21, 64, 106, 255])),
@@ -103,10 +105,7 @@ def test_label_maps_are_refused_with_the_option_that_reads_them(kind):
 def test_masks_are_no_label_maps(kind):
     truth = decode_mask(MASKS[kind], "a")
     assert truth.ignored_HW is None
-    if (
-        kind not in ("soft", "softened", "as JPEG leaves it", "as lossy WebP leaves it", "rounded", "trimap")
-        and "means" not in kind
-    ):
+    if kind not in ("soft", "softened", "rounded", "trimap") and not kind.startswith(("as ", "means")):
         assert set(np.unique(truth.mask_HW)) <= {0, 255}
         assert truth.mask_HW.max() == 255
 
