@@ -32,9 +32,14 @@ def _opened(file: BinaryIO) -> Any | None:
 
 @dataclass(frozen=True, slots=True)
 class Heic:
-    """One picture of an opened file."""
+    """One picture of an opened file.
+
+    Attributes:
+        count: Pictures in the file, without thumbnails and depth maps.
+    """
 
     _picture: Any
+    count: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,7 +81,7 @@ def opened_heic(file: BinaryIO, page: int | None = None) -> Heic | None:
     """
     opened = _opened(file)
     if opened is None or page is None:
-        return None if opened is None else Heic(opened)
+        return None if opened is None else Heic(opened, len(opened))
     if page > len(opened):
         raise MediaError(f"has {len(opened)} page{'s' * (len(opened) > 1)}; there is no page {page}")
-    return Heic(opened[page - 1])
+    return Heic(opened[page - 1], len(opened))

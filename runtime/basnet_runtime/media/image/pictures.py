@@ -447,6 +447,8 @@ class PictureFile(Closing):
         if self._tiff is not None and (self._tiff.number > 1 or self._tiff.inner >= 0):
             used = f"page {self._tiff.number}" if self._tiff.inner < 0 else f"a page inside page {self._tiff.number}"
             self.notes.append(f"its first page is a thumbnail; {used} is used")
+        elif self._heic is not None and self._heic.count > 1:
+            self.notes.append(f"has {self._heic.count} pictures; only the main one is used, --page N takes another")
         elif self.pages > 1:
             self.notes.append(f"has {self.pages} frames or pages; only the first is used")
 

@@ -410,6 +410,20 @@ def test_heic(heic, coffee):
     assert "\n" not in str(error.value)
 
 
+def test_a_heic_of_several_pictures_says_so(tmp_path, coffee):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = pillow_heif.HeifFile()
+    for image in (coffee, coffee[::-1]):
+        file.add_frombytes("RGB", image.shape[1::-1], image.tobytes())
+    file.save(str(tmp_path / "a.heic"), quality=95)
+    told = ["has 2 pictures; only the main one is used, --page N takes another"]
+    for page, expected, notes in ((None, coffee, told), (2, coffee[::-1], [])):
+        with PictureFile(tmp_path / "a.heic", page=page) as picture:
+            shown = picture.read().image_HWC
+        assert np.abs(shown.astype(int) - expected).mean() < 6
+        assert picture.notes == notes
+
+
 def test_heic_without_its_library(heic, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(MediaError, match=r"HEIC needs pillow-heif; pip install 'basnet-deploy\[heic\]'"):
