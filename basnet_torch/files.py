@@ -19,6 +19,7 @@ __all__ = [
     "RUN",
     "PendingFile",
     "atomic_write",
+    "disk_errors",
     "file_identity",
     "fitting_name",
     "host_token",
@@ -58,11 +59,9 @@ class PendingFile:
         self.target = target
         self.path = target.with_name(f".{RUN}-{HOST}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
         self._overwrite = overwrite
-        try:
+        with disk_errors(f"{target}: cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except OSError as error:
-            raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
 
     def commit(self, target: Path | None = None) -> None:
         """Give the file its name, or another one.
@@ -117,6 +116,21 @@ def atomic_write(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise MediaError(f"{target}: cannot be written: {reason(error)}") from error
     finally:
         pending.discard()
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn the system's errors into one line that begins with `what`.
+
+    Raises:
+        MediaError: With the system's reason.
+    """
+    try:
+        yield
+    except MediaError:
+        raise
+    except OSError as error:
+        raise MediaError(f"{what}: {reason(error)}") from error
 
 
 def file_identity(path: Path) -> list[str | int]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from basnet_runtime.command.jobs import Job
-from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import RUN, file_identity, reason, remove_partials, try_lock
+from basnet_torch.errors import UsageError
+from basnet_torch.files import RUN, disk_errors, file_identity, remove_partials, try_lock
 
 __all__ = ["JOURNAL_NAME", "Journal", "noted"]
 
@@ -118,11 +118,9 @@ class Journal:
             UsageError: Another run is writing this folder.
             MediaError: The folder cannot be written.
         """
-        try:
+        with disk_errors(f"{self.path}: cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be written: {reason(error)}") from error
         try:
             self._lock(self._file)
             remove_partials({job.target.parent for job in jobs}, self._runs)
@@ -158,13 +156,10 @@ class Journal:
         self._write({"state": "failed", "target": self._name(job.target)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be written: {reason(error)}") from error
+        if self._file is not None:
+            with disk_errors(f"{self.path}: cannot be written"):
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
 
     def _name(self, target: Path) -> str:
         return os.path.relpath(target, self.path.parent)
@@ -194,12 +189,9 @@ def _identity(source: Path) -> list[Any]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
+    text = ""
+    with disk_errors(f"{path}: cannot be read"), suppress(FileNotFoundError):
         text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
     for line in text.splitlines():
         with suppress(ValueError, KeyError, TypeError):  # the last line may be cut short
             value = json.loads(line)

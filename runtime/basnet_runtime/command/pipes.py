@@ -16,7 +16,7 @@ from typing import BinaryIO, TextIO
 from basnet_runtime.command.jobs import Failure, media_of
 from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, result_suffix, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
-from basnet_torch.files import reason
+from basnet_torch.files import disk_errors
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["PIPE", "is_piped", "run_piped"]
@@ -66,7 +66,7 @@ def run_piped(
     with TemporaryDirectory(prefix="basnet-") as folder, _named_pipes(folder):
         path = Path(folder) / "stdin" if config.inputs[0] == PIPE else Path(config.inputs[0])
         if config.inputs[0] == PIPE:
-            with _said("standard input: cannot be read"), path.open("wb") as file:
+            with disk_errors("standard input: cannot be read"), path.open("wb") as file:
                 shutil.copyfileobj(source or _open_stream("input", sys.stdin), file)
         made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
         try:
@@ -78,7 +78,7 @@ def run_piped(
             _rename(summary, folder, None)
             raise
         if target is not None and to_pipe and summary.results:
-            with _said("standard output: cannot be written"), made.open("rb") as file:
+            with disk_errors("standard output: cannot be written"), made.open("rb") as file:
                 shutil.copyfileobj(file, target)
                 target.flush()
         _rename(summary, folder, made if to_pipe else None)
@@ -89,15 +89,6 @@ def _open_stream(name: str, stream: TextIO | None) -> BinaryIO:
     if stream is None:
         raise MediaError(f"standard {name}: is closed; give a file instead of '-'")
     return stream.buffer
-
-
-@contextmanager
-def _said(what: str) -> Iterator[None]:
-    """A broken pipe or a full disk in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise MediaError(f"{what}: {reason(error)}") from error
 
 
 @contextmanager

@@ -14,27 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_runtime.media.formats import brands_of
 from basnet_torch.errors import MediaError
 
 __all__ = ["avif_bits", "avif_orientation", "gray_frames", "is_avif_sequence"]
 
 _HOLDING = {b"moov": 8, b"trak": 8, b"mdia": 8, b"minf": 8, b"stbl": 8, b"stsd": 16, b"meta": 12, b"iprp": 8}
 _ENTRY = 86  # from the beginning of a track's sample description to the boxes inside it
-# Quarter turns to the left, and the mirror after them (none, top to bottom, left to right), as an EXIF orientation.
-_ORIENTATIONS = {
-    (0, None): 1,
-    (0, 0): 4,
-    (0, 1): 2,
-    (1, None): 8,
-    (1, 0): 5,
-    (1, 1): 7,
-    (2, None): 3,
-    (2, 0): 2,
-    (2, 1): 4,
-    (3, None): 6,
-    (3, 0): 7,
-    (3, 1): 5,
-}
+# By quarter turns to the left: the EXIF orientation without a mirror after them, top to bottom, and left to right.
+_ORIENTATIONS = ((1, 4, 2), (8, 5, 7), (3, 2, 4), (6, 7, 5))
 
 
 def is_avif_sequence(head: bytes) -> bool:
@@ -43,10 +31,7 @@ def is_avif_sequence(head: bytes) -> bool:
     >>> is_avif_sequence(b"\0\0\0\x14ftypavif\0\0\0\0avis"), is_avif_sequence(b"\0\0\0\x14ftypavif\0\0\0\0mif1")
     (True, False)
     """
-    if head[4:8] != b"ftyp":
-        return False
-    brands = head[8 : int.from_bytes(head[:4], "big")][:256]
-    return any(brands[at : at + 4] == b"avis" for at in range(0, len(brands), 4))
+    return b"avis" in brands_of(head)
 
 
 def avif_orientation(data: bytes) -> int:
@@ -54,8 +39,8 @@ def avif_orientation(data: bytes) -> int:
     track, still = _properties(data)
     found = track if b"irot" in track or b"imir" in track else still
     turn = found[b"irot"][0] & 3 if found.get(b"irot") else 0
-    mirror = found[b"imir"][0] & 1 if found.get(b"imir") else None
-    return _ORIENTATIONS[turn, mirror]
+    mirror = 1 + (found[b"imir"][0] & 1) if found.get(b"imir") else 0
+    return _ORIENTATIONS[turn][mirror]
 
 
 def avif_bits(data: bytes) -> int:

@@ -5,11 +5,14 @@ libheif turns pictures upright by itself, so the orientation that EXIF repeats i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from basnet_runtime.media.formats import no_page
 from basnet_runtime.media.image.metadata import clean_exif
 from basnet_torch.errors import MediaError
 
@@ -18,14 +21,11 @@ __all__ = ["HEIC_ADVICE", "Heic", "opened_heic"]
 HEIC_ADVICE = "HEIC needs pillow-heif; pip install 'basnet-deploy[heic]'"
 
 
-def _opened(file: BinaryIO) -> Any | None:
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn what pillow-heif raises for damaged files into one line."""
     try:
-        import pillow_heif
-    except ImportError:
-        return None
-    file.seek(0)
-    try:
-        return pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
+        yield
     except (ValueError, OSError, RuntimeError, EOFError, SyntaxError) as error:
         raise MediaError(f"cannot be read: {' '.join(str(error).split())}") from error
 
@@ -53,23 +53,21 @@ class Heic:
         Raises:
             MediaError: It is damaged.
         """
-        try:
+        with _damage():
             pixels = np.ascontiguousarray(np.asarray(self._picture))
-        except (ValueError, OSError, RuntimeError, EOFError, SyntaxError) as error:
-            raise MediaError(f"cannot be read: {' '.join(str(error).split())}") from error
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         height, width, bands = pixels.shape
         image = vips.Image.new_from_memory(pixels.tobytes(), width, height, bands, "uchar")
         image = image.copy(interpretation="b-w" if bands < 3 else "srgb")
         info = self._picture.info
-        exif = clean_exif(info.get("exif") or b"")
-        for name, blob in (
-            ("exif-data", exif),
-            ("xmp-data", info.get("xmp")),
-            ("icc-profile-data", info.get("icc_profile")),
-        ):
+        blobs = {
+            "exif": clean_exif(info.get("exif") or b""),
+            "xmp": info.get("xmp"),
+            "icc-profile": info.get("icc_profile"),
+        }
+        for name, blob in blobs.items():
             if blob:
-                image.set_type(vips.GValue.blob_type, name, bytes(blob))
+                image.set_type(vips.GValue.blob_type, f"{name}-data", bytes(blob))
         return image
 
 
@@ -79,9 +77,13 @@ def opened_heic(file: BinaryIO, page: int | None = None) -> Heic | None:
     Raises:
         MediaError: It is damaged, or there is no such page.
     """
-    opened = _opened(file)
-    if opened is None or page is None:
-        return None if opened is None else Heic(opened, len(opened))
-    if page > len(opened):
-        raise MediaError(f"has {len(opened)} page{'s' * (len(opened) > 1)}; there is no page {page}")
-    return Heic(opened[page - 1], len(opened))
+    try:
+        import pillow_heif
+    except ImportError:
+        return None
+    file.seek(0)
+    with _damage():
+        opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
+    if page is not None and page > len(opened):
+        raise no_page(len(opened), page)
+    return Heic(opened if page is None else opened[page - 1], len(opened))

@@ -144,7 +144,10 @@ def stored_orientation(image: Any) -> int:
     for name in fields:
         if _RAW_PROFILE.match(name):
             with suppress(UnicodeDecodeError):  # no text after all
-                return _orientation_of(_raw_profile(str(image.get(name)))) or 1
+                text = str(image.get(name))  # ImageMagick's: a name, a length and hex digits
+                with suppress(ValueError, IndexError):
+                    return _orientation_of(bytes.fromhex("".join(text.split()[2:]))) or 1
+                return 1
     if "xmp-data" in fields and (found := _XMP_ORIENTATION.search(bytes(image.get("xmp-data")))):
         return int(found[2])
     return 1
@@ -165,13 +168,6 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _raw_profile(text: str) -> bytes:
-    """The bytes in ImageMagick's text form: a name, a length and hex digits."""
-    with suppress(ValueError, IndexError):
-        return bytes.fromhex("".join(text.split()[2:]))
-    return b""
-
-
 def clean_exif(exif: bytes) -> bytes | None:
     r"""The block with orientation 1 and without its thumbnail; None when it cannot be understood.
 
@@ -189,8 +185,10 @@ def _cleaned(exif: bytes) -> bytes:
     start = 6 if exif[:6] == b"Exif\0\0" else 0
     data = bytearray(exif[start:])
     order, first = _tiff_header(data)
-    _check_directory(data, order, first)
-    for at in _entries(data, order, first):
+    entries = _entries(data, order, first)
+    if entries.stop + 4 > len(data) or len(entries) > 1000:  # beyond the block: libraries would read past its end
+        raise ValueError("the directory is cut short")
+    for at in entries:
         if struct.unpack_from(order + "H", data, at)[0] == _ORIENTATION:
             struct.pack_into(order + "HIHH", data, at + 2, 3, 1, 1, 0)
     link = first + 2 + 12 * struct.unpack_from(order + "H", data, first)[0]
@@ -203,25 +201,15 @@ def _cleaned(exif: bytes) -> bytes:
 
 def _tiff_header(data: bytes | bytearray) -> tuple[str, int]:
     """Byte order and where the first directory is."""
-    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(data[:4]))
     if order is None:
         raise ValueError("no TIFF header")
-    magic, first = struct.unpack_from(order + "HI", data, 2)
-    if magic != 42:
-        raise ValueError("no TIFF header")
-    return order, first
+    return order, struct.unpack_from(order + "I", data, 4)[0]
 
 
 def _entries(data: bytes | bytearray, order: str, directory: int) -> range:
     (count,) = struct.unpack_from(order + "H", data, directory)
     return range(directory + 2, directory + 2 + 12 * count, 12)
-
-
-def _check_directory(data: bytes | bytearray, order: str, directory: int) -> None:
-    """Every entry must be inside the block, or libraries read past its end."""
-    entries = _entries(data, order, directory)
-    if entries.stop + 4 > len(data) or len(entries) > 1000:
-        raise ValueError("the directory is cut short")
 
 
 def _blank_thumbnail(data: bytearray, order: str, directory: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.media.formats import PictureKind
+from basnet_runtime.media.formats import PictureKind, no_page
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError
 
@@ -71,27 +71,24 @@ def opencv_still(data: Any) -> Still:
         del encoded  # a map cannot close while an array looks at it
     if pixels is None:
         raise MediaError("cannot be read: the file is damaged or of an unknown variant")
-    if head[:2] == b"BM" and pixels.ndim == 3 and not (_bmp_has_alpha(head) and pixels[..., 3:].any()):
-        pixels = pixels[..., :3]
+    if head[:2] == b"BM" and pixels.ndim == 3:
+        # OpenCV takes a fourth byte of no meaning for transparency; where it has one, the header has a mask for it.
+        size, form = struct.unpack_from("<I", head, 14)[0], struct.unpack_from("<I", head.ljust(34, b"\0"), 30)[0]
+        if not (size >= 56 and form == 3 and any(head[66:70]) and pixels[..., 3:].any()):
+            pixels = pixels[..., :3]
     return still_of(pixels, (1 << _jpeg2000_bits(head)) - 1, blue_first=True)
-
-
-def _bmp_has_alpha(head: bytes) -> bool:
-    """Whether the header has a mask for transparency: OpenCV takes a fourth byte of no meaning for it."""
-    size, form = struct.unpack_from("<I", head, 14)[0], struct.unpack_from("<I", head.ljust(34, b"\0"), 30)[0]
-    return size >= 56 and form == 3 and any(head[66:70])
-
-
-def needs_ffmpeg(kind: PictureKind, head: bytes) -> bool:
-    """Whether FFmpeg decodes it: of JPEG 2000 also gray with transparency, which OpenCV leaves out."""
-    at = head.find(_SIZ)
-    return kind.reader == "ffmpeg" or (kind.codec == "jpeg2000" and at >= 0 and head[at + 40 : at + 42] == b"\0\2")
 
 
 def _jpeg2000_bits(head: bytes) -> int:
     """Of the samples, 1 to 16."""
     at = head.find(_SIZ)
     return (head[at + 42] & 0x7F) + 1 if 0 <= at < len(head) - 42 else 16
+
+
+def needs_ffmpeg(kind: PictureKind, head: bytes) -> bool:
+    """Whether FFmpeg decodes it: of JPEG 2000 also gray with transparency, which OpenCV leaves out."""
+    at = head.find(_SIZ)
+    return kind.reader == "ffmpeg" or (kind.codec == "jpeg2000" and at >= 0 and head[at + 40 : at + 42] == b"\0\2")
 
 
 def ffmpeg_still(kind: PictureKind, file: BinaryIO, path: Path, *, max_pixels: int, page: int | None) -> Still:
@@ -134,7 +131,7 @@ def _icon(path: Path, max_pixels: int, page: int | None) -> Any:
     with av.open(str(path.absolute()), format="ico", options={"max_pixels": str(max_pixels)}) as container:
         streams = container.streams.video
         if page is not None and page > len(streams):
-            raise MediaError(f"has {len(streams)} pages; there is no page {page}")
+            raise no_page(len(streams), page)
         largest = max(streams, key=lambda stream: stream.width * stream.height)
         stream = largest if page is None else streams[page - 1]
         return next(iter(container.decode(stream)), None)
@@ -159,17 +156,12 @@ def _of_frame(kind: PictureKind, frame: Any, file: BinaryIO) -> Still:
         pixels = frame.reformat(format="rgba64le" if clear else "rgb48le").to_ndarray()
     else:
         pixels = frame.reformat(format="rgba" if clear else "rgb24").to_ndarray()
-    if clear and not (_has_true_alpha(kind, file) and pixels[..., 3].any()):
+    if kind.codec == "targa":  # it says how many bits of the fourth channel are transparency
+        file.seek(17)
+        clear = clear and bool(file.read(1)[0] & 0x0F)
+    if pixels.shape[2] == 4 and not (clear and kind.codec != "xwd" and pixels[..., 3].any()):
         pixels = pixels[..., :3]
     return still_of(pixels, 65535)
-
-
-def _has_true_alpha(kind: PictureKind, file: BinaryIO) -> bool:
-    """Whether the fourth channel is transparency: a Targa says how many of its bits are, an XWD has none."""
-    if kind.codec != "targa":
-        return kind.codec != "xwd"
-    file.seek(17)
-    return bool(file.read(1)[0] & 0x0F)
 
 
 def _linear(frame: Any, *, clear: bool) -> Still:

@@ -21,8 +21,7 @@ import numpy as np
 from basnet_runtime.media.image.pictures import vips_module
 from basnet_torch.arrays import UInt8
 from basnet_torch.closing import Closing
-from basnet_torch.errors import MediaError
-from basnet_torch.files import PendingFile, reason
+from basnet_torch.files import PendingFile, disk_errors
 
 __all__ = ["StripFile"]
 
@@ -51,14 +50,12 @@ class StripFile(Closing):
         Raises:
             MediaError: The disk is full.
         """
-        try:
+        with disk_errors(f"{self._target}: cannot be written"):
             if self._file is None:
                 self._file = self._pending.path.open("wb", buffering=0)
                 self.bands = 1 if strip.ndim == 2 else strip.shape[2]
                 _write_all(self._file, _tiff_header(self._height, strip.shape[1], self.bands))
             _write_all(self._file, np.ascontiguousarray(strip).reshape(-1).data)
-        except OSError as error:
-            raise MediaError(f"{self._target}: cannot be written: {reason(error)}") from error
 
     def image(self) -> Any:
         """Everything as one libvips image, to be read once, from top to bottom."""

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from basnet_runtime.media.formats import no_page
 from basnet_torch.errors import MediaError
 
 __all__ = ["TiffPage", "check_blocks", "check_page", "chosen_page", "compression_name", "is_tiff"]
 
 _HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_SIZES = {1: 1, 7: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 _SUBFILE, _OLD_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 255, 258, 259, 262, 266
 _SAMPLES, _OFFSETS, _COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 277, 273, 279, 324, 325
 _SUB_DIRECTORIES, _INK_SET, _EXTRA, _FORMAT, _JPEG_TABLES = 330, 332, 338, 339, 347
@@ -145,7 +145,7 @@ def chosen_page(file: BinaryIO, asked: int | None) -> TiffPage | None:
     except (struct.error, OSError, ValueError):
         return None
     if asked is not None:
-        raise MediaError(f"has {count} page{'s' if count > 1 else ''}; there is no page {asked}")
+        raise no_page(count, asked)
     return first
 
 
@@ -257,7 +257,7 @@ class _Reader:
         if tag not in _KNOWN or kind not in _TYPES:
             return tag, ()
         room = 8 if self._big else 4
-        size = count * _SIZES[kind]
+        size = count * struct.calcsize(_TYPES[kind])
         if size <= room:
             raw: Any = data[at + (12 if self._big else 8) :][:size]
         else:
