@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from basnet_torch.errors import MediaError
 
 __all__ = [
     "HOST",
     "RUN",
+    "Closing",
     "PendingFile",
     "atomic_write",
     "disk_errors",
@@ -45,6 +46,20 @@ def host_token(boot: Path = _BOOT) -> str:
 
 
 HOST = host_token()
+
+
+class Closing:
+    """Mixin of what holds files, devices or memory: `with` calls `close` at the end of the block."""
+
+    def close(self) -> None:
+        """Release what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class PendingFile:

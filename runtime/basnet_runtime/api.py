@@ -23,9 +23,9 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.postprocess import float_mask
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.arrays import Float32, UInt8
-from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
+from basnet_torch.files import Closing
 
 if TYPE_CHECKING:
     from basnet_runtime.cuda.base import CudaName

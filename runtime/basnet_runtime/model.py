@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from basnet_runtime.backends.base import Backend, FinishedInference, InferenceFuture, OverlappedBackend
 from basnet_runtime.postprocess import Postprocessor
 from basnet_torch.arrays import Float32, UInt8
-from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError
+from basnet_torch.files import Closing
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_torch.closing import Closing
+from basnet_torch.files import Closing
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, TensorSpec
 
 __all__ = ["FakeBackend"]

@@ -26,10 +26,9 @@ from basnet_runtime.backends.openvino_provider import openvino_devices, openvino
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device, DeviceKind
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
-from basnet_torch.files import atomic_write
+from basnet_torch.files import Closing, atomic_write
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:

@@ -28,10 +28,9 @@ from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
-from basnet_torch.files import atomic_write
+from basnet_torch.files import Closing, atomic_write
 from basnet_torch.spec import TensorSpec
 from basnet_torch.telemetry import without_openvino_telemetry
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_torch.closing import Closing
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.files import Closing
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:

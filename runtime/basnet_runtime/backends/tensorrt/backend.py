@@ -25,9 +25,9 @@ from basnet_runtime.cuda.base import Cuda, CudaName, DeviceView
 from basnet_runtime.engine_facts import EngineFacts, Shape
 from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Manifest
-from basnet_torch.closing import Closing
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
+from basnet_torch.files import Closing
 from basnet_torch.spec import TensorSpec
 
 __all__ = ["TensorRTBackend", "Ticket", "open_engine"]

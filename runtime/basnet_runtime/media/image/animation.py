@@ -36,9 +36,8 @@ from basnet_runtime.media.image.stills import still_of
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8
-from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import PendingFile, reason
+from basnet_torch.files import Closing, PendingFile, reason
 
 __all__ = [
     "ANIMATION_OUTPUTS",

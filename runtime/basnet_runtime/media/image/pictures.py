@@ -44,9 +44,8 @@ from basnet_runtime.media.image.metadata import (
 from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
-from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import atomic_write, reason
+from basnet_torch.files import Closing, atomic_write, reason
 
 __all__ = [
     "ALPHA_SUFFIXES",

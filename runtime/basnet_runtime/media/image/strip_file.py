@@ -20,8 +20,7 @@ import numpy as np
 
 from basnet_runtime.media.image.pictures import vips_module
 from basnet_torch.arrays import UInt8
-from basnet_torch.closing import Closing
-from basnet_torch.files import PendingFile, disk_errors
+from basnet_torch.files import Closing, PendingFile, disk_errors
 
 __all__ = ["StripFile"]
 

@@ -19,8 +19,8 @@ from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write.passthrough import NoPassthrough, PassthroughStreams
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8
-from basnet_torch.closing import Closing
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import Closing
 
 __all__ = ["CameraSource"]
 

@@ -30,8 +30,8 @@ from basnet_runtime.media.video.tracks import chosen_track
 from basnet_runtime.media.video.write.passthrough import FilePassthrough, LivePassthrough, PassthroughStreams
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_runtime.pipeline.timing import LibraryThreads
-from basnet_torch.closing import Closing
 from basnet_torch.errors import BackendUnavailable, MediaError
+from basnet_torch.files import Closing
 
 if TYPE_CHECKING:
     import av
