@@ -8,7 +8,6 @@ docs/results.md and the pictures in docs/images. Nothing is measured here: `make
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,6 @@ FP32, INT8 = MODELS / "basnet-lite.onnx", MODELS / "basnet-lite-int8.onnx"
 CHECKPOINT = MODELS / "basnet-lite.safetensors"
 PAPER = "0.860 / 0.047 ([paper](https://arxiv.org/abs/2101.04704), all of DUTS-TE)"
 PAPER_PARAMETERS = 87_060_360
-_DIGITS = 12  # of a file's SHA-256 in a report
 _ACCURACY = {
     "max_f": "maxF",
     "max_f_curve": "maxF of curves",
@@ -41,11 +39,6 @@ Values = Mapping[str, Any]
 def report(name: str) -> Any:
     """Read benchmarks/reports/NAME.json."""
     return json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def is_of(fingerprint: str, path: Path) -> bool:
-    """Whether a report's fingerprint is that of a file."""
-    return fingerprint.partition("/")[0] == hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGITS]
 
 
 def results() -> str:
@@ -78,10 +71,10 @@ def results() -> str:
         ),
     ]
     head = ("", "`basnet-lite`, FP32, ONNX Runtime", "`basnet-lite`, INT8, OpenVINO", "BASNet, width 64, PyTorch FP32")
-    machines = dict.fromkeys((_machine(latency), _machine(video)))
-    return "\n".join(
-        [*_table([head, *rows]), "", f"Times and frames: {'; '.join(machines)}. Medians, in brackets 95 % intervals."]
-    )
+    machines = "; ".join(dict.fromkeys((_machine(latency), _machine(video))))
+    older = " They are of the built-in model before." if _older(latency, video) else ""
+    notes = f"Times and frames: medians, in brackets 95 % intervals ({machines}).{older}"
+    return "\n".join([*_table([head, *rows]), "", notes])
 
 
 _ORT_FP32 = ("onnxruntime", "fp32")
@@ -99,8 +92,17 @@ def _milliseconds(latency: Values, path: Path | None, backend: str, precision: s
     key = "model" if path else "width"
     (row,) = (row for row in latency["results"] if (row[key], row["backend"], row["precision"]) == wanted)
     low, value, high = (1000 * row["median_s"][name] for name in ("low", "value", "high"))
-    before = "" if path is None or is_of(row["fingerprint"], path) else ", of the weights before"
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]{before}"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _older(*reports: Values) -> bool:
+    """Whether a report was measured before the built-in model's files were made."""
+    made: str = _manifest(FP32)["created"]
+    return any(result["environment"]["date"] < made for result in reports)
+
+
+def _manifest(path: Path) -> Any:
+    return json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
 
 
 def _candidate(parity: Values, backend: str, precision: str) -> Values:
@@ -172,7 +174,7 @@ def scores() -> str:
 
 def int8() -> str:
     """The model card's paragraph on INT8."""
-    manifest = json.loads(INT8.with_name(f"{INT8.name}.json").read_text(encoding="utf-8"))
+    manifest = _manifest(INT8)
     found = _candidate(report("parity-dev"), *_OV_INT8)["report"]
     parts = ", ".join(f"`{part}`" for part in manifest["keep_fp32"])
     return "\n".join(
