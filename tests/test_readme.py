@@ -1,6 +1,7 @@
 """What README.md and the guides tell people to type exists, and their figures are those of the committed reports."""
 
 import hashlib
+import importlib
 import importlib.util
 import re
 import shlex
@@ -56,7 +57,7 @@ def command_lines():
 def test_command_lines_of_the_readme(line):
     name, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
     (script,) = entry_points(group="console_scripts", name=name)
-    command = typer.main.get_command(script.load().__globals__["app"])
+    command = typer.main.get_command(importlib.import_module(script.module).app)
     for word in list(words):
         if word in getattr(command, "commands", {}):
             command = command.commands[word]
@@ -98,6 +99,17 @@ def test_scores_are_of_the_built_in_weights(name):
     prints = [row["fingerprint"] for row in result.get("candidates", [result])]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (TABLES.CHECKPOINT, TABLES.INT8)]
     assert {text.split("/")[0] for text in prints} <= set(digests)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"], ids=lambda path: path.stem
+)
+def test_files_that_are_named_exist(path):
+    """Paths from the root; NAME stands for a new file."""
+    tops = "basnet_torch|runtime|export|benchmarks|tests|docs|findings"
+    named = re.findall(rf"(?<![\w/.])(?:{tops})/(?:\w+/)*(?:\w+\.\w+)?", path.read_text(encoding="utf-8"))
+    assert len(named) > 15
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
 def test_the_readme_is_a_landing_page():
