@@ -40,6 +40,7 @@ from basnet_torch.data.options import MaskValues
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, DataError, MediaError, ModelFileError, UsageError
 from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, counted
+from basnet_torch.options import argument, option
 from basnet_torch.unexpected import unexpected
 
 __all__ = [
@@ -61,7 +62,7 @@ class AccuracyConfig:
     """What to score on what; model None takes the built-in one."""
 
     model: Path | None = field(metadata=MODEL)
-    datasets: tuple[Path, ...] = field(metadata={"argument": "DATASET...", "help": "Folders or zips with masks."})
+    datasets: tuple[Path, ...] = field(metadata=argument("DATASET...", "Folders or zips with masks."))
     backend: BackendName | None = field(default=None, metadata=BACKEND)
     precision: Precision | None = field(default=None, metadata=PRECISION)
     threads: int | None = field(default=None, metadata=THREADS)
@@ -69,7 +70,7 @@ class AccuracyConfig:
     mask_values: MaskValues = field(default="auto", metadata=MASKS)
     refine_edges: bool = field(
         default=False,
-        metadata={"flags": ("--refine-edges",), "help": "Score masks with refined edges, as basnet-run has them."},
+        metadata=option("Score masks with refined edges, as basnet-run has them.", "--refine-edges"),
     )
     panels: bool = field(default=False, metadata=PANELS)
 

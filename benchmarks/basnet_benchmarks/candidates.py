@@ -25,6 +25,7 @@ from basnet_runtime.model_files import model_kind
 from basnet_runtime.open import open_model
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
+from basnet_torch.options import argument, option
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
@@ -32,23 +33,22 @@ if TYPE_CHECKING:
 __all__ = ["REFERENCE", "Candidate", "ModelSource", "Variant", "candidates_of", "fingerprint_of", "parse_choices"]
 
 # Options that several commands have, as metadata of their configs' fields; see `basnet_benchmarks.cli`
-THREADS = {"help": "Threads of every backend. Default: all allowed.", "min": 1}
-BACKENDS = {
-    "flags": ("--backend",),
-    "metavar": "BACKEND[:PRECISION]",
-    "help": "Run only this; repeatable. onnxruntime:int8:openvino is its provider of OpenVINO. Default: all.",
-}
-MODEL = {
-    "argument": "MODEL",
-    "help": ".pth, .onnx or .plan; 'lite' is the built-in model.",
-    "type": str,
-    "parse": lambda text: None if text == "lite" else Path(text),
-}
-BACKEND = {"help": "Default: chosen by the file."}
-PRECISION = {"help": "Default: the file's own."}
-PICTURES = {"help": "Folder of pictures, or data set with masks. Default: five photographs."}
-MASKS = {"help": "Values of masks: gray; labels (not 0 is object, 255 left out); trimap (1, 2, 3); auto: gray alone."}
-RUN_DEVICE = {"help": "cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", "parse": Device.parse}
+THREADS = option("Threads of every backend. Default: all allowed.", min=1)
+BACKENDS = option(
+    "Run only this; repeatable. onnxruntime:int8:openvino is its provider of OpenVINO. Default: all.",
+    "--backend",
+    metavar="BACKEND[:PRECISION]",
+)
+MODEL = argument(
+    "MODEL",
+    ".pth, .onnx or .plan; 'lite' is the built-in model.",
+    parse=lambda text: None if text == "lite" else Path(text),
+)
+BACKEND = option("Default: chosen by the file.")
+PRECISION = option("Default: the file's own.")
+PICTURES = option("Folder of pictures, or data set with masks. Default: five photographs.")
+MASKS = option("Values of masks: gray; labels (not 0 is object, 255 left out); trimap (1, 2, 3); auto: gray alone.")
+RUN_DEVICE = option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse)
 _RANDOM = "random:"
 _DIGITS = 12
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -132,7 +132,7 @@ def fingerprint_of(path: Path) -> str:
     return sha256_of(path)[:_DIGITS]
 
 
-MEASURED_DEVICE = {"help": "cpu, or cuda, tensorrt or rtx, alone or as cuda:N.", "parse": parse_device}
+MEASURED_DEVICE = option("cpu, or cuda, tensorrt or rtx, alone or as cuda:N.", parse=parse_device)
 
 
 class ModelSource:

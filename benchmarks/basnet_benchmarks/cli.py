@@ -8,19 +8,16 @@
     basnet-bench gate benchmarks/baseline.json
     basnet-bench report latency.json parity.json -o report.html
 
-An option stands in its config's field: help text, flags and limits are the field's metadata, from which the command's
-signature is made. Heavy libraries load when a command runs.
+Options are the fields of each command's config. Heavy libraries load when a command runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from inspect import Parameter, Signature
-from operator import not_
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import typer
 
@@ -34,68 +31,58 @@ from basnet_benchmarks.threshold import ThresholdConfig, measure_threshold
 from basnet_benchmarks.video import VideoConfig, measure_video
 from basnet_torch.console import say
 from basnet_torch.errors import BackendUnavailable, UsageError, exit_on_error
+from basnet_torch.options import argument, build, option, takes
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write .json, .md or .html (page with plots) too.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """Where a result goes."""
+
+    as_json: bool = field(default=False, metadata=option("Print JSON on stdout instead of a table.", "--json"))
+    output: Path | None = field(
+        default=None, metadata=option("Write .json, .md or .html (page with plots) too.", "-o", "--output")
+    )
+    overwrite: bool = field(default=False, metadata=option("Replace an existing output.", "--overwrite"))
 
 
-def _parameter(own: Field[Any], kind: Any) -> Parameter:
-    """Make the argument or option of a config's field."""
-    given = dict(own.metadata)
-    default = Parameter.empty if given.pop("required", False) or own.default is MISSING else own.default
-    kind, parse = given.pop("type", kind), given.pop("parse", None)
-    if parse is not_:  # a flag that turns off what is on
-        default = not default
-    elif get_origin(kind) is tuple:
-        kind, default = list[get_args(kind)[0]], default or None  # type: ignore[misc]
-    elif parse and default is not Parameter.empty:  # as it is typed: a device's name, sizes with commas
-        kind, default = str, ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    if "argument" in given:
-        info = typer.Argument(metavar=given.pop("argument"), **given)
-    else:
-        info = typer.Option(*given.pop("flags", ()), **given)
-    kind = kind | None if default is None else kind
-    return Parameter(own.name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, info])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """What to show in one file."""
+
+    reports: tuple[Path, ...] = field(metadata=argument("JSON...", "Files that the other commands wrote."))
+    output: Path = field(metadata=option("The .html, .md or .json to write.", "-o", "--output"))
+    brief: bool = field(
+        default=False, metadata=option("Leave single pictures and folder names out of .json.", "--brief")
+    )
+    overwrite: bool = field(default=False, metadata=option("Replace an existing output.", "--overwrite"))
 
 
 def _add(name: str, config: type[Any], measure: Callable[..., Any], text: str) -> None:
     """Add a command that measures what its options, the config's fields, say."""
-    hints = get_type_hints(config)
-    options = [own for own in fields(config) if own.metadata]
 
-    def command(*, as_json: bool, output: Path | None, overwrite: bool, **given: Any) -> None:
+    @app.command(name, help=text)
+    @takes(config, Output)
+    def command(**values: Any) -> None:
         with exit_on_error():
-            for own in options:
-                parse = own.metadata.get("parse", tuple if get_origin(hints[own.name]) is tuple else None)
-                if parse:
-                    given[own.name] = parse(given[own.name] or ())
-            if "overwrite" in hints:
-                given["overwrite"] = overwrite
-            if "panels" in hints:
-                given["panels"] |= output is not None and output.suffix == ".html"
-            made = config(**given)
-            _check(output, overwrite=overwrite)
-            if output is not None and output.resolve() == getattr(made, "baseline", output / "other").resolve():
-                raise UsageError(f"output {output}: is the baseline, which --update writes; name another file")
+            to = build(Output, values)
+            if "panels" in values:
+                values["panels"] |= to.output is not None and to.output.suffix == ".html"
+            made = build(config, values)
+            _check(to.output, overwrite=to.overwrite)
+            if to.output is not None and to.output.resolve() == getattr(made, "baseline", to.output / "x").resolve():
+                raise UsageError(f"output {to.output}: is the baseline, which --update writes; name another file")
             result = measure(made, say)
-            values = values_of(result)
-            typer.echo(json_text(values) if as_json else terminal(values), nl=not as_json)
-            if output is not None:  # last, so that a file that cannot be written does not lose what was measured
-                save(values, output, overwrite=overwrite, panels=getattr(result, "panels", ()))
+            shown = values_of(result)
+            typer.echo(json_text(shown) if to.as_json else terminal(shown), nl=not to.as_json)
+            if to.output is not None:  # last, so that a file that cannot be written does not lose what was measured
+                save(shown, to.output, overwrite=to.overwrite, panels=getattr(result, "panels", ()))
         if getattr(result, "exit_code", 0):
             say(f"error: {result.complaint}")
             raise SystemExit(result.exit_code)
-
-    shared = ((AsJson, "as_json", False), (Output, "output", None), (Overwrite, "overwrite", False))
-    common = (Parameter(n, Parameter.KEYWORD_ONLY, default=d, annotation=a) for a, n, d in shared)
-    parameters = [_parameter(own, hints[own.name]).replace(kind=Parameter.KEYWORD_ONLY) for own in options]
-    command.__signature__ = Signature([*parameters, *common])  # type: ignore[attr-defined]
-    app.command(name, help=text)(command)
 
 
 _add(
@@ -141,18 +128,13 @@ _add(
 
 
 @app.command()
-def report(
-    reports: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Files that the other commands wrote.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .html, .md or .json to write.")],
-    brief: Annotated[
-        bool, typer.Option("--brief", help="Leave single pictures and folder names out of .json.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> None:
+@takes(ReportConfig)
+def report(**values: Any) -> None:
     """Show saved results in one file: a page with plots and pictures, Markdown for a pull request, or JSON."""
     with exit_on_error():
-        _check(output, overwrite=overwrite)
-        save_all(reports, output, overwrite=overwrite, short=brief)
+        config = build(ReportConfig, values)
+        _check(config.output, overwrite=config.overwrite)
+        save_all(config.reports, config.output, overwrite=config.overwrite, short=config.brief)
 
 
 def _check(output: Path | None, *, overwrite: bool) -> None:

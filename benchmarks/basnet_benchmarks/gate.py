@@ -34,6 +34,7 @@ from basnet_runtime.manifest import read_manifest, sha256_of
 from basnet_runtime.parity import MEASURES
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.json_values import from_plain, to_plain
+from basnet_torch.options import argument, option
 
 __all__ = ["Baseline", "BaselineRow", "GateConfig", "GateReport", "GateRow", "run_gate"]
 
@@ -124,18 +125,14 @@ class Baseline:
 class GateConfig:
     """What to measure, and whether `baseline` is written anew where the contract holds."""
 
-    baseline: Path = field(metadata={"argument": "BASELINE", "help": "JSON: what to measure, and what it gave."})
-    update: bool = field(
-        default=False, metadata={"flags": ("--update",), "help": "Write what is measured into BASELINE."}
-    )
-    speed: bool = field(default=True, metadata={"flags": ("--no-speed",), "parse": not_, "help": "Compare masks only."})
+    baseline: Path = field(metadata=argument("BASELINE", "JSON: what to measure, and what it gave."))
+    update: bool = field(default=False, metadata=option("Write what is measured into BASELINE.", "--update"))
+    speed: bool = field(default=True, metadata=option("Compare masks only.", "--no-speed", parse=not_))
     candidates: tuple[Path, ...] = field(
         default=(),
-        metadata={"flags": ("--candidate",), "help": "Measure this .onnx too; with --update it stays. Repeatable."},
+        metadata=option("Measure this .onnx too; with --update it stays. Repeatable.", "--candidate"),
     )
-    require_all: bool = field(
-        default=False, metadata={"flags": ("--require-all",), "help": "What cannot run here fails too."}
-    )
+    require_all: bool = field(default=False, metadata=option("What cannot run here fails too.", "--require-all"))
     pictures: Path | None = field(default=None, metadata=PICTURES)
     threads: int | None = field(default=None, metadata=THREADS)
 

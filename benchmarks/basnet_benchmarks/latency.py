@@ -40,6 +40,7 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.options import argument, check, option
 
 __all__ = ["COVERS", "LatencyConfig", "LatencyReport", "LatencyRow", "NotRun", "measure_latency"]
 
@@ -61,33 +62,24 @@ def _numbers(text: str) -> tuple[int, ...]:
 class LatencyConfig:
     """What to time and how; PyTorch FP32 of a checkpoint is always timed, for the ratios."""
 
-    models: tuple[str, ...] = field(
-        metadata={"argument": "MODEL...", "help": ".pth, .safetensors, .onnx, .plan, or random:WIDTH."}
-    )
+    models: tuple[str, ...] = field(metadata=argument("MODEL...", ".pth, .safetensors, .onnx, .plan, or random:WIDTH."))
     batches: tuple[int, ...] = field(
         default=(1,),
-        metadata={
-            "flags": ("--batch",),
-            "help": "Pictures per call; several sizes with commas.",
-            "type": str,
-            "parse": _numbers,
-        },
+        metadata=option("Pictures per call; several sizes with commas.", "--batch", parse=_numbers),
     )
-    rounds: int = field(default=10, metadata={"help": "Turns of each candidate.", "min": 1})
-    calls: int = field(default=3, metadata={"help": "Timed calls in a turn.", "min": 1})
-    warm_up: int = field(default=2, metadata={"help": "Calls before the first round.", "min": 1})
+    rounds: int = field(default=10, metadata=option("Turns of each candidate.", min=1))
+    calls: int = field(default=3, metadata=option("Timed calls in a turn.", min=1))
+    warm_up: int = field(default=2, metadata=option("Calls before the first round.", min=1))
     threads: int | None = field(default=None, metadata=THREADS)
     backends: tuple[str, ...] = field(default=(), metadata=BACKENDS)
     device: Device = field(default=CPU, metadata=MEASURED_DEVICE)
     picture: Path | None = field(
-        default=None, metadata={"help": "Picture to split the whole way with. Default: a photograph."}
+        default=None, metadata=option("Picture to split the whole way with. Default: a photograph.")
     )
-    stages: bool = field(
-        default=True, metadata={"flags": ("--no-stages",), "parse": not_, "help": "Time the network alone."}
-    )
+    stages: bool = field(default=True, metadata=option("Time the network alone.", "--no-stages", parse=not_))
     memory: bool = field(
         default=True,
-        metadata={"flags": ("--no-memory",), "parse": not_, "help": "Start no processes to measure memory."},
+        metadata=option("Start no processes to measure memory.", "--no-memory", parse=not_),
     )
     device_runs: int = 50  # timed by events on a CUDA device; 0 times none
 
@@ -96,9 +88,7 @@ class LatencyConfig:
             raise UsageError(f"picture {self.picture}: no such file")
         if not self.models or len({Path(text).name for text in self.models}) < len(self.models):
             raise UsageError(f"models {', '.join(self.models) or 'none'}: give at least one, each under its own name")
-        for name in ("rounds", "calls", "warm_up"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check(self)
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batches are {self.batches}; give sizes of at least 1, each once")
         parse_choices(self.backends)

@@ -42,6 +42,7 @@ from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
+from basnet_torch.options import argument
 
 __all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "RememberingModel", "measure_parity"]
 
@@ -56,10 +57,10 @@ _Progress = Callable[[str], None]
 class ParityConfig:
     """What to compare with a checkpoint on what; it runs on the candidates' GPU where PyTorch can, else on the CPU."""
 
-    reference: Path = field(metadata={"argument": "REFERENCE", "help": "Checkpoint; it runs in PyTorch FP32."})
+    reference: Path = field(metadata=argument("REFERENCE", "Checkpoint; it runs in PyTorch FP32."))
     candidates: tuple[Path, ...] = field(
         default=(),
-        metadata={"argument": "[CANDIDATE]...", "help": ".onnx, .plan or checkpoint. Default: REFERENCE, exported."},
+        metadata=argument("[CANDIDATE]...", ".onnx, .plan or checkpoint. Default: REFERENCE, exported."),
     )
     pictures: Path | None = field(default=None, metadata=PICTURES)
     mask_values: MaskValues = field(default="auto", metadata=MASKS)

@@ -28,6 +28,7 @@ from basnet_benchmarks.results import Values, brief, candidate_name, json_text, 
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.json_values import from_plain, to_plain
+from basnet_torch.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "page", "panels_path", "read_panels", "save", "save_all", "thumbnails"]
 
 KEPT_ABOVE = "<!-- basnet-bench report writes everything below this line -->"
-PANELS = {"flags": ("--panels",), "help": "Keep thumbnails of the worst pictures beside .json; .html always has them."}
+PANELS = option("Keep thumbnails of the worst pictures beside .json; .html always has them.", "--panels")
 _SIDE = 224  # pixels of a thumbnail's longer side
 _JPEG = "data:image/jpeg;base64,"
 # Okabe and Ito's set, told apart by the color-blind

@@ -35,6 +35,7 @@ from basnet_runtime.salience import salience_score
 from basnet_torch.arrays import Bool
 from basnet_torch.data.options import MaskValues
 from basnet_torch.errors import UsageError
+from basnet_torch.options import argument, check, option
 
 __all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
 
@@ -48,24 +49,26 @@ class ThresholdConfig:
     """What to judge, on what to choose and on what to report; model None takes the built-in one."""
 
     model: Path | None = field(default=None, metadata={**MODEL, "required": True})
-    choose: Path = field(metadata={"argument": "DATASET", "help": "Its every second picture chooses the threshold."})
-    report: tuple[Path, ...] = field(default=(), metadata={"argument": "[DATASET]...", "help": "Further ones report."})
-    lost: float = field(default=0.02, metadata={"help": "Share of objects that may be called nothing."})
-    keep: bool = field(
-        default=False, metadata={"flags": ("--keep",), "help": "Count errors at the model's own threshold."}
+    choose: Path = field(metadata=argument("DATASET", "Its every second picture chooses the threshold."))
+    report: tuple[Path, ...] = field(default=(), metadata=argument("[DATASET]...", "Further ones report."))
+    lost: float = field(
+        default=0.02,
+        metadata=option(
+            "Share of objects that may be called nothing.", must=("a share, 0 to 1", lambda lost: 0 <= lost < 1)
+        ),
     )
-    nothing: Path | None = field(default=None, metadata={"help": "Folder of pictures without an object; they report."})
-    store: Path | None = field(default=None, metadata={"help": "Write the checkpoint MODEL with the threshold here."})
+    keep: bool = field(default=False, metadata=option("Count errors at the model's own threshold.", "--keep"))
+    nothing: Path | None = field(default=None, metadata=option("Folder of pictures without an object; they report."))
+    store: Path | None = field(default=None, metadata=option("Write the checkpoint MODEL with the threshold here."))
     overwrite: bool = False
-    limit: int | None = field(default=None, metadata={"help": "Most pictures of each data set.", "min": 2})
+    limit: int | None = field(default=None, metadata=option("Most pictures of each data set.", min=2))
     backend: BackendName | None = field(default=None, metadata=BACKEND)
     precision: Precision | None = field(default=None, metadata=PRECISION)
     mask_values: MaskValues = field(default="auto", metadata=MASKS)
     threads: int | None = field(default=None, metadata=THREADS)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lost < 1:
-            raise UsageError(f"lost is {self.lost}; it must be a share, 0 to 1")
+        check(self)
         if self.store is None:
             return
         if self.keep:

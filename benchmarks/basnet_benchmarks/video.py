@@ -22,6 +22,7 @@ from basnet_runtime.command.run import RunConfig, Summary, run
 from basnet_runtime.kinds import BackendName, OutputKind, Precision
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.options import argument, check, option
 
 __all__ = ["VideoConfig", "VideoReport", "VideoResult", "VideoRun", "measure_video"]
 
@@ -32,25 +33,21 @@ _Progress = Callable[[str], None]
 class VideoConfig:
     """What to run and how often; the first run is not left out, because a user's first run is one too."""
 
-    source: Path = field(metadata={"argument": "INPUT", "help": "Video file."})
+    source: Path = field(metadata=argument("INPUT", "Video file."))
     models: tuple[Path, ...] = field(
         default=(),
-        metadata={
-            "flags": ("--engine", "--model"),
-            "help": "Repeatable; ratios are to the first. Default: the built-in model.",
-        },
+        metadata=option("Repeatable; ratios are to the first. Default: the built-in model.", "--engine", "--model"),
     )
-    kind: str = field(default="mask", metadata={"help": "mask, cutout, overlay, color:#rrggbb, image:FILE or blur."})
-    runs: int = field(default=3, metadata={"help": "Runs of each engine; several engines take turns.", "min": 1})
-    batch: int = field(default=1, metadata={"help": "Frames per network run.", "min": 1})
+    kind: str = field(default="mask", metadata=option("mask, cutout, overlay, color:#rrggbb, image:FILE or blur."))
+    runs: int = field(default=3, metadata=option("Runs of each engine; several engines take turns.", min=1))
+    batch: int = field(default=1, metadata=option("Frames per network run.", min=1))
     backend: BackendName | None = field(default=None, metadata=BACKEND)
     precision: Precision | None = field(default=None, metadata=PRECISION)
     threads: int | None = field(default=None, metadata=THREADS)
     device: Device = field(default=CPU, metadata=RUN_DEVICE)
 
     def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UsageError(f"runs is {self.runs}; it must be at least 1")
+        check(self)
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise UsageError(f"engines {', '.join(names)}: give each once, under its own file name")
