@@ -9,195 +9,98 @@ basnet-export inspect basnet-frame-fp16.onnx
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from basnet_export.config import CalibrationMethod, ExportConfig, Store, Target, parse_size
+from basnet_export.config import SIZE, ExportConfig, Store
 from basnet_export.convert import Layout
-from basnet_export.engine.config import BuildConfig, Tiling, parse_range
-from basnet_runtime.kinds import Precision
-from basnet_runtime.manifest import Graph
+from basnet_export.engine.config import BuildConfig
 from basnet_torch.console import progress_bar, say
 from basnet_torch.errors import exit_on_error
+from basnet_torch.json_values import to_plain
+from basnet_torch.options import OVERWRITE, argument, build, option, takes
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Deploy BASNet.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Printed:
+    """How a result is printed."""
+
+    as_json: bool = field(default=False, metadata=option("Print the result as JSON on stdout.", "--json"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertConfig:
+    """What to write of a checkpoint."""
+
+    source: Path = field(metadata=argument("CKPT", "A .pth, .pt or .safetensors checkpoint."))
+    output: Path = field(metadata=option("A .pth or .safetensors file to write.", "-o", "--output"))
+    layout: Layout = field(
+        default="ours", metadata=option("Whose parameter names: ours, or the authors' for their code.")
+    )
+    store: Store = field(default="fp32", metadata=option("What the weights are kept as."))
+    size: tuple[int, int] | None = field(
+        default=None, metadata={**SIZE, "help": "Network input to keep with the weights."}
+    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE)
 
 
 @app.command()
-def onnx(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pt or .safetensors checkpoint.")],
-    precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "fp32",
-    graph: Annotated[Graph, typer.Option(help="tensor: normalized floats; frame: bytes of any size.")] = "tensor",
-    size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
-    store: Annotated[Store, typer.Option(help="What weights of FP32 layers are stored as.")] = "fp32",
-    target: Annotated[Target, typer.Option(help="What runs an int8 or fp8 graph; cpu: ONNX Runtime.")] = "cpu",
-    calibration: Annotated[
-        Path | None, typer.Option(help="Folder or zip of real pictures that int8 ranges are taken from.")
-    ] = None,
-    calibration_count: Annotated[int, typer.Option(min=16, help="Most pictures to take from there.")] = 256,
-    calibration_method: Annotated[
-        CalibrationMethod, typer.Option(help="How ranges follow from values; auto measures all but entropy.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Which calibration pictures are drawn.")] = 0,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PART", help="Part of a reduced network to keep FP32; repeatable; none: no search."),
-    ] = None,
-    search_minutes: Annotated[float, typer.Option(min=0, help="How long to search for such parts.")] = 10.0,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; else beside CKPT.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to prove parity on.")] = None,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Keep the file without proof of its masks.")] = False,
-    as_json: Json = False,
-) -> None:
+@takes(ExportConfig, Printed)
+def onnx(**values: Any) -> None:
     """Write CKPT as ONNX; the file is kept only when its masks are those of PyTorch FP32."""
     with exit_on_error():
-        config = ExportConfig(
-            checkpoint=checkpoint,
-            output=output,
-            precision=precision,
-            graph=graph,
-            store=store,
-            size=parse_size(size) if size else None,
-            int8_target=target,
-            calibration=calibration,
-            calibration_count=calibration_count,
-            calibration_method=calibration_method,
-            seed=seed,
-            keep_fp32=None if keep_fp32 is None else tuple(part for part in keep_fp32 if part != "none"),
-            search_minutes=search_minutes,
-            pictures=pictures,
-            check=not no_check,
-            overwrite=overwrite,
-        )
+        config = build(ExportConfig, values)
         from basnet_export.graph.onnx_graph import export_onnx
 
-        _print_file(export_onnx(config, say), as_json=as_json)
+        _print_file(export_onnx(config, say), as_json=values["as_json"])
 
 
 @app.command()
-def engine(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx, or a checkpoint, which is exported.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write; else beside MODEL.")] = None,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Of a checkpoint's network. Default: fp16; an .onnx has its own.")
-    ] = None,
-    graph: Annotated[Graph | None, typer.Option(help="Of a checkpoint. Default: tensor.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input; else the checkpoint's.")] = None,
-    flavor: Annotated[
-        Literal["auto", "tensorrt", "rtx"], typer.Option(help="Whose engine. Default: what is installed.")
-    ] = "auto",
-    batch: Annotated[str, typer.Option(metavar="RANGE", help="Pictures a run: N, or smallest,best,largest.")] = "1,1,8",
-    height: Annotated[
-        str | None, typer.Option(metavar="RANGE", help="Picture heights of a frame graph.  [default: 32,720,2160]")
-    ] = None,
-    width: Annotated[
-        str | None, typer.Option(metavar="RANGE", help="Picture widths of a frame graph.  [default: 32,1280,3840]")
-    ] = None,
-    workspace: Annotated[int | None, typer.Option(min=1, help="Most memory for one layer's work, MiB.")] = None,
-    level: Annotated[int, typer.Option(min=0, max=5, help="Optimization, 0 quick to 5 thorough.")] = 3,
-    tiling: Annotated[Tiling, typer.Option(help="How hard to look for tilings.")] = "none",
-    aux_streams: Annotated[int | None, typer.Option(min=0, help="Streams beside a run's own.")] = None,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="For later releases too; tensorrt only.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; tensorrt only.")
-    ] = False,
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(metavar="M.N|current", help="Build for this device kind; repeatable; rtx only."),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Real pictures that int8 and fp8 ranges of a checkpoint are taken from.")
-    ] = None,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PART", help="Part of such a network to keep FP32; repeatable; none: no search."),
-    ] = None,
-    search_minutes: Annotated[float, typer.Option(min=0, help="How long to search for such parts.")] = 10.0,
-    timing_cache: Annotated[Path | None, typer.Option(help="File of kernel timings; tensorrt only.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder that keeps finished engines.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to prove parity on.")] = None,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Build a checkpoint's graph without proof.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    as_json: Json = False,
-) -> None:
+@takes(BuildConfig, Printed)
+def engine(**values: Any) -> None:
     """Build a TensorRT engine of MODEL, with its manifest beside it."""
     with exit_on_error():
-        config = BuildConfig(
-            model=model,
-            output=output,
-            precision=precision,
-            graph=graph,
-            size=parse_size(size) if size else None,
-            flavor=flavor,
-            batch=parse_range("batch", batch),
-            height=parse_range("height", height) if height else None,
-            width=parse_range("width", width) if width else None,
-            workspace_mib=workspace,
-            optimization_level=level,
-            tiling=tiling,
-            aux_streams=aux_streams,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            compute_capabilities=tuple(compute_capability or ()),
-            calibration=calibration,
-            keep_fp32=None if keep_fp32 is None else tuple(part for part in keep_fp32 if part != "none"),
-            search_minutes=search_minutes,
-            timing_cache=timing_cache,
-            cache=cache,
-            pictures=pictures,
-            check=not no_check,
-            overwrite=overwrite,
-        )
-        _print_file(_built(config), as_json=as_json)
+        _print_file(_built(build(BuildConfig, values)), as_json=values["as_json"])
 
 
 @app.command()
-def checkpoint(
-    source: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth, .pt or .safetensors checkpoint.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A .pth or .safetensors file to write.")],
-    layout: Annotated[
-        Layout, typer.Option(help="Whose parameter names: ours, or the authors' for their code.")
-    ] = "ours",
-    store: Annotated[Store, typer.Option(help="What the weights are kept as.")] = "fp32",
-    size: Annotated[str | None, typer.Option(metavar="H|HxW", help="Network input to keep with the weights.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-) -> None:
+@takes(ConvertConfig)
+def checkpoint(**values: Any) -> None:
     """Write CKPT in another form: safetensors, FP16 storage, or the authors' names."""
     with exit_on_error():
         from basnet_export.convert import convert_checkpoint
 
+        config = build(ConvertConfig, values)
         path = convert_checkpoint(
-            source,
-            output,
-            layout=layout,
-            store=store,
-            size=parse_size(size) if size else None,
-            overwrite=overwrite,
+            config.source,
+            config.output,
+            layout=config.layout,
+            store=config.store,
+            size=config.size,
+            overwrite=config.overwrite,
             tell=say,
         )
         typer.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
 @app.command()
+@takes(Printed)
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .safetensors, .onnx or .plan file.")],
-    as_json: Json = False,
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .safetensors, .onnx or .plan file.")], **values: Any
 ) -> None:
     """Say what FILE is and how to feed it."""
     with exit_on_error():
         from basnet_export.describe import describe
 
         description = describe(file)
-        typer.echo(json.dumps(description.to_dict(), indent=1) if as_json else str(description))
+        typer.echo(json.dumps(to_plain(description), indent=1) if values["as_json"] else str(description))
 
 
 def _built(config: BuildConfig) -> Path:

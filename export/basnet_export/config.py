@@ -2,69 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import not_
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Graph
 from basnet_torch.errors import UsageError
+from basnet_torch.options import OVERWRITE, argument, check, option
 from basnet_torch.spec import check_size
 
-__all__ = ["CalibrationMethod", "ExportConfig", "Store", "Target", "parse_size", "refuse_unfit"]
+__all__ = [
+    "PICTURES",
+    "SEARCH_MINUTES",
+    "SIZE",
+    "CalibrationMethod",
+    "ExportConfig",
+    "Store",
+    "Target",
+    "keep_fp32",
+    "parse_size",
+    "refuse_unfit",
+]
 
 Store = Literal["fp32", "fp16"]
 Target = Literal["cpu", "openvino", "tensorrt"]
 CalibrationMethod = Literal["auto", "mse", "percentile", "minmax", "entropy"]
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from `H` (square) or `HxW`.
+
+    >>> parse_size("256"), parse_size("256x320")
+    ((256, 256), (256, 320))
+    """
+    height, _, width = text.lower().partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise UsageError(f"size {text!r}: give one number, or height x width as in 256x320") from None
+
+
+def keep_fp32(text: str) -> dict[str, Any]:
+    """Make the option that names parts of a network which stay FP32."""
+    return option(
+        text,
+        metavar="PART",
+        typed=list[str],
+        parse=lambda parts: tuple(part for part in parts if part != "none"),
+    )
+
+
+SIZE = option("Network input; else the checkpoint's.", metavar="H|HxW", parse=parse_size)
+SEARCH_MINUTES = option("How long to search for such parts.", min=0)
+PICTURES = option("Folder of pictures to prove parity on.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """One export.
+    """One export; each field's help says what it is."""
 
-    Attributes:
-        checkpoint: The `.pth`, `.pt` or `.safetensors` file.
-        output: The file to write; None names it after the checkpoint, see `target`.
-        precision: What the network computes in, weights and activations.
-        graph: `tensor` (normalized pictures in, probabilities out) or `frame` (bytes in, bytes out).
-        store: What the weights of FP32 layers are stored as, in an fp32 graph or an int8 graph for OpenVINO; `fp16`
-            halves them, for weights exact in FP16.
-        size: Network input height and width; None takes the checkpoint's own.
-        pictures: Folder of pictures for the parity check; None takes those of this package.
-        int8_target: What an int8 graph is for: `cpu` (unsigned activations, bytes from layer to layer), `openvino`
-            (the same at the inputs of convolutions alone) or `tensorrt` (symmetric signed ones there).
-        calibration: Folder or zip of real pictures that int8 ranges are taken from.
-        calibration_count: The most pictures to take from there.
-        calibration_method: How a range follows from the values seen; `auto` measures all but `entropy`.
-        seed: Which calibration pictures are drawn and which of their positions are looked at.
-        keep_fp32: Parts of a network of less precision that stay FP32; None searches for what the contract needs.
-        search_minutes: How long that search may take.
-        check: Whether to prove parity before the file is kept.
-        overwrite: Whether an existing file may be replaced.
-    """
-
-    checkpoint: Path
-    output: Path | None = None
-    precision: Precision = "fp32"
-    graph: Graph = "tensor"
-    store: Store = "fp32"
-    size: tuple[int, int] | None = None
-    pictures: Path | None = None
-    int8_target: Target = "cpu"
-    calibration: Path | None = None
-    calibration_count: int = 256
-    calibration_method: CalibrationMethod = "auto"
-    seed: int = 0
-    keep_fp32: tuple[str, ...] | None = None
-    search_minutes: float = 10.0
-    check: bool = True
-    overwrite: bool = False
+    checkpoint: Path = field(metadata=argument("CKPT", "A .pth, .pt or .safetensors checkpoint."))
+    precision: Precision = field(default="fp32", metadata=option("What the network computes in."))
+    graph: Graph = field(default="tensor", metadata=option("tensor: normalized floats; frame: bytes of any size."))
+    size: tuple[int, int] | None = field(default=None, metadata=SIZE)
+    store: Store = field(default="fp32", metadata=option("What weights of FP32 layers are stored as."))
+    int8_target: Target = field(
+        default="cpu", metadata=option("What runs an int8 or fp8 graph; cpu: ONNX Runtime.", "--target")
+    )
+    calibration: Path | None = field(
+        default=None, metadata=option("Folder or zip of real pictures that int8 ranges are taken from.")
+    )
+    calibration_count: int = field(default=256, metadata=option("Most pictures to take from there.", min=16))
+    calibration_method: CalibrationMethod = field(
+        default="auto", metadata=option("How ranges follow from values; auto measures all but entropy.")
+    )
+    seed: int = field(default=0, metadata=option("Which calibration pictures are drawn."))
+    keep_fp32: tuple[str, ...] | None = field(
+        default=None, metadata=keep_fp32("Part of a reduced network to keep FP32; repeatable; none: no search.")
+    )
+    search_minutes: float = field(default=10.0, metadata=SEARCH_MINUTES)
+    output: Path | None = field(default=None, metadata=option("File to write; else beside CKPT.", "-o", "--output"))
+    overwrite: bool = field(default=False, metadata=OVERWRITE)
+    pictures: Path | None = field(default=None, metadata=PICTURES)
+    check: bool = field(
+        default=True, metadata=option("Keep the file without proof of its masks.", "--no-check", parse=not_)
+    )
 
     def __post_init__(self) -> None:
-        kinds = (("precision", Precision), ("graph", Graph), ("store", Store), ("int8_target", Target))
-        for name, known in (*kinds, ("calibration_method", CalibrationMethod)):
-            if getattr(self, name) not in get_args(known):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(known))}")
+        check(self)
         if self.store == "fp16" and self.precision in ("fp16", "bf16"):
             raise UsageError(f"store fp16 with precision {self.precision}: its weights are kept in 16 bits already")
         if self.store == "fp16" and self.precision != "fp32" and self.int8_target != "openvino":
@@ -113,16 +140,3 @@ def refuse_unfit(size: tuple[int, int] | None) -> None:
         check_size(*size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from `H` (square) or `HxW`.
-
-    >>> parse_size("256"), parse_size("256x320")
-    ((256, 256), (256, 320))
-    """
-    height, _, width = text.lower().partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        raise UsageError(f"size {text!r}: give one number, or height x width as in 256x320") from None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from operator import not_
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from basnet_export.config import PICTURES, SEARCH_MINUTES, SIZE, keep_fp32
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.kinds import Flavor, Precision
 from basnet_runtime.manifest import Graph, Manifest
 from basnet_runtime.model_files import PLAN_SUFFIXES, model_kind
 from basnet_torch.errors import UsageError
+from basnet_torch.options import OVERWRITE, argument, check, option
 
 __all__ = ["CURRENT", "BuildConfig", "Range", "Tiling", "parse_range"]
 
@@ -23,64 +28,103 @@ CURRENT = "current"
 Tiling = Literal["none", "fast", "moderate", "full"]
 
 
+def parse_range(name: str, text: str) -> Range:
+    """Smallest, best and largest from `N` or `SMALLEST,BEST,LARGEST`.
+
+    >>> parse_range("batch", "8"), parse_range("batch", "1,8,32")
+    ((8, 8, 8), (1, 8, 32))
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise UsageError(f"{name} {text!r}: give one number, or smallest,best,largest as in 1,8,32")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _at_most(number: int) -> tuple[str, Callable[[int], bool]]:
+    return f"at most {number}", lambda value: value <= number
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildConfig:
-    """One engine.
+    """One engine; each field's help says what it is."""
 
-    Attributes:
-        model: The `.onnx`, or a checkpoint, which is exported first.
-        output: The file to write; None names it after the model, see `target`.
-        precision: For a checkpoint, what the network computes in; an `.onnx` has it written in its graph.
-        graph: For a checkpoint, `tensor` or `frame`.
-        size: For a checkpoint, network input height and width; None takes its own.
-        flavor: Whose engine: `tensorrt`, `rtx`, or `auto` for what is installed.
-        batch: Pictures a run: smallest, the number it is tuned for, and largest.
-        height: Picture heights of the `frame` graph, likewise; None takes 32 to 2160.
-        width: Picture widths of the `frame` graph, likewise; None takes 32 to 3840.
-        workspace_mib: Most memory that one layer may take for itself; None leaves it to the library.
-        optimization_level: 0 (quick) to 5 (thorough).
-        tiling: How hard to look for tilings that keep data in the cache.
-        aux_streams: Streams a run may use beside its own; None leaves it to the library.
-        version_compatible: Make a plan that later releases of the same major version run too; `tensorrt` only.
-        hardware_compatible: Make a plan for every GPU from Ampere on; `tensorrt` only.
-        compute_capabilities: What to build for, such as `8.6`, or `current` for this machine's GPU; `rtx` only, which
-            otherwise decides where it runs.
-        timing_cache: File of kernel timings that is read, and written back; `tensorrt` only.
-        cache: Folder of finished engines, found again by the content they were built from.
-        calibration: For a checkpoint in int8 or fp8, folder or zip of real pictures that ranges are taken from.
-        keep_fp32: For the same, parts that stay FP32; None searches for what the contract needs.
-        search_minutes: How long that search may take.
-        pictures: Folder of pictures for the parity checks; None takes those of this package.
-        check: Whether to prove parity, of the graph here and of the plan where there is a GPU.
-        overwrite: Whether an existing file may be replaced.
-    """
-
-    model: Path
-    output: Path | None = None
-    precision: Precision | None = None
-    graph: Graph | None = None
-    size: tuple[int, int] | None = None
-    flavor: Flavor | Literal["auto"] = "auto"
-    batch: Range = (1, 1, 8)
-    height: Range | None = None
-    width: Range | None = None
-    workspace_mib: int | None = None
-    optimization_level: int = 3
-    tiling: Tiling = "none"
-    aux_streams: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    timing_cache: Path | None = None
-    cache: Path | None = None
-    calibration: Path | None = None
-    keep_fp32: tuple[str, ...] | None = None
-    search_minutes: float = 10.0
-    pictures: Path | None = None
-    check: bool = True
-    overwrite: bool = False
+    model: Path = field(metadata=argument("MODEL", "An .onnx, or a checkpoint, which is exported."))
+    output: Path | None = field(default=None, metadata=option("Plan to write; else beside MODEL.", "-o", "--output"))
+    precision: Precision | None = field(
+        default=None, metadata=option("Of a checkpoint's network. Default: fp16; an .onnx has its own.")
+    )
+    graph: Graph | None = field(default=None, metadata=option("Of a checkpoint. Default: tensor."))
+    size: tuple[int, int] | None = field(default=None, metadata=SIZE)
+    flavor: Literal["auto", "tensorrt", "rtx"] = field(
+        default="auto", metadata=option("Whose engine. Default: what is installed.")
+    )
+    batch: Range = field(
+        default=(1, 1, 8),
+        metadata=option(
+            "Pictures a run: N, or smallest,best,largest.", metavar="RANGE", parse=partial(parse_range, "batch")
+        ),
+    )
+    height: Range | None = field(
+        default=None,
+        metadata=option(
+            "Picture heights of a frame graph.  [default: 32,720,2160]",
+            metavar="RANGE",
+            parse=partial(parse_range, "height"),
+        ),
+    )
+    width: Range | None = field(
+        default=None,
+        metadata=option(
+            "Picture widths of a frame graph.  [default: 32,1280,3840]",
+            metavar="RANGE",
+            parse=partial(parse_range, "width"),
+        ),
+    )
+    workspace_mib: int | None = field(
+        default=None,
+        metadata=option("Most memory for one layer's work, MiB.", "--workspace", min=1, must=_at_most(1 << 30)),
+    )
+    optimization_level: int = field(
+        default=3, metadata=option("Optimization, 0 quick to 5 thorough.", "--level", min=0, max=5)
+    )
+    tiling: Tiling = field(default="none", metadata=option("How hard to look for tilings."))
+    aux_streams: int | None = field(
+        default=None, metadata=option("Streams beside a run's own.", min=0, must=_at_most(1 << 10))
+    )
+    version_compatible: bool = field(
+        default=False, metadata=option("For later releases too; tensorrt only.", "--version-compatible")
+    )
+    hardware_compatible: bool = field(
+        default=False, metadata=option("For every GPU from Ampere on; tensorrt only.", "--hardware-compatible")
+    )
+    compute_capabilities: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "Build for this device kind; repeatable; rtx only.", "--compute-capability", metavar="M.N|current"
+        ),
+    )
+    calibration: Path | None = field(
+        default=None, metadata=option("Real pictures that int8 and fp8 ranges of a checkpoint are taken from.")
+    )
+    keep_fp32: tuple[str, ...] | None = field(
+        default=None, metadata=keep_fp32("Part of such a network to keep FP32; repeatable; none: no search.")
+    )
+    search_minutes: float = field(default=10.0, metadata=SEARCH_MINUTES)
+    timing_cache: Path | None = field(default=None, metadata=option("File of kernel timings; tensorrt only."))
+    cache: Path | None = field(default=None, metadata=option("Folder that keeps finished engines."))
+    pictures: Path | None = field(default=None, metadata=PICTURES)
+    check: bool = field(
+        default=True, metadata=option("Build a checkpoint's graph without proof.", "--no-check", parse=not_)
+    )
+    overwrite: bool = field(default=False, metadata=OVERWRITE)
 
     def __post_init__(self) -> None:
+        check(self)
         self._check_files()
         self._check_numbers()
         self._refuse_other_flavors_options()
@@ -104,11 +148,6 @@ class BuildConfig:
                 raise UsageError(
                     f"{name} is {low},{best},{high}; give smallest, best and largest, from 1 to {_LARGEST_AXIS}"
                 )
-        for name, most in (("workspace_mib", 1 << 30), ("aux_streams", 1 << 10), ("optimization_level", 5)):
-            if not 0 <= (getattr(self, name) or 0) <= most:
-                raise UsageError(f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be 0 to {most}")
-        if self.tiling not in get_args(Tiling):
-            raise UsageError(f"tiling is {self.tiling!r}; it must be one of {', '.join(get_args(Tiling))}")
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", capability) and capability != CURRENT:
                 raise UsageError(f"compute capability {capability!r}: give it with a point, as in 8.6, or {CURRENT}")
@@ -164,20 +203,3 @@ class BuildConfig:
         axes = [(axis, axis, axis) if axis is not None else next(free) for axis in manifest.input.shape]
         smallest, best, largest = zip(*axes, strict=True)
         return Profile(smallest=smallest, best=best, largest=largest)
-
-
-def parse_range(name: str, text: str) -> Range:
-    """Smallest, best and largest from `N` or `SMALLEST,BEST,LARGEST`.
-
-    >>> parse_range("batch", "8"), parse_range("batch", "1,8,32")
-    ((8, 8, 8), (1, 8, 32))
-    """
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise UsageError(f"{name} {text!r}: give one number, or smallest,best,largest as in 1,8,32")
-    return numbers[0], numbers[1], numbers[2]
