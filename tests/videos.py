@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run_video import VideoRun, check_video_output
 from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.compose.compose import Composer
@@ -28,24 +32,45 @@ def images(count: int, shift: int = 0, height: int = 48, width: int = 64) -> lis
 
 def made(model: SaliencyModel, source: Path, target: Path, kind: str = "mask", **options: Any) -> VideoRun:
     """One video done as `basnet-run` does it, planning included."""
-    asked, video = OutputKind.parse(kind), VideoOptions(**{"hwaccel": "none", **options})
-    check_video_output(source, target, asked, video, overwrite=False)
-    run = VideoRun(
-        source=source,
-        target=target,
-        kind=asked,
-        options=video,
-        identity={},
-        overwrite=False,
-        batch=1,
-        max_pixels=10**8,
-        model=model,
-        pipeline=lambda done, **more: Pipeline(model, Composer(asked), on_frame=done, stream=True, **more),
-        started=lambda _: None,
-        advanced=lambda: None,
-    )
+    run = video_run(model, source, target, kind, **options)
+    check_video_output(run.job, run.config)
     run.run()
     return run
+
+
+def job_of(source: Path, target: Path) -> Job:
+    """The job of one video file."""
+    return Job(source=source, target=target, media="video")
+
+
+def video_run(
+    model: SaliencyModel,
+    source: Path,
+    target: Path,
+    kind: str = "mask",
+    *,
+    batch: int = 1,
+    identity: Any = None,
+    advanced: Callable[[], None] = lambda: None,
+    pipeline: Any = None,
+    **options: Any,
+) -> VideoRun:
+    """One video to do, as `basnet-run` makes it; `pipeline` and `options` are further arguments of theirs."""
+    config = RunConfig(
+        inputs=(str(source),),
+        kind=OutputKind.parse(kind),
+        batch=batch,
+        video=VideoOptions(**{"hwaccel": "none", **options}),
+    )
+    made_of = {"batch": batch, "stream": True, **(pipeline or {})}
+    return VideoRun(
+        job=job_of(source, target),
+        config=config,
+        listener=SimpleNamespace(started=lambda *_: None, advanced=advanced),
+        model=model,
+        pipeline=lambda done, **more: Pipeline(model, Composer(config.kind), on_frame=done, **made_of, **more),
+        identity=identity or {},
+    )
 
 
 @dataclass(frozen=True)

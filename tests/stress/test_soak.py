@@ -12,7 +12,7 @@ import pytest
 from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.reader import VideoSource
-from basnet_runtime.media.video.write.sink import VideoSink
+from basnet_runtime.media.video.write.sink import OutputPlan, VideoSink
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError
 from tests.stress.soak import Sample, SoakReport, SoakWatcher, soak, write_source
@@ -53,7 +53,7 @@ def test_hundreds_of_frames_through_the_real_pipeline_with_a_model_of_no_network
     video = write_source(tmp_path / "long.mp4", 600, tiny_video)
     watcher = SoakWatcher(every=10)
     with make_model() as model, VideoSource(video) as source:
-        sink = VideoSink(tmp_path / "out.mp4", source.info, OutputKind.parse("mask"), overwrite=False)
+        sink = VideoSink(OutputPlan(target=tmp_path / "out.mp4", info=source.info, kind=OutputKind()))
         pipeline = Pipeline(model, Composer(OutputKind.parse("mask")), on_frame=lambda _: watcher.advanced())
         report = pipeline.run(source, sink)
     assert report.frames == 600

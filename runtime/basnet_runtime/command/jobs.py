@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from basnet_runtime.command.folders import Entered, files_below, matching
 from basnet_runtime.kinds import KINDS, OutputKind
@@ -27,6 +27,7 @@ __all__ = [
     "Job",
     "Media",
     "Plan",
+    "ProgressListener",
     "failure_of",
     "left_out_note",
     "media_of",
@@ -68,6 +69,16 @@ class Failure:
 
     source: Path
     error: str
+
+
+class ProgressListener(Protocol):
+    """Receives progress callbacks, from the writer thread too."""
+
+    def started(self, what: str, total: int) -> None:
+        """Begin a group of pictures or one video of `total` frames, 0 when unknown."""
+
+    def advanced(self) -> None:
+        """Count one more written frame."""
 
 
 def failure_of(source: Path, error: Exception) -> Failure:

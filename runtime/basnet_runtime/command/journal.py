@@ -1,6 +1,6 @@
 """What a folder job has done so far, so that a run that was killed goes on where it was.
 
-    journal = Journal.of(Path("out"), settings)
+    journal = Journal.of(plan, config)
     done = journal.finished(jobs)
     with journal.writing():
         journal.begin(job)
@@ -17,18 +17,29 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.jobs import Job, Plan
 from basnet_torch.errors import UsageError
 from basnet_torch.files import RUN, disk_errors, file_identity, remove_partials, try_lock
 
-__all__ = ["JOURNAL_NAME", "Journal", "noted"]
+__all__ = ["JOURNAL_NAME", "Journal", "noted", "run_settings"]
 
 JOURNAL_NAME = ".basnet-run.jsonl"
 _VERSION = 1
+_NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
+
+
+def run_settings(config: RunConfig) -> dict[str, Any]:
+    """List what results depend on beside their source; a model's file counts by its size and time."""
+    plain = asdict(replace(config, video=replace(config.video, resume=False)))
+    settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
+    if config.model is not None and config.model.is_file():
+        settings["model"] = " ".join(map(str, file_identity(config.model)))
+    return {**settings, "kind": config.kind.identity}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,6 +83,11 @@ class Journal:
         for line in _lines(self.path):
             with suppress(KeyError, TypeError):  # a line that is not ours
                 self._take(line)
+
+    @classmethod
+    def of(cls, plan: Plan, config: RunConfig) -> Self | None:
+        """Open the journal of a plan; None where its results lie in no folder of their own."""
+        return None if plan.folder is None else cls(plan.folder, run_settings(config), overwrite=config.overwrite)
 
     def _take(self, line: dict[str, Any]) -> None:
         name = line.get("target")

@@ -9,10 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import (
@@ -20,12 +20,13 @@ from basnet_runtime.command.jobs import (
     Job,
     Media,
     Plan,
+    ProgressListener,
     failure_of,
     left_out_note,
     plan_jobs,
     without_finished,
 )
-from basnet_runtime.command.journal import Journal, noted
+from basnet_runtime.command.journal import Journal, noted, run_settings
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.frame import ResultFrame
 from basnet_runtime.media.compose.compose import Composer
@@ -36,7 +37,6 @@ from basnet_runtime.pipeline.timing import STAGES
 from basnet_runtime.salience import SalienceLog
 from basnet_torch.device import Device
 from basnet_torch.errors import BasnetError, MediaError, UsageError
-from basnet_torch.files import file_identity
 
 if TYPE_CHECKING:
     from basnet_runtime.command.run_video import VideoRun
@@ -150,16 +150,6 @@ class Summary:
         }
 
 
-class ProgressListener(Protocol):
-    """Is told how a run goes; called from the writer thread too."""
-
-    def started(self, what: str, total: int) -> None:
-        """A group of pictures or one video begins; `total` frames, 0 when unknown."""
-
-    def advanced(self) -> None:
-        """One more frame is written."""
-
-
 def run(config: RunConfig, listener: ProgressListener, summary: Summary | None = None) -> Summary:
     """Do it all.
 
@@ -206,7 +196,7 @@ def follow(
     check_watched(config.inputs)
     stable, folders = StableFiles(), {Path(text) for text in config.inputs}
     plan = _named(config)
-    journal = _journal(config, plan)
+    journal = Journal.of(plan, config)
     with _working(config, listener, summary, journal, plan.jobs) as work, suppress(KeyboardInterrupt):
         while True:
             plan = _named(config, stable.wanted)
@@ -224,16 +214,11 @@ def follow(
 
 def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Summary, folders: set[Path]) -> list[Job]:
     """What can be done of a look; the rest is noted as failed. That a folder holds nothing yet is no failure."""
-    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
     jobs, failures = one_by_one(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     summary.failures += [failure for failure in failures if failure.source not in folders]
-    fit = []
-    for job in jobs:
-        try:
-            _check_output(config, job)
-            fit.append(job)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
-            summary.failures.append(failure_of(job.source, error))
+    fit, unfit = _fit(config, jobs, refuse=False)
+    summary.failures += unfit
     return fit
 
 
@@ -242,10 +227,20 @@ def _working(
     config: RunConfig, listener: ProgressListener, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
 ) -> Iterator[_Work]:
     """The opened model and the journal, as long as there is work."""
+    from basnet_runtime.open import open_model
+
     composer = Composer(
         config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
     )
-    with _open_model(config) as model, opencv_out_of_the_way(config.device):
+    opened = open_model(
+        config.model,
+        backend=config.backend,
+        device=config.device,
+        threads=config.threads,
+        precision=config.precision,
+        cuda=config.cuda,
+    )
+    with opened as model, opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         with nullcontext() if journal is None else journal.writing(jobs):
             yield _Work(
@@ -262,34 +257,38 @@ def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
         plan = without_finished(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
         return _checked(config, plan), None
     plan = _named(config)
-    journal = _journal(config, plan)
-    finished: frozenset[Path] = frozenset() if journal is None else journal.finished(plan.jobs)
+    journal = Journal.of(plan, config)
+    finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
     if config.video.resume and not config.overwrite:
         from basnet_runtime.command.run_video import clear_finished
 
-        finished |= clear_finished(
-            plan.jobs, kind=config.kind, options=config.video, identity=_settings(config), batch=config.batch
-        )
+        finished |= clear_finished(plan.jobs, config, run_settings(config))
     plan = without_finished(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
     return _checked(config, plan), journal
 
 
 def _checked(config: RunConfig, plan: Plan) -> Plan:
-    """The plan without inputs whose own defect shows only when their output is checked.
+    """Take out inputs whose own defect shows only when their output is checked."""
+    fit, unfit = _fit(config, plan.jobs, refuse=True)
+    return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *unfit))
+
+
+def _fit(config: RunConfig, jobs: Sequence[Job], *, refuse: bool) -> tuple[list[Job], list[Failure]]:
+    """Split jobs by whether their output can hold the result.
 
     Raises:
-        UsageError: An output cannot hold the result.
+        UsageError: One cannot, and `refuse` asks for the end of the run.
     """
-    fit, failures = [], []
-    for job in plan.jobs:
+    fit, unfit = [], []
+    for job in jobs:
         try:
             _check_output(config, job)
             fit.append(job)
         except Exception as error:
-            if isinstance(error, BasnetError) and error.exit_code != 1:
+            if refuse and isinstance(error, BasnetError) and error.exit_code != 1:
                 raise
-            failures.append(failure_of(job.source, error))
-    return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *failures))
+            unfit.append(failure_of(job.source, error))
+    return fit, unfit
 
 
 def _named(config: RunConfig, wanted: Callable[[Path], bool] = lambda _: True) -> Plan:
@@ -322,10 +321,6 @@ def result_suffix(config: RunConfig, path: Path, media: Media) -> str:
     return default_suffix(path, config.kind, config.video)
 
 
-def _journal(config: RunConfig, plan: Plan) -> Journal | None:
-    return None if plan.folder is None else Journal(plan.folder, _settings(config), overwrite=config.overwrite)
-
-
 def _check_output(config: RunConfig, job: Job) -> None:
     if config.page is not None and job.media != "picture":
         raise MediaError(f"{job.source}: is {_ARTICLES[job.media]}; --page is for pictures")
@@ -343,35 +338,11 @@ def _check_output(config: RunConfig, job: Job) -> None:
     else:
         from basnet_runtime.command.run_video import check_video_output
 
-        source = job.stream or job.source
-        check_video_output(source, job.target, config.kind, config.video, overwrite=config.overwrite)
+        check_video_output(job, config)
 
 
 _ARTICLES = {"animation": "an animation", "video": "a video"}
 _FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
-_NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """What results depend on beside their source; a model's file counts by its size and time."""
-    plain = asdict(replace(config, video=replace(config.video, resume=False)))
-    settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
-    if config.model is not None and config.model.is_file():
-        settings["model"] = " ".join(map(str, file_identity(config.model)))
-    return {**settings, "kind": config.kind.identity}
-
-
-def _open_model(config: RunConfig) -> SaliencyModel:
-    from basnet_runtime.open import open_model
-
-    return open_model(
-        config.model,
-        backend=config.backend,
-        device=config.device,
-        threads=config.threads,
-        precision=config.precision,
-        cuda=config.cuda,
-    )
 
 
 @contextmanager
@@ -478,32 +449,30 @@ class _Work:
         from basnet_runtime.media.image.animation import AnimationSink, AnimationSource
 
         decisions = SalienceLog()
+
+        def done(item: ResultFrame) -> None:
+            decisions.add(item.decision)
+            self.listener.advanced()
+
         with AnimationSource(job.source, max_pixels=self.config.max_pixels) as source:
             info = source.info
             self.model.check_size(str(job.source), info.height, info.width)
             sink = AnimationSink(job.target, info, overwrite=self.config.overwrite)
             self.listener.started(job.source.name, len(info.delays))
-            report = self._pipeline(self._counting(decisions), stream=True).run(source, sink)
+            report = self._pipeline(done, stream=True).run(source, sink)
         self.summary.add(report)
         return self._result(job, report.frames, decisions, source.notes)
 
     def _video(self, job: Job) -> Result:
         from basnet_runtime.command.run_video import VideoRun
 
-        config = self.config
         video = VideoRun(
-            source=job.stream or job.source,
-            target=job.target,
-            kind=config.kind,
-            options=config.video,
-            identity={**_settings(config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
-            overwrite=config.overwrite,
-            batch=config.batch,
-            max_pixels=config.max_pixels,
+            job=job,
+            config=self.config,
+            listener=self.listener,
             model=self.model,
             pipeline=partial(self._pipeline, stream=True),
-            started=lambda total: self.listener.started(job.source.name, total),
-            advanced=self.listener.advanced,
+            identity={**run_settings(self.config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
         )
         try:
             report = video.run()
@@ -515,13 +484,6 @@ class _Work:
             raise
         self.summary.add(report)
         return self._of_video(job, video)
-
-    def _counting(self, decisions: SalienceLog) -> Callable[[ResultFrame], None]:
-        def advanced(item: ResultFrame) -> None:
-            decisions.add(item.decision)
-            self.listener.advanced()
-
-        return advanced
 
     def _pipeline(self, on_frame: Callable[[ResultFrame], None], **options: Any) -> Pipeline:
         config = self.config

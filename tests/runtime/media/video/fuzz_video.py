@@ -50,14 +50,14 @@ def convert(source: Path, target: Path) -> None:
     from basnet_runtime.kinds import OutputKind
     from basnet_runtime.media.compose.compose import Composer
     from basnet_runtime.media.video.reader import VideoSource
-    from basnet_runtime.media.video.write.sink import VideoSink
+    from basnet_runtime.media.video.write.sink import OutputPlan, VideoSink
     from basnet_runtime.model import SaliencyModel
     from basnet_runtime.pipeline.run import Pipeline
     from basnet_torch.spec import Postprocess, Preprocess
 
     model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")
     with VideoSource(source) as opened:
-        sink = VideoSink(target, opened.info, OutputKind(), overwrite=True)
+        sink = VideoSink(OutputPlan(target=target, info=opened.info, kind=OutputKind(), overwrite=True))
         Pipeline(model, Composer(OutputKind())).run(opened, sink)
 
 

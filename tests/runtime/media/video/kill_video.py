@@ -20,6 +20,7 @@ import av  # noqa: F401 - loaded once, before the forks
 import cv2  # noqa: F401
 
 from basnet_runtime.backends.fake import FakeBackend
+from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run_video import VideoRun, clear_finished
 from basnet_runtime.kinds import OutputKind
@@ -35,27 +36,35 @@ from basnet_torch.spec import Postprocess, Preprocess
 video_segments.SEGMENT_FRAMES = 8
 
 
-KIND = OutputKind(name="overlay")
-OPTIONS = VideoOptions(resume=True, hwaccel="none")
+CONFIG = RunConfig(
+    inputs=(), kind=OutputKind(name="overlay"), video=VideoOptions(resume=True, hwaccel="none"), max_pixels=10**8
+)
+COMPOSER = Composer(CONFIG.kind)
 IDENTITY = {"model": "fake"}
+
+
+class Slow:
+    """Listens slowly, so that there is time to kill."""
+
+    def started(self, what: str, total: int) -> None:
+        """Nothing."""
+
+    def advanced(self) -> None:
+        """Wait."""
+        time.sleep(0.002)
+
+
+def job_of(clip: Path, target: Path) -> Job:
+    return Job(source=clip, target=target, media="video")
 
 
 def convert(clip: Path, target: Path) -> None:
     model = SaliencyModel(FakeBackend(32, 32), Preprocess(height=32, width=32), Postprocess(), "fake")
-    VideoRun(
-        source=clip,
-        target=target,
-        kind=KIND,
-        options=OPTIONS,
-        identity=IDENTITY,
-        overwrite=False,
-        batch=1,
-        max_pixels=10**8,
-        model=model,
-        pipeline=lambda on_frame, **options: Pipeline(model, Composer(KIND), on_frame=on_frame, stream=True, **options),
-        started=lambda _: None,
-        advanced=lambda: time.sleep(0.002),
-    ).run()
+    made_of = {
+        "model": model,
+        "pipeline": lambda done, **more: Pipeline(model, COMPOSER, on_frame=done, stream=True, **more),
+    }
+    VideoRun(job=job_of(clip, target), config=CONFIG, identity=IDENTITY, listener=Slow(), **made_of).run()
 
 
 def child(clip: Path, target: Path) -> int:
@@ -103,13 +112,7 @@ def main() -> None:
         if target.exists():
             assert target.read_bytes() == expected, "other bytes than those of an undisturbed run"
             joined = (target.parent / "out.mp4.segments" / "joined.json").exists()
-            cleared = clear_finished(
-                [Job(source=clip, target=target, media="video")],
-                kind=KIND,
-                options=OPTIONS,
-                identity=IDENTITY,
-                batch=1,
-            )
+            cleared = clear_finished([job_of(clip, target)], CONFIG, IDENTITY)
             assert cleared == ({target} if joined else set())
             assert {path.name for path in target.parent.iterdir()} == {"out.mp4"}
             target.unlink()

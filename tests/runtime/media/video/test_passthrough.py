@@ -70,7 +70,7 @@ def test_a_container_is_chosen_that_takes_all(tmp_path, fake_model, name, sounds
         assert default_suffix(clip, OutputKind.parse(kind)) == suffix
         run = made(fake_model, clip, tmp_path / f"out.{kind}{suffix}", kind)
         assert not [note for note in run.notes if "left out" in note]
-        after = streams_of(run.target)
+        after = streams_of(run.job.target)
         assert [stream.codec for stream in after[1:]] == [stream.codec for stream in before[1:]]
         assert [stream.packets for stream in after[1:]] == [stream.packets for stream in before[1:]]
 
@@ -106,7 +106,7 @@ def test_sound_that_fits_nowhere_is_left_out_by_name(tmp_path, fake_model, tag, 
     run = made(fake_model, clip, tmp_path / f"out{suffix}")
     assert f"the {codec} stream is left out; {suffix} cannot hold it" in run.notes
     assert run.complete
-    assert [stream.packets for stream in streams_of(run.target)] == [5]
+    assert [stream.packets for stream in streams_of(run.job.target)] == [5]
 
 
 @pytest.mark.parametrize(("which", "left"), [([0, 1], 2), ([1], 1)])
@@ -132,7 +132,7 @@ def test_pictures_begin_at_zero_beside_aac(tmp_path, fake_model, suffix, dropped
     clip = film(tmp_path / "in.mp4", sounds=["aac"])
     before = streams_of(clip)[1]
     run = made(fake_model, clip, tmp_path / f"out{suffix}")
-    video, sound = streams_of(run.target)
+    video, sound = streams_of(run.job.target)
     assert before.times[0] < 0 == video.times[0]
     assert sound.packets == before.packets - dropped
     assert sound.times == pytest.approx(before.times[dropped:], abs=0.001)
@@ -153,7 +153,7 @@ def test_chapters_are_no_telemetry(tmp_path, fake_model):
         assert len(container.streams.data) == 1
     run = made(fake_model, tmp_path / "in.mp4", tmp_path / "out.mp4")
     assert run.notes == []
-    with av.open(str(run.target)) as container:
+    with av.open(str(run.job.target)) as container:
         assert [chapter["metadata"]["title"] for chapter in container.chapters()] == ["x", "x"]
 
 
@@ -233,7 +233,7 @@ def test_the_default_track_or_the_one_that_is_named(tmp_path, fake_model):
     for track in (None, 1, 2):
         run = made(fake_model, clip, tmp_path / f"{track}.mkv", track=track, codec="ffv1")
         assert (run.frames, run.complete, run.notes) == (5, True, [left])
-        with av.open(str(run.target)) as container:
+        with av.open(str(run.job.target)) as container:
             squares[track] = next(container.decode(video=0)).to_ndarray(format="gray")[16].argmax()
     assert squares[None] == squares[2] != squares[1]
     with pytest.raises(MediaError, match="--video-track is 3, but it has 2 video tracks"):

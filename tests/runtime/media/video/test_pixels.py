@@ -19,7 +19,8 @@ from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write import sink as video_sink
-from basnet_runtime.media.video.write.sink import FrameEncoder, VideoSink
+from basnet_runtime.media.video.write.passthrough import NoPassthrough
+from basnet_runtime.media.video.write.sink import FrameEncoder, OutputPlan, VideoSink
 from tests.videos import images, made, streams_of
 
 LEVELS = np.arange(256, dtype=np.uint8)
@@ -66,7 +67,7 @@ def test_a_matrix_that_cannot_be_converted_is_read_as_the_nearest(tmp_path, fake
     assert (frames[0].image_HWC == read(plain)[0][0].image_HWC).all()
     run = made(fake_model, clip, tmp_path / "out.mp4", "overlay")
     assert run.complete
-    with av.open(str(run.target)) as container:
+    with av.open(str(run.job.target)) as container:
         assert int(next(container.decode(video=0)).colorspace) == nearest
 
 
@@ -105,8 +106,9 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
         part=True,
     )
     options = VideoOptions(codec=codec, hwaccel="none")
+    target = tmp_path / f"out{suffix}"
     sink = VideoSink(
-        tmp_path / f"out{suffix}", info, OutputKind(), overwrite=False, options=options, passthrough=no_passthrough
+        OutputPlan(target=target, info=info, kind=OutputKind(), options=options, passthrough=NoPassthrough)
     )
     for index in range(3):
         frame = Frame(image_HWC=np.zeros((height, width, 3), np.uint8), index=index, pts=index)
@@ -119,12 +121,6 @@ def test_masks_of_odd_size_keep_their_values(tmp_path, codec, suffix, size):
         assert np.abs(seen.astype(int) - ramp).mean() < 3
         assert seen[:, :4].max() <= 6
         assert seen[:, -4:].min() >= 249
-
-
-def no_passthrough():
-    from basnet_runtime.media.video.write.passthrough import NoPassthrough
-
-    return NoPassthrough()
 
 
 def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
@@ -143,9 +139,8 @@ def clear(path, codec, alpha_HW, rgb=(120, 120, 120)):
         part=True,
     )
     options = VideoOptions(codec=codec, hwaccel="none", quality=None if codec != "vp9" else 100)
-    sink = VideoSink(
-        path, info, OutputKind(name="cutout"), overwrite=False, options=options, passthrough=no_passthrough
-    )
+    kind = OutputKind(name="cutout")
+    sink = VideoSink(OutputPlan(target=path, info=info, kind=kind, options=options, passthrough=NoPassthrough))
     for index in range(2):
         image_HWC = np.broadcast_to(np.array(rgb, np.uint8), (height, width, 3)).copy()
         frame = Frame(image_HWC=image_HWC, index=index, pts=index)
@@ -231,7 +226,7 @@ def test_the_crop_of_matroska_is_applied(tmp_path, fake_model, write_video):
     assert (source.info.height, source.info.width) == (32, 64)
     assert frames[0].image_HWC.min() > 150
     run = made(fake_model, clip, tmp_path / "out.mkv", codec="ffv1")
-    with av.open(str(run.target)) as container:
+    with av.open(str(run.job.target)) as container:
         stream = container.streams.video[0]
         assert (stream.height, stream.width) == (32, 64)
         assert (stream.sample_aspect_ratio or 1) == 1
@@ -394,7 +389,7 @@ def test_h264_pictures_are_whole_slices(tmp_path, fake_model):
     """One slice a picture: x264 cuts it by the number of threads otherwise, which makes files larger."""
     clip = noise(tmp_path / "in.mkv", count=5)
     run = made(fake_model, clip, tmp_path / "out.mp4", "overlay")
-    with av.open(str(run.target)) as container:
+    with av.open(str(run.job.target)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     for data in packets:
         at, slices = 0, 0
@@ -412,6 +407,6 @@ def test_streams_of_a_cut_file_still_meet(tmp_path, fake_model, write_video):
     )
     run = made(fake_model, cut(clip, 0.6), tmp_path / "out.mkv")
     assert not run.complete
-    video, sound = streams_of(run.target)
+    video, sound = streams_of(run.job.target)
     assert video.packets == run.frames
     assert sound.packets > 0

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.run_video import check_video_output
 from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.compose.compose import Composer
@@ -22,11 +23,12 @@ from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.stream_info import Upright
 from basnet_runtime.media.video.write.container import check_output, default_suffix
 from basnet_runtime.media.video.write.numbered_pictures import SequenceSink, is_sequence
-from basnet_runtime.media.video.write.sink import VideoSink, partial_path
+from basnet_runtime.media.video.write.sink import OutputPlan, VideoSink, partial_path
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from tests.models import with_exif
+from tests.videos import job_of
 
 
 def images(count=6, height=48, width=64, step=30):
@@ -46,9 +48,14 @@ def convert(model, source_path, target, kind="mask", video=None, **options):
             sink = SequenceSink(target, source.info, overwrite=False)
         else:
             whole = lambda: source.whole  # noqa: E731
-            sink = VideoSink(target, source.info, kind, overwrite=False, options=video, whole=whole)
+            sink = VideoSink(OutputPlan(target=target, info=source.info, kind=kind, options=video, whole=whole))
         report = Pipeline(model, Composer(kind), **options).run(source, sink)
     return report, source.warnings + sink.warnings
+
+
+def check_video(clip, target, kind="mask", **options):
+    config = RunConfig(inputs=(), kind=OutputKind.parse(kind), video=VideoOptions(**options))
+    check_video_output(job_of(clip, target), config)
 
 
 def decoded(path, pixels="rgb24"):
@@ -373,7 +380,7 @@ def test_quality_is_size(tmp_path, write_video, fake_model, codec):
 def test_choices_that_do_not_go_together(tmp_path, write_video, target, kind, options, said):
     clip = write_video(tmp_path / "in.mp4", images(2))
     with pytest.raises(UsageError, match=said):
-        check_video_output(clip, tmp_path / target, OutputKind.parse(kind), VideoOptions(**options), overwrite=False)
+        check_video(clip, tmp_path / target, kind, **options)
 
 
 @pytest.mark.parametrize("span", [("0.1", "0.2"), ("3f", "6f"), ("0.1", "6f"), ("3f", "0.2")])
@@ -432,7 +439,7 @@ def test_numbered_pictures_and_their_times(tmp_path, write_video, fake_model):
         times = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.size]
     assert times == pytest.approx([0, 1001 / 30000, 9009 / 30000, 10010 / 30000], abs=1e-4)
     with pytest.raises(UsageError, match=r"already there: .*001\.webp; --overwrite replaces"):
-        check_video_output(clip, tmp_path / "frames" / "%03d.webp", OutputKind(), VideoOptions(), overwrite=False)
+        check_video(clip, tmp_path / "frames" / "%03d.webp")
 
 
 def test_side_by_side_is_twice_as_wide(tmp_path, write_video, fake_model):

@@ -15,17 +15,16 @@ import av
 import numpy as np
 import pytest
 
-from basnet_runtime.command.jobs import Job
-from basnet_runtime.command.run_video import VideoRun, clear_finished
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run_video import clear_finished
 from basnet_runtime.kinds import OutputKind
-from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image.pictures import write_picture
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.write import segments as video_segments
 from basnet_runtime.media.video.write.segment_file import SegmentWriter
 from basnet_runtime.media.video.write.segments import SegmentFolder, segments_folder
-from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError, UsageError
+from tests import videos
 
 HERE = Path(__file__).parent
 
@@ -50,9 +49,8 @@ def clip(tmp_path, write_video):
     return write_video(tmp_path / "in.mp4", images(30), pts=times, audio="aac")
 
 
-def video_run(model, source, target, *, stop_at=None, kind="mask", identity=None, batch=1, finishing=None, **options):
+def video_run(model, source, target, *, stop_at=None, stabilize=False, identity=None, **options):
     """A run; Ctrl-C after `stop_at` frames of it."""
-    kind = OutputKind.parse(kind)
     count = 0
 
     def advanced():
@@ -61,22 +59,8 @@ def video_run(model, source, target, *, stop_at=None, kind="mask", identity=None
         if count == stop_at:
             raise KeyboardInterrupt
 
-    return VideoRun(
-        source=source,
-        target=target,
-        kind=kind,
-        options=VideoOptions(resume=True, hwaccel="none", **options),
-        identity=identity or {"model": "fake"},
-        overwrite=False,
-        batch=batch,
-        max_pixels=10**8,
-        model=model,
-        pipeline=lambda f, **more: Pipeline(
-            model, Composer(kind), batch=batch, on_frame=f, stream=True, finishing=finishing, **more
-        ),
-        started=lambda _: None,
-        advanced=advanced,
-    )
+    options |= {"identity": identity or {"model": "fake"}, "pipeline": {"stabilize": stabilize}}
+    return videos.video_run(model, source, target, resume=True, advanced=advanced, **options)
 
 
 def digest(path):
@@ -199,13 +183,10 @@ def joined_but_not_removed(tmp_path, clip, model, monkeypatch, **options):
 
 
 def cleared(clip, target, kind="mask", identity=None):
-    return clear_finished(
-        [Job(source=clip, target=target, media="video")],
-        kind=OutputKind.parse(kind),
-        options=VideoOptions(resume=True, hwaccel="none"),
-        identity=identity or {"model": "fake"},
-        batch=1,
+    config = RunConfig(
+        inputs=(), kind=OutputKind.parse(kind), video=VideoOptions(resume=True, hwaccel="none"), max_pixels=10**8
     )
+    return clear_finished([videos.job_of(clip, target)], config, identity or {"model": "fake"})
 
 
 def test_a_result_whose_segments_still_lie_there_is_done(tmp_path, clip, fake_model, monkeypatch):

@@ -22,7 +22,7 @@ from basnet_runtime.media.video.camera import CameraSource
 from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.write.passthrough import NoPassthrough
-from basnet_runtime.media.video.write.sink import VideoSink
+from basnet_runtime.media.video.write.sink import OutputPlan, VideoSink
 from basnet_runtime.pipeline.run import Pipeline
 from basnet_torch.errors import MediaError, UsageError
 
@@ -35,16 +35,15 @@ def images(count):
 
 def convert(model, source, target, **options):
     with source:
-        sink = VideoSink(
-            target,
-            source.info,
-            KIND,
-            overwrite=False,
+        plan = OutputPlan(
+            target=target,
+            info=source.info,
+            kind=KIND,
             options=VideoOptions(hwaccel="none"),
             passthrough=lambda: source.passthrough,
             whole=lambda: source.whole,
-            **options,
         )
+        sink = VideoSink(plan, **options)
         report = Pipeline(model, Composer(KIND)).run(source, sink)
     return report, source.warnings + sink.warnings
 
@@ -265,7 +264,8 @@ def test_ctrl_c_is_how_a_camera_ends(tmp_path, fake_model):
             raise KeyboardInterrupt
 
     source = CameraSource(0, open_camera=lambda _: DrawnCamera(10_000))
-    sink = VideoSink(tmp_path / "out.mp4", source.info, KIND, overwrite=False, passthrough=NoPassthrough, endless=True)
+    plan = OutputPlan(target=tmp_path / "out.mp4", info=source.info, kind=KIND, passthrough=NoPassthrough)
+    sink = VideoSink(plan, endless=True)
     with source, pytest.raises(KeyboardInterrupt):
         Pipeline(fake_model, Composer(KIND), on_frame=interrupt).run(source, sink)
     assert sink.kept == tmp_path / "out.mp4"

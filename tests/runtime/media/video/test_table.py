@@ -10,12 +10,9 @@ import av
 import pytest
 from av.error import FFmpegError
 
-from basnet_runtime.command.run_video import VideoRun
 from basnet_runtime.kinds import OutputKind
-from basnet_runtime.media.compose.compose import Composer
-from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.write.container import default_suffix
-from basnet_runtime.pipeline.run import Pipeline
+from tests.videos import video_run
 
 pytestmark = pytest.mark.shared
 
@@ -81,20 +78,7 @@ def copied_packets(path):
 def converted(model, source, folder):
     kind = OutputKind()
     target = folder / f"out{default_suffix(source, kind)}"
-    run = VideoRun(
-        source=source,
-        target=target,
-        kind=kind,
-        options=VideoOptions(hwaccel="none"),
-        identity={},
-        overwrite=False,
-        batch=1,
-        max_pixels=10**8,
-        model=model,
-        pipeline=lambda f, **more: Pipeline(model, Composer(kind), on_frame=f, stream=True, **more),
-        started=lambda _: None,
-        advanced=lambda: None,
-    )
+    run = video_run(model, source, target)
     run.run()
     return run
 
@@ -108,16 +92,16 @@ def test_clip(tmp_path, data_root, make_model, name):
     frames, width, height, suffix, packets, said = TABLE[name]
     source = data_root / "video" / name
     run = converted(make_model(32), source, tmp_path)
-    assert run.target.suffix == suffix
+    assert run.job.target.suffix == suffix
     assert [note for note in run.notes if "damaged frames: " not in note] == said
     assert run.complete == (said not in (DAMAGED, CHANGES))
     _, before = frame_times(source)
-    picture, after = frame_times(run.target)
+    picture, after = frame_times(run.job.target)
     assert picture == f"h264 {width}x{height}"
     assert len(after) == run.frames == frames
     # A raw stream has no times of its own: it is shown at its rate.
     assert after == (before[: len(after)] if source.suffix != ".h264" else [Fraction(i, 30) for i in range(frames)])
     sound = copied_packets(source)
-    assert copied_packets(run.target) == sound
+    assert copied_packets(run.job.target) == sound
     assert bool(sound) == (packets != 0)
     assert packets is None or len(sound) == packets

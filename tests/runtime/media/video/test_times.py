@@ -62,12 +62,12 @@ def test_a_clock_that_does_not_begin_at_zero(tmp_path, fake_model, start, suffix
     run = made(fake_model, clip, tmp_path / f"out{suffix}")
     assert (run.frames, run.complete) == (25, True)
     assert [note for note in run.notes if "millisecond" not in note] == []
-    video, sound = streams_of(run.target)
+    video, sound = streams_of(run.job.target)
     before = [stream.times[0] for stream in streams_of(clip)]
     assert min(video.times + sound.times) == 0
     assert video.times[0] - sound.times[0] == pytest.approx(before[0] - before[1], abs=0.001)
     assert steps(video.times) == pytest.approx(0.04, abs=0.0011)
-    with av.open(str(run.target)) as container:
+    with av.open(str(run.job.target)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 25  # none hidden by an edit list
 
 
@@ -138,7 +138,7 @@ def test_joined_recordings_follow_one_another(tmp_path, fake_model, first, secon
     clip = tmp_path / "in.ts"
     clip.write_bytes(b"".join(part.read_bytes() for part in parts))
     run = made(fake_model, clip, tmp_path / f"out{suffix}")
-    video, sound = streams_of(run.target)
+    video, sound = streams_of(run.job.target)
     assert (run.frames, run.complete, len(video.times)) == (80, True, 80)
     assert [note for note in run.notes if "falls back" in note] == run.notes[:1] != []
     joint = video.times[40] - video.times[39]  # FFmpeg holds the last picture back until the next one comes
@@ -149,7 +149,7 @@ def test_joined_recordings_follow_one_another(tmp_path, fake_model, first, secon
     per = len(sound.times) // 2
     assert video.times[40] - sound.times[per] == pytest.approx(video.times[0] - sound.times[0], abs=0.002)
     quiet = made(fake_model, clip, tmp_path / f"quiet{suffix}", sound=False)
-    assert steps(streams_of(quiet.target)[0].times) == pytest.approx(steps(video.times), abs=0.0011)
+    assert steps(streams_of(quiet.job.target)[0].times) == pytest.approx(steps(video.times), abs=0.0011)
 
 
 def equal_times(path, kept=3):
@@ -183,7 +183,7 @@ def test_packets_of_one_time_are_moved_by_a_tick(tmp_path, fake_model, suffix):
     before = streams_of(clip)[1].times
     assert len(set(before)) < len(before)
     run = made(fake_model, clip, tmp_path / f"out{suffix}")
-    after = streams_of(run.target)[1].times
+    after = streams_of(run.job.target)[1].times
     assert len(after) == len(before)
     assert steps(after).min() > 0
     assert np.abs(np.subtract(after, before)).max() <= 0.003
@@ -214,7 +214,7 @@ def test_sound_whose_packets_have_no_duration_is_copied_to_the_last(tmp_path, fa
     before = streams_of(clip)[1].packets
     for suffix in (".mp4", ".mov", ".mkv"):
         run = made(fake_model, clip, tmp_path / f"out{suffix}")
-        assert streams_of(run.target)[1].packets == before == 5
+        assert streams_of(run.job.target)[1].packets == before == 5
 
 
 def test_sound_whose_packets_have_no_duration_is_no_damage(tmp_path, fake_model):
@@ -242,7 +242,7 @@ def test_avi_has_decoding_times_alone(tmp_path, fake_model, codec, frames_betwee
     options = {} if codec == "mjpeg" else {"bf": frames_between}
     run = made(fake_model, avi(tmp_path / "in.avi", codec, **options), tmp_path / "out.mp4")
     assert (run.frames, run.complete, run.notes) == (10, True, [])
-    assert streams_of(run.target)[0].times == pytest.approx([i / 10 for i in range(10)])
+    assert streams_of(run.job.target)[0].times == pytest.approx([i / 10 for i in range(10)])
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mjpeg"])
@@ -251,14 +251,14 @@ def test_ticks_of_avi_without_a_picture_are_no_damage(tmp_path, fake_model, code
     options = {} if codec == "mjpeg" else {"bf": "0"}
     run = made(fake_model, avi(tmp_path / "in.avi", codec, ticks, rate=25, **options), tmp_path / "out.mp4")
     assert (run.frames, run.complete, run.notes) == (6, True, [])
-    assert streams_of(run.target)[0].times == pytest.approx([tick / 25 for tick in ticks])
+    assert streams_of(run.job.target)[0].times == pytest.approx([tick / 25 for tick in ticks])
 
 
 @pytest.mark.parametrize("between", ["0", "3"])
 def test_raw_video_counts_frames(tmp_path, fake_model, between):
     clip = avi(tmp_path / "in.h264", rate=25, bf=between)
     run = made(fake_model, clip, tmp_path / "out.mp4")
-    assert streams_of(run.target)[0].times == pytest.approx([i / 25 for i in range(10)])
+    assert streams_of(run.job.target)[0].times == pytest.approx([i / 25 for i in range(10)])
     assert (run.complete, run.notes) == (True, [])
 
 
@@ -286,7 +286,7 @@ def test_a_row_of_jpeg_is_a_video(tmp_path, fake_model, name):
     assert media_of(clip) == "video"
     run = made(fake_model, clip, tmp_path / "out.mp4")
     assert (run.frames, run.complete) == (5, True)
-    assert streams_of(run.target)[0].times == pytest.approx([i / 25 for i in range(5)])
+    assert streams_of(run.job.target)[0].times == pytest.approx([i / 25 for i in range(5)])
 
 
 @pytest.mark.parametrize("behind", ["nothing", "a preview", "text", "listed"])
@@ -360,4 +360,4 @@ def test_a_part_of_joined_recordings(tmp_path, fake_model):
         assert not source._sought
     run = made(fake_model, clip, tmp_path / "out.mp4", span=Span.parse("12", "15"))
     assert run.frames == 3
-    assert streams_of(run.target)[0].times == pytest.approx([0, 1, 2], abs=0.001)
+    assert streams_of(run.job.target)[0].times == pytest.approx([0, 1, 2], abs=0.001)

@@ -1,6 +1,6 @@
 """Writing video: every result at its frame's own time, with the source's audio and subtitles copied packet by packet.
 
-    sink = VideoSink(Path("clip.mask.mp4"), source.info, OutputKind(), overwrite=False)
+    sink = VideoSink(OutputPlan(target=Path("clip.mask.mp4"), info=source.info, kind=OutputKind()))
 
 The file appears under its name when it is complete; a run that fails leaves nothing. One that is interrupted, or whose
 container refuses a packet midway, leaves what was done so far, playable, under a name that says so.
@@ -12,7 +12,7 @@ import errno
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -115,35 +115,17 @@ class VideoSink:
         kept: Where an interrupted run left what it had done, or None.
     """
 
-    def __init__(
-        self,
-        target: Path,
-        info: VideoStreamInfo,
-        kind: OutputKind,
-        *,
-        overwrite: bool,
-        options: VideoOptions | None = None,
-        passthrough: Callable[[], PassthroughStreams] | None = None,
-        whole: Callable[[], bool] = lambda: True,
-        endless: bool = False,
-    ) -> None:
+    def __init__(self, plan: OutputPlan, *, endless: bool = False) -> None:
         """Prepare; the file is created by the first `write`. `endless`: interrupting is how such a source ends."""
         self.warnings: list[str] = []
         self.encoder = ""
         self.codec_threads = LibraryThreads()
         self.kept: Path | None = None
-        self._plan = OutputPlan(
-            target=target,
-            info=info,
-            kind=kind,
-            options=options or VideoOptions(),
-            passthrough=passthrough,
-            whole=whole,
-            overwrite=overwrite,
-        )
+        self._plan = plan
         self._endless = endless
+        self._frames = 0
         self._file: PendingFile | None = None
-        self._writer: _Writer | None = None
+        self._muxer: Muxer | None = None
 
     def write(self, item: ResultFrame) -> None:
         """Encode one result at its frame's time.
@@ -152,12 +134,23 @@ class VideoSink:
             MediaError: The encoder or the disk refuses.
         """
         with self._salvaging(), av_errors(self._plan.target):
-            if self._writer is None:
+            if self._muxer is None:
                 with self.codec_threads.adopt():
-                    self._writer = self._open(item)
-                    self._writer.write(item)
+                    plan = self._plan.sized(item)
+                    encoder = plan.encoder()
+                    self.encoder = encoder.described
+                    self._file = PendingFile(plan.target, overwrite=plan.overwrite)
+                    self._muxer = Muxer(self._file.path, plan, encoder)
+                    self._encoder = FrameEncoder(self._muxer.context, encoder, plan.info)
+                    self._mux(self._encoder.encode(item))
             else:
-                self._writer.write(item)
+                self._mux(self._encoder.encode(item))
+            self._frames += 1
+
+    def _mux(self, packets: Iterable[Packet[Any]]) -> None:
+        if self._muxer is not None:
+            for packet in packets:
+                self._muxer.mux(packet)
 
     def finish(self) -> None:
         """Flush, copy what is left of the audio, and give the file its name.
@@ -165,32 +158,34 @@ class VideoSink:
         Raises:
             MediaError: The encoder or the disk refuses.
         """
-        if self._writer is None or self._file is None:
+        if self._muxer is None or self._file is None:
             raise MediaError(f"{self._plan.target}: there was no frame to write")
         with self._salvaging(), av_errors(self._plan.target):
-            self._writer.flush(to_the_end=self._plan.whole())
+            self._mux(self._encoder.flush())
+            self._muxer.finish(to_the_end=self._plan.whole())
             self.codec_threads.collect()
-            self._writer.close()
-        self.warnings += self._writer.warnings
+            self._muxer.close()
+        self.warnings += self._muxer.warnings
         self._file.commit()
 
     def abort(self) -> None:
         """Remove what was written so far."""
-        if self._writer is not None:
+        if self._muxer is not None:
             with suppress(Exception):  # the trailer of a broken file, which is removed anyway
-                self._writer.close()
+                self._muxer.close()
         if self._file is not None:
             self._file.discard()
 
     def interrupt(self) -> None:
         """Keep what was written so far as a file that plays, under the name of `kept`."""
-        if self._writer is None or self._file is None or not self._writer.frames:
+        if self._muxer is None or self._file is None or not self._frames:
             return
         try:
             with av_errors(self._plan.target):
-                self._writer.flush(to_the_end=False)
-                self._writer.close()
-            self.warnings += self._writer.warnings
+                self._mux(self._encoder.flush())
+                self._muxer.finish(to_the_end=False)
+                self._muxer.close()
+            self.warnings += self._muxer.warnings
             kept = self._plan.target if self._endless else partial_path(self._plan.target)
             self._file.commit(kept)
             self.kept = kept
@@ -203,22 +198,15 @@ class VideoSink:
         try:
             yield
         except ContainerRefused as error:
-            if self._writer is None or self._file is None or not self._writer.frames:
+            if self._muxer is None or self._file is None or not self._frames:
                 raise
             with suppress(Exception):  # the index of what it took; without it nothing is worth keeping
-                self._writer.close()
+                self._muxer.close()
                 self._file.commit(partial_path(self._plan.target))
                 self.kept = self._file.target
             if self.kept is None:
                 raise
             raise MediaError(f"{error}; {self.kept} holds what was done until then") from error
-
-    def _open(self, item: ResultFrame) -> _Writer:
-        plan = self._plan.sized(item)
-        encoder = plan.encoder()
-        self.encoder = encoder.described
-        self._file = PendingFile(plan.target, overwrite=plan.overwrite)
-        return _Writer(self._file.path, plan, encoder)
 
 
 def partial_path(target: Path) -> Path:
@@ -226,32 +214,6 @@ def partial_path(target: Path) -> Path:
     numbers = itertools.chain([""], (f".{n}" for n in itertools.count(2)))
     names = (f"{target.stem}{number}.partial{target.suffix}" for number in numbers)
     return next(path for name in names if not (path := target.with_name(name)).exists())
-
-
-class _Writer:
-    """An open output: frames in, packets in time order out."""
-
-    def __init__(self, path: Path, plan: OutputPlan, encoder: Encoder) -> None:
-        self._muxer = Muxer(path, plan, encoder)
-        self._frames = FrameEncoder(self._muxer.context, encoder, plan.info)
-        self.frames = 0
-
-    @property
-    def warnings(self) -> list[str]:
-        return self._muxer.warnings
-
-    def write(self, item: ResultFrame) -> None:
-        for packet in self._frames.encode(item):
-            self._muxer.mux(packet)
-        self.frames += 1
-
-    def flush(self, *, to_the_end: bool) -> None:
-        for packet in self._frames.flush():
-            self._muxer.mux(packet)
-        self._muxer.finish(to_the_end=to_the_end)
-
-    def close(self) -> None:
-        self._muxer.close()
 
 
 class FrameEncoder:
