@@ -147,7 +147,7 @@ def test_the_old_option_is_gone(folder):
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_a_weak_large_picture(folder, monkeypatch, emptied):
-    from basnet_runtime.media.image import large
+    from basnet_runtime.media.compose import large
     from basnet_torch import spec
 
     monkeypatch.setattr(large, "LARGE_PIXELS", 1000)
@@ -465,7 +465,7 @@ def test_resume_goes_on_after_a_kill(tmp_path, write_video):
 
 
 def test_large_pictures_go_their_own_way(folder, monkeypatch):
-    from basnet_runtime.media.image import large
+    from basnet_runtime.media.compose import large
     from basnet_torch import spec
 
     monkeypatch.setattr(large, "LARGE_PIXELS", 2000)

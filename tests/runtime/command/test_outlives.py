@@ -11,8 +11,9 @@ from basnet_runtime.command import jobs, pipes, watch
 from basnet_runtime.command import run as running
 from basnet_runtime.command.pipes import run_piped
 from basnet_runtime.command.run import RunConfig, Summary, follow, run
+from basnet_runtime.media.compose import large
 from basnet_runtime.media.compose.compose import Composer
-from basnet_runtime.media.image import large, pictures
+from basnet_runtime.media.image import pictures
 from basnet_runtime.media.image.animation import AnimationSource
 from basnet_runtime.media.image.pictures import PictureFile, write_picture
 from basnet_torch import spec
