@@ -227,20 +227,10 @@ def _working(
     config: RunConfig, listener: ProgressListener, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
 ) -> Iterator[_Work]:
     """The opened model and the journal, as long as there is work."""
-    from basnet_runtime.open import open_model
-
     composer = Composer(
         config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
     )
-    opened = open_model(
-        config.model,
-        backend=config.backend,
-        device=config.device,
-        threads=config.threads,
-        precision=config.precision,
-        cuda=config.cuda,
-    )
-    with opened as model, opencv_out_of_the_way(config.device):
+    with _open_model(config) as model, opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         with nullcontext() if journal is None else journal.writing(jobs):
             yield _Work(
@@ -343,6 +333,19 @@ def _check_output(config: RunConfig, job: Job) -> None:
 
 _ARTICLES = {"animation": "an animation", "video": "a video"}
 _FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
+
+
+def _open_model(config: RunConfig) -> SaliencyModel:
+    from basnet_runtime.open import open_model
+
+    return open_model(
+        config.model,
+        backend=config.backend,
+        device=config.device,
+        threads=config.threads,
+        precision=config.precision,
+        cuda=config.cuda,
+    )
 
 
 @contextmanager
