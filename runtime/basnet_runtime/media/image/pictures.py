@@ -56,6 +56,7 @@ __all__ = [
     "PictureFormat",
     "check_picture_output",
     "cv2_module",
+    "encode_picture",
     "is_picture",
     "library_detail",
     "read_picture",
@@ -515,8 +516,29 @@ def write_picture(
     save_image(target, image, metadata=metadata, overwrite=overwrite)
 
 
-def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
-    """Write a libvips image of 8 bits in sRGB or gray, whole or not at all; see `write_picture`."""
+def encode_picture(
+    suffix: str, pixels: UInt8, alpha_HW: UInt8 | None = None, *, metadata: Metadata | None = None
+) -> bytes:
+    """The bytes that `write_picture` writes into a file of this suffix, such as `.png`.
+
+    Raises:
+        MediaError: The format holds no picture as large.
+        UsageError: The format is unknown, or holds no transparency and there is some.
+    """
+    name = Path(f"picture{suffix}")
+    check_picture_output(name, alpha=alpha_HW is not None)
+    image = _vips_image(pixels)
+    if alpha_HW is not None:
+        image = image.bandjoin(_vips_image(alpha_HW))
+    image, options = _to_encode(name, image, metadata)
+    try:
+        return bytes(image.write_to_buffer(suffix, **options))
+    except vips_errors() as error:
+        raise MediaError(f"{name}: cannot be encoded: {library_detail(error)}") from error
+
+
+def _to_encode(target: Path, image: Any, metadata: Metadata | None) -> tuple[Any, dict[str, Any]]:
+    """The image with its metadata, and libvips' options for the format."""
     suffix = target.suffix.lower()
     _check_side(target, suffix, image.height, image.width)
     options = dict(_WRITE_OPTIONS[suffix])
@@ -524,6 +546,13 @@ def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, ov
         image = tagged(image, metadata)
         if metadata.profile and image.bands >= 3:
             options["profile"] = _OUR_PROFILE
+    return image, options
+
+
+def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
+    """Write a libvips image of 8 bits in sRGB or gray, whole or not at all; see `write_picture`."""
+    image, options = _to_encode(target, image, metadata)
+    suffix = target.suffix.lower()
     vips = vips_module()
     with atomic_write(target, overwrite=overwrite) as path, path.open("wb") as file:
         try:

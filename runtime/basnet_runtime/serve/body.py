@@ -1,0 +1,166 @@
+"""Request bodies with limits: bytes, seconds, decompressed size; pictures go to anonymous files in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from basnet_runtime.serve.problems import Problem
+from basnet_torch.files import Closing
+
+__all__ = ["PictureBytes", "body_bytes", "picture_form"]
+
+_READ_AWAY = 1 << 20  # of a body that is refused, so that simple clients see the answer instead of a reset
+_READ_AWAY_SECONDS = 2.0
+_FIELDS = 8
+_RAW_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded", "video/")
+
+
+class PictureBytes(Closing):
+    """A picture's bytes under a path, which decoders want; nobody else can open it, and it ends with `close`."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create("picture")
+            self.path = Path(f"/proc/self/fd/{self._descriptor}")
+        else:
+            self._descriptor, name = tempfile.mkstemp(prefix="basnet-serve-")
+            self.path = Path(name)
+        with os.fdopen(os.dup(self._descriptor), "wb") as file:
+            file.write(data)
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+        if self._descriptor < 0:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        if not self.path.is_relative_to("/proc"):
+            self.path.unlink(missing_ok=True)
+
+
+async def body_bytes(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """The whole body, decompressed.
+
+    Raises:
+        Problem: 400, 408, 413 or 415: it is broken, late, too large, or compressed in an unknown way.
+        ClientDisconnect: The caller left.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+    except TimeoutError:
+        raise Problem(408, f"body: not received within {seconds:g} s. Send it faster", reason="slow") from None
+
+
+async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> dict[str, bytes]:
+    """The pictures of a request by field name; a body that is no form is the field `image`.
+
+    Raises:
+        Problem: As of `body_bytes`, and 422 where the form has no field `image`.
+        ClientDisconnect: The caller left.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        if kind and not kind.startswith(_RAW_TYPES):
+            raise Problem(
+                415, f"content type: {kind[:80]}, must be image/*, application/octet-stream or multipart/form-data"
+            )
+        return {"image": await body_bytes(request, max_bytes=max_bytes, seconds=seconds)}
+    try:
+        async with asyncio.timeout(seconds):
+            form = await _parsed(request.headers, _limited(request, max_bytes), max_bytes)
+            try:
+                return await _pictures(form)
+            finally:
+                await form.close()
+    except TimeoutError:
+        raise Problem(408, f"body: not received within {seconds:g} s. Send it faster", reason="slow") from None
+
+
+async def _parsed(headers: Headers, stream: AsyncGenerator[bytes, None], max_bytes: int) -> FormData:
+    parser = MultiPartParser(headers, stream, max_files=_FIELDS, max_fields=_FIELDS, max_part_size=max_bytes)
+    parser.spool_max_size = max_bytes + 1  # stays in memory: a container's file system may be read-only
+    try:
+        return await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        detail = getattr(error, "message", "") or "it cannot be parsed"
+        raise Problem(
+            400, f"form: {detail.rstrip('.')[:120]}. Send multipart/form-data with the field image"
+        ) from error
+
+
+async def _pictures(form: FormData) -> dict[str, bytes]:
+    pictures: dict[str, bytes] = {}
+    for name, value in form.multi_items():
+        if name not in ("image", "background"):
+            raise Problem(422, f"form field: {name[:40]!r}, must be image or background. Options go into the query")
+        if not isinstance(value, UploadFile):
+            raise Problem(422, f"form field {name}: is text, must be a file. Nothing is fetched by address")
+        if name in pictures:
+            raise Problem(422, f"form field {name}: is there twice. Send one picture a request")
+        pictures[name] = await value.read()
+    if "image" not in pictures:
+        raise Problem(422, "form field image: is missing. Send the picture as the file of that field")
+    return pictures
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Chunks of the body, decompressed, none of them kept beyond the limit."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        await _read_away(request)
+        raise _too_large(max_bytes)
+    inflate = _decompressor(request.headers.get("content-encoding", "").strip().lower())
+    received = 0
+    async for chunk in request.stream():
+        plain = chunk if inflate is None else _inflated(inflate, chunk, max_bytes - received)
+        received += len(plain)
+        if received > max_bytes:
+            await _read_away(request)
+            raise _too_large(max_bytes)
+        yield plain
+    if inflate is not None and not inflate.eof:
+        raise Problem(400, "body: its gzip stream is cut off. Send it again")
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(413, f"body: larger than {max_bytes:,} bytes. Send a smaller picture, or raise --max-bytes")
+
+
+def _decompressor(encoding: str) -> Any:
+    if encoding in ("", "identity"):
+        return None
+    if encoding in ("gzip", "deflate"):
+        return zlib.decompressobj(wbits=47 if encoding == "gzip" else 15)
+    raise Problem(415, f"content encoding: {encoding[:40]}, must be gzip or deflate")
+
+
+def _inflated(inflate: Any, chunk: bytes, left: int) -> bytes:
+    """What a chunk expands to, at most one byte more than may come: a small body may expand to gigabytes."""
+    try:
+        return bytes(inflate.decompress(chunk, left + 1)) if chunk else b""
+    except zlib.error as error:
+        raise Problem(400, "body: it is no valid gzip or deflate stream. Send it again") from error
+
+
+async def _read_away(request: Request) -> None:
+    left = _READ_AWAY
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(_READ_AWAY_SECONDS):
+            while left > 0:
+                message = await request.receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return

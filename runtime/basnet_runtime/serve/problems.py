@@ -1,0 +1,43 @@
+"""HTTP problems (RFC 9457): every refusal as a status with one line, in the command's words and without paths."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+__all__ = ["CLIENT_CLOSED", "PROBLEM_TYPE", "Problem", "problem_response"]
+
+PROBLEM_TYPE = "application/problem+json"
+CLIENT_CLOSED = 499  # as nginx calls it; only ever logged
+
+
+class Problem(Exception):
+    """A request that is refused.
+
+    Attributes:
+        status: HTTP status.
+        detail: What is wrong, which rule holds, how to mend it.
+        reason: One word for the metrics.
+        headers: Further headers of the answer.
+    """
+
+    def __init__(self, status: int, detail: str, *, reason: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.reason = reason or str(status)
+        self.headers = headers or {}
+
+
+def problem_response(request: Request, problem: Problem) -> Response:
+    """The answer to a refused request, in the form that the route's clients read."""
+    if request.url.path == "/v2" or request.url.path.startswith("/v2/"):
+        # Stock clients report anything else as a failure to decode.
+        body: dict[str, Any] = {"error": problem.detail}
+        return JSONResponse(body, problem.status, headers=problem.headers)
+    title = "Client Closed Request" if problem.status == CLIENT_CLOSED else HTTPStatus(problem.status).phrase
+    body = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail}
+    return JSONResponse(body, problem.status, headers=problem.headers, media_type=PROBLEM_TYPE)

@@ -1,0 +1,257 @@
+"""The work behind the routes: bounded admission, then decode, network, postprocess, compose and encode as `basnet-run`.
+
+Compressed pictures wait, decoded ones do not: what is decoded at once is bounded by the model's depth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_runtime.frame import Frame
+from basnet_runtime.kinds import OutputKind
+from basnet_runtime.media.compose.compose import Composer
+from basnet_runtime.media.image.metadata import surviving
+from basnet_runtime.media.image.pictures import PictureFile, PictureFormat, encode_picture
+from basnet_runtime.salience import SalienceDecision
+from basnet_runtime.serve.batcher import Batcher
+from basnet_runtime.serve.body import PictureBytes
+from basnet_runtime.serve.config import ServeConfig
+from basnet_runtime.serve.metrics import Metrics
+from basnet_runtime.serve.problems import Problem
+from basnet_torch.errors import BasnetError, MediaError, ModelFileError, UsageError
+from basnet_torch.files import Closing
+from basnet_torch.unexpected import unexpected
+
+if TYPE_CHECKING:
+    from basnet_runtime.model import SaliencyModel
+
+__all__ = ["Answer", "PictureTask", "Service"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureTask:
+    """What to make of one picture; as the options of `basnet-run`."""
+
+    kind: OutputKind
+    format: PictureFormat = "png"
+    threshold: float | None = None
+    feather: float = 0.0
+    refine_edges: bool = False
+    empty_weak: bool = False
+    page: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One result: the encoded picture, the decision, and how large the picture was."""
+
+    data: bytes
+    decision: SalienceDecision
+    height: int
+    width: int
+    wait_seconds: float
+    network_seconds: float
+
+
+class Service(Closing):
+    """One model and its bounds; everything but HTTP."""
+
+    def __init__(self, model: SaliencyModel, config: ServeConfig) -> None:
+        self.model = model
+        self.config = config
+        self.metrics = Metrics(model.backend.description, model.name)
+        self._batcher = Batcher(
+            model, batch=config.pictures_a_batch, wait_seconds=config.batch_seconds, on_batch=self.metrics.on_batch
+        )
+        at_once = model.depth * config.pictures_a_batch + 1
+        self._turns = asyncio.Semaphore(at_once)
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="picture")
+        self._waiting = 0
+        self.is_draining = False
+
+    def close(self) -> None:
+        """Finish what runs; the model stays open."""
+        self._threads.shutdown()
+        self._batcher.close()
+
+    async def run(self, image: bytes, task: PictureTask, background: bytes | None = None) -> Answer:
+        """One picture from its file's bytes to its result's.
+
+        Raises:
+            Problem: 422 for the picture or options, 429 or 503 for the load, 500 for the model or a defect.
+        """
+        asked = time.perf_counter()
+        async with self.turn():
+            began = time.perf_counter()
+            with PictureBytes(image) as held, PictureBytes(background or b"") as behind:
+                frame, prepared = await self._in_thread(lambda: self._decode(held.path, task))
+                submitted = time.perf_counter()
+                raw = await self._network(prepared)
+                network = time.perf_counter() - submitted
+                data, decision = await self._in_thread(
+                    lambda: self._finish(frame, raw, task, behind.path if background is not None else None)
+                )
+        height, width = frame.image_HWC.shape[:2]
+        return Answer(
+            data=data,
+            decision=decision,
+            height=height,
+            width=width,
+            wait_seconds=began - asked,
+            network_seconds=network,
+        )
+
+    async def tensors(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """A batch of the network's own input, N first, through the same queue; its raw maps.
+
+        Raises:
+            Problem: 429, 500 or 503.
+        """
+        async with self.turn():
+            return np.stack(await asyncio.gather(*(self._network(prepared) for prepared in batch)))
+
+    def check_ready(self) -> None:
+        """Say whether requests are taken.
+
+        Raises:
+            Problem: 503 while the server is stopping.
+        """
+        if self.is_draining:
+            raise Problem(503, "ready: no, the server is stopping", reason="draining")
+
+    async def frames(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Pictures uint8 N,H,W,3 of one size to masks uint8 N,H,W, as `basnet-run` computes them.
+
+        Raises:
+            Problem: As of `run`.
+        """
+
+        def prepared(image_HWC: NDArray[Any]) -> NDArray[Any]:
+            self.model.check_size("frame", *image_HWC.shape[:2])
+            return self.model.prepare(image_HWC)
+
+        def finished(image_HWC: NDArray[Any], raw: NDArray[Any]) -> NDArray[Any]:
+            return self.model.postprocessor()(Frame(image_HWC=image_HWC), raw)[0]
+
+        masks = []
+        async with self.turn():
+            for image_HWC in batch:
+                raw = await self._network(await self._in_thread(partial(prepared, image_HWC)))
+                masks.append(await self._in_thread(partial(finished, image_HWC, raw)))
+        return np.stack(masks)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a place among the pictures that are worked on.
+
+        Raises:
+            Problem: 429 where too many wait, 503 where the wait was too long.
+        """
+        if self._waiting >= self.config.queue and self._turns.locked():
+            after = self.metrics.retry_after(self._waiting)
+            raise Problem(
+                429,
+                f"queue: {self._waiting} pictures wait, at most {self.config.queue} may. Try again in {after} s",
+                reason="queue",
+                headers={"Retry-After": str(after)},
+            )
+        began = time.perf_counter()
+        self._waiting += 1
+        self.metrics.waiting.set(self._waiting)
+        try:
+            async with asyncio.timeout(self.config.wait_seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            after = self.metrics.retry_after(self._waiting)
+            limit = f"{self.config.wait_seconds:g} s"
+            raise Problem(
+                503,
+                f"wait: no turn within {limit}. Try again later",
+                reason="wait",
+                headers={"Retry-After": str(after)},
+            ) from None
+        finally:
+            self._waiting -= 1
+            self.metrics.waiting.set(self._waiting)
+        self.metrics.stages.labels("wait").observe(time.perf_counter() - began)
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                yield
+            self.metrics.finished()
+        finally:
+            self._turns.release()
+
+    async def _network(self, prepared: NDArray[Any]) -> NDArray[Any]:
+        future = self._batcher.submit(prepared)
+        try:
+            return await asyncio.wrap_future(future)
+        except BasnetError as error:
+            raise Problem(500, _plain(str(error))) from error
+        except Exception as error:  # a defect that one picture brings to light ends that picture alone
+            raise _defect(error) from error
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread; a caller that leaves meanwhile keeps its place until the thread is done."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            running.exception()  # retrieved: nobody else will
+            raise
+        except (MediaError, UsageError) as error:
+            raise Problem(422, _plain(str(error))) from error
+        except ModelFileError as error:
+            raise Problem(500, _plain(str(error))) from error
+        except Problem:
+            raise
+        except Exception as error:  # as above
+            raise _defect(error) from error
+
+    def _decode(self, path: Path, task: PictureTask) -> tuple[Frame, NDArray[Any]]:
+        with (
+            self.metrics.stage("decode"),
+            PictureFile(path, max_pixels=self.config.max_pixels, page=task.page) as picture,
+        ):
+            frame = picture.read()
+        self.model.check_size("picture", *frame.image_HWC.shape[:2])
+        with self.metrics.stage("preprocess"):
+            return frame, self.model.prepare(frame.flattened())
+
+    def _finish(
+        self, frame: Frame, raw: NDArray[Any], task: PictureTask, background: Path | None
+    ) -> tuple[bytes, SalienceDecision]:
+        with self.metrics.stage("postprocess"):
+            mask, decision = self.model.postprocessor(empty_weak=task.empty_weak)(frame, raw)
+        kind = task.kind if background is None else OutputKind(name="image", image=background)
+        with self.metrics.stage("compose"):
+            composer = Composer(kind, threshold=task.threshold, feather=task.feather, refine_edges=task.refine_edges)
+            made = composer(frame, mask, decision)
+        metadata = surviving(made.frame.metadata, is_mask=made.pixels.ndim == 2)
+        with self.metrics.stage("encode"):
+            return encode_picture(f".{task.format}", made.pixels, made.alpha_HW, metadata=metadata), decision
+
+
+def _plain(text: str) -> str:
+    """An error's text without the paths of this machine."""
+    return re.sub(r"(/proc/self/fd/\d+|\S*/basnet-serve-\w+)", "picture", text)
+
+
+def _defect(error: Exception) -> Problem:
+    """500 for what nobody expected; the traceback goes to the log file, its path to nobody."""
+    unexpected("request", error)
+    return Problem(500, f"unexpected: {type(error).__name__}. The server's log has its traceback")
