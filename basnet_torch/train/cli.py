@@ -10,10 +10,11 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 
@@ -22,8 +23,8 @@ from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
 from basnet_torch.model.structure import RESNET34, Arch
-from basnet_torch.spec import Scale
-from basnet_torch.train.config import PRESETS, Augmentation, Autocast, Compiler, Loss, Optimizer, Schedule, TrainConfig
+from basnet_torch.options import build, option, takes
+from basnet_torch.train.config import PRESETS, Autocast, TrainConfig
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
@@ -36,201 +37,113 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_DEFAULT = TrainConfig()
 _REFINE_WIDTH = 16  # of the refinement module on an encoder of five stages
 Value = TypeVar("Value")
-Data = Annotated[
-    list[Path], typer.Option("--data", help="Folder, zip file, or folder of zip files with training pairs.")
-]
-Validation = Annotated[list[Path] | None, typer.Option("--val", help="Pairs for validation.")]
-Run = Annotated[Path, typer.Option("--run", "--run-dir", help="Directory for checkpoints and logs.")]
-
-
-@app.command()
-def train(
-    context: typer.Context,
-    data: Data,
-    run: Run,
-    val: Validation = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN/last.pth.")] = False,
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start from this checkpoint's weights, network and scale; --width may be a multiple of its own."
-        ),
-    ] = None,
-    widen_noise: Annotated[
-        float, typer.Option(min=0, help="Noise that tells a widened checkpoint's channels apart, as a share.")
-    ] = 0.01,
-    resnet34: Annotated[Path | None, typer.Option(help="Start encoder stages 1-4 from this ResNet-34.")] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Encoder: resnet34 (the paper's), efficientnet-lite0, -lite1, -lite2, or timm:NAME.",
-        ),
-    ] = _DEFAULT.encoder,
-    encoder_weights: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|FILE",
-            help="Weights that the encoder starts from; auto: the installed package's, or timm's own download.",
-        ),
-    ] = "auto",
-    decoder_widths: Annotated[
-        tuple[int, int, int, int, int],
-        typer.Option(help="Channels of the decoder's stages, coarse to fine; not of resnet34."),
-    ] = _DEFAULT.decoder_widths,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[
-        int, typer.Option(min=0, help="Compute threads on the CPU; 0 takes every core this process may use.")
-    ] = 0,
-    arch: Annotated[Arch, typer.Option(help="Network: BASNet, or a baseline of about its size.")] = _DEFAULT.arch,
-    refine: Annotated[bool, typer.Option(help="Keep BASNet's refinement module.")] = True,
-    loss: Annotated[Loss, typer.Option(help="Loss terms, added on every map.")] = _DEFAULT.loss,
-    width: Annotated[
-        int,
-        typer.Option(
-            help="Channels at full resolution; 64 is the paper's network. Other encoders: the refinement module's, "
-            "16 when left out."
-        ),
-    ] = _DEFAULT.width,
-    scale: Annotated[
-        Scale, typer.Option(help="Pictures are divided by 255 or by their own largest value.")
-    ] = _DEFAULT.scale,
-    size: Annotated[int, typer.Option(help="Side of the training crop, pixels.")] = _DEFAULT.size,
-    eval_size: Annotated[int, typer.Option(help="Side in validation, kept with the weights.")] = _DEFAULT.eval_size,
-    store_size: Annotated[int, typer.Option(help="Side of the pictures in memory, pixels.")] = _DEFAULT.store_size,
-    augment: Annotated[
-        Augmentation,
-        typer.Option(
-            help="crop: crop and flip; strong: also color, blur, JPEG, crops beyond the edge; authors: theirs."
-        ),
-    ] = _DEFAULT.augment,
-    crop_scale: Annotated[tuple[float, float], typer.Option(help="Crop side as share.")] = _DEFAULT.crop_scale,
-    crop_stretch: Annotated[float, typer.Option(help="Largest ratio of a crop's sides.")] = _DEFAULT.crop_stretch,
-    flip: Annotated[float, typer.Option(help="Probability of a horizontal flip.")] = _DEFAULT.flip,
-    batch: Annotated[int, typer.Option(help="Pictures a step, over all processes.")] = _DEFAULT.batch,
-    accumulate: Annotated[
-        int, typer.Option(help="Parts that a step is computed in, to need less memory.")
-    ] = _DEFAULT.accumulate,
-    steps: Annotated[int, typer.Option(help="Steps in all.")] = _DEFAULT.steps,
-    optimizer: Annotated[Optimizer, typer.Option(help="Optimizer.")] = _DEFAULT.optimizer,
-    momentum: Annotated[float, typer.Option(help="Of sgd and rmsprop.")] = _DEFAULT.momentum,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.lr,
-    encoder_lr: Annotated[float, typer.Option(help="Learning rate of the encoder, as a share.")] = _DEFAULT.encoder_lr,
-    layer_decay: Annotated[
-        float, typer.Option(help="Factor on that from each encoder stage to the one before.")
-    ] = _DEFAULT.layer_decay,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = _DEFAULT.weight_decay,
-    teacher: Annotated[str, typer.Option(help="Checkpoint whose masks are learned too.")] = _DEFAULT.teacher,
-    distill: Annotated[float, typer.Option(help="Share of the teacher in the loss.")] = _DEFAULT.distill,
-    schedule: Annotated[Schedule, typer.Option(help="Learning rate after the warm-up.")] = _DEFAULT.schedule,
-    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _DEFAULT.warmup,
-    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 does not clip.")] = _DEFAULT.clip,
-    ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 keeps none.")] = _DEFAULT.ema,
-    autocast: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(help="Type of the convolutions; auto: bf16 where the device has it; fp16: on CUDA."),
-    ] = "auto",
-    compiler: Annotated[Compiler, typer.Option("--compile", help="Backend of torch.compile.")] = _DEFAULT.compiler,
-    channels_last: Annotated[bool, typer.Option(help="Memory layout.")] = _DEFAULT.channels_last,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = _DEFAULT.seed,
-    eval_every: Annotated[int, typer.Option(help="Steps between validations.")] = _DEFAULT.eval_every,
-    save_every: Annotated[int, typer.Option(help="Steps between writes of last.pth.")] = _DEFAULT.save_every,
-    preset: Annotated[
-        Literal["none", "authors"],
-        typer.Option(help="authors: the paper's hyper-parameters; what is typed still holds."),
-    ] = "none",
-    on_bad_pair: Annotated[
-        OnBadPair, typer.Option(help="Pairs that lack a file, cannot be read, or differ in size.")
-    ] = "refuse",
-    mask_values: Annotated[
-        MaskValues,
-        typer.Option(
-            help="Values of masks: gray; labels (not 0 is object, 255 left out); trimap (1, 2, 3); auto: gray alone."
-        ),
-    ] = "auto",
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.")] = False,
-) -> None:
-    """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
-    values = {k: v for k, v in dict(locals()).items() if k in TrainConfig.__slots__}
-    with exit_on_error():
-        typed = {name for name in values if _is_typed(context, name)}
-        where = _required(device)
-        if not refine:
-            values["arch"] = _coarse(arch)
-            typed.add("arch")
-        values |= {name: value for name, value in PRESETS.get(preset, {}).items() if name not in typed}
-        start = _start(init, resnet34, width if "width" in typed else None, widen_noise, resume=resume)
-        if encoder != RESNET34 and "width" not in typed:
-            values["width"] = _REFINE_WIDTH
-        if start:
-            values |= {
-                "width": start.width,
-                "arch": _same("arch", start.arch, values["arch"] if "arch" in typed else None),
-                "encoder": _same("encoder", start.encoder, encoder if "encoder" in typed else None),
-                "decoder_widths": _same(
-                    "decoder-widths", start.decoder_widths, decoder_widths if "decoder_widths" in typed else None
-                ),
-                "scale": values["scale"] if "scale" in typed else start.preprocess.scale,
-            }
-        if resume:
-            values |= {name: value for name, value in _saved(run).items() if name not in typed}
-        source = _Source(data=tuple(data), val=tuple(val or ()), on_bad=on_bad_pair, values=mask_values)
-        _run(
-            values,
-            source,
-            _Place(run=run, device=where, threads=threads, tensorboard=tensorboard),
-            resume,
-            _Start(checkpoint=start, resnet34=resnet34, encoder_weights=encoder_weights),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Source:
-    """Which pairs to read, how, and what to do about bad ones."""
+class _Run:
+    """Which pairs to read and how, where to compute, and what to write."""
 
-    data: tuple[Path, ...]
-    val: tuple[Path, ...]
-    on_bad: OnBadPair
-    values: MaskValues
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
-    """Where to compute and what to write."""
-
-    run: Path
-    device: Device
-    threads: int
-    tensorboard: bool
+    data: tuple[Path, ...] = field(
+        metadata=option("Folder, zip file, or folder of zip files with training pairs.", "--data")
+    )
+    run: Path = field(metadata=option("Directory for checkpoints and logs.", "--run", "--run-dir"))
+    val: tuple[Path, ...] = field(default=(), metadata=option("Pairs for validation.", "--val"))
+    resume: bool = field(default=False, metadata=option("Go on from RUN/last.pth.", "--resume"))
+    on_bad_pair: OnBadPair = field(
+        default="refuse", metadata=option("Pairs that lack a file, cannot be read, or differ in size.")
+    )
+    mask_values: MaskValues = field(
+        default="auto",
+        metadata=option(
+            "Values of masks: gray; labels (not 0 is object, 255 left out); trimap (1, 2, 3); auto: gray alone."
+        ),
+    )
+    device: Device = field(
+        default=CPU,
+        metadata=option(
+            "cpu, cuda or cuda:N.",
+            parse=partial(Device.parse, of=("cpu", "cuda"), rule="it must be cpu, cuda or cuda:N"),
+        ),
+    )
+    threads: int = field(
+        default=0, metadata=option("Compute threads on the CPU; 0 takes every core this process may use.", min=0)
+    )
+    tensorboard: bool = field(default=False, metadata=option("Write TensorBoard's files too.", "--tensorboard"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Start:
-    """The weights to begin with; at most one of them is given."""
+    """The weights to begin with, and what the network and its configuration follow from."""
 
-    checkpoint: Checkpoint | None
-    resnet34: Path | None
-    encoder_weights: str
+    init: Path | None = field(
+        default=None,
+        metadata=option(
+            "Start from this checkpoint's weights, network and scale; --width may be a multiple of its own."
+        ),
+    )
+    widen_noise: float = field(
+        default=0.01, metadata=option("Noise that tells a widened checkpoint's channels apart, as a share.", min=0)
+    )
+    resnet34: Path | None = field(default=None, metadata=option("Start encoder stages 1-4 from this ResNet-34."))
+    encoder_weights: str = field(
+        default="auto",
+        metadata=option(
+            "Weights that the encoder starts from; auto: the installed package's, or timm's own download.",
+            metavar="auto|none|FILE",
+        ),
+    )
+    preset: Literal["none", "authors"] = field(
+        default="none", metadata=option("authors: the paper's hyper-parameters; what is typed still holds.")
+    )
+    refine: bool = field(default=True, metadata=option("Keep BASNet's refinement module."))
 
 
-def _run(values: dict[str, Any], source: _Source, place: _Place, resume: bool, start: _Start) -> None:
+@app.command()
+@takes(_Run, _Start, TrainConfig)
+def train(context: typer.Context, **given: Any) -> None:
+    """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
+    values = {one.name: given[one.name] for one in fields(TrainConfig)}
+    typed = {name: value for name, value in values.items() if _is_typed(context, name)}
+    with exit_on_error():
+        job, start = build(_Run, given), build(_Start, given)
+        _check_torch(job.device)
+        if not start.refine:
+            typed["arch"] = values["arch"] = _coarse(values["arch"])
+        values |= {**PRESETS.get(start.preset, {}), **typed}
+        checkpoint = _checkpoint(start, typed.get("width"), resume=job.resume)
+        if values["encoder"] != RESNET34 and "width" not in typed:
+            values["width"] = _REFINE_WIDTH
+        if checkpoint:
+            values |= {
+                "width": checkpoint.width,
+                **{
+                    name: _same(name.replace("_", "-"), getattr(checkpoint, name), typed.get(name))
+                    for name in ("arch", "encoder", "decoder_widths")
+                },
+                "scale": typed.get("scale", checkpoint.preprocess.scale),
+            }
+        if job.resume:
+            values |= {**_saved(job.run), **typed}
+        _train(values, job, start, checkpoint)
+
+
+def _train(values: dict[str, Any], job: _Run, start: _Start, checkpoint: Checkpoint | None) -> None:
     """Train in this process, which may be one of several that torchrun started."""
     from basnet_torch.train.distributed import world_from_environment
 
     world = world_from_environment()
-    if world.size > 1 and place.device == Device("cuda"):
-        place = replace(place, device=Device("cuda", world.local_rank))
-    values["autocast"] = _autocast(values["autocast"], place.device)
+    if world.size > 1 and job.device == Device("cuda"):
+        job = replace(job, device=Device("cuda", world.local_rank))
+    values["autocast"] = _autocast(values["autocast"], job.device)
     config = TrainConfig(**values)
-    _refuse_used_run(place.run, resume=resume)
-    with world.joined(place.device):
+    _refuse_used_run(job.run, resume=job.resume)
+    with world.joined(job.device):
         world.wait()  # until all have looked at the run, before the first writes to it
-        trainer = _trainer(config, source, place, None if resume else _initial(config, start), world)
-        if resume:
-            for line in trainer.resume(place.run / "last.pth"):
+        trainer = _trainer(config, job, None if job.resume else _initial(config, start, checkpoint), world)
+        if job.resume:
+            for line in trainer.resume(job.run / "last.pth"):
                 typer.echo(line, err=True)
         _follow(trainer)
     world.leave()
@@ -251,17 +164,15 @@ def _same(option: str, found: Value, asked: Value | None) -> Value:
     return found
 
 
-def _required(text: str) -> Device:
+def _check_torch(device: Device) -> None:
     """Check torch and the device, before minutes go into reading data."""
     if find_spec("torch") is None:
         raise BackendUnavailable("training needs torch; pip install 'basnet-deploy[train]'")
     import torch
 
-    device = Device.parse(text, of=("cpu", "cuda"), rule="it must be cpu, cuda or cuda:N")
     if device != CPU and device.number >= torch.cuda.device_count():
         seen = f"{torch.cuda.device_count()} CUDA devices"
         raise BackendUnavailable(f"device {device}: torch {torch.__version__} sees {seen}; use --device cpu")
-    return device
 
 
 def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Autocast:
@@ -315,27 +226,25 @@ def _saved(run: Path) -> dict[str, Any]:
     if not isinstance(saved, Mapping) or not isinstance(saved.get("config"), Mapping):
         raise CheckpointError(f"{path}: holds weights only; start from it with --init")
     config = TrainConfig.read(saved["config"])
-    return {name: getattr(config, name) for name in TrainConfig.__slots__}
+    return {one.name: getattr(config, one.name) for one in fields(TrainConfig)}
 
 
-def _start(
-    init: Path | None, resnet34: Path | None, width: int | None, noise: float, *, resume: bool
-) -> Checkpoint | None:
+def _checkpoint(start: _Start, width: int | None, *, resume: bool) -> Checkpoint | None:
     """The checkpoint of --init, when one is asked for, made as wide as asked."""
     from basnet_torch.checkpoint import load_checkpoint
     from basnet_torch.train.widen import widened
 
-    if resume and (init or resnet34):
+    if resume and (start.init or start.resnet34):
         raise UsageError("--resume goes on with the run's own weights; leave --init and --resnet34 out")
-    if init and resnet34:
+    if start.init and start.resnet34:
         raise UsageError("--init and --resnet34 both give the encoder's weights; keep one of them")
-    if init is None:
+    if start.init is None:
         return None
-    found = load_checkpoint(init)
-    return widened(found, width or found.width, noise=noise)
+    found = load_checkpoint(start.init)
+    return widened(found, width or found.width, noise=start.widen_noise)
 
 
-def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
+def _initial(config: TrainConfig, start: _Start, checkpoint: Checkpoint | None) -> SaliencyNetwork | None:
     """The network to start from, when one is asked for."""
     import torch
 
@@ -343,8 +252,8 @@ def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
     from basnet_torch.train.pretrained import load_encoder_weights, load_resnet34
     from basnet_torch.train.trainer import network_from_config
 
-    if start.checkpoint:
-        return model_from_checkpoint(start.checkpoint).train()
+    if checkpoint:
+        return model_from_checkpoint(checkpoint).train()
     torch.manual_seed(config.seed)
     if start.resnet34:
         model = network_from_config(config)
@@ -359,45 +268,45 @@ def _initial(config: TrainConfig, start: _Start) -> SaliencyNetwork | None:
     return model
 
 
-def _trainer(
-    config: TrainConfig, source: _Source, place: _Place, init: SaliencyNetwork | None, world: World
-) -> Trainer:
+def _trainer(config: TrainConfig, job: _Run, init: SaliencyNetwork | None, world: World) -> Trainer:
     import torch
 
     from basnet_torch.data.datasets import DataReport, find_pairs, load_pairs
     from basnet_torch.train.trainer import Trainer, refuse_single_values
 
     refuse_single_values(config)  # before minutes go into reading data
-    torch.set_num_threads(_threads(place.threads, world))
+    torch.set_num_threads(_threads(job.threads, world))
     report = DataReport()
-    pairs = find_pairs(source.data, on_bad=source.on_bad, report=report)
+    pairs = find_pairs(job.data, on_bad=job.on_bad_pair, report=report)
     _refuse_too_few(config, len(pairs))
-    _make_folder(place.run)
+    _make_folder(job.run)
     with progress_bar(shown=world.is_first) as progress:
         task = progress.add_task("reading pairs", total=len(pairs))
 
         def show(done: int) -> None:
             progress.update(task, completed=done)
 
-        store = load_pairs(pairs, config.store_size, show, on_bad=source.on_bad, values=source.values, report=report)
+        store = load_pairs(
+            pairs, config.store_size, show, on_bad=job.on_bad_pair, values=job.mask_values, report=report
+        )
     _refuse_too_few(config, len(store))
     for line in report.lines() if world.is_first else ():
         typer.echo(f"data: {line}", err=True)
     facts = {
-        "sources": [str(s) for s in source.data],
-        "validation": [str(s) for s in source.val],
-        "mask_values": source.values,
+        "sources": [str(s) for s in job.data],
+        "validation": [str(s) for s in job.val],
+        "mask_values": job.mask_values,
         "report": report.counts(),
     }
     return Trainer(
         config,
         store,
-        place.run,
-        validator=_validator(config, source) if source.val and world.is_first else None,
-        device=place.device.for_torch(),
+        job.run,
+        validator=_validator(config, job) if job.val and world.is_first else None,
+        device=job.device.for_torch(),
         init=init,
         world=world,
-        tensorboard=place.tensorboard,
+        tensorboard=job.tensorboard,
         facts=facts,
     )
 
@@ -422,14 +331,14 @@ def _make_folder(run: Path) -> None:
         raise UsageError(f"{run}: cannot be made a folder ({error.strerror}); name another --run") from error
 
 
-def _validator(config: TrainConfig, source: _Source) -> Validator:
+def _validator(config: TrainConfig, job: _Run) -> Validator:
     from basnet_torch.data.datasets import DataReport, find_pairs
     from basnet_torch.train.trainer import finishing
     from basnet_torch.train.validate import Validator
 
     report = DataReport()
-    pairs = find_pairs(source.val, on_bad=source.on_bad, report=report)
-    validator = Validator(pairs, *finishing(config), on_bad=source.on_bad, values=source.values, report=report)
+    pairs = find_pairs(job.val, on_bad=job.on_bad_pair, report=report)
+    validator = Validator(pairs, *finishing(config), on_bad=job.on_bad_pair, values=job.mask_values, report=report)
     for line in report.lines():
         typer.echo(f"validation: {line}", err=True)
     return validator

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 from basnet_torch.errors import UsageError
 from basnet_torch.json_values import from_plain
 from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure
+from basnet_torch.options import check, option
 from basnet_torch.spec import Scale, check_size
 
 __all__ = [
@@ -55,128 +56,108 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "autocast": "fp32",
     }
 }
-_COUNTS = ("width", "store_size", "batch", "accumulate", "steps", "eval_every", "save_every")
-_CHOICES: dict[str, Any] = {
-    "arch": Arch,
-    "augment": Augmentation,
-    "compiler": Compiler,
-    "scale": Scale,
-    "loss": Loss,
-    "optimizer": Optimizer,
-    "schedule": Schedule,
-    "autocast": Autocast,
-}
+
+
+def _at_least(number: int) -> tuple[str, Callable[[float], bool]]:
+    return f"at least {number}", lambda value: value >= number
+
+
+_SHARE = ("in 0..1", lambda value: 0 <= value <= 1)
+_SOME = ("in 0..1, 0 excluded", lambda value: 0 < value <= 1)
+_NOT_ALL = ("in 0..1, 1 excluded", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training run.
+    """One training run; each field's help says what it is."""
 
-    Attributes:
-        arch: Which network; `basnet-coarse` is BASNet without its refinement module.
-        loss: Which terms of the hybrid loss are added, on every map that the network gives.
-        width: Channels at full resolution; 64 is the paper's network. On another encoder than `resnet34` these are the
-            refinement module's.
-        encoder: `resnet34`, `efficientnet-lite0` to `2`, or `timm:NAME`.
-        decoder_widths: Channels of the decoder's five stages from coarse to fine, on another encoder than `resnet34`.
-        scale: What pictures are divided by, stored with the weights: 255, or each picture's own largest value.
-        size: Side of the training crop, pixels, a multiple of 32.
-        eval_size: Side of the network's input in validation, stored with the weights as their `Preprocess`.
-        store_size: Side of the pictures held in memory, pixels.
-        augment: `crop` crops and flips; `strong` adds color, blur and JPEG, and its crops may reach beyond the
-            picture; `authors` takes their transforms over the set and its mirror images.
-        crop_scale: Smallest and largest side of a crop as a share of the stored side; above 1 only under `strong`.
-        crop_stretch: Largest ratio by which a crop's two sides may differ.
-        flip: Probability of a horizontal flip.
-        batch: Pictures a step, over all processes.
-        accumulate: Parts in which a step's pictures are computed one after another, to need less memory.
-        steps: Steps in all.
-        optimizer: `adamw`, `adam`, `sgd` or `rmsprop`.
-        momentum: Of `sgd` and `rmsprop`.
-        lr: Highest learning rate.
-        weight_decay: As the optimizer defines it.
-        encoder_lr: Learning rate of the encoder as a share of `lr`, for one that was trained before.
-        layer_decay: Factor on that from each encoder stage to the one before it.
-        teacher: Checkpoint whose masks are learned beside the truth; empty for none.
-        distill: Share of the teacher in the loss.
-        schedule: After the warm-up, `constant`, or `cosine` to zero.
-        warmup: Steps of linear warm-up.
-        clip: Largest norm of all gradients together; 0 does not clip.
-        ema: Decay a step of the averaged weights that are validated and shipped; 0 keeps none.
-        autocast: Type of the convolutions; `fp16` scales the loss and needs CUDA.
-        compiler: Backend of `torch.compile`, or `off`.
-        channels_last: Keep tensors as N,H,W,C in memory, which convolutions prefer.
-        seed: Of initial weights, order, and augmentation.
-        eval_every: Steps between validations.
-        save_every: Steps between writes of `last.pth`.
-    """
-
-    arch: Arch = "basnet"
-    loss: Loss = "bce+ssim+iou"
-    width: int = 64
-    encoder: str = RESNET34
-    decoder_widths: tuple[int, int, int, int, int] = DECODER_WIDTHS
-    scale: Scale = "255"
-    size: int = 224
-    eval_size: int = 256
-    store_size: int = 256
-    augment: Augmentation = "crop"
-    crop_scale: tuple[float, float] = (0.7, 1.0)
-    crop_stretch: float = 1.2
-    flip: float = 0.5
-    batch: int = 8
-    accumulate: int = 1
-    steps: int = 100_000
-    optimizer: Optimizer = "adamw"
-    momentum: float = 0.9
-    lr: float = 1e-3
-    encoder_lr: float = 1.0
-    layer_decay: float = 1.0
-    teacher: str = ""
-    distill: float = 0.5
-    weight_decay: float = 1e-2
-    schedule: Schedule = "cosine"
-    warmup: int = 300
-    clip: float = 5.0
-    ema: float = 0.999
-    autocast: Autocast = "bf16"
-    compiler: Compiler = "off"
-    channels_last: bool = True
-    seed: int = 0
-    eval_every: int = 1000
-    save_every: int = 500
+    arch: Arch = field(default="basnet", metadata=option("Network: BASNet, or a baseline of about its size."))
+    loss: Loss = field(default="bce+ssim+iou", metadata=option("Loss terms, added on every map."))
+    width: int = field(
+        default=64,
+        metadata=option(
+            "Channels at full resolution; 64 is the paper's network. Other encoders: the refinement module's, 16 when "
+            "left out.",
+            must=_at_least(1),
+        ),
+    )
+    encoder: str = field(
+        default=RESNET34,
+        metadata=option(
+            "Encoder: resnet34 (the paper's), efficientnet-lite0, -lite1, -lite2, or timm:NAME.", metavar="NAME"
+        ),
+    )
+    decoder_widths: tuple[int, int, int, int, int] = field(
+        default=DECODER_WIDTHS, metadata=option("Channels of the decoder's stages, coarse to fine; not of resnet34.")
+    )
+    scale: Scale = field(default="255", metadata=option("Pictures are divided by 255 or by their own largest value."))
+    size: int = field(default=224, metadata=option("Side of the training crop, pixels."))
+    eval_size: int = field(default=256, metadata=option("Side in validation, kept with the weights."))
+    store_size: int = field(default=256, metadata=option("Side of the pictures in memory, pixels.", must=_at_least(1)))
+    augment: Augmentation = field(
+        default="crop",
+        metadata=option("crop: crop and flip; strong: also color, blur, JPEG, crops beyond the edge; authors: theirs."),
+    )
+    crop_scale: tuple[float, float] = field(default=(0.7, 1.0), metadata=option("Crop side as share."))
+    crop_stretch: float = field(
+        default=1.2,
+        metadata=option(
+            "Largest ratio of a crop's sides.", must=("at least 1 and finite", lambda ratio: 1 <= ratio < math.inf)
+        ),
+    )
+    flip: float = field(default=0.5, metadata=option("Probability of a horizontal flip.", must=_SHARE))
+    batch: int = field(default=8, metadata=option("Pictures a step, over all processes.", must=_at_least(1)))
+    accumulate: int = field(
+        default=1, metadata=option("Parts that a step is computed in, to need less memory.", must=_at_least(1))
+    )
+    steps: int = field(default=100_000, metadata=option("Steps in all.", must=_at_least(1)))
+    optimizer: Optimizer = field(default="adamw", metadata=option("Optimizer."))
+    momentum: float = field(default=0.9, metadata=option("Of sgd and rmsprop.", must=_NOT_ALL))
+    lr: float = field(
+        default=1e-3,
+        metadata=option("Highest learning rate.", must=("above 0", lambda rate: 0 < rate < math.inf)),
+    )
+    encoder_lr: float = field(default=1.0, metadata=option("Learning rate of the encoder, as a share.", must=_SOME))
+    layer_decay: float = field(
+        default=1.0, metadata=option("Factor on that from each encoder stage to the one before.", must=_SOME)
+    )
+    teacher: str = field(default="", metadata=option("Checkpoint whose masks are learned too."))
+    distill: float = field(default=0.5, metadata=option("Share of the teacher in the loss.", must=_SOME))
+    weight_decay: float = field(default=1e-2, metadata=option("Weight decay.", must=_at_least(0)))
+    schedule: Schedule = field(default="cosine", metadata=option("Learning rate after the warm-up."))
+    warmup: int = field(default=300, metadata=option("Steps of linear warm-up.", must=_at_least(0)))
+    clip: float = field(default=5.0, metadata=option("Largest gradient norm; 0 does not clip.", must=_at_least(0)))
+    ema: float = field(default=0.999, metadata=option("Decay of the averaged weights; 0 keeps none.", must=_NOT_ALL))
+    autocast: Autocast = field(
+        default="bf16",
+        metadata=option(
+            "Type of the convolutions; auto: bf16 where the device has it; fp16: on CUDA.",
+            typed=Literal["auto", "fp32", "bf16", "fp16"],
+            shown="auto",
+        ),
+    )
+    compiler: Compiler = field(default="off", metadata=option("Backend of torch.compile.", "--compile"))
+    channels_last: bool = field(default=True, metadata=option("Memory layout."))
+    seed: int = field(
+        default=0,
+        metadata=option("Of weights, order and augmentation.", must=("0 to 2^63 - 1", lambda n: 0 <= n < 1 << 63)),
+    )
+    eval_every: int = field(default=1000, metadata=option("Steps between validations.", must=_at_least(1)))
+    save_every: int = field(default=500, metadata=option("Steps between writes of last.pth.", must=_at_least(1)))
 
     def __post_init__(self) -> None:
-        for field in ("size", "eval_size"):
+        for name in ("size", "eval_size"):
             try:
-                check_size(getattr(self, field), getattr(self, field))
+                check_size(getattr(self, name), getattr(self, name))
             except ValueError as error:
-                raise UsageError(f"{field}: {error}") from error
+                raise UsageError(f"{name}: {error}") from error
+        check(self)
         largest = 2 if self.augment == "strong" else 1
-        rules: dict[str, tuple[bool, str]] = {
-            **{f: (getattr(self, f) >= 1, "at least 1") for f in _COUNTS},
-            **{f: (getattr(self, f) >= 0, "at least 0") for f in ("warmup", "clip", "weight_decay")},
-            "seed": (0 <= self.seed < 1 << 63, "0 to 2^63 - 1"),
-            "flip": (0 <= self.flip <= 1, "in 0..1"),
-            "crop_scale": (
-                0 < self.crop_scale[0] <= self.crop_scale[1] <= largest,
-                f"two shares in 0..{largest}, the smaller first",
-            ),
-            "accumulate": (
-                self.accumulate >= 1 and self.batch % max(1, self.accumulate) == 0,
-                f"a divisor of the batch, {self.batch}",
-            ),
-            **{f: (0 < getattr(self, f) <= 1, "in 0..1, 0 excluded") for f in ("distill", "encoder_lr", "layer_decay")},
-            "momentum": (0 <= self.momentum < 1, "in 0..1, 1 excluded"),
-            "crop_stretch": (1 <= self.crop_stretch < math.inf, "at least 1 and finite"),
-            "ema": (0 <= self.ema < 1, "in 0..1, 1 excluded"),
-            "lr": (math.isfinite(self.lr) and self.lr > 0, "above 0"),
-            **{f: (getattr(self, f) in get_args(kinds), f"one of {_names(kinds)}") for f, kinds in _CHOICES.items()},
-        }
-        for field, (holds, rule) in rules.items():
-            if not holds:
-                raise UsageError(f"{field} is {getattr(self, field)!r}; it must be {rule}")
-
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= largest:
+            rule = f"two shares in 0..{largest}, the smaller first"
+            raise UsageError(f"crop_scale is {self.crop_scale}; it must be {rule}")
+        if self.batch % self.accumulate:
+            raise UsageError(f"accumulate is {self.accumulate}; it must be a divisor of the batch, {self.batch}")
         check_structure(self.arch, self.encoder, self.decoder_widths)
         if self.encoder.startswith("timm:") and self.layer_decay != 1:
             raise UsageError(f"layer_decay: the stages of {self.encoder} have no common names; leave it out")
@@ -210,10 +191,6 @@ def lr_factor(config: TrainConfig, parameter: str) -> float:
         return 1.0
     stages = 6 if config.encoder == RESNET34 else 5
     return config.encoder_lr * float(config.layer_decay ** (stages - int(found.group(1) or 0)))
-
-
-def _names(kinds: Any) -> str:
-    return ", ".join(get_args(kinds))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
