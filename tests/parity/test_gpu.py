@@ -80,9 +80,9 @@ def test_batches_in_flight_give_what_they_give_alone(cuda, lite_plan):
         engine = model.backend
         batches = [batch_of(1 + index % 3, seed=index) for index in range(24)]
         alone = [engine.infer(batch) for batch in batches]
-        tickets = [engine.submit(batch) for batch in batches]
-        for ticket, expected in zip(tickets, alone, strict=True):
-            np.testing.assert_allclose(ticket.result(), expected, atol=2e-3)
+        futures = [engine.submit(batch) for batch in batches]
+        for future, expected in zip(futures, alone, strict=True):
+            np.testing.assert_allclose(future.result(), expected, atol=2e-3)
         assert "CUDA graphs" in engine.description
 
 

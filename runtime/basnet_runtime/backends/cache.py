@@ -1,6 +1,6 @@
-"""Graphs that a library has optimized once, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
+"""Optimized model cache: what a library made of a model, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
 
-    kept = graph_path(path, by="onnxruntime-1.32.0")
+    kept = optimized_model_path(path, by="onnxruntime-1.32.0")
 
 What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. Only OpenVINO as
 a provider of ONNX Runtime names and writes its own files, in the same folder.
@@ -17,12 +17,18 @@ from pathlib import Path
 from basnet_runtime.machine.cpu_features import processor_flags
 from basnet_runtime.manifest import sha256_of
 
-__all__ = ["can_keep_graphs", "forget_old_graphs", "graph_folder", "graph_path", "note_use"]
+__all__ = [
+    "can_keep_optimized_models",
+    "note_use",
+    "optimized_model_folder",
+    "optimized_model_path",
+    "remove_old_optimized_models",
+]
 
 _MOST_BYTES = 1 << 30  # of all graphs that are kept
 
 
-def graph_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") -> Path:
+def optimized_model_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") -> Path:
     """Where the graph that the library `by` makes of the file `path` is kept; whether it is there or not.
 
     Args:
@@ -36,7 +42,7 @@ def graph_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") 
     """
     processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
     key = hashlib.sha256(f"{digest or sha256_of(path)} {by} {processor}".encode()).hexdigest()
-    return graph_folder() / f"{key[:32]}{suffix}"
+    return optimized_model_folder() / f"{key[:32]}{suffix}"
 
 
 def note_use(kept: Path) -> None:
@@ -45,10 +51,10 @@ def note_use(kept: Path) -> None:
         kept.touch()
 
 
-def forget_old_graphs() -> None:
+def remove_old_optimized_models() -> None:
     """Remove those that were not used for longest, until the others take a gibibyte at most."""
     with suppress(OSError):  # another process may be at it too
-        used = sorted(graph_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
+        used = sorted(optimized_model_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
         total = 0
         for path in used:
             total += path.stat().st_size
@@ -56,7 +62,7 @@ def forget_old_graphs() -> None:
                 path.unlink(missing_ok=True)
 
 
-def graph_folder() -> Path:
+def optimized_model_folder() -> Path:
     """Where all of them lie.
 
     Raises:
@@ -69,10 +75,10 @@ def graph_folder() -> Path:
     return Path(cache) / "basnet-deploy" / "graphs"
 
 
-def can_keep_graphs() -> bool:
+def can_keep_optimized_models() -> bool:
     """Whether there is such a folder to write to; OpenVINO would fail where there is none."""
     try:
-        graph_folder().mkdir(parents=True, exist_ok=True)
+        optimized_model_folder().mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return os.access(graph_folder(), os.W_OK)
+    return os.access(optimized_model_folder(), os.W_OK)

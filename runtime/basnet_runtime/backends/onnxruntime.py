@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import FinishedInference, InferenceFuture
-from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.kinds import Precision
@@ -281,7 +281,7 @@ def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int
     options.add_provider_for_devices(devices, openvino_options(threads=threads, streams=streams, keep=keep))
     session = _opened(ort, path, None, options)
     if keep:
-        forget_old_graphs()
+        remove_old_optimized_models()
     return _with_one_in_and_out(session, path)
 
 
@@ -297,7 +297,7 @@ def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options:
     failures = (MediaError, ModelFileError, BackendUnavailable, OSError)
     kept: Path | None = None
     with suppress(*failures):
-        kept = graph_path(path, by=f"onnxruntime-{ort.__version__}", digest=digest)
+        kept = optimized_model_path(path, by=f"onnxruntime-{ort.__version__}", digest=digest)
         if _is_sealed(kept):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             session = _opened(ort, kept, providers, options)
@@ -310,7 +310,7 @@ def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options:
                 options.optimized_model_filepath = str(beside)
                 session = _opened(ort, path, providers, options)
                 _seal(beside)
-            forget_old_graphs()
+            remove_old_optimized_models()
             return session
         options.optimized_model_filepath = ""
     return _opened(ort, path, providers, options)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import FinishedInference, InferenceFuture
-from basnet_runtime.backends.cache import forget_old_graphs, graph_path, note_use
+from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
@@ -251,7 +251,7 @@ def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precis
     settings = " ".join(f"{name}={value}" for name, value in sorted(config.items()))
     kept: Path | None = None
     with suppress(OSError):
-        kept = graph_path(path, by=f"openvino-{ov.__version__} {settings}", digest=digest, suffix=".openvino")
+        kept = optimized_model_path(path, by=f"openvino-{ov.__version__} {settings}", digest=digest, suffix=".openvino")
         if (model := _checked(kept)) is not None:
             with suppress(RuntimeError):  # of another build of the same version
                 compiled = ov.Core().import_model(ov.Tensor(model), "CPU", config)
@@ -263,7 +263,7 @@ def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precis
             compiled.export_model(stream := io.BytesIO())
             with atomic_write(kept, overwrite=True) as beside:
                 beside.write_bytes(_CHECKSUM.pack(zlib.crc32(stream.getbuffer())) + stream.getbuffer())
-            forget_old_graphs()
+            remove_old_optimized_models()
     return compiled
 
 

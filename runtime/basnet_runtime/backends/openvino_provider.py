@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from basnet_runtime.backends.cache import can_keep_graphs, graph_folder
+from basnet_runtime.backends.cache import can_keep_optimized_models, optimized_model_folder
 from basnet_runtime.machine.installed import installed_version
 from basnet_torch.errors import BackendUnavailable
 
@@ -150,6 +150,6 @@ def openvino_options(*, threads: int, streams: int, keep: bool) -> dict[str, str
         "NUM_STREAMS": str(streams),
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
     }
-    if keep and can_keep_graphs():
-        config["CACHE_DIR"] = str(graph_folder())
+    if keep and can_keep_optimized_models():
+        config["CACHE_DIR"] = str(optimized_model_folder())
     return {"load_config": json.dumps({"CPU": config})}

@@ -122,7 +122,9 @@ class DeviceArray:
             return
         try:
             with self._cuda.current():
-                self._cuda.settle(self._stream)  # where this fails, the memory may be in use, and is not freed
+                self._cuda.synchronize_foreign(
+                    self._stream
+                )  # where this fails, the memory may be in use, and is not freed
                 self._cuda.free(memory)
         finally:
             self._released()

@@ -118,7 +118,7 @@ class Cuda(Protocol):
     def lead(self, foreign: int, stream: Any) -> None:
         """Hold what follows on a foreign stream until all that is enqueued on ours now is done."""
 
-    def settle(self, foreign: int | None) -> None:
+    def synchronize_foreign(self, foreign: int | None) -> None:
         """Wait in this thread until a foreign stream is empty, or for None the whole device."""
 
     def device_bytes(self, size: int) -> DeviceBytes:

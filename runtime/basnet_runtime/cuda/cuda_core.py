@@ -130,7 +130,7 @@ class CudaCore:
         """See `Cuda`."""
         self._foreign(foreign).wait(stream)
 
-    def settle(self, foreign: int | None) -> None:
+    def synchronize_foreign(self, foreign: int | None) -> None:
         """See `Cuda`."""
         if foreign is None:
             self._device.sync()

@@ -100,7 +100,7 @@ class PyCuda:
         """See `Cuda`."""
         stream.synchronize()
 
-    def settle(self, foreign: int | None) -> None:  # noqa: ARG002 - waits for all streams, as it can name none
+    def synchronize_foreign(self, foreign: int | None) -> None:  # noqa: ARG002 - waits for all streams, as it can name none
         """See `Cuda`."""
         self._driver.Context.synchronize()
 

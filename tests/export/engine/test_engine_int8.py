@@ -98,9 +98,9 @@ def test_fp8_is_near_fp32_and_is_not_int8(graphs, tmp_path):
 def test_fp8_batches_beside_each_other_have_its_masks(graphs, tmp_path):
     batches = inputs()[:4]
     with open_model(saved(graphs, "fp8", tmp_path / "fp8.onnx"), threads=2) as model:
-        tickets = [model.backend.submit(batch) for batch in batches]
-        for batch, ticket in zip(batches, tickets, strict=True):
-            np.testing.assert_allclose(ticket.result(), model.backend.infer(batch), rtol=0, atol=1e-4)
+        futures = [model.backend.submit(batch) for batch in batches]
+        for batch, future in zip(batches, futures, strict=True):
+            np.testing.assert_allclose(future.result(), model.backend.infer(batch), rtol=0, atol=1e-4)
 
 
 def test_asymmetric_ranges_cannot_be_fp8(graphs):

@@ -158,9 +158,9 @@ class FakeCuda:
     def lead(self, foreign, stream):
         self.follow(self.streams[foreign], stream.handle)
 
-    def settle(self, foreign):
+    def synchronize_foreign(self, foreign):
         with self.lock:
-            self._call("settle")
+            self._call("synchronize_foreign")
             streams = self.streams.values() if foreign is None else [self.streams[foreign]]
             self._until(lambda: not any(stream.queue for stream in streams))
 

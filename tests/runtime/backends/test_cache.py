@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends import cache as graph_cache
-from basnet_runtime.backends.cache import can_keep_graphs, forget_old_graphs, graph_path
+from basnet_runtime.backends.cache import can_keep_optimized_models, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_torch.errors import ModelFileError
 from tests.models import OPENERS, SIZE, exported
@@ -28,8 +28,8 @@ def masks(path, opened=open_onnxruntime):
     batch = np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE)).astype(np.float32)
     with opened(path, threads=2) as backend:
         alone = backend.infer(batch)
-        tickets = [backend.submit(batch) for _ in range(3)]
-        return [alone, *(ticket.result() for ticket in tickets)]
+        futures = [backend.submit(batch) for _ in range(3)]
+        return [alone, *(future.result() for future in futures)]
 
 
 @pytest.mark.parametrize("opened", OPENERS)
@@ -50,9 +50,13 @@ def test_other_bytes_another_library_and_another_processor_are_other_graphs(tmp_
     first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
     first.write_bytes(b"a")
     second.write_bytes(b"b")
-    found = {graph_path(first, by="x-1"), graph_path(second, by="x-1"), graph_path(first, by="x-2")}
+    found = {
+        optimized_model_path(first, by="x-1"),
+        optimized_model_path(second, by="x-1"),
+        optimized_model_path(first, by="x-2"),
+    }
     monkeypatch.setattr(graph_cache, "processor_flags", lambda: frozenset({"none"}))
-    assert len(found | {graph_path(first, by="x-1")}) == 4
+    assert len(found | {optimized_model_path(first, by="x-1")}) == 4
 
 
 @pytest.mark.parametrize("length", [0, 1000, 50_000])
@@ -113,7 +117,7 @@ def test_those_used_last_stay(cache, monkeypatch):
         path = cache / f"{age}.onnx"
         path.write_bytes(bytes(100))
         os.utime(path, (1000 - age, 1000 - age))
-    forget_old_graphs()
+    remove_old_optimized_models()
     assert {int(path.stem) for path in cache.iterdir()} == set(range(5))
 
 
@@ -121,7 +125,7 @@ def test_without_a_home_folder_nothing_is_kept_and_the_masks_are_the_same(graph,
     expected = masks(graph)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", classmethod(no_home))
-    assert not can_keep_graphs()
+    assert not can_keep_optimized_models()
     for one, other in zip(expected, masks(graph), strict=True):
         assert np.array_equal(one, other)
 

@@ -129,13 +129,13 @@ def test_buffers_are_made_once_a_shape_and_do_not_pile_up(cuda):
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_batches_in_flight_keep_apart_in_every_order(seed, graphs):
-    """Shapes in turn, more batches than slots, results asked for late and out of order."""
+    """Shapes in turn, more batches than buffer sets, results asked for late and out of order."""
     cuda = FakeCuda(seed, graphs=graphs)
     with backend(cuda) as engine:
         batches = [batch_of(1 + index % 3, seed=index) for index in range(24)]
-        tickets = [engine.submit(batch) for batch in batches]
+        futures = [engine.submit(batch) for batch in batches]
         for index in np.random.default_rng(seed).permutation(24):
-            np.testing.assert_array_equal(tickets[index].result(), batches[index][:, :1])
+            np.testing.assert_array_equal(futures[index].result(), batches[index][:, :1])
     assert cuda.live == {}
 
 
@@ -160,19 +160,19 @@ def test_copies_and_computing_of_successive_batches_overlap(cuda):
 
 def test_one_more_than_fits_waits_for_the_oldest_only(cuda):
     with backend(cuda) as engine:
-        tickets = [engine.submit(batch_of(2, seed=index)) for index in range(engine.depth + 1)]
-        assert [ticket.slot is None for ticket in tickets] == [True, False, False, False]
+        futures = [engine.submit(batch_of(2, seed=index)) for index in range(engine.depth + 1)]
+        assert [future.buffers is None for future in futures] == [True, False, False, False]
         assert cuda.calls.count("pinned_bytes") == 2 * engine.depth
 
 
 def test_done_tells_without_waiting(cuda):
     with backend(cuda) as engine:
-        ticket = engine.submit(batch_of(2))
-        assert not ticket.done()
-        polls = sum(1 for _ in iter(ticket.done, True))
+        future = engine.submit(batch_of(2))
+        assert not future.done()
+        polls = sum(1 for _ in iter(future.done, True))
         assert polls > 1
-        ticket.result()
-        assert ticket.done()
+        future.result()
+        assert future.done()
 
 
 def test_each_shape_is_captured_once_and_replayed(cuda):
@@ -222,12 +222,12 @@ def test_arrays_of_the_device_are_taken_and_given_in_place(seed):
     with backend(cuda) as engine:
         values = batch_of(2, seed)
         array = Array(cuda, values)
-        ticket = engine.submit(batch_of(2, seed=99))  # the working memory is shared with what is in flight
+        future = engine.submit(batch_of(2, seed=99))  # the working memory is shared with what is in flight
         copies = cuda.calls.count("upload")
         result = engine.infer_device(array)
         seen = result.__cuda_array_interface__
         np.testing.assert_array_equal(cuda.at(seen["data"][0], seen["shape"], seen["typestr"]), values[:, :1])
-        np.testing.assert_array_equal(ticket.result(), batch_of(2, seed=99)[:, :1])
+        np.testing.assert_array_equal(future.result(), batch_of(2, seed=99)[:, :1])
         assert cuda.calls.count("upload") == copies
         assert result.__dlpack_device__() == (2, 0)
         with cuda.current():
@@ -327,9 +327,9 @@ def run_all(cuda):
     """Everything a backend does once, and what it gave back."""
     engine = backend(cuda)
     try:
-        tickets = [engine.submit(batch_of(1 + index % 2, seed=index)) for index in range(8)]
-        for ticket in tickets:
-            ticket.result()
+        futures = [engine.submit(batch_of(1 + index % 2, seed=index)) for index in range(8)]
+        for future in futures:
+            future.result()
         engine.infer_device(Array(cuda, batch_of(1)), stream=77)
         engine.device_times(batch_of(1), runs=2, warmup=1)
     finally:
@@ -349,7 +349,10 @@ def test_whatever_fails_everything_is_given_back():
         gc.collect()
         kinds = sorted(kind for kind, _ in cuda.live.values())
         callers = kinds.count("device_bytes") and 1  # the array that the test itself made
-        failed = cuda.calls[fail_at] in ("free", "settle")  # what fails to be freed is left, and nothing besides
+        failed = cuda.calls[fail_at] in (
+            "free",
+            "synchronize_foreign",
+        )  # what fails to be freed is left, and nothing besides
         assert len(kinds) <= callers + failed, (fail_at, cuda.calls[fail_at], kinds)
         assert cuda.closed or fail_at < 3  # before it is made, who makes it closes the device
     gc.unfreeze()
@@ -375,21 +378,21 @@ def test_a_run_that_fails_is_said(cuda):
 def test_a_failed_device_is_said_where_the_result_is_asked_for():
     cuda = FakeCuda()
     engine = backend(cuda)
-    ticket = engine.submit(batch_of(1))
+    future = engine.submit(batch_of(1))
     cuda.fail_at = len(cuda.calls)
     with cuda.current(), pytest.raises(FakeError):
         cuda.synchronize(engine._streams.leaving)
     cuda.fail_at = len(cuda.calls) + 1  # the wait outside the lock succeeds, the one inside does not
     with pytest.raises(BackendUnavailable, match="the device failed"):
-        ticket.result()
+        future.result()
     engine.close()
 
 
 def test_results_survive_closing(cuda):
     engine = backend(cuda)
-    ticket = engine.submit(batch_of(2))
+    future = engine.submit(batch_of(2))
     engine.close()
-    np.testing.assert_array_equal(ticket.result(), batch_of(2)[:, :1])
+    np.testing.assert_array_equal(future.result(), batch_of(2)[:, :1])
 
 
 def test_an_empty_batch_is_refused(cuda):

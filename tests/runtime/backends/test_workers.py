@@ -21,8 +21,8 @@ def test_masks_are_those_of_infer(opener, pictures):
     with opener(exported(precision="fp32", graph="tensor"), threads=2) as backend:
         assert isinstance(backend, OverlappedBackend)
         assert backend.depth == 3
-        tickets = [backend.submit([picture]) for picture in pictures]
-        found = [ticket.result() for ticket in tickets]
+        futures = [backend.submit([picture]) for picture in pictures]
+        found = [future.result() for future in futures]
         for picture, masks in zip(pictures, found, strict=True):
             np.testing.assert_allclose(masks, backend.infer(picture[None]), rtol=0, atol=1e-5)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("network")]
@@ -31,9 +31,9 @@ def test_masks_are_those_of_infer(opener, pictures):
 def test_one_thread_runs_one_after_the_other(pictures):
     with open_onnxruntime(exported(precision="fp32", graph="tensor"), threads=1) as backend:
         assert backend.depth == 1
-        ticket = backend.submit(pictures[:2])
-        assert ticket.done()
-        assert len(ticket.result()) == 2
+        future = backend.submit(pictures[:2])
+        assert future.done()
+        assert len(future.result()) == 2
 
 
 def test_a_lone_batch_has_all_threads_and_company_one_each():
@@ -72,7 +72,7 @@ def test_errors_come_with_the_result():
         raise ValueError("no such shape")
 
     workers = Workers(2, alone=broken, beside=broken)
-    ticket = workers.submit(np.zeros(1))
+    future = workers.submit(np.zeros(1))
     with pytest.raises(ValueError, match="no such shape"):
-        ticket.result()
+        future.result()
     workers.close()

@@ -10,7 +10,7 @@ import pytest
 from basnet_runtime import doctor
 from basnet_runtime.backends import onnxruntime as ort
 from basnet_runtime.backends import openvino, pytorch
-from basnet_runtime.backends.cache import graph_path
+from basnet_runtime.backends.cache import optimized_model_path
 from basnet_runtime.machine.cpu_features import processor_flags, why_no_bf16, why_no_int8
 from basnet_runtime.open import BUILTIN, BUILTIN_INT8, builtin_model, open_model
 from basnet_torch.errors import BackendUnavailable
@@ -94,7 +94,7 @@ def test_graphs_are_kept_by_kind(cpu):
     kept = set()
     for kind in CPUS:
         cpu(kind)
-        kept.add(graph_path(BUILTIN, by="x"))
+        kept.add(optimized_model_path(BUILTIN, by="x"))
     assert len(kept) == len(CPUS)
 
 

@@ -3,8 +3,8 @@
 with open_engine(Path("fp16.plan")) as backend:
     masks_N1HW = backend.infer(batch_N3HW)
 
-    tickets = [backend.submit(batch) for batch in batches]  # copies and computing of successive batches overlap
-    masks = [ticket.result() for ticket in tickets]
+    futures = [backend.submit(batch) for batch in batches]  # copies and computing of successive batches overlap
+    masks = [future.result() for future in futures]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.tensorrt.buffers import Contexts, Lane, Slot, Streams, fill, nbytes
+from basnet_runtime.backends.tensorrt.buffers import BufferSet, Contexts, ShapeRing, Streams, fill, nbytes
 from basnet_runtime.cuda.arrays import DeviceArray
 from basnet_runtime.cuda.base import Cuda, CudaName, DeviceView
 from basnet_runtime.engine_facts import EngineFacts, Shape
@@ -30,17 +30,17 @@ from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
 from basnet_torch.files import Closing
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["TensorRTBackend", "Ticket", "open_engine"]
+__all__ = ["RingFuture", "TensorRTBackend", "open_engine"]
 
 _KEPT_SHAPES = 4  # a folder of pictures of many sizes must not fill the GPU's memory
 _KEPT_BYTES = 1 << 30
 
 
-class Ticket:
+class RingFuture:
     """A batch in flight."""
 
-    def __init__(self, backend: TensorRTBackend, slot: Slot, count: int) -> None:
-        self.slot: Slot | None = slot  # None once the masks were taken out of it
+    def __init__(self, backend: TensorRTBackend, buffers: BufferSet, count: int) -> None:
+        self.buffers: BufferSet | None = buffers  # None once the masks were taken out of it
         self._backend = backend
         self._count = count
         self._masks: NDArray[Any] | None = None
@@ -56,20 +56,20 @@ class Ticket:
         Raises:
             BackendUnavailable: The device failed.
         """
-        self._backend.finish(self)
+        self._backend.wait_for(self)
         if self._masks is None:
             raise BackendUnavailable(f"{self._backend.description}: the device failed ({self._error})") from self._error
         return self._masks
 
-    def settle(self, cuda: Cuda) -> None:
-        """Take the masks out of the slot and free it; called with the backend's lock held."""
-        slot, self.slot = self.slot, None
-        if slot is None:
+    def synchronize(self, cuda: Cuda) -> None:
+        """Take the masks out of the buffer set and free it; called with the backend's lock held."""
+        buffers, self.buffers = self.buffers, None
+        if buffers is None:
             return
-        slot.holder = None
+        buffers.holder = None
         try:
-            cuda.synchronize(slot.fetched)
-            self._masks = slot.output[: self._count].copy()
+            cuda.synchronize(buffers.fetched)
+            self._masks = buffers.output[: self._count].copy()
         except Exception as error:  # noqa: BLE001 - raised where the result is asked for, perhaps in another thread
             self._error = error
 
@@ -96,7 +96,7 @@ class TensorRTBackend(Closing):
         self._cuda = cuda
         self._label = label
         self._lock = threading.RLock()
-        self._lanes: OrderedDict[Shape, Lane] = OrderedDict()
+        self._rings: OrderedDict[Shape, ShapeRing] = OrderedDict()
         self._turn = 0
         self._closed = False
         self._users = 1  # of the device: this backend, and results on the device that are still held
@@ -120,7 +120,7 @@ class TensorRTBackend(Closing):
         """
         return self.submit(batch).result()
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Ticket:
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> RingFuture:
         """Start a batch and return at once; the pictures are copied, and may be changed afterwards.
 
         Raises:
@@ -128,12 +128,12 @@ class TensorRTBackend(Closing):
             BackendUnavailable: The engine cannot run.
         """
         with self._lock, self._device():
-            slot = self._filled(pictures)
-            self._streams.enqueue(slot)
+            buffers = self._filled(pictures)
+            self._streams.enqueue(buffers)
             self._turn += 1
-            slot.turn = self._turn
-            ticket = slot.holder = Ticket(self, slot, len(pictures))
-            return ticket
+            buffers.turn = self._turn
+            future = buffers.holder = RingFuture(self, buffers, len(pictures))
+            return future
 
     def infer_device(self, array: Any, stream: int | None = None) -> DeviceArray:
         """Masks of a batch that is on the device already, on the device; nothing is copied.
@@ -153,15 +153,15 @@ class TensorRTBackend(Closing):
             self._check_view(view)
             if stream is not None:
                 cuda.follow(computing, stream)
-            lane = self._lane(view.shape)
-            lane.loose = lane.loose or self._engine.context(self.input.name, view.shape)
-            gives = tuple(lane.loose.get_tensor_shape(self.output.name))
+            ring = self._ring(view.shape)
+            ring.loose = ring.loose or self._engine.context(self.input.name, view.shape)
+            gives = tuple(ring.loose.get_tensor_shape(self.output.name))
             memory = cuda.device_bytes(nbytes(gives, self.output))
             self._users += 1
             masks = DeviceArray(cuda, memory, gives, self.output.dtype, stream, released=self._left)
-            lane.loose.set_tensor_address(self.input.name, view.address)
-            lane.loose.set_tensor_address(self.output.name, memory.address)
-            self._streams.execute(lane.loose)
+            ring.loose.set_tensor_address(self.input.name, view.address)
+            ring.loose.set_tensor_address(self.output.name, memory.address)
+            self._streams.execute(ring.loose)
             if stream is None:
                 cuda.synchronize(computing)
             else:
@@ -176,15 +176,15 @@ class TensorRTBackend(Closing):
         """
         cuda, streams = self._cuda, self._streams
         with self._lock, self._device(), ExitStack() as freeing:
-            slot = self._filled(batch)
+            buffers = self._filled(batch)
             pairs = [(self._timer(freeing), self._timer(freeing)) for _ in range(runs)]
-            cuda.upload(slot.input_there, slot.input_here, streams.arriving)
+            cuda.upload(buffers.input_there, buffers.input_here, streams.arriving)
             cuda.synchronize(streams.arriving)
             for _ in range(warmup):
-                streams.compute(slot)
+                streams.compute(buffers)
             for start, end in pairs:
                 cuda.record(start, streams.computing)
-                streams.compute(slot)
+                streams.compute(buffers)
                 cuda.record(end, streams.computing)
             cuda.synchronize(streams.computing)
             return [cuda.milliseconds(start, end) for start, end in pairs]
@@ -210,18 +210,18 @@ class TensorRTBackend(Closing):
                 line = " ".join(str(error).split())[:200]
                 raise BackendUnavailable(f"{self.description}: {line}") from error
 
-    def _filled(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> Slot:
-        """A free slot with the pictures in its pinned memory; the last one again up to the fewest the engine takes."""
+    def _filled(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> BufferSet:
+        """A free set with the pictures in its pinned memory; the last one again up to the fewest the engine takes."""
         if not len(pictures):
             raise UsageError("batch: there is no picture in it")
         fewest = min(profile.smallest[0] for profile in self.profiles)
         shape = (max(len(pictures), fewest), *np.shape(pictures[0]))
         self._check_shape(shape)
-        slot = self._lane(shape).take()
-        if slot.holder is not None:
-            slot.holder.settle(self._cuda)
-        fill(slot.input, pictures)
-        return slot
+        buffers = self._ring(shape).take()
+        if buffers.holder is not None:
+            buffers.holder.synchronize(self._cuda)
+        fill(buffers.input, pictures)
+        return buffers
 
     def _check_shape(self, shape: Shape) -> None:
         if not any(profile.holds(shape) for profile in self.profiles):
@@ -239,48 +239,48 @@ class TensorRTBackend(Closing):
         if view.device != self._cuda.index:
             raise UsageError(f"device array: is on cuda:{view.device}, and the engine on cuda:{self._cuda.index}")
 
-    def _lane(self, shape: Shape) -> Lane:
+    def _ring(self, shape: Shape) -> ShapeRing:
         """The ring of this shape; those of the shapes used last are kept, as far as memory allows."""
-        lane = self._lanes.pop(shape, None) or Lane(lambda: self._slot(shape), self.depth)
-        self._lanes[shape] = lane
-        while len(self._lanes) > _KEPT_SHAPES or (len(self._lanes) > 1 and self._nbytes() > _KEPT_BYTES):
-            self._drop(self._lanes.popitem(last=False)[1])
-        return lane
+        ring = self._rings.pop(shape, None) or ShapeRing(lambda: self._new_set(shape), self.depth)
+        self._rings[shape] = ring
+        while len(self._rings) > _KEPT_SHAPES or (len(self._rings) > 1 and self._nbytes() > _KEPT_BYTES):
+            self._drop(self._rings.popitem(last=False)[1])
+        return ring
 
-    def _slot(self, shape: Shape) -> Slot:
+    def _new_set(self, shape: Shape) -> BufferSet:
         context = self._engine.context(self.input.name, shape)
-        return Slot(self._cuda, context, self.input, shape, self.output)
+        return BufferSet(self._cuda, context, self.input, shape, self.output)
 
     def _nbytes(self) -> int:
-        return sum(lane.nbytes for lane in self._lanes.values())
+        return sum(ring.nbytes for ring in self._rings.values())
 
-    def _drop(self, lane: Lane) -> None:
+    def _drop(self, ring: ShapeRing) -> None:
         """Give a ring back after what is in flight in it."""
-        for slot in lane.slots:
-            if slot.holder is not None:
-                slot.holder.settle(self._cuda)
+        for buffers in ring.sets:
+            if buffers.holder is not None:
+                buffers.holder.synchronize(self._cuda)
         self._streams.drain()
-        lane.close()
+        ring.close()
 
-    def is_done(self, ticket: Ticket) -> bool:
-        """Whether the ticket's masks are there."""
+    def is_done(self, future: RingFuture) -> bool:
+        """Whether the future's masks are there."""
         with self._lock:
-            if ticket.slot is None:
+            if future.buffers is None:
                 return True
             with self._cuda.current():
-                return self._cuda.reached(ticket.slot.fetched)
+                return self._cuda.reached(future.buffers.fetched)
 
-    def finish(self, ticket: Ticket) -> None:
-        """Wait for a ticket's masks; other threads go on meanwhile."""
-        slot = ticket.slot
-        if slot is None:
+    def wait_for(self, future: RingFuture) -> None:
+        """Wait for a future's masks; other threads go on meanwhile."""
+        buffers = future.buffers
+        if buffers is None:
             return
         with suppress(Exception), self._cuda.current():  # what fails here fails again below, and is kept there
-            self._cuda.synchronize(slot.fetched)
+            self._cuda.synchronize(buffers.fetched)
         with self._lock:
-            if ticket.slot is not None:
+            if future.buffers is not None:
                 with self._cuda.current():
-                    ticket.settle(self._cuda)
+                    future.synchronize(self._cuda)
 
     def close(self) -> None:
         """Give the engine and all memory back, after what is in flight; whatever fails, the rest is given back too."""
@@ -293,8 +293,8 @@ class TensorRTBackend(Closing):
                 freeing.enter_context(self._cuda.current())
                 freeing.callback(self._engine.close)
                 freeing.callback(self._streams.close)
-                while self._lanes:
-                    freeing.callback(self._drop, self._lanes.popitem()[1])
+                while self._rings:
+                    freeing.callback(self._drop, self._rings.popitem()[1])
 
     def _left(self) -> None:
         """One user of the device less; the last one closes it."""

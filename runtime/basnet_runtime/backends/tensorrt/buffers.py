@@ -1,10 +1,10 @@
-"""Batches in flight on a device: of each input shape a ring of slots, three streams, and events that hold the order.
+"""Batches in flight on a device: for each input shape a ring of buffer sets, three streams, and events between them.
 
     host --arriving--> device --computing--> device --leaving--> host
 
-Each stream carries one kind of work of all slots. A slot's events hand its batch from one stream to the next, so that
+Each stream carries one kind of work of all sets. A set's events hand its batch from one stream to the next, so that
 the copy in of one batch, the computing of the one before and the copy out of the one before that run at the same time.
-A slot is used again only after its result has been read, so that no other dependence exists.
+A set is used again only after its result has been read, so that no other dependence exists.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from basnet_runtime.cuda.base import CaptureFailed, Cuda, DeviceBytes, PinnedByt
 from basnet_runtime.engine_facts import Shape
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["Contexts", "Lane", "Slot", "Streams", "fill", "nbytes"]
+__all__ = ["BufferSet", "Contexts", "ShapeRing", "Streams", "fill", "nbytes"]
 
 
 class Contexts(Protocol):
-    """Where execution contexts come from, see `trt_engine.LoadedEngine`."""
+    """Where execution contexts come from, see `engine.LoadedEngine`."""
 
     captures_itself: bool
 
@@ -44,7 +44,7 @@ class Streams:
     """
 
     def __init__(self, cuda: Cuda, *, graphs: bool) -> None:
-        """`graphs`: capture each slot's work after its first run, and replay it from then on."""
+        """`graphs`: capture each set's work after its first run, and replay it from then on."""
         self.cuda = cuda
         self.plain_because = ""
         self._graphs = graphs
@@ -57,34 +57,34 @@ class Streams:
         building.callback(self.cuda.free, stream)
         return stream
 
-    def enqueue(self, slot: Slot) -> None:
-        """One batch, from the slot's pinned input to its pinned output.
+    def enqueue(self, buffers: BufferSet) -> None:
+        """One batch, from the set's pinned input to its pinned output.
 
         Raises:
             RuntimeError: The engine does not run; what was enqueued before must be waited for.
         """
         cuda = self.cuda
-        cuda.upload(slot.input_there, slot.input_here, self.arriving)
-        cuda.record(slot.arrived, self.arriving)
-        cuda.wait(self.computing, slot.arrived)
-        self.compute(slot)
-        cuda.record(slot.computed, self.computing)
-        cuda.wait(self.leaving, slot.computed)
-        cuda.download(slot.output_here, slot.output_there, self.leaving)
-        cuda.record(slot.fetched, self.leaving)
+        cuda.upload(buffers.input_there, buffers.input_here, self.arriving)
+        cuda.record(buffers.arrived, self.arriving)
+        cuda.wait(self.computing, buffers.arrived)
+        self.compute(buffers)
+        cuda.record(buffers.computed, self.computing)
+        cuda.wait(self.leaving, buffers.computed)
+        cuda.download(buffers.output_here, buffers.output_there, self.leaving)
+        cuda.record(buffers.fetched, self.leaving)
 
-    def compute(self, slot: Slot) -> None:
+    def compute(self, buffers: BufferSet) -> None:
         """The engine alone: as a graph where there is one, else kernel by kernel."""
-        if slot.graph is None and slot.has_run and self._graphs and not self.plain_because:
+        if buffers.graph is None and buffers.has_run and self._graphs and not self.plain_because:
             try:
-                slot.graph = self.cuda.capture(self.computing, lambda: self.execute(slot.context))
+                buffers.graph = self.cuda.capture(self.computing, lambda: self.execute(buffers.context))
             except CaptureFailed as error:
                 self.plain_because = str(error)
-        if slot.graph is not None:
-            self.cuda.launch(slot.graph, self.computing)
+        if buffers.graph is not None:
+            self.cuda.launch(buffers.graph, self.computing)
         else:
-            self.execute(slot.context)
-        slot.has_run = True  # TensorRT prepares a shape at its first run, which cannot be captured
+            self.execute(buffers.context)
+        buffers.has_run = True  # TensorRT prepares a shape at its first run, which cannot be captured
 
     def execute(self, context: Any) -> None:
         """The engine with what is bound to that context, kernel by kernel.
@@ -107,12 +107,12 @@ class Streams:
         self._owned.close()
 
 
-class Slot:
+class BufferSet:
     """What one batch in flight needs: its tensors on both sides, an execution context bound to them, three events.
 
     Attributes:
         holder: Whose batch is in it; None while it is free.
-        turn: Counts the batches of all slots, so that the oldest is known.
+        turn: Counts the batches of all sets, so that the oldest is known.
     """
 
     def __init__(self, cuda: Cuda, context: Any, input_: TensorSpec, shape: Shape, output: TensorSpec) -> None:
@@ -152,46 +152,46 @@ class Slot:
             self.graph = None
 
 
-class Lane:
-    """The ring of one input shape. Slots are made as they are first needed.
+class ShapeRing:
+    """The ring of one input shape. Sets are made as they are first needed.
 
     Attributes:
         loose: An execution context that is bound to other libraries' memory at each run; None until it is needed.
     """
 
-    def __init__(self, make: Callable[[], Slot], depth: int) -> None:
+    def __init__(self, make: Callable[[], BufferSet], depth: int) -> None:
         self._make = make
         self._depth = depth
-        self._slots: list[Slot] = []
+        self._sets: list[BufferSet] = []
         self.loose: Any = None
 
-    def take(self) -> Slot:
-        """A free slot, else a new one, else the one whose batch is the oldest, which is still in it."""
-        for slot in self._slots:
-            if slot.holder is None:
-                return slot
-        if len(self._slots) == self._depth:
-            return min(self._slots, key=lambda slot: slot.turn)
-        self._slots.append(self._make())
-        return self._slots[-1]
+    def take(self) -> BufferSet:
+        """A free set, else a new one, else the one whose batch is the oldest, which is still in it."""
+        for buffers in self._sets:
+            if buffers.holder is None:
+                return buffers
+        if len(self._sets) == self._depth:
+            return min(self._sets, key=lambda one: one.turn)
+        self._sets.append(self._make())
+        return self._sets[-1]
 
     @property
-    def slots(self) -> tuple[Slot, ...]:
+    def sets(self) -> tuple[BufferSet, ...]:
         """Those that were made."""
-        return tuple(self._slots)
+        return tuple(self._sets)
 
     @property
     def nbytes(self) -> int:
-        """Of the slots that there can be, on one side."""
-        return self._depth * sum(int(s.input.nbytes + s.output.nbytes) for s in self._slots[:1])
+        """Of the sets that there can be, on one side."""
+        return self._depth * sum(int(s.input.nbytes + s.output.nbytes) for s in self._sets[:1])
 
     def close(self) -> None:
-        """Give all slots back."""
+        """Give all sets back."""
         self.loose = None
         with ExitStack() as freeing:
-            for slot in self._slots:
-                freeing.callback(slot.close)
-            self._slots = []
+            for buffers in self._sets:
+                freeing.callback(buffers.close)
+            self._sets = []
 
 
 def nbytes(shape: Shape, tensor: TensorSpec) -> int:
@@ -199,9 +199,9 @@ def nbytes(shape: Shape, tensor: TensorSpec) -> int:
     return prod(shape) * np.dtype(tensor.dtype).itemsize
 
 
-def fill(slot: NDArray[Any], pictures: Any) -> None:
-    """Put pictures into a slot's input; the last one again where there are too few."""
-    for row, picture in zip(slot, pictures, strict=False):
+def fill(buffers: NDArray[Any], pictures: Any) -> None:
+    """Put pictures into a set's input; the last one again where there are too few."""
+    for row, picture in zip(buffers, pictures, strict=False):
         np.copyto(row, picture, casting="safe")
-    for row in slot[len(pictures) :]:
+    for row in buffers[len(pictures) :]:
         np.copyto(row, pictures[-1], casting="safe")
