@@ -11,28 +11,24 @@ import platform
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import FinishedInference, InferenceFuture
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
-from basnet_runtime.backends.heap import return_free_memory
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
+from basnet_runtime.backends.workers import CpuBatches
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import CPU, Device, DeviceKind
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
-from basnet_torch.files import Closing, atomic_write
+from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
-
-if TYPE_CHECKING:
-    from basnet_runtime.backends.workers import Workers
 
 __all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
 
@@ -54,12 +50,8 @@ _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
-class OnnxRuntimeBackend(Closing):
-    """Runs either graph; what it takes is read from the graph itself.
-
-    `infer` runs one batch on all threads. `submit` runs as many batches beside each other as there are threads, each on
-    one: threads that share a layer wait for each other at its end, and those that share nothing do not.
-    """
+class OnnxRuntimeBackend(CpuBatches):
+    """Runs either graph; what it takes is read from the graph itself."""
 
     name: Literal["onnxruntime"] = "onnxruntime"
 
@@ -77,34 +69,14 @@ class OnnxRuntimeBackend(Closing):
         self.input = _spec(session.get_inputs()[0])
         self.output = _spec(session.get_outputs()[0])
         self.description = description
-        self.depth = threads + 1 if lone and threads > 1 else 1  # one waits, so that no thread does
         self._session = session
-        self._lone = lone
-        self._workers: Workers | None = None
+        super().__init__(threads, lone and (lambda: partial(self._run, lone())))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own."""
         if self._session is None:
             raise ValueError("backend: it is closed; open the model again")
         return self._run(self._session, batch)
-
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
-        """Start a batch; see `OverlappedBackend`."""
-        from basnet_runtime.backends.workers import Workers
-
-        batch: NDArray[Any] = np.stack(list(pictures))
-        if self._lone is None or self.depth == 1:
-            return FinishedInference(self.infer(batch))
-        if self._workers is None:
-            return_free_memory()  # of the first session's loading, before the second one's
-            session = self._lone()
-            return_free_memory()
-            self._workers = Workers(
-                self.depth - 1,
-                alone=self.infer,
-                beside=lambda batch: self._run(session, batch),
-            )
-        return self._workers.submit(batch)
 
     def _run(self, session: Any, batch: NDArray[Any]) -> NDArray[Any]:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -118,9 +90,8 @@ class OnnxRuntimeBackend(Closing):
 
     def close(self) -> None:
         """Give the sessions and their memory back."""
-        if self._workers is not None:
-            self._workers.close()
-        self._session = self._workers = self._lone = None
+        super().close()
+        self._session = None
 
 
 def open_onnxruntime(

@@ -11,31 +11,27 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import FinishedInference, InferenceFuture
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
-from basnet_runtime.backends.heap import return_free_memory
+from basnet_runtime.backends.workers import CpuBatches
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
-from basnet_torch.files import Closing, atomic_write
+from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
 from basnet_torch.telemetry import without_openvino_telemetry
-
-if TYPE_CHECKING:
-    from basnet_runtime.backends.workers import Workers
 
 __all__ = ["OpenVinoBackend", "open_openvino"]
 
@@ -44,11 +40,8 @@ _CONVERTER = "openvino.tools.ovc"
 _CHECKSUM = struct.Struct("<I")
 
 
-class OpenVinoBackend(Closing):
-    """Runs either graph; what it takes is read from the graph itself.
-
-    `infer` runs one batch on all threads, `submit` as many batches beside each other as there are threads.
-    """
+class OpenVinoBackend(CpuBatches):
+    """Runs either graph; what it takes is read from the graph itself."""
 
     name: Literal["openvino"] = "openvino"
 
@@ -66,11 +59,9 @@ class OpenVinoBackend(Closing):
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
         self.description = description
-        self.depth = threads + 1 if lone and threads > 1 else 1
         self._request = compiled.create_infer_request()
         self._one_at_a_time = threading.Lock()  # a request runs one batch, whichever thread asks
-        self._lone = lone
-        self._workers: Workers | None = None
+        super().__init__(threads, lone and (lambda: _on_a_stream(lone())))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
@@ -79,25 +70,10 @@ class OpenVinoBackend(Closing):
                 raise ValueError("backend: it is closed; open the model again")
             return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
-        """Start a batch; see `OverlappedBackend`."""
-        from basnet_runtime.backends.workers import Workers
-
-        batch: NDArray[Any] = np.stack(list(pictures))
-        if self._lone is None or self.depth == 1:
-            return FinishedInference(self.infer(batch))
-        if self._workers is None:
-            return_free_memory()  # of the first model's loading, before the second one's
-            lone = self._lone()
-            return_free_memory()
-            self._workers = Workers(self.depth - 1, alone=self.infer, beside=_on_a_stream(lone))
-        return self._workers.submit(batch)
-
     def close(self) -> None:
         """Give the compiled models and their memory back."""
-        if self._workers is not None:
-            self._workers.close()
-        self._request = self._workers = self._lone = None
+        super().close()
+        self._request = None
 
 
 def open_openvino(

@@ -1,4 +1,4 @@
-"""Batches that run beside each other on a processor, for the backends whose own queue does not do that.
+"""Batches that run beside each other on the CPU, for the backends whose own queue does not do that.
 
 workers = Workers(2, alone=infer_on_all_threads, beside=infer_on_one_thread)
 masks = workers.submit(batch).result()
@@ -6,16 +6,21 @@ masks = workers.submit(batch).result()
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.base import WORKER_NAME
+from basnet_runtime.backends.base import WORKER_NAME, FinishedInference, InferenceFuture
+from basnet_torch.files import Closing
 
-__all__ = ["Workers"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["CpuBatches", "Workers"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
@@ -26,6 +31,8 @@ class Workers:
 
     def __init__(self, count: int, *, alone: Infer, beside: Infer) -> None:
         """`alone` uses every thread, `beside` one; all threads are there at once, so that their time can be told."""
+        from concurrent.futures import ThreadPoolExecutor  # a run of one picture needs none
+
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=WORKER_NAME)
         self._alone = alone
         self._beside = beside
@@ -54,3 +61,47 @@ class Workers:
     def close(self) -> None:
         """Wait for what runs and end the threads."""
         self._pool.shutdown(cancel_futures=True)
+
+
+class CpuBatches(Closing):
+    """An `OverlappedBackend`: `infer` runs one batch on all threads, `submit` as many beside each other as there are.
+
+    Threads that share a layer wait for each other at its end, and those that share nothing do not.
+    """
+
+    def __init__(self, threads: int, lone: Callable[[], Infer] | None) -> None:
+        """`lone` loads the model once more, and gives what runs a batch on one thread; None does without."""
+        self.depth = threads + 1 if lone and threads > 1 else 1  # one waits, so that no thread does
+        self._lone = lone
+        self._workers: Workers | None = None
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Masks of `batch`; the batch is read in place and the result is the caller's own."""
+        raise NotImplementedError
+
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
+        """Start a batch; see `OverlappedBackend`."""
+        batch: NDArray[Any] = np.stack(list(pictures))
+        if self._lone is None or self.depth == 1:
+            return FinishedInference(self.infer(batch))
+        if self._workers is None:
+            _return_free_memory()  # of the first model's loading, before the second one's
+            beside = self._lone()
+            _return_free_memory()
+            self._workers = Workers(self.depth - 1, alone=self.infer, beside=beside)
+        return self._workers.submit(batch)
+
+    def close(self) -> None:
+        """Give the threads back."""
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = self._lone = None
+
+
+def _return_free_memory() -> None:
+    """Return the heap's free pages to the system, where the C library can: glibc keeps tens of MB of a parsed model."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS and Windows have none
+        return
+    trim(ctypes.c_size_t(0))
