@@ -107,7 +107,9 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     state = _state_dict(path, content)
     is_authors = is_authors_layout(state)
     state = ours_from_authors(state) if is_authors else dict(state)
-    preprocess, postprocess = _recipe(path, content) if ours else _recipe_for(is_authors=is_authors)
+    preprocess, postprocess = (
+        _recipe(path, content) if ours else AUTHORS_RECIPE if is_authors else (Preprocess(), Postprocess())
+    )
     arch = _arch(path, content) if ours else "basnet"
     encoder, decoder_widths = _encoder(path, content) if ours else (RESNET34, DECODER_WIDTHS)
     found = int(content["width"]) if encoder != RESNET34 else _check_width(path, state, arch)
@@ -464,10 +466,3 @@ def _recipe(path: Path, content: Mapping[str, Any]) -> tuple[Preprocess, Postpro
         return from_plain(content["preprocess"], Preprocess), from_plain(content["postprocess"], Postprocess)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its preprocess or postprocess cannot be read ({error})") from error
-
-
-def _recipe_for(*, is_authors: bool) -> tuple[Preprocess, Postprocess]:
-    """What a bare state dict needs."""
-    if is_authors:
-        return AUTHORS_RECIPE
-    return Preprocess(), Postprocess()

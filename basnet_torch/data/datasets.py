@@ -168,7 +168,8 @@ def find_pairs(
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-        shards = _shards(source) if source.is_dir() else [source]
+        inside = source.iterdir() if source.is_dir() else [source]
+        shards = sorted(path for path in inside if path == source or (path.suffix.lower() == ".zip" and path.is_file()))
         found = [_pairs_in_zip(shard) for shard in shards] or [_pairs_in_folder(source)]
         for place, match, reader in found:
             if on_bad == "refuse":
@@ -177,10 +178,6 @@ def find_pairs(
             report.without_picture += match.without_picture
             pairs += [Pair(name=n, files=(i, m), read_image=reader(i), read_mask=reader(m)) for n, i, m in match.pairs]
     return pairs
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
 
 
 _Reader = Callable[[str], Callable[[], bytes]]
@@ -287,11 +284,15 @@ def load_pairs(
 
     def load(i: int) -> _Loaded:
         try:
-            return _load_into(pairs[i], values, images[i], masks[i], None if ignored is None else ignored[i])
+            image, truth = read_pair(pairs[i], values)
         except BadPairError as error:
             if on_bad == "refuse":
                 raise
             return _Loaded(bad=error)
+        images[i], masks[i] = _square(image, size), _square(truth.mask_HW, size)
+        if ignored is not None:
+            ignored[i] = 0 if truth.ignored_HW is None else _touched(truth.ignored_HW, size)
+        return _Loaded(odd=truth.odd, holds=truth.holds)
 
     kept, held = [], set[Held]()
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
@@ -303,7 +304,8 @@ def load_pairs(
             if on_progress:
                 on_progress(i + 1)
     if not kept:
-        raise DataError(_why_none(report))
+        why = "; ".join(report.lines()[1:])
+        raise DataError(f"pairs: none were found, so there is nothing to load{f' ({why})' if why else ''}")
     check_labels("pairs", values, held)
     if len(kept) < len(pairs):
         images, masks = images[kept], masks[kept]
@@ -322,24 +324,11 @@ def _rooms(count: int, size: int, values: MaskValues) -> tuple[UInt8, UInt8, UIn
         raise UsageError(f"store_size is {size}: {count} pairs take {needed:,.0f} GB; lower --store-size") from error
 
 
-def _why_none(report: DataReport) -> str:
-    found = "; ".join(report.lines()[1:])
-    return f"pairs: none were found, so there is nothing to load{f' ({found})' if found else ''}"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Loaded:
     bad: BadPairError | None = None
     odd: tuple[str, ...] = ()
     holds: frozenset[Held] = frozenset()
-
-
-def _load_into(pair: Pair, values: MaskValues, image_SSC: UInt8, mask_SS: UInt8, ignored_SS: UInt8 | None) -> _Loaded:
-    image, truth = read_pair(pair, values)
-    image_SSC[:], mask_SS[:] = _square(image, len(image_SSC)), _square(truth.mask_HW, len(mask_SS))
-    if ignored_SS is not None:
-        ignored_SS[:] = 0 if truth.ignored_HW is None else _touched(truth.ignored_HW, len(ignored_SS))
-    return _Loaded(odd=truth.odd, holds=truth.holds)
 
 
 def _touched(ignored_HW: NDArray[np.bool_], size: int) -> UInt8:

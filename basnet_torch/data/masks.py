@@ -77,7 +77,7 @@ def decode_mask(data: bytes, name: str, values: MaskValues = "auto") -> Truth:
     in_color = stored.ndim == 3
     if values == "auto" and in_color and (colors := _few_colors(stored)) is not None:
         raise MaskValuesError(_told(name, f"a label map of {len(colors)} colors"))
-    gray = _grayed(stored) if in_color else stored
+    gray = np.asarray(cv2.cvtColor(cast("UInt8", stored), cv2.COLOR_BGR2GRAY)) if in_color else stored
     if gray.min() == gray.max():
         _refuse_alpha(data, name)
         indices = _palette_indices(data, name)  # a palette of one color may hide an object
@@ -159,10 +159,6 @@ def _eight_bits(decoded: NDArray[np.generic]) -> UInt8:
 
 def _is_gray(colors: NDArray[np.generic]) -> bool:
     return bool((colors == colors[..., :1]).all())
-
-
-def _grayed(colors: NDArray[np.generic]) -> NDArray[np.generic]:
-    return np.asarray(cv2.cvtColor(cast("NDArray[np.uint8]", colors), cv2.COLOR_BGR2GRAY))
 
 
 def _refuse_alpha(data: bytes, name: str) -> None:

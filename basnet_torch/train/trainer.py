@@ -373,9 +373,10 @@ class Trainer:
     def _write_config(self) -> None:
         if not self.world.is_first:
             return
+        name = f", {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else ""
         content = {
             "config": to_plain(self.config),
-            "device": _device_name(self.device),
+            "device": f"{self.device}{name}",
             "processes": self.world.size,
             "data": self._data,
             **self._facts,
@@ -469,10 +470,6 @@ def _compiled(config: TrainConfig, network: nn.Module) -> nn.Module:
     if config.compiler == "off":
         return network
     return cast(nn.Module, torch.compile(network, backend=config.compiler))
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def _memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:

@@ -89,7 +89,7 @@ def _mappings(content: Mapping[Any, Any], keys: tuple[str, ...]) -> Iterator[tup
 
 def _with_prefixes(keys: tuple[str, ...], tensors: Mapping[str, Tensor], firsts: Sequence[str]) -> Iterator[Weights]:
     """Of one dictionary a set for each prefix that stands before a first layer."""
-    bare = {name: _unwrapped(name) for name in tensors}
+    bare = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in tensors}
     prefixes = dict.fromkeys(
         name.removesuffix(first)
         for name in bare.values()
@@ -111,10 +111,6 @@ def _with_prefixes(keys: tuple[str, ...], tensors: Mapping[str, Tensor], firsts:
             keys=keys,
             prefix=shown,
         )
-
-
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _shown_prefix(own: Mapping[str, str]) -> str:

@@ -164,9 +164,10 @@ class Pipeline:
         """
         running: deque[tuple[list[Frame], InferenceFuture]] = deque()
         depth = self._model.depth if self._overlap else 1
+        more = frames.has_items if isinstance(frames, ClosableQueue) else lambda: True
         for group in self.batches(frames):
             running.append((group, self._started(group, clock, lost)))
-            while running and (len(running) >= depth or not _has_more(frames)):
+            while running and (len(running) >= depth or not more()):
                 yield from self._finished(*running.popleft(), clock, lost)
         while running:
             yield from self._finished(*running.popleft(), clock, lost)
@@ -268,10 +269,6 @@ class Pipeline:
                 raise error from None
             what = f"{model.name}, {model.backend.description}: every picture fails"
             raise kind(unexpected(what, error)) from error
-
-
-def _has_more(frames: Iterable[Frame | None]) -> bool:
-    return frames.has_items() if isinstance(frames, ClosableQueue) else True
 
 
 class _Run:

@@ -243,16 +243,14 @@ class TensorRTBackend(Closing):
         """The ring of this shape; those of the shapes used last are kept, as far as memory allows."""
         ring = self._rings.pop(shape, None) or ShapeRing(lambda: self._new_set(shape), self.depth)
         self._rings[shape] = ring
-        while len(self._rings) > _KEPT_SHAPES or (len(self._rings) > 1 and self._nbytes() > _KEPT_BYTES):
+        rings = self._rings
+        while len(rings) > _KEPT_SHAPES or (len(rings) > 1 and sum(r.nbytes for r in rings.values()) > _KEPT_BYTES):
             self._drop(self._rings.popitem(last=False)[1])
         return ring
 
     def _new_set(self, shape: Shape) -> BufferSet:
         context = self._engine.context(self.input.name, shape)
         return BufferSet(self._cuda, context, self.input, shape, self.output)
-
-    def _nbytes(self) -> int:
-        return sum(ring.nbytes for ring in self._rings.values())
 
     def _drop(self, ring: ShapeRing) -> None:
         """Give a ring back after what is in flight in it."""

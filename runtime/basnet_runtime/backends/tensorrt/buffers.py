@@ -49,13 +49,12 @@ class Streams:
         self.plain_because = ""
         self._graphs = graphs
         with ExitStack() as building:
-            self.arriving, self.computing, self.leaving = (self._stream(building) for _ in range(3))
+            streams = []
+            for _ in range(3):
+                streams.append(cuda.stream())
+                building.callback(cuda.free, streams[-1])
+            self.arriving, self.computing, self.leaving = streams
             self._owned = building.pop_all()
-
-    def _stream(self, building: ExitStack) -> Any:
-        stream = self.cuda.stream()
-        building.callback(self.cuda.free, stream)
-        return stream
 
     def enqueue(self, buffers: BufferSet) -> None:
         """One batch, from the set's pinned input to its pinned output.
