@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self, cast, get_args
 
 from basnet_torch.errors import UsageError
 from basnet_torch.files import file_identity
@@ -17,7 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Flavor = Literal["tensorrt", "rtx"]
 FLAVOR_NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]
-KINDS: tuple[KindName, ...] = ("mask", "cutout", "overlay", "side", "color", "image", "blur")
+KINDS: tuple[KindName, ...] = get_args(KindName)
 _USAGE = "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur"
 
 
@@ -50,8 +50,8 @@ class OutputKind:
             return cls(name="color", color=cast("tuple[int, int, int]", tuple(bytes.fromhex(digits[1]))))
         if name == "image" and value:
             return cls(name="image", image=Path(value))
-        if name in ("mask", "cutout", "overlay", "side", "blur") and not value:
-            return cls(name=cast(KindName, name))
+        if name in KINDS and name not in ("color", "image") and not value:
+            return cls(name=name)
         raise UsageError(f"kind is {text!r}; it must be {_USAGE}")
 
     @property

@@ -9,14 +9,14 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from basnet_runtime.backends.base import WORKER_NAME
 
 __all__ = ["STAGES", "LibraryThreads", "Stage", "StageClock", "StageTime", "thread_seconds"]
 
 Stage = Literal["decode", "prepare", "network", "finish", "compose", "encode"]
-STAGES: tuple[Stage, ...] = ("decode", "prepare", "network", "finish", "compose", "encode")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 _TASKS = Path("/proc/self/task")
 _PICTURE_THREADS = "libvips"
 
