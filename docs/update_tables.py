@@ -133,7 +133,8 @@ def backends() -> str:
         ("ONNX Runtime, OpenVINO provider", "INT8", "Intel CPU", _verdict(provider, "parity-wide", "width 64")),
         ("OpenVINO", "FP32", "CPU", _verdict(_candidate(dev, *_OV_FP32), "parity-dev")),
         ("OpenVINO", "INT8", "CPU with VNNI", _verdict(_candidate(dev, *_OV_INT8), "parity-dev")),
-        ("PyTorch, OpenVINO", "bf16", "CPU", "runs; **not proven** for these weights"),
+        ("OpenVINO", "bf16", "CPU", "runs on request; **failed** a trial ([status](docs/status.md#masks))"),
+        ("PyTorch", "bf16", "CPU", "runs on request; **not proven**"),
         (
             "TensorRT for RTX",
             "FP32, FP16, INT8, FP8",
