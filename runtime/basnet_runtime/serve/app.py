@@ -73,6 +73,7 @@ class ComposeOptions(PictureOptions):
     kind: str = Field(
         "color:#ffffff",
         max_length=40,
+        json_schema_extra={"pattern": "^(side|blur|color:#?[0-9a-fA-F]{6})$"},
         description="side, color:#rrggbb or blur; a form field `background` replaces it.",
     )
 
