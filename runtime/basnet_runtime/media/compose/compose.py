@@ -9,8 +9,9 @@ Everything works in strips of rows and may reuse the frame's own memory, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.kinds import KindName, OutputKind
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.media.compose.foreground import Foreground
+from basnet_runtime.media.compose.scaling import enlarged_rows, shrunk
 from basnet_runtime.postprocess import edged_mask, mask_from_map, mask_rows, row_strips
 from basnet_runtime.salience import GIVEN, SalienceDecision
 from basnet_torch.arrays import Float32, UInt8
@@ -30,6 +32,7 @@ _BLUR_SIDE = 240
 _BLUR_SIGMA = 6.0
 _BACKGROUND_MAX = 100_000_000
 _CACHED_PIXELS = 16_000_000
+_Layers: TypeAlias = "tuple[Foreground, _Background | None]"
 
 
 class Composer:
@@ -51,7 +54,11 @@ class Composer:
         """
         self.kind = kind
         self._threshold, self._feather, self._refine_edges = threshold, feather, refine_edges
-        self._picture = None if kind.image is None else _background_picture(kind.image)
+        self._picture: UInt8 | None = None
+        if kind.image is not None:
+            from basnet_runtime.media.image.pictures import read_picture
+
+            self._picture = read_picture(kind.image, max_pixels=_BACKGROUND_MAX).flattened()
         self._cached: tuple[tuple[int, int], UInt8] | None = None
 
     def __call__(self, frame: Frame, mask_HW: UInt8, decision: SalienceDecision = GIVEN) -> ResultFrame:
@@ -61,22 +68,8 @@ class Composer:
         mask_HW = edged_mask(mask_HW, threshold=self._threshold, feather=self._feather)
         if self.kind.name == "mask":
             return ResultFrame(pixels=mask_HW, frame=frame, decision=decision)
-        if self.kind.name == "side":
-            return ResultFrame(pixels=_side_by_side(frame.flattened(), mask_HW), frame=frame, decision=decision)
-        if self.kind.name == "overlay":
-            image_HWC = _writable(frame.flattened())
-            _tint(image_HWC, mask_HW)
-            return ResultFrame(pixels=image_HWC, frame=frame, decision=decision)
-        image_HWC = _writable(frame.image_HWC)
-        if frame.alpha_HW is not None:
-            mask_HW = _product(mask_HW, frame.alpha_HW)
-        background = None if self.kind.has_alpha else self._background(image_HWC, mask_HW, mask_HW.shape)
-        Foreground(image_HWC, mask_HW).clean(image_HWC, mask_HW)
-        if background is None:
-            _clear(image_HWC, mask_HW)
-            return ResultFrame(pixels=image_HWC, frame=frame, alpha_HW=mask_HW, decision=decision)
-        _blend_onto(background, image_HWC, mask_HW)
-        return ResultFrame(pixels=image_HWC, frame=frame, decision=decision)
+        pixels, alpha_HW = _composed(self.kind.name, frame, mask_HW, self._layers)
+        return ResultFrame(pixels=pixels, frame=frame, alpha_HW=alpha_HW, decision=decision)
 
     def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
         """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""
@@ -87,28 +80,24 @@ class Composer:
         mask_HW = edges.reduced_mask(*reduced.image_HWC.shape[:2])
         if reduced.alpha_HW is not None:
             mask_HW = _product(mask_HW, reduced.alpha_HW)
-        name, size = self.kind.name, (height, width)
-        layered = name in ("cutout", "color", "image", "blur")
-        return StripComposer(
-            name=name,
-            edges=edges,
-            foreground=Foreground(reduced.image_HWC, mask_HW, size) if layered else None,
-            background=self._background(reduced.image_HWC, mask_HW, size) if layered and name != "cutout" else None,
-        )
+        layered = self.kind.name not in ("mask", "side", "overlay")
+        layers = self._layers(reduced.image_HWC, mask_HW, (height, width)) if layered else None
+        return StripComposer(name=self.kind.name, edges=edges, layers=layers)
 
-    def _background(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, ...]) -> _Background:
-        height, width = size
+    def _layers(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, int] | None = None) -> _Layers:
+        """Estimate what lies over and under the mask; `size`: of the picture of which this is a smaller copy."""
+        height, width = size = size or (mask_HW.shape[0], mask_HW.shape[1])
+        foreground = Foreground(image_HWC, mask_HW, size)
+        if self.kind.has_alpha:
+            return foreground, None
         if self.kind.name == "color":
-            return _Background(np.full((1, 1, 3), self.kind.color, np.uint8), height, width)
+            return foreground, _Background(np.full((1, 1, 3), self.kind.color, np.uint8), height, width)
         if self._picture is None:
-            return _Background(_blurred_surroundings(image_HWC, mask_HW), height, width)
-        return _Background(self._covering(self._picture, height, width), height, width)
-
-    def _covering(self, picture_HWC: UInt8, height: int, width: int) -> UInt8:
-        """The background shrunk where it is larger than the frame; kept for the next frame of the same size."""
-        if self._cached is None or self._cached[0] != (height, width):
-            self._cached = (height, width), _shrunk_to_cover(picture_HWC, height, width)
-        return self._cached[1]
+            return foreground, _Background(_blurred_surroundings(image_HWC, mask_HW), height, width)
+        # Shrunk where it is larger than the frame, and kept for the next frame of the same size.
+        if self._cached is None or self._cached[0] != size:
+            self._cached = size, _shrunk_to_cover(self._picture, height, width)
+        return foreground, _Background(self._cached[1], height, width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,34 +130,42 @@ class StripComposer:
 
     name: KindName
     edges: _Edges
-    foreground: Foreground | None
-    background: _Background | None
-
-    @property
-    def needs_picture(self) -> bool:
-        """Whether the result shows the picture."""
-        return self.name != "mask"
+    layers: _Layers | None
 
     def __call__(self, rows: slice, frame: Frame | None) -> UInt8:
         """Rows of the result, h,W or h,W,3 or, with transparency, h,W,4; `frame` is the picture's same rows."""
         mask_HW = self.edges.mask(rows)
         if frame is None:
             return mask_HW
-        if self.name == "side":
-            return _side_by_side(frame.flattened(), mask_HW)
-        if self.foreground is None:
-            image_HWC = _writable(frame.flattened())
-            _tint(image_HWC, mask_HW)
-            return image_HWC
-        image_HWC = _writable(frame.image_HWC)
-        if frame.alpha_HW is not None:
-            mask_HW = _product(mask_HW, frame.alpha_HW)
-        self.foreground.clean(image_HWC, mask_HW, top=rows.start)
-        if self.background is None:
-            _clear(image_HWC, mask_HW)
-            return np.dstack([image_HWC, mask_HW])
-        share = mask_HW.astype(np.float32) * np.float32(1 / 255)
-        return _mix(image_HWC, self.background.strip(rows), share)
+        pixels, alpha_HW = _composed(self.name, frame, mask_HW, lambda *_: self.layers, top=rows.start)
+        return pixels if alpha_HW is None else np.dstack([pixels, alpha_HW])
+
+
+def _composed(
+    name: KindName, frame: Frame, mask_HW: UInt8, layers: Callable[[UInt8, UInt8], _Layers | None], *, top: int = 0
+) -> tuple[UInt8, UInt8 | None]:
+    """Rows of the result from the picture's row `top` on, and the transparency of a cutout."""
+    if name == "side":
+        return _side_by_side(frame.flattened(), mask_HW), None
+    if name == "overlay":
+        image_HWC = _writable(frame.flattened())
+        tint = np.array(_TINT, np.uint8)
+        for rows in row_strips(*mask_HW.shape):
+            share = mask_HW[rows].astype(np.float32) * np.float32(_TINT_SHARE / 255)
+            image_HWC[rows] = _mix(np.broadcast_to(tint, image_HWC[rows].shape).copy(), image_HWC[rows], share)
+        return image_HWC, None
+    image_HWC = _writable(frame.image_HWC)
+    if frame.alpha_HW is not None:
+        mask_HW = _product(mask_HW, frame.alpha_HW)
+    foreground, background = cast("_Layers", layers(image_HWC, mask_HW))
+    foreground.clean(image_HWC, mask_HW, top)
+    for rows in row_strips(*mask_HW.shape):
+        if background is None:  # black where nothing is left: smaller files, and what is hidden does not travel along
+            image_HWC[rows][mask_HW[rows] == 0] = 0
+        else:
+            share = mask_HW[rows].astype(np.float32) * np.float32(1 / 255)
+            image_HWC[rows] = _mix(image_HWC[rows], background.strip(rows.start + top, rows.stop + top), share)
+    return image_HWC, mask_HW if background is None else None
 
 
 class _Background:
@@ -177,36 +174,23 @@ class _Background:
     def __init__(self, picture_HWC: UInt8, height: int, width: int) -> None:
         self._picture = picture_HWC
         self._size = height, width
-        self._whole = self._scaled(slice(0, height)) if height * width <= _CACHED_PIXELS else None
+        self._whole = self._scaled(0, height) if height * width <= _CACHED_PIXELS else None
 
-    def strip(self, rows: slice) -> UInt8:
+    def strip(self, start: int, stop: int) -> UInt8:
         """Rows of the scaled background, h,W,3."""
-        return self._scaled(rows) if self._whole is None else self._whole[rows]
+        return self._scaled(start, stop) if self._whole is None else self._whole[start:stop]
 
-    def _scaled(self, rows: slice) -> UInt8:
-        import cv2
-
-        height, width = self._size
-        picture = self._picture
-        count = rows.stop - rows.start
+    def _scaled(self, start: int, stop: int) -> UInt8:
+        (height, width), picture = self._size, self._picture
         if picture.shape[:2] == (1, 1):
-            return np.broadcast_to(picture, (count, width, 3)).copy()
+            return np.broadcast_to(picture, (stop - start, width, 3)).copy()
         if picture.shape[:2] == (height, width):
-            return picture[rows]
+            return picture[start:stop]
         scale = max(height / picture.shape[0], width / picture.shape[1])
         # Pixel centers: source = (target + 0.5 - middle) / scale + source middle - 0.5.
         left = (0.5 - width / 2) / scale + picture.shape[1] / 2 - 0.5
-        top = (rows.start + 0.5 - height / 2) / scale + picture.shape[0] / 2 - 0.5
-        matrix = np.array([[1 / scale, 0, left], [0, 1 / scale, top]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        scaled = cv2.warpAffine(picture, matrix, (width, count), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(scaled, np.uint8)
-
-
-def _background_picture(path: Path) -> UInt8:
-    from basnet_runtime.media.image.pictures import read_picture
-
-    return read_picture(path, max_pixels=_BACKGROUND_MAX).flattened()
+        top = (start + 0.5 - height / 2) / scale + picture.shape[0] / 2 - 0.5
+        return enlarged_rows(picture, stop - start, width, at=(top, left), step=(1 / scale, 1 / scale))
 
 
 def _shrunk_to_cover(picture_HWC: UInt8, height: int, width: int) -> UInt8:
@@ -225,13 +209,9 @@ def _blurred_surroundings(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
     """What surrounds the object, blurred without the object's colors leaking into it; reduced to 240 pixels."""
     import cv2
 
-    height, width = mask_HW.shape
-    scale = min(1.0, _BLUR_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    image = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    image, mask = shrunk(_BLUR_SIDE, image_HWC, mask_HW)
     weight = (np.float32(256) - mask)[..., None] / np.float32(256)  # never 0: a full mask blurs what there is
-    sigma = max(0.5, _BLUR_SIGMA * max(size) / _BLUR_SIDE)
+    sigma = max(0.5, _BLUR_SIGMA * max(mask.shape) / _BLUR_SIDE)
     colors = cv2.GaussianBlur(image * weight, (0, 0), sigma).reshape(image.shape)
     shares = cv2.GaussianBlur(weight, (0, 0), sigma).reshape(weight.shape)
     blurred: UInt8 = np.rint(colors / shares).clip(0, 255).astype(np.uint8)
@@ -251,33 +231,11 @@ def _side_by_side(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
     return both_HWC
 
 
-def _tint(image_HWC: UInt8, mask_HW: UInt8) -> None:
-    """Color the object, in place."""
-    tint = np.array(_TINT, np.uint8)
-    for rows in row_strips(*mask_HW.shape):
-        share = mask_HW[rows].astype(np.float32) * np.float32(_TINT_SHARE / 255)
-        color = np.broadcast_to(tint, image_HWC[rows].shape).copy()
-        image_HWC[rows] = _mix(color, image_HWC[rows], share)
-
-
-def _blend_onto(background: _Background, image_HWC: UInt8, mask_HW: UInt8) -> None:
-    """Lay the object over the background, in place."""
-    for rows in row_strips(*mask_HW.shape):
-        share = mask_HW[rows].astype(np.float32) * np.float32(1 / 255)
-        image_HWC[rows] = _mix(image_HWC[rows], background.strip(rows), share)
-
-
-def _mix(front_HWC: UInt8, back_HWC: UInt8, share_HW: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> UInt8:
+def _mix(front_HWC: UInt8, back_HWC: UInt8, share_HW: Float32) -> UInt8:
     """`share` of the front and the rest of the back, rounded."""
     import cv2
 
     return np.asarray(cv2.blendLinear(front_HWC, back_HWC, share_HW, np.float32(1) - share_HW), np.uint8)
-
-
-def _clear(image_HWC: UInt8, mask_HW: UInt8) -> None:
-    """Black where nothing is left of the picture: smaller files, and the hidden background does not travel along."""
-    for rows in row_strips(*mask_HW.shape):
-        image_HWC[rows][mask_HW[rows] == 0] = 0
 
 
 def _product(mask_HW: UInt8, alpha_HW: UInt8) -> UInt8:

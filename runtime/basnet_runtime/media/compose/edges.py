@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from basnet_runtime.media.compose.scaling import enlarged_rows, shrunk
 from basnet_runtime.postprocess import row_strips
 from basnet_torch.arrays import Float32, Float64, UInt8
 
@@ -46,14 +47,9 @@ class _Model:
 
 def refined_edges(image_HWC: UInt8, mask_HW: UInt8) -> UInt8:
     """The mask, uint8 0..255, with edges that follow those of the picture."""
-    import cv2
-
     height, width = mask_HW.shape
-    scale = min(1.0, _SIDE / max(mask_HW.shape))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
-    mask = cv2.resize(mask_HW, size, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
-    model = _fitted(picture, mask, max(1, round(_RADIUS * max(size))))
+    picture, mask = (values / np.float32(255) for values in shrunk(_SIDE, image_HWC, mask_HW))
+    model = _fitted(picture, mask, max(1, round(_RADIUS * max(mask.shape))))
     refined_HW = np.empty_like(mask_HW)
     for rows in row_strips(height, width, pixels=_STRIP_PIXELS):
         refined_HW[rows] = _applied(model, image_HWC[rows], mask_HW[rows], rows, height)
@@ -101,31 +97,23 @@ def _solved(matrix: dict[tuple[int, int], Float64], right_hw3: Float32) -> Float
 def _applied(model: _Model, image_HWC: UInt8, mask_HW: UInt8, rows: slice, height: int) -> UInt8:
     """Rows of the refined mask."""
     width = mask_HW.shape[1]
+    down, across = model.trust_hw.shape[0] / height, model.trust_hw.shape[1] / width
+    at = (rows.start + 0.5) * down - 0.5, across / 2 - 0.5  # half-pixel centers
     gain, offset, trust = (
-        _stretched(values, rows, height, width) for values in (model.gain_hw3, model.offset_hw, model.trust_hw)
+        enlarged_rows(values, len(mask_HW), width, at=at, step=(down, across))
+        for values in (model.gain_hw3, model.offset_hw, model.trust_hw)
     )
     refined_HW = mask_HW.copy()
-    at = trust > _TRUSTED  # the edges alone: elsewhere there is nothing to compute
-    mask = mask_HW[at].astype(np.float32)
+    moves = trust > _TRUSTED  # the edges alone: elsewhere there is nothing to compute
+    mask = mask_HW[moves].astype(np.float32)
     middle = np.float32(127.5)
-    guided = (gain[at] * image_HWC[at]).sum(axis=1) + offset[at] * np.float32(255)
+    guided = (gain[moves] * image_HWC[moves]).sum(axis=1) + offset[moves] * np.float32(255)
     guided = (middle + np.float32(_CONTRAST) * (guided - middle)).clip(0, 255)
-    moved = np.rint(mask + trust[at] * (guided - mask))
+    moved = np.rint(mask + trust[moves] * (guided - mask))
     stays = (moved > middle) == (mask > middle)
     fades = np.abs(moved - middle) < np.abs(mask - middle)
-    refined_HW[at] = np.where(stays & fades, mask, moved)
+    refined_HW[moves] = np.where(stays & fades, mask, moved)
     return refined_HW
-
-
-def _stretched(values: Float32, rows: slice, height: int, width: int) -> Float32:
-    """Rows of reduced values at the picture's size, bilinear with half-pixel centers."""
-    import cv2
-
-    down, across = values.shape[0] / height, values.shape[1] / width
-    matrix = np.array([[across, 0, across / 2 - 0.5], [0, down, (rows.start + 0.5) * down - 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    size = width, rows.stop - rows.start
-    return np.asarray(cv2.warpAffine(values, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 def _blur(values: Float32, radius: int) -> Float32:

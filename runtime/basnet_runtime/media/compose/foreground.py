@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from basnet_runtime.media.compose.scaling import shrunk
 from basnet_runtime.postprocess import row_strips
 from basnet_torch.arrays import Float32, UInt8
 
@@ -38,15 +39,9 @@ class Foreground:
             mask_HW: Its mask, of the same size.
             size: Height and width of the picture that `clean` is given, where that is another.
         """
-        import cv2
-
         self._height, self._width = size or mask_HW.shape
-        height, width = mask_HW.shape
-        scale = min(1.0, _LONG_SIDE / max(height, width))
-        small = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(image_HWC, small, interpolation=cv2.INTER_AREA).astype(np.float32)
-        alpha = cv2.resize(mask_HW, small, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
-        self._front, self._back = _estimated(image, alpha)
+        image, alpha = shrunk(_LONG_SIDE, image_HWC, mask_HW)
+        self._front, self._back = _estimated(image, alpha / np.float32(255))
 
     def clean(self, image_HWC: UInt8, mask_HW: UInt8, top: int = 0) -> None:
         """Replace, in place, the colors under the soft part of the mask; `top`: the picture's row that is first."""
@@ -78,30 +73,21 @@ def _estimated(image_hwC: Float32, alpha_hw: Float32) -> tuple[Float32, Float32]
     import cv2
 
     levels = max(1, math.ceil(math.log2(max(alpha_hw.shape))))
-    pair = np.stack([_sure_color(image_hwC, share) for share in (alpha_hw, 1 - alpha_hw)])[..., None, None]
+    # The first level starts from the mean color where the share is sure, of the whole picture where it is nowhere.
+    sure = (image_hwC[share > _SURE] for share in (alpha_hw, 1 - alpha_hw))
+    means = [colors.mean(axis=0) if len(colors) else image_hwC.mean(axis=(0, 1)) for colors in sure]
+    pair = np.stack(means)[..., None, None]
     for level in range(levels + 1):
         height, width = (max(1, round(side ** (level / levels))) for side in alpha_hw.shape)
         image = cv2.resize(image_hwC, (width, height), interpolation=cv2.INTER_AREA)
         alpha = np.asarray(cv2.resize(alpha_hw, (width, height), interpolation=cv2.INTER_AREA), np.float32)
         image_Chw = np.ascontiguousarray(np.moveaxis(image, 2, 0), np.float32)
         rounds = _ROUNDS[max(height, width) > _SMALL]
-        pair = _solved(image_Chw, alpha, _enlarged(pair, height, width), rounds)
+        rows = np.arange(height) * pair.shape[2] // height  # the level below at this size, nearest
+        columns = np.arange(width) * pair.shape[3] // width
+        pair = _solved(image_Chw, alpha, pair[..., rows[:, None], columns], rounds)
     front, back = np.ascontiguousarray(np.moveaxis(pair, 1, 3))
     return front, back
-
-
-def _sure_color(image_hwC: Float32, share_hw: Float32) -> Float32:
-    """Mean color where the share is sure, of the whole picture where it is nowhere."""
-    sure = share_hw > _SURE
-    mean: Float32 = image_hwC[sure].mean(axis=0) if sure.any() else image_hwC.mean(axis=(0, 1))
-    return mean
-
-
-def _enlarged(pair_2Chw: Float32, height: int, width: int) -> Float32:
-    """The level below at the size of the next, nearest."""
-    rows = np.arange(height) * pair_2Chw.shape[2] // height
-    columns = np.arange(width) * pair_2Chw.shape[3] // width
-    return pair_2Chw[..., rows[:, None], columns]
 
 
 def _solved(image_Chw: Float32, alpha_hw: Float32, pair_2Chw: Float32, rounds: int) -> Float32:

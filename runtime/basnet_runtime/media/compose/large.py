@@ -69,7 +69,7 @@ def run_large(
 def _composed(picture: PictureFile, strips: StripComposer) -> Iterator[UInt8]:
     height, width = picture.upright_size
     cut = row_strips(height, width, _STRIP_PIXELS)
-    if strips.needs_picture:
+    if strips.name != "mask":
         for rows, frame in picture.strips(cut):
             yield strips(rows, frame)
     else:
