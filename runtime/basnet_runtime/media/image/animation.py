@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,16 @@ from basnet_runtime.media.image.pictures import (
     PictureFile,
     PictureFormat,
     cv2_module,
+    encode,
     library_detail,
-    vips_errors,
     vips_module,
 )
-from basnet_runtime.media.image.stills import still_of
+from basnet_runtime.media.image.stills import Still, still_of
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import Closing, PendingFile, reason
+from basnet_torch.files import Closing, PendingFile, disk_errors
 
 __all__ = [
     "ANIMATION_OUTPUTS",
@@ -112,31 +112,26 @@ def _kind(head: bytes) -> str | None:
 
 def _png_frames(head: bytes) -> int:
     """Frames that an animated PNG announces before its first pixels; 0 for a plain one."""
-    at = 8
-    while at + 12 <= len(head):
-        size, name = struct.unpack_from(">I4s", head, at)
+    for name, at, _ in _png_chunks(head):
         if name == b"acTL":
-            return int(struct.unpack_from(">I", head, at + 8)[0])
-        if name in (b"IDAT", b"IEND"):
+            return int(struct.unpack_from(">I", head, at)[0])
+        if name == b"IDAT":
             break
-        at += 12 + size
     return 0
 
 
 def _png_is_whole(data: bytes) -> bool:
     """Whether every chunk lies within the file: OpenCV makes room for what a chunk promises before it reads it."""
-    at = 8
-    while at + 12 <= len(data):
+    return all(end <= len(data) for _, _, end in _png_chunks(data))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each chunk of a PNG up to IEND, where its data begin, and where the chunk promises to end."""
+    at, name = 8, b""
+    while at + 12 <= len(data) and name != b"IEND":
         size, name = struct.unpack_from(">I4s", data, at)
+        yield name, at + 8, at + 12 + size
         at += 12 + size
-        if name == b"IEND":
-            break
-    return at <= len(data)
-
-
-def _is_whole(head: bytes) -> bool:
-    """Whether libvips does not read it as an animation."""
-    return _kind(head) in (".png", ".avif")
 
 
 def _announced_size(head: bytes) -> tuple[int, int]:
@@ -195,23 +190,20 @@ class AnimationSource(Closing):
         self._decoded: list[NDArray[Any]] = []
         self._top = 65535
         self._picture: PictureFile | None = None
+        with disk_errors(f"{path}: cannot be read"), path.open("rb") as file:
+            head = file.read(1 << 16)
         try:
-            with path.open("rb") as file:
-                head = file.read(1 << 16)
-        except OSError as error:
-            raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
-        try:
-            self.info = self._whole_info(head, max_pixels) if _is_whole(head) else self._streamed_info(max_pixels)
+            if _kind(head) in (".png", ".avif"):  # libvips does not read these as animations
+                self.info = self._whole_info(head, max_pixels)
+            else:
+                self._picture = picture = PictureFile(path, max_pixels=max_pixels, whole=True)
+                self._orientation = picture.orientation
+                self.info = self._info(picture.height, picture.width, picture.delays, picture.loops)
             if len(self.info.delays) > _FRAMES_MAX:
                 raise MediaError(f"{path}: has {len(self.info.delays)} frames, above the limit of {_FRAMES_MAX}")
         except BaseException:
             self.close()
             raise
-
-    def _streamed_info(self, max_pixels: int) -> AnimationInfo:
-        self._picture = picture = PictureFile(self.path, max_pixels=max_pixels, whole=True)
-        self._orientation = picture.orientation
-        return self._info(picture.height, picture.width, picture.delays, picture.loops)
 
     def _info(self, height: int, width: int, delays: Sequence[int], loops: int) -> AnimationInfo:
         """Upright."""
@@ -227,10 +219,8 @@ class AnimationSource(Closing):
         self.notes += hdr_note(head)
         self._refuse_whole(max(1, _png_frames(head)) * height * width)
         most = _WHOLE_MAX // (height * width) + 1
-        try:
+        with disk_errors(f"{self.path}: cannot be read"):
             data = self.path.read_bytes()
-        except OSError as error:
-            raise MediaError(f"{self.path}: cannot be read: {reason(error)}") from error
         if _kind(head) == ".png":
             if not _png_is_whole(data):
                 raise MediaError(f"{self.path}: cannot be read: the file is cut short or damaged")
@@ -275,21 +265,17 @@ class AnimationSource(Closing):
             MediaError: The file is damaged or cut short.
         """
         delays = self.info.delays
-        decoded = self._whole_frames() if self._picture is None else self._picture.frames()
+        stills = (still_of(pixels, self._top, blue_first=True) for pixels in self._decoded)
+        decoded: Iterator[Still | Frame] = stills if self._picture is None else self._picture.frames()
         for index, delay in enumerate(delays):
             if budget is not None:
                 budget.wait(4 * self.info.height * self.info.width)
-            frame = next(decoded)
-            image_HWC, alpha_HW = frame.image_HWC, frame.alpha_HW
+            still = next(decoded)
+            image_HWC, alpha_HW = still.image_HWC, still.alpha_HW
             if self._orientation != 1:
                 image_HWC = upright(image_HWC, self._orientation)
                 alpha_HW = None if alpha_HW is None else upright(alpha_HW, self._orientation)
             yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, pts=index, duration=delay)
-
-    def _whole_frames(self) -> Iterator[Frame]:
-        for pixels in self._decoded:
-            still = still_of(pixels, self._top, blue_first=True)
-            yield Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW)
 
     def close(self) -> None:
         """Close the file."""
@@ -347,22 +333,18 @@ class AnimationSink:
             self.abort()
 
     def _encode_streamed(self, image: Any, path: Path) -> None:
-        vips, info = vips_module(), self._info
-        try:
-            image = image.copy()
-            image.set_type(vips.GValue.gint_type, "page-height", image.height // len(info.delays))
-            image.set_type(vips.GValue.array_int_type, "delay", list(info.delays))
-            image.set_type(vips.GValue.gint_type, "loop", info.loops)
-            with path.open("wb") as file:
-                target = vips.Target.new_to_descriptor(file.fileno())
-                image.write_to_target(target, self._suffix, **_WRITE_OPTIONS[self._suffix])
-        except vips_errors() as error:
-            raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
+        value, info = vips_module().GValue, self._info
+        image = image.copy()
+        image.set_type(value.gint_type, "page-height", image.height // len(info.delays))
+        image.set_type(value.array_int_type, "delay", list(info.delays))
+        image.set_type(value.gint_type, "loop", info.loops)
+        encode(image, path, self._suffix, _WRITE_OPTIONS[self._suffix], self._target)
 
     def _encode_whole(self, path: Path) -> None:
         cv2 = cv2_module()
         animation = cv2.Animation()
-        animation.frames = [_bgr(pixels) for pixels in self._kept]
+        change = {1: cv2.COLOR_GRAY2BGR, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+        animation.frames = [cv2.cvtColor(pixels, change[pixels.shape[2]]) for pixels in self._kept]
         animation.durations = list(self._info.delays)
         animation.loop_count = self._info.loops
         suffix = ".png" if self._suffix == ".apng" else self._suffix
@@ -372,10 +354,8 @@ class AnimationSink:
             raise MediaError(f"{self._target}: cannot be written: {library_detail(error)}") from error
         if not made:
             raise MediaError(f"{self._target}: cannot be written as {suffix}")
-        try:
+        with disk_errors(f"{self._target}: cannot be written"):
             path.write_bytes(np.asarray(encoded, np.uint8).tobytes())
-        except OSError as error:
-            raise MediaError(f"{self._target}: cannot be written: {reason(error)}") from error
 
     def interrupt(self) -> None:
         """Half an animation is none."""
@@ -387,10 +367,3 @@ class AnimationSink:
         if self._strip_file is not None:
             self._strip_file.close()
             self._strip_file = None
-
-
-def _bgr(pixels_HWC: UInt8) -> UInt8:
-    """Gray, RGB or RGBA as OpenCV takes it."""
-    cv2 = cv2_module()
-    change = {1: cv2.COLOR_GRAY2BGR, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[pixels_HWC.shape[2]]
-    return cast(UInt8, cv2.cvtColor(pixels_HWC, change))

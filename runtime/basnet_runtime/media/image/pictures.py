@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from basnet_runtime.media.formats import (
     PictureFormat,
     PictureKind,
     is_heic,
+    no_page,
     picture_format,
 )
 from basnet_runtime.media.image.bands import color_and_alpha, has_floats
@@ -45,7 +46,7 @@ from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, f
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import Closing, atomic_write, reason
+from basnet_torch.files import Closing, atomic_write, disk_errors
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -56,6 +57,7 @@ __all__ = [
     "PictureFormat",
     "check_picture_output",
     "cv2_module",
+    "encode",
     "encode_picture",
     "is_picture",
     "library_detail",
@@ -139,10 +141,8 @@ class PictureFile(Closing):
         self._has_floats = False
         self._is_reading = False
         self._image: Any = None
-        try:
+        with disk_errors(f"{path}: cannot be read"):
             self._file = path.open("rb")
-        except OSError as error:
-            raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
         try:
             self._open(max_pixels)
             if whole and self.pages > 1:
@@ -154,7 +154,8 @@ class PictureFile(Closing):
             raise
 
     def _open(self, max_pixels: int) -> None:
-        head = _head(self.path, self._file)
+        with disk_errors(f"{self.path}: cannot be read"):
+            head = os.pread(self._file.fileno(), HEAD_BYTES, 0)
         if not head:
             raise MediaError(f"{self.path}: the file is empty")
         self._kind = kind = picture_format(head, self.path.suffix.lower(), self._tail)
@@ -175,7 +176,7 @@ class PictureFile(Closing):
 
     def _open_still(self, kind: PictureKind, head: bytes, max_pixels: int) -> None:
         if self._page not in (None, 1) and kind.codec != "ico":
-            raise MediaError(f"has 1 page; there is no page {self._page}")
+            raise no_page(1, self._page or 0)
         size = kind.size(head)
         if size is None:  # the header does not say, so the decoder is limited instead
             self._still = self._decoded_still(min(max_pixels, STILL_PIXELS["ffmpeg"]))
@@ -191,7 +192,7 @@ class PictureFile(Closing):
         self._image = self._load(access="sequential")
         if self._tiff is None and self._page is not None:
             if self._page > self.pages:
-                raise MediaError(f"has {self.pages} page{'s' * (self.pages > 1)}; there is no page {self._page}")
+                raise no_page(self.pages, self._page)
             if self.pages > 1:
                 self._pages = f"page={self._page - 1}"
                 self._image = self._load(access="sequential")
@@ -250,17 +251,11 @@ class PictureFile(Closing):
         Raises:
             MediaError: The file is damaged or cut short.
         """
-        vips = vips_module()
-        try:
-            image = self._colors(self._image)
-            region = vips.Region.new(image)
-            for index in range(self.pages):
-                data = region.fetch(0, index * self.height, self.width, self.height)
-                pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, image.bands)
+        rows = [slice(index * self.height, (index + 1) * self.height) for index in range(self.pages)]
+        with self._reading():
+            for index, pixels in enumerate(_fetched(self._colors(self._image), rows)):
                 image_HWC, alpha_HW = _planes(pixels)
                 yield Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index)
-        except vips_errors() as error:
-            raise self._broken(error) from error
 
     @property
     def orientation(self) -> int:
@@ -288,20 +283,13 @@ class PictureFile(Closing):
         Raises:
             MediaError: The picture is damaged or cut short.
         """
-        vips = vips_module()
         self._image = self._load(access="sequential")  # the last reading has used it up
-        try:
+        with self._reading():
             image = self._colors(self._upright())
-            region = vips.Region.new(image)
             with self._undamaged():
-                for strip in rows:
-                    count = strip.stop - strip.start
-                    data = region.fetch(0, strip.start, image.width, count)
-                    pixels = np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
+                for strip, pixels in zip(rows, _fetched(image, rows), strict=True):
                     image_HWC, alpha_HW = _planes(pixels)
                     yield strip, Frame(image_HWC=image_HWC, alpha_HW=alpha_HW)
-        except vips_errors() as error:
-            raise self._broken(error) from error
 
     def read(self, index: int = 0) -> Frame:
         """Decode; call once.
@@ -314,11 +302,12 @@ class PictureFile(Closing):
                 still = self._still or self._decoded_still(STILL_PIXELS["ffmpeg"])
                 self.notes += still.notes
                 return Frame(image_HWC=still.image_HWC, alpha_HW=still.alpha_HW, index=index)
-            metadata = metadata_of(self._image, self.notes)
-            with self._undamaged():
-                image_HWC, alpha_HW = self._read_vips()
-        except vips_errors() as error:
-            raise self._broken(error) from error
+            with self._reading():
+                metadata = metadata_of(self._image, self.notes)
+                with self._undamaged():
+                    image = self._upright()
+                    self._note_pages()
+                    image_HWC, alpha_HW = _split(self._colors(image))
         except MemoryError as error:
             raise MediaError(f"{self.path}: there is not enough memory for {self.width}x{self.height}") from error
         return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=index, metadata=metadata)
@@ -345,7 +334,7 @@ class PictureFile(Closing):
         # By descriptor: libvips reads options out of names such as "a[page=1].png".
         self._file.seek(0)
         source = vips.Source.new_from_descriptor(self._file.fileno())
-        try:
+        with self._reading():
             if self._tiff is not None:
                 return self._load_tiff(source, access)
             if self._kind is not None and self._kind.name == "JPEG":
@@ -353,8 +342,6 @@ class PictureFile(Closing):
                 return vips.Image.jpegload_source(source, access=access, fail_on="truncated")
             options = self._pages and f"[{self._pages}]"
             return vips.Image.new_from_source(source, options, access=access, fail_on="truncated")
-        except vips_errors() as error:
-            raise self._broken(error) from error
 
     def _load_tiff(self, source: Any, access: str) -> Any:
         """Strict, but for what the header alone is at fault: libtiff's complaints about a tag say nothing of pixels."""
@@ -391,6 +378,14 @@ class PictureFile(Closing):
             if said:
                 raise self._broken("\n".join(said))
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn libvips' errors into one line."""
+        try:
+            yield
+        except vips_errors() as error:
+            raise self._broken(error) from error
+
     def _broken(self, error: Exception | str) -> MediaError:
         text = _message(error)
         if self._tiff is not None and _NO_CODEC.search(text):
@@ -406,18 +401,15 @@ class PictureFile(Closing):
         damaged = "is damaged: " if self._tiff is not None and "tiff2vips" in detail else "cannot be read: "
         return MediaError(f"{self.path}: {damaged}{detail}")
 
-    def _read_vips(self) -> tuple[UInt8, UInt8 | None]:
-        image = self._upright()
-        self._note_pages()
-        image = self._colors(image)
-        return _split(image) if image.bands == 4 else (_pixels(image), None)
-
     def _colors(self, image: Any) -> Any:
         """Three or four bands: 8-bit sRGB and, where there is one, alpha."""
         if not image.hasalpha():
             return self._in_srgb(image)
         bands = image.bands - 1
-        alpha = _alpha_8bit(image.extract_band(bands))
+        alpha = image.extract_band(bands)
+        if alpha.format != "uchar":
+            integers = {"ushort": 65535, "char": 255, "short": 255, "uint": 255, "int": 255}
+            alpha = (alpha * (255 / integers.get(alpha.format, 1))).rint().cast("uchar")
         return self._in_srgb(image.extract_band(0, n=bands)).bandjoin(alpha)
 
     def _upright(self) -> Any:
@@ -540,7 +532,10 @@ def encode_picture(
 def _to_encode(target: Path, image: Any, metadata: Metadata | None) -> tuple[Any, dict[str, Any]]:
     """The image with its metadata, and libvips' options for the format."""
     suffix = target.suffix.lower()
-    _check_side(target, suffix, image.height, image.width)
+    longest = _LONGEST_SIDE.get(suffix)
+    if longest is not None and max(image.height, image.width) > longest:
+        size = f"{image.width}x{image.height}"
+        raise MediaError(f"{target}: {size} is too large for {suffix}, whose sides hold {longest} pixels; use .png")
     options = dict(_WRITE_OPTIONS[suffix])
     if metadata is not None:
         image = tagged(image, metadata)
@@ -553,20 +548,21 @@ def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, ov
     """Write a libvips image of 8 bits in sRGB or gray, whole or not at all; see `write_picture`."""
     image, options = _to_encode(target, image, metadata)
     suffix = target.suffix.lower()
-    vips = vips_module()
-    with atomic_write(target, overwrite=overwrite) as path, path.open("wb") as file:
+    with atomic_write(target, overwrite=overwrite) as path:
+        encode(image, path, suffix, options, target)
+
+
+def encode(image: Any, path: Path, suffix: str, options: dict[str, Any], target: Path) -> None:
+    """Write a libvips image in the format of `suffix`; errors name `target`.
+
+    Raises:
+        MediaError: libvips refuses it.
+    """
+    with path.open("wb") as file:
         try:
-            image.write_to_target(vips.Target.new_to_descriptor(file.fileno()), suffix, **options)
+            image.write_to_target(vips_module().Target.new_to_descriptor(file.fileno()), suffix, **options)
         except vips_errors() as error:
             raise MediaError(f"{target}: cannot be written: {library_detail(error)}") from error
-
-
-def _check_side(target: Path, suffix: str, height: int, width: int) -> None:
-    longest = _LONGEST_SIDE.get(suffix)
-    if longest is not None and max(height, width) > longest:
-        raise MediaError(
-            f"{target}: {width}x{height} is too large for {suffix}, whose sides hold {longest} pixels; use .png"
-        )
 
 
 def _vips_image(pixels: UInt8) -> Any:
@@ -577,18 +573,28 @@ def _vips_image(pixels: UInt8) -> Any:
     return image.copy(interpretation="b-w" if bands == 1 else "srgb")
 
 
-def _pixels(image: Any) -> UInt8:
-    """H,W,bands; the memory is libvips' own, not a copy."""
-    pixels: UInt8 = np.frombuffer(image.write_to_memory(), np.uint8)
-    return pixels.reshape(image.height, image.width, image.bands)
-
-
 def _split(image: Any) -> tuple[UInt8, UInt8 | None]:
-    """RGBA as color and alpha planes; the alpha of an opaque picture is dropped."""
-    if image.width * image.height <= _SPLIT_PIXELS:
-        return _planes(_pixels(image))
-    color_HWC, alpha_HW = _split_in_strips(image)
+    """Decode all of an image as color and alpha planes; the alpha of an opaque picture is dropped."""
+    height, width, bands = image.height, image.width, image.bands
+    if bands == 3 or width * height <= _SPLIT_PIXELS:
+        pixels = np.frombuffer(image.write_to_memory(), np.uint8).reshape(height, width, bands)
+        return _planes(pixels) if bands == 4 else (pixels, None)  # the memory is libvips' own, not a copy
+    # In strips, never holding all four bands together: their copies would not fit.
+    color_HWC, alpha_HW = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
+    count = max(1, _STRIP_PIXELS // width)
+    rows = [slice(y, min(y + count, height)) for y in range(0, height, count)]
+    for strip, pixels in zip(rows, _fetched(image, rows), strict=True):
+        color_HWC[strip], alpha_HW[strip] = pixels[..., :3], pixels[..., 3]
     return color_HWC, None if alpha_HW.min() == 255 else alpha_HW
+
+
+def _fetched(image: Any, strips: Sequence[slice]) -> Iterator[UInt8]:
+    """Decode strips of rows, h,W,bands."""
+    region = vips_module().Region.new(image)
+    for strip in strips:
+        count = strip.stop - strip.start
+        data = region.fetch(0, strip.start, image.width, count)
+        yield np.frombuffer(data, np.uint8).reshape(count, image.width, image.bands)
 
 
 def _planes(pixels_HWC: UInt8) -> tuple[UInt8, UInt8 | None]:
@@ -597,34 +603,6 @@ def _planes(pixels_HWC: UInt8) -> tuple[UInt8, UInt8 | None]:
     if pixels_HWC.shape[2] == 3 or pixels_HWC[..., 3].min() == 255:
         return color_HWC, None
     return color_HWC, np.ascontiguousarray(pixels_HWC[..., 3])
-
-
-def _split_in_strips(image: Any) -> tuple[UInt8, UInt8]:
-    """As `_split`, never holding all four bands together: for pictures whose copies would not fit."""
-    color_HWC = np.empty((image.height, image.width, 3), np.uint8)
-    alpha_HW = np.empty((image.height, image.width), np.uint8)
-    region = vips_module().Region.new(image)
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for y in range(0, image.height, rows):
-        count = min(rows, image.height - y)
-        strip = np.frombuffer(region.fetch(0, y, image.width, count), np.uint8).reshape(count, image.width, 4)
-        color_HWC[y : y + count], alpha_HW[y : y + count] = strip[..., :3], strip[..., 3]
-    return color_HWC, alpha_HW
-
-
-def _alpha_8bit(alpha: Any) -> Any:
-    """One alpha band of any depth as 0..255."""
-    if alpha.format == "uchar":
-        return alpha
-    largest = 65535 if alpha.format == "ushort" else 255 if alpha.format in ("char", "short", "uint", "int") else 1
-    return (alpha * (255 / largest)).rint().cast("uchar")
-
-
-def _head(path: Path, file: BinaryIO) -> bytes:
-    try:
-        return os.pread(file.fileno(), HEAD_BYTES, 0)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 # Of what libvips has put down: other threads may fail at the same time, and bytes too many are no damage.

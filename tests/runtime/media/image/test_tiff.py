@@ -307,14 +307,14 @@ def test_what_we_write_keeps_its_transparency(tmp_path):
 
 
 def test_errors_of_other_threads_are_no_damage(read, monkeypatch):
-    whole = PictureFile._read_vips
+    upright = PictureFile._upright
     vips = vips_module()
 
     def disturbed(picture):
         vips.vips_lib.vips_foreign_find_save(b"a.nosuch")  # puts its reason down, as a failing writer does
-        return whole(picture)
+        return upright(picture)
 
-    monkeypatch.setattr(PictureFile, "_read_vips", disturbed)
+    monkeypatch.setattr(PictureFile, "_upright", disturbed)
     frame, _ = read(tiff_bytes(page(RGB)))
     assert np.array_equal(frame.image_HWC, RGB)
 
