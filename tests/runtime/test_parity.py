@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from basnet_runtime.api import Predictor
 from basnet_runtime.parity import ParityReport, Picture, boundary_iou, compare, tolerance_for
 from basnet_torch.errors import ParityError, UsageError
 
@@ -228,7 +229,7 @@ def test_the_networks_own_masks_are_compared_whatever_the_verdict(make_model):
     reference, candidate = make_model(), make_model()
     for model in (reference, candidate):
         model.postprocess = replace(model.postprocess, empty_below=1.0)
-    assert not reference(disc().image_HWC, empty_weak=True).any()
+    assert not Predictor(reference)(disc().image_HWC, empty_weak=True).any()
     candidate.backend.infer = lambda batch, infer=candidate.backend.infer: infer(batch) * np.float32(0.9)
     report = compare(reference, candidate, [disc()], tolerance_for("fp32"))
     assert report.max_abs > 0.01

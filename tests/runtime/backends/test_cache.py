@@ -95,7 +95,7 @@ def test_what_is_kept_in_a_folder_without_writing_is_used(opened, graph, cache, 
     for name in ("touch", "unlink", "mkdir"):
         monkeypatch.setattr(Path, name, refused)
     monkeypatch.setattr(
-        f"basnet_runtime.backends.{'ort' if opened is OPENERS[0] else 'openvino'}.atomic_write", refused
+        f"basnet_runtime.backends.{'onnxruntime' if opened is OPENERS[0] else 'openvino'}.atomic_write", refused
     )
     for one, other in zip(expected, masks(graph, opened), strict=True):
         assert np.array_equal(one, other)
