@@ -12,7 +12,7 @@ from typing import BinaryIO
 __all__ = ["Crop", "matroska_crops"]
 
 _EBML, _SEGMENT, _TRACKS, _TRACK, _VIDEO = 0x1A45DFA3, 0x18538067, 0x1654AE6B, 0xAE, 0xE0
-_TRACK_TYPE, _TYPE_OF_VIDEO = 0x83, 1
+_OF_VIDEO = (0x83, 1)  # the type of a track
 _WIDTH, _HEIGHT, _SHOWN_WIDTH, _SHOWN_HEIGHT, _SHOWN_UNIT = 0xB0, 0xBA, 0x54B0, 0x54BA, 0x54B2
 _BOTTOM, _TOP, _LEFT, _RIGHT = 0x54AA, 0x54BB, 0x54CC, 0x54DD
 _MOST_TRACK_BYTES = 1 << 20
@@ -43,13 +43,13 @@ def matroska_crops(path: Path) -> list[Crop | None]:
                 break
             if name == _TRACKS:
                 tracks = file.read(min(size, _MOST_TRACK_BYTES))
-                return [_crop(track) for key, track in _elements(tracks) if key == _TRACK and _is_video(track)]
+                return [
+                    _crop(track)
+                    for name, track in _elements(tracks)
+                    if name == _TRACK and _OF_VIDEO in ((key, _number(value)) for key, value in _elements(track))
+                ]
             file.seek(size, 1)
     return []
-
-
-def _is_video(track: bytes) -> bool:
-    return any(key == _TRACK_TYPE and _number(value) == _TYPE_OF_VIDEO for key, value in _elements(track))
 
 
 def _crop(track: bytes) -> Crop | None:

@@ -72,22 +72,17 @@ def open_input(
     import av
     from av.error import FFmpegError
 
+    options = _NETWORK_OPTIONS if str(source).lower().startswith("rtsp") else {}
     begun = time.monotonic()
     try:
         if is_address(source):
-            return av.open(
-                str(source), metadata_errors="replace", options=_options(source), timeout=timeouts, hwaccel=hwaccel
-            )
+            return av.open(str(source), metadata_errors="replace", options=options, timeout=timeouts, hwaccel=hwaccel)
         # The protocol is named, or FFmpeg takes "http:x" or "concat:x" in a name for one.
         return av.open(f"file:{source}", metadata_errors="replace", hwaccel=hwaccel)
     except (FFmpegError, OSError, ValueError) as error:
         late = is_address(source) and time.monotonic() - begun > 0.9 * timeouts[0]
         detail = f"there is no answer for {timeouts[0]:.0f} seconds" if late else av_detail(error)
         raise MediaError(f"{source}: cannot be read as video: {detail}") from error
-
-
-def _options(source: Path | str) -> dict[str, str]:
-    return _NETWORK_OPTIONS if str(source).lower().startswith("rtsp") else {}
 
 
 def av_detail(error: Exception) -> str:

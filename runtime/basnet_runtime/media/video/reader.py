@@ -241,7 +241,7 @@ class VideoSource(Closing):
     @property
     def broken(self) -> bool:
         """Whether frames are missing: damaged, cut off, or of another size than the first ones."""
-        return self._missing() or bool(self._changed)
+        return bool(self._damaged or self._broke or self._corrupt or self._share() or self._changed)
 
     @property
     def begins(self) -> Fraction:
@@ -286,11 +286,12 @@ class VideoSource(Closing):
         for packet in self._packets():
             if first:
                 key, first = packet.pts if packet.is_keyframe else None, False
-            self._captioned = self._captioned or _has_captions(packet)
+            # Not asked of the frame: looking at the side data of one ties it into a cycle, so that it stays in memory.
+            self._captioned = self._captioned or (packet.size > 0 and _CAPTIONS.search(memoryview(packet)) is not None)
             if counted is not None:
                 counted.put(packet)
             try:
-                frames = self._frames_of(packet)
+                frames = packet.decode() if self._alpha_decoder is None else self._alpha_decoder.decode(packet)
             except FFmpegError as error:
                 self._damaged += 1
                 self._broke = self._broke or av_detail(error)
@@ -328,13 +329,13 @@ class VideoSource(Closing):
         except (FFmpegError, OSError) as error:
             self._broke = av_detail(error)
 
-    def _frames_of(self, packet: Packet[VideoStream]) -> list[av.VideoFrame]:
-        if self._alpha_decoder is None:
-            return packet.decode()
-        return self._alpha_decoder.decode(packet)
-
     def _next(self, decoded: Iterator[av.VideoFrame], budget: ByteBudget | None, nbytes: int) -> Frame | None:
         """The next frame that is wanted, or None after the last one."""
+
+        def is_late(seconds: Fraction) -> bool:
+            """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
+            return is_live(self.source) and time.monotonic() - self._begun - float(seconds) > _LATE_SECONDS
+
         for raw in decoded:
             if (raw.width, raw.height) != self._format:
                 was, now = (f"{w}x{h}" for w, h in (self._format, (raw.width, raw.height)))
@@ -349,30 +350,18 @@ class VideoSource(Closing):
                 return None
             if self._span.start is not None and not self._span.start.reached(index, seconds):
                 continue
-            self._note(raw)
+            self._interlaced += raw.interlaced_frame
+            self._corrupt += raw.is_corrupt
             if self._shown < self._skip:
                 self._shown += 1
-            elif budget is not None and self._is_late(seconds) and budget.used > _LIVE_FRAMES * nbytes:
+            elif budget is not None and is_late(seconds) and budget.used > _LIVE_FRAMES * nbytes:
                 self._dropped += 1  # it would wait ever longer; the next one is nearer to now
             else:
-                return self._frame(raw, pts)
+                image_HWC, alpha_HW = self._reader.read(raw)
+                duration, shown = raw.duration or 0, self._shown
+                self._shown += 1
+                return Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=shown, pts=pts, duration=duration)
         return None
-
-    def _note(self, raw: av.VideoFrame) -> None:
-        """Count what is said of the frames at the end."""
-        self._interlaced += raw.interlaced_frame
-        self._corrupt += raw.is_corrupt
-
-    def _is_late(self, seconds: Fraction) -> bool:
-        """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
-        return is_live(self.source) and time.monotonic() - self._begun - float(seconds) > _LATE_SECONDS
-
-    def _frame(self, raw: av.VideoFrame, pts: int) -> Frame:
-        image_HWC, alpha_HW = self._reader.read(raw)
-        duration = raw.duration or 0
-        frame = Frame(image_HWC=image_HWC, alpha_HW=alpha_HW, index=self._shown, pts=pts, duration=duration)
-        self._shown += 1
-        return frame
 
     def _time_of(self, raw: av.VideoFrame) -> int:
         """The frame's own time; one step after the last where it has none or runs backwards."""
@@ -388,9 +377,6 @@ class VideoSource(Closing):
         self._duration = raw.duration or 0
         self._longest = max(self._longest, self._duration, 0 if first else self._last - before)
         return self._last
-
-    def _missing(self) -> bool:
-        return bool(self._damaged or self._broke or self._corrupt or self._share())
 
     def _share(self) -> str:
         """How much of what the file promises could be read; empty where it is all, or where only a part was asked."""
@@ -463,11 +449,3 @@ def _too_large(source: Path | str, width: int, height: int, limit: int) -> Media
 def _from_hardware(frame: av.VideoFrame) -> bool:
     """Whether NVDEC made this frame: its chroma lies interleaved, which no software decoder here gives."""
     return frame.format.name.startswith(("nv", "p0", "p2", "p4"))
-
-
-def _has_captions(packet: Packet[VideoStream]) -> bool:
-    """Whether a packet carries closed captions.
-
-    Not asked of the frame: looking at the side data of one ties it into a cycle, so that it stays in memory.
-    """
-    return packet.size > 0 and _CAPTIONS.search(memoryview(packet)) is not None

@@ -159,7 +159,10 @@ def choose_encoder(
 
 
 def _software(codec: Codec, kind: OutputKind, info: VideoStreamInfo, quality: int | None) -> Encoder:
-    crf = _crf(codec, quality)
+    crf = ""
+    if codec in _CRF_OF_WORST:  # 100 is the codec's best, 1 its worst
+        worst = _CRF_OF_WORST[codec]
+        crf = str(_USUAL_CRF[codec] if quality is None else round(worst * (100 - quality) / 99))
     if codec in ("prores", "ffv1"):
         pixels, options = _intra(codec, kind, odd=bool(info.width % 2))
     elif codec in ("vp9", "av1"):
@@ -198,14 +201,6 @@ def _h26x(codec: Codec, kind: OutputKind, crf: str, *, odd: bool) -> tuple[str, 
     # On smooth masks ultrafast is not only the cheapest preset but also the one closest to them (at 1280x720: 3 ms,
     # mean error 0.3 of 255, largest 9).
     return pixels, {"preset": "ultrafast" if kind.name == "mask" else "veryfast", "crf": crf, "bf": "0"}
-
-
-def _crf(codec: Codec, quality: int | None) -> str:
-    """The rate factor of a quality: 100 is the codec's best, 1 its worst."""
-    if codec not in _CRF_OF_WORST:
-        return ""
-    worst = _CRF_OF_WORST[codec]
-    return str(_USUAL_CRF[codec] if quality is None else round(worst * (100 - quality) / 99))
 
 
 def _on_gpu(software: Encoder, kind: OutputKind, info: VideoStreamInfo, choice: HwAccel) -> Encoder | None:

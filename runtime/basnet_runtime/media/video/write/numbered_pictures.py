@@ -58,11 +58,6 @@ def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool) -> None:
         raise UsageError(f"already there: {there[0]}; --overwrite replaces")
 
 
-def _quoted(name: str) -> str:
-    """A name as FFmpeg's lists have it."""
-    return "'" + name.replace("'", r"'\''") + "'"
-
-
 def _listing(target: Path) -> Path:
     return target.with_name("frames.ffconcat")
 
@@ -116,7 +111,8 @@ class SequenceSink:
             following = self._times[i + 1][1] if i + 1 < len(self._times) else pts + (duration or step)
             seconds = Fraction(following - pts) * self._info.time_base
             # A picture's clock ticks at its frame rate: the finest one keeps the times.
-            lines += [f"file {_quoted(numbered(self._target, index).name)}", f"option framerate {_TICKS}"]
+            name = numbered(self._target, index).name.replace("'", r"'\''")  # quoted as FFmpeg's lists have it
+            lines += [f"file '{name}'", f"option framerate {_TICKS}"]
             lines += [f"duration {float(seconds):.6f}"]
         with atomic_write(_listing(self._target), overwrite=self._overwrite) as path:
             path.write_bytes(os.fsencode("\n".join(lines) + "\n"))  # the names as they are, whatever their bytes

@@ -211,16 +211,14 @@ class PacketCopier:
                     self.warnings.append(f"the {named(output)} stream is left out; {self._suffix} refuses its packets")
                     del self._outputs[packet.stream.index]
                     continue
-            self._give_duration(packet)
+            # Sound that tells no duration, as in Matroska and FLV, lasts as long as the packet before it: .mp4 and .mov
+            # cut the last one off.
+            index, now = packet.stream.index, packet.dts
+            if packet.stream.type == "audio" and not packet.duration:
+                packet.duration = max(0, now - self._before.get(index, now))
+            self._before[index] = now
             packet.stream = output
             yield packet
-
-    def _give_duration(self, packet: Packet[Any]) -> None:
-        """To sound that has none, as in Matroska and FLV, the one before it had: .mp4 and .mov cut the last off."""
-        index, now = packet.stream.index, packet.dts or 0
-        if packet.stream.type == "audio" and not packet.duration:
-            packet.duration = max(0, now - self._before.get(index, now))
-        self._before[index] = now
 
     def close(self) -> None:
         """Give the source back."""
@@ -287,14 +285,15 @@ def _left_out(source: InputContainer, video: VideoStream, suffix: str, options: 
     # A time code is a tag of the video, of which the muxer makes a stream again; so are chapters.
     kept = "timecode" in video.metadata and suffix in (".mp4", ".mov")
     data = [stream for stream in source.streams.data if not (kept and "timecode" in stream.metadata)]
-    data = [stream for stream in data if not _holds_chapters(stream)]
+    # The text track in which QuickTime keeps the names of chapters, which are told apart from it.
+    chapters = len(source.chapters())
+    data = [
+        stream
+        for stream in data
+        if not (chapters == stream.frames > 0 and getattr(stream, "codec_context", None) is None)
+    ]
     if data:
         yield f"{len(data)} data streams (such as camera telemetry) are left out"
-
-
-def _holds_chapters(stream: Stream) -> bool:
-    """Whether this is the text track in which QuickTime keeps the names of chapters, which are told apart from it."""
-    return len(stream.container.chapters()) == stream.frames > 0 and getattr(stream, "codec_context", None) is None
 
 
 def _is_statistic(key: str) -> bool:

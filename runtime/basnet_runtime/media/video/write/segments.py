@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -297,19 +297,16 @@ class SegmentedSink:
         self._joined = PendingFile(self._folder.path / f"joined{plan.target.suffix}", overwrite=plan.overwrite)
         muxer = Muxer(self._joined.path, plan, encoder)
         try:
-            for packet in self._packets():
-                packet.time_base = plan.info.time_base
-                muxer.mux(packet)
+            for number in range(len(self._facts)):
+                for packet in read_packets(self._folder.segment(number)):
+                    packet.time_base = plan.info.time_base
+                    muxer.mux(packet)
             muxer.finish(to_the_end=plan.whole())
         finally:
             muxer.close()
         self.warnings += muxer.warnings
         self._folder.note_joined(self._joined.path)
         self._joined.commit(plan.target)
-
-    def _packets(self) -> Iterator[Any]:
-        for number in range(len(self._facts)):
-            yield from read_packets(self._folder.segment(number))
 
 
 class _Segment:

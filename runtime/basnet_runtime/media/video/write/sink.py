@@ -230,7 +230,11 @@ class FrameEncoder:
 
     def encode(self, item: ResultFrame) -> Iterator[Packet[Any]]:
         """The packets that are ready after this frame."""
-        frame = self._picture(item)
+        if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
+            frame = _gray_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
+        else:
+            image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
+            frame = self._color_frame(image_HWC, item.alpha_HW)
         frame.pts, frame.time_base = item.frame.pts, self._time_base
         self._durations[item.frame.pts] = item.frame.duration
         return self._packets(frame)
@@ -245,12 +249,6 @@ class FrameEncoder:
                 packet.duration = self._durations.pop(packet.pts, 0) or packet.duration
             packet.time_base = self._time_base
             yield packet
-
-    def _picture(self, item: ResultFrame) -> av.VideoFrame:
-        if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
-            return _gray_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
-        image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
-        return self._color_frame(image_HWC, item.alpha_HW)
 
     def _color_frame(self, image_HWC: UInt8, alpha_HW: UInt8 | None) -> av.VideoFrame:
         import av
@@ -286,6 +284,7 @@ class Muxer:
             MediaError: The encoder does not write this size.
         """
         import av
+        from av.error import FFmpegError
 
         self.warnings: list[str] = []
         self._plan = plan
@@ -311,18 +310,13 @@ class Muxer:
         set_up(self.context, encoder, plan.info)
         self._copier = PacketCopier(passthrough, self._container, suffix, whole=plan.options.span == Span())
         self.warnings += copy_tags(passthrough, plan.info.stream, self._container, self._stream, suffix, plan.options)
-        self._start(encoder, plan)
-        if self._in_milliseconds and 1000 % plan.info.time_base.denominator:
-            self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
-
-    def _start(self, encoder: Encoder, plan: OutputPlan) -> None:
-        from av.error import FFmpegError
-
         try:
             open_encoder(self.context)
         except (FFmpegError, ValueError) as error:
             self.close()
             raise refused(encoder, plan.target, plan.info, av_detail(error)) from error
+        if self._in_milliseconds and 1000 % plan.info.time_base.denominator:
+            self.warnings.append(f"{suffix} keeps times to the millisecond; .mp4 and .mov keep them exactly")
 
     def mux(self, packet: Packet[Any]) -> None:
         """Write one packet, after the sound before it.
@@ -331,7 +325,10 @@ class Muxer:
             ContainerRefused: The container does not take it.
         """
         if self._origin is None:
-            self._origin = self._origin_of(packet)
+            # The source's time that becomes 0: where a part begins, else where the first of its streams does.
+            starts = [self._info.start, self._copier.start]
+            first = (packet.pts or 0) * packet.time_base
+            self._origin = first if self._info.part else min(start for start in starts if start is not None)
         shift, shown = round(self._origin / packet.time_base), packet.pts or 0
         packet.pts, packet.dts = shown - shift, (shown if packet.dts is None else packet.dts) - shift
         start = packet.pts * self._info.time_base
@@ -339,13 +336,6 @@ class Muxer:
         self._copy_until(float(start))
         packet.stream = self._stream
         self._put(packet)
-
-    def _origin_of(self, first: Packet[Any]) -> Fraction:
-        """The source's time that becomes 0: where a part begins, else where the first of its streams does."""
-        if self._info.part:
-            return (first.pts or 0) * first.time_base
-        starts = [self._info.start, self._copier.start]
-        return min(start for start in starts if start is not None)
 
     def finish(self, *, to_the_end: bool) -> None:
         """Write what is left of the sound: all of it, or up to the last frame's end."""
