@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Self
 
 from basnet_torch.errors import MediaError
 
 __all__ = [
-    "HOST",
     "RUN",
     "Closing",
     "PendingFile",
@@ -36,16 +35,16 @@ _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 _LONGEST_NAME = 255  # bytes, on every common file system
 
 
+@cache
 def host_token(boot: Path = _BOOT) -> str:
     """Eight hex digits that two hosts do not share: process ids alone repeat, most of all in containers."""
+    import hashlib  # OpenSSL, which a start that writes nothing need not load
+
     try:
         booted = boot.read_text().strip()
     except OSError:
         booted = ""
     return hashlib.sha256(f"{os.uname().nodename} {booted}".encode()).hexdigest()[:8]
-
-
-HOST = host_token()
 
 
 class Closing:
@@ -72,7 +71,7 @@ class PendingFile:
             MediaError: The folder cannot be written.
         """
         self.target = target
-        self.path = target.with_name(f".{RUN}-{HOST}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
+        self.path = target.with_name(f".{RUN}-{host_token()}-{os.getpid()}-{next(_NUMBERS)}.partial{target.suffix}")
         self._overwrite = overwrite
         with disk_errors(f"{target}: cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +190,8 @@ def fitting_name(stem: str, ending: str) -> str:
     """
     if len(os.fsencode(stem + ending)) <= _LONGEST_NAME:
         return stem + ending
+    import hashlib
+
     mark = f"~{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
     room = _LONGEST_NAME - len(os.fsencode(mark + ending))
     while len(os.fsencode(stem)) > room:

@@ -1,4 +1,4 @@
-"""Names of what can be chosen: output kinds, backends, precisions and TensorRT flavors; imports nothing heavy."""
+"""Names of what can be chosen: output kinds, formats, backends, precisions, flavors; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from typing import Literal, Self, cast, get_args
 from basnet_torch.errors import UsageError
 from basnet_torch.files import file_identity
 
-__all__ = ["FLAVOR_NAMES", "KINDS", "BackendName", "Flavor", "KindName", "OutputKind", "Precision"]
+__all__ = [
+    "FLAVOR_NAMES",
+    "KINDS",
+    "BackendName",
+    "Flavor",
+    "HwAccel",
+    "KindName",
+    "OutputKind",
+    "PictureFormat",
+    "Precision",
+]
 
 BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+HwAccel = Literal["auto", "none", "cuda"]
+PictureFormat = Literal["png", "jpg", "webp", "tiff"]  # of results
 Flavor = Literal["tensorrt", "rtx"]
 FLAVOR_NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 KindName = Literal["mask", "cutout", "overlay", "side", "color", "image", "blur"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.kinds import BackendName, OutputKind, Precision
-from basnet_runtime.media.formats import PictureFormat
+from basnet_runtime.kinds import BackendName, OutputKind, PictureFormat, Precision
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_torch.device import CPU, Device
 from basnet_torch.options import GROUP, argument, check, option

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
 
+from basnet_runtime.kinds import PictureFormat
 from basnet_torch.errors import MediaError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
     "TAIL_BYTES",
-    "PictureFormat",
     "PictureKind",
     "brands_of",
     "is_heic",
@@ -31,7 +31,6 @@ __all__ = [
     "picture_format",
 ]
 
-PictureFormat = Literal["png", "jpg", "webp", "tiff"]  # of results
 PICTURE_FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
 HEAD_BYTES = 4096
 TAIL_BYTES = 26

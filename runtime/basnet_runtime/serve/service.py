@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.frame import Frame
-from basnet_runtime.kinds import OutputKind
+from basnet_runtime.kinds import OutputKind, PictureFormat
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image.metadata import surviving
-from basnet_runtime.media.image.pictures import PictureFile, PictureFormat, encode_picture
+from basnet_runtime.media.image.pictures import PictureFile, encode_picture
 from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.serve.batcher import Batcher
 from basnet_runtime.serve.body import PictureBytes

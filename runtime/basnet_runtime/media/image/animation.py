@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.frame import Frame, ResultFrame
-from basnet_runtime.kinds import OutputKind
+from basnet_runtime.kinds import OutputKind, PictureFormat
 from basnet_runtime.media.image.avif import avif_bits, avif_orientation, gray_frames, is_avif_sequence
 from basnet_runtime.media.image.metadata import hdr_note, upright
 from basnet_runtime.media.image.pictures import (
     DEFAULT_MAX_PIXELS,
     PictureFile,
-    PictureFormat,
     cv2_module,
     encode,
     library_detail,

@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from basnet_runtime.kinds import HwAccel
 from basnet_torch.errors import BackendUnavailable, MediaError
 
 if TYPE_CHECKING:
     from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
 
-__all__ = ["HwAccel", "av_detail", "camera_of", "hardware_decoding", "is_address", "is_live", "open_input"]
+__all__ = ["av_detail", "camera_of", "hardware_decoding", "is_address", "is_live", "open_input"]
 
-HwAccel = Literal["auto", "none", "cuda"]
 _LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp")
 _ADDRESS = re.compile(rf"^({'|'.join(_LIVE)}|https?)://", re.IGNORECASE)
 _CAMERA = re.compile(r"^camera:(\d{1,3})$|^/dev/video(\d{1,3})$")

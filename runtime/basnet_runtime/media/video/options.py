@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from operator import not_
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from basnet_runtime.media.video.open import HwAccel
+from basnet_runtime.kinds import HwAccel
 from basnet_torch.errors import UsageError
 from basnet_torch.options import GROUP, check, option
 

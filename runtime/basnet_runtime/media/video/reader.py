@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from basnet_runtime.frame import Frame
+from basnet_runtime.kinds import HwAccel
 from basnet_runtime.machine.threads import allowed_threads
-from basnet_runtime.media.video.open import HwAccel, av_detail, hardware_decoding, is_address, is_live, open_input
+from basnet_runtime.media.video.open import av_detail, hardware_decoding, is_address, is_live, open_input
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.pixels import FrameReader
 from basnet_runtime.media.video.promised_length import promised_length

@@ -15,7 +15,7 @@ from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.write import segments as video_segments
 from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer
 from basnet_torch import files
-from basnet_torch.files import HOST
+from basnet_torch.files import host_token
 from basnet_torch.unexpected import log_path
 from tests.videos import images
 
@@ -107,7 +107,7 @@ def test_temporary_names_carry_the_host(folder, monkeypatch):
     target = folder / "out.mp4"
     beside = video_segments.segments_folder(target)
     beside.mkdir()
-    ours, others = beside / f".a-{HOST}-1-2.partial.segment", beside / ".b-00000000-1-2.partial.segment"
+    ours, others = beside / f".a-{host_token()}-1-2.partial.segment", beside / ".b-00000000-1-2.partial.segment"
     for path in (ours, others):
         path.touch()
 
@@ -122,5 +122,5 @@ def test_temporary_names_carry_the_host(folder, monkeypatch):
     video_segments.SegmentFolder(target, json.loads((beside / "job.json").read_text())).close()
     assert not others.exists()
     writer = video_segments.SegmentWriter(beside / "000000.segment")
-    assert f"-{HOST}-" in writer._pending.path.name
+    assert f"-{host_token()}-" in writer._pending.path.name
     writer.discard()

@@ -10,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from basnet_runtime.kinds import OutputKind
-from basnet_runtime.media.video.open import HwAccel
+from basnet_runtime.kinds import HwAccel, OutputKind
 from basnet_runtime.media.video.options import Codec, VideoOptions
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError

@@ -29,7 +29,7 @@ from basnet_runtime.media.video.write.sink import FrameEncoder, Muxer, OutputPla
 from basnet_runtime.pipeline.timing import LibraryThreads
 from basnet_runtime.salience import SalienceDecision
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import HOST, PendingFile, atomic_write, file_identity, reason, try_lock
+from basnet_torch.files import PendingFile, atomic_write, file_identity, host_token, reason, try_lock
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -128,7 +128,7 @@ class SegmentFolder:
                 raise UsageError(f"{self.path}: another run is working on it; wait for it") from None
             self._compare(job.read_text(), identity)
             # Without locks nobody can say who else is there: only what this host left is removed.
-            for path in self.path.glob(".*.partial*" if alone else f".*-{HOST}-*.partial*"):
+            for path in self.path.glob(".*.partial*" if alone else f".*-{host_token()}-*.partial*"):
                 path.unlink(missing_ok=True)
             self.facts = [read_facts(path) for path in self.paths()]
         except OSError as error:
