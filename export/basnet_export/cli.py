@@ -3,6 +3,7 @@
 basnet-export onnx basnet.pth --precision fp16 --graph frame
 basnet-export engine basnet.pth -o fp16.plan --batch 1,8,32
 basnet-export checkpoint best.pth -o basnet.pth --layout authors
+basnet-export triton basnet.onnx -o repository
 basnet-export inspect basnet-frame-fp16.onnx
 """
 
@@ -18,6 +19,7 @@ import typer
 from basnet_export.config import SIZE, ExportConfig, Store
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig
+from basnet_export.triton import TritonConfig, write_triton_model
 from basnet_torch.console import progress_bar, say
 from basnet_torch.errors import exit_on_error
 from basnet_torch.json_values import to_plain
@@ -88,6 +90,14 @@ def checkpoint(**values: Any) -> None:
             tell=say,
         )
         typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+
+
+@app.command()
+@takes(TritonConfig)
+def triton(**values: Any) -> None:
+    """Write MODEL into a Triton model repository."""
+    with exit_on_error():
+        typer.echo(write_triton_model(build(TritonConfig, values), say))
 
 
 @app.command()
