@@ -1,8 +1,9 @@
-"""What a graph must be before it is kept, in the order names, shapes and types, batches, values."""
+"""Checks of a graph before it is kept: names, shapes and types, parity, batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,24 @@ import numpy as np
 from basnet_runtime.manifest import Manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
-from basnet_runtime.parity import Picture, compare, tolerance_for
-from basnet_torch.device import CPU, Device
+from basnet_runtime.parity import ParityReport, Picture
 from basnet_torch.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
     import onnx
 
-    from basnet_torch.checkpoint import Checkpoint
+    from basnet_export.reference import Reference
 
-__all__ = ["BATCHES", "check_batches", "check_graph", "check_parity"]
+__all__ = ["BATCHES", "Proof", "check_batches", "check_graph", "measure_parity"]
 
 BATCHES = (1, 2, 7)
 _DEQUANTIZE = "DequantizeLinear"
-_BATCH_LIMITS = {"fp32": 1e-5, "fp16": 1e-5, "bf16": 1e-5, "int8": 1e-5, "fp8": 1e-5}
+_BATCH_LIMIT = 1e-5
 _CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8", "fp8": "FLOAT8E4M3FN"}
 
 
 def check_graph(graph: onnx.ModelProto, manifest: Manifest) -> None:
-    """Valid ONNX, one input and one output as the manifest says, nothing left over, batch norm gone, types as asked.
+    """Check ONNX validity, input, output, unused values, batch norm and types.
 
     Raises:
         ExportError: Naming what is wrong.
@@ -59,7 +59,7 @@ def _check_axes(tensor: onnx.ValueInfoProto, shape: tuple[int | None, ...]) -> N
 
 
 def _check_nothing_left_over(graph: onnx.GraphProto) -> None:
-    """Side outputs are pruned: every value is used."""
+    """Every value is used, so side outputs are pruned."""
     used = {name for node in graph.node for name in node.input} | {tensor.name for tensor in graph.output}
     made = [name for node in graph.node for name in node.output if name]
     dangling = sorted({*made, *(tensor.name for tensor in graph.initializer)} - used)
@@ -70,7 +70,7 @@ def _check_nothing_left_over(graph: onnx.GraphProto) -> None:
 
 
 def _check_types(graph: onnx.GraphProto, manifest: Manifest) -> None:
-    """Every convolution's weights have the type the file is named after, so that no fp16 file runs FP32."""
+    """Check the type of every convolution's weights, FP32 parts excepted."""
     import onnx
 
     wanted = _CONVOLUTION_TYPES[manifest.precision]
@@ -78,29 +78,24 @@ def _check_types(graph: onnx.GraphProto, manifest: Manifest) -> None:
     for kind in ("Cast", "Mul"):  # a weight stored as FP16, and one that batch norm is folded into at load
         types |= {node.output[0]: "FLOAT" for node in graph.node if node.op_type == kind and node.input[0] in types}
     types |= {n.output[0]: types[n.input[0]] for n in graph.node if n.op_type == _DEQUANTIZE and n.input[0] in types}
-    kept = _kept(manifest)
-    other = [
-        node.name
-        for node in graph.node
-        if node.op_type == "Conv" and types.get(node.input[1]) != ("FLOAT" if kept(node.name) else wanted)
-    ]
+    parts = (*manifest.keep_fp32, *(manifest.quantization or {}).get("always_fp32", ()))
+    other = []
+    for node in graph.node:
+        kept = any(node.name == part or node.name.startswith(f"{part}.") for part in parts)
+        if node.op_type == "Conv" and types.get(node.input[1]) != ("FLOAT" if kept else wanted):
+            other.append(node.name)
     if other:
         raise ExportError(f"{len(other)} convolutions do not compute in {manifest.precision}, such as {other[0]}")
 
 
-def _kept(manifest: Manifest) -> Callable[[str], bool]:
-    """Whether the manifest says of a node that it stays FP32."""
-    parts = (*manifest.keep_fp32, *(manifest.quantization or {}).get("always_fp32", ()))
-    return lambda name: any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
 def check_batches(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:
-    """Batches of 1, 2 and 7 give the masks that the pictures give one by one.
+    """Compare masks of batches of 1, 2 and 7 with those of single pictures.
 
     Raises:
         ParityError: When a mask depends on the batch it was in.
     """
-    limit = _batch_limit(manifest)
+    # The same sums in another order, and one step where masks are bytes.
+    limit = _BATCH_LIMIT + (1 / 255 if manifest.graph == "frame" else 0)
     with open_model(path) as model:
         prepared = _prepared(model, pictures)
         alone = np.concatenate([_unit(model.infer([one])) for one in prepared])
@@ -111,13 +106,8 @@ def check_batches(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -
                 raise ParityError(f"in a batch of {size} masks differ by {largest:.2g} from the same pictures alone")
 
 
-def _batch_limit(manifest: Manifest) -> float:
-    """How much a mask may move with its batch: the same sums in another order, and one step where masks are bytes."""
-    return _BATCH_LIMITS[manifest.precision] + (1 / 255 if manifest.graph == "frame" else 0)
-
-
 def _prepared(model: SaliencyModel, pictures: Sequence[Picture]) -> list[Any]:
-    """As many inputs of one shape as the largest batch; where pictures run out they come again, rolled downwards."""
+    """Prepare inputs of one shape for the largest batch; pictures repeat, rolled."""
     height, width = min(p.image_HWC.shape[:2] for p in pictures)
     crops = [p.image_HWC[:height, : min(width, *(q.image_HWC.shape[1] for q in pictures))] for p in pictures]
     crops = [crop for crop in crops if crop.shape == crops[0].shape]
@@ -130,19 +120,37 @@ def _unit(raw: Any) -> Any:
     return raw.astype(np.float32) / 255 if raw.dtype == np.uint8 else raw
 
 
-def check_parity(
-    path: Path, manifest: Manifest, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU
-) -> dict[str, Any]:
-    """Compare the file with the checkpoint in PyTorch FP32 on the same device; returns the receipt for the manifest.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """How a file compares with PyTorch FP32.
+
+    Attributes:
+        report: The contract's values.
+        ran: The backend that ran the file.
+        what: The file, in words.
+    """
+
+    report: ParityReport
+    ran: str
+    what: str
+
+    def receipt(self) -> dict[str, Any]:
+        """What the manifest keeps.
+
+        Raises:
+            ParityError: The contract fails, with every reason.
+        """
+        self.report.raise_if_failed(self.what)
+        return {**self.report.to_dict(), "ran": self.ran}
+
+
+def measure_parity(path: Path, manifest: Manifest, reference: Reference) -> Proof:
+    """Compare a file with the reference, on the reference's device.
 
     Raises:
-        ParityError: With every reason.
         BackendUnavailable: When nothing installed can run the file.
     """
-    from basnet_runtime.backends.pytorch import open_pytorch
-
-    with open_model(path, device=device) as candidate, open_pytorch(checkpoint, device=device) as engine:
-        reference = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
-        report = compare(reference, candidate, pictures, tolerance_for(manifest.precision))
-    report.raise_if_failed(f"{manifest.checkpoint} as {manifest.graph} graph")
-    return {**report.to_dict(), "ran": candidate.backend.description}
+    with open_model(path, device=reference.device) as candidate:
+        report = reference.report(candidate, manifest.precision)
+        ran = candidate.backend.description
+    return Proof(report=report, ran=ran, what=f"{manifest.checkpoint} as {manifest.graph} graph")

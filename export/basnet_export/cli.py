@@ -1,4 +1,4 @@
-"""`basnet-export`: a checkpoint as a checked ONNX file or in another form, and what a model file is.
+"""`basnet-export`: ONNX export, TensorRT engines, conversion, inspection.
 
 basnet-export onnx basnet.pth --precision fp16 --graph frame
 basnet-export engine basnet.pth -o fp16.plan --batch 1,8,32
@@ -69,7 +69,7 @@ def onnx(**values: Any) -> None:
 def engine(**values: Any) -> None:
     """Build a TensorRT engine of MODEL, with its manifest beside it."""
     with exit_on_error():
-        _print_file(_built(build(BuildConfig, values)), as_json=values["as_json"])
+        _print_file(_built_with_progress(build(BuildConfig, values)), as_json=values["as_json"])
 
 
 @app.command()
@@ -113,8 +113,8 @@ def inspect(
         typer.echo(json.dumps(to_plain(description), indent=1) if values["as_json"] else str(description))
 
 
-def _built(config: BuildConfig) -> Path:
-    """Build behind a progress bar."""
+def _built_with_progress(config: BuildConfig) -> Path:
+    """Build an engine with a progress bar."""
     from basnet_export.engine.build import build_engine
     from basnet_export.engine.progress import BuildProgress
 

@@ -1,4 +1,4 @@
-"""What to export and how: an inert value that `onnx_graph.export_onnx` carries out."""
+"""Export configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from basnet_runtime.kinds import Precision
-from basnet_runtime.manifest import Graph
+from basnet_runtime.manifest import Graph, manifest_path
 from basnet_torch.errors import UsageError
 from basnet_torch.options import OVERWRITE, argument, check, option
 from basnet_torch.spec import check_size
@@ -23,6 +23,7 @@ __all__ = [
     "Target",
     "keep_fp32",
     "parse_size",
+    "refuse_existing",
     "refuse_unfit",
 ]
 
@@ -132,8 +133,19 @@ class ExportConfig:
         return self.checkpoint.with_name("-".join(parts) + ".onnx")
 
 
+def refuse_existing(target: Path, source: Path, what: str, *, overwrite: bool) -> None:
+    """Raise UsageError when a target cannot or may not be written."""
+    for path in (target, manifest_path(target)):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file")
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"{path}: is the {what} itself; name another file with -o")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} exists already; --overwrite replaces it")
+
+
 def refuse_unfit(size: tuple[int, int] | None) -> None:
-    """Raise UsageError for a network input that `check_size` refuses; None, the checkpoint's own, fits."""
+    """Raise UsageError for an input size that `check_size` refuses."""
     if size is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""From one form of checkpoint to another: our names or the authors', `.pth` or safetensors, stored as FP32 or FP16.
+"""Convert checkpoints: parameter names, file format, storage precision.
 
 path = convert_checkpoint(Path("best.pth"), Path("basnet-lite.safetensors"), store="fp16")
 """
@@ -33,7 +33,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Read any checkpoint this project loads and write it in another form; returns `target`.
+    """Write a checkpoint in another form; return `target`.
 
     Args:
         source: `.pth`, `.pt` or `.safetensors`.
@@ -82,7 +82,7 @@ def convert_checkpoint(
 
 
 def _lost(checkpoint: Checkpoint) -> str:
-    """Where the recipe of the checkpoint differs from what a file in the authors' layout is read with."""
+    """List the values of the recipe that the authors' layout loses."""
     from basnet_torch.checkpoint import AUTHORS_RECIPE
 
     preprocess, postprocess = AUTHORS_RECIPE

@@ -1,4 +1,4 @@
-"""What a model file is and how to feed it, for `basnet-export inspect` and for the line after an export."""
+"""Describe model files and exports in words."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.model_files import model_kind
-from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
+from basnet_runtime.onnx_header import read_onnx_header
 from basnet_torch.model.structure import named
 from basnet_torch.spec import Postprocess, Preprocess
 
 __all__ = ["Description", "describe", "receipt"]
+
+_Described = tuple[str, dict[str, Any], str]  # kind, facts, feed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,21 +44,20 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Read a checkpoint, an ONNX graph or a plan, whatever its suffix.
+    """Describe a checkpoint, an ONNX graph or a plan, whatever its suffix.
 
     Raises:
         ModelFileError: For a missing, damaged or unknown file.
         CheckpointError: For a checkpoint that is none.
         BackendUnavailable: When a checkpoint is given and torch is not installed.
     """
-    kind = model_kind(path)
-    if kind == "checkpoint":
-        return _checkpoint(path)
-    return _onnx(path) if kind == "onnx" else _plan(path)
+    read = {"checkpoint": _checkpoint, "onnx": _onnx}.get(model_kind(path), _plan)
+    kind, facts, feed = read(path)
+    return Description(file=str(path), kind=kind, facts=facts, feed=feed)
 
 
 def receipt(path: Path) -> dict[str, Any]:
-    """What was just exported: path, size, manifest, and the verdict of its checks in words."""
+    """Summarize an export: path, size, manifest and the result of its checks in words."""
     manifest = read_manifest(path) if path.suffix == ".onnx" else read_plan_manifest(path)[0]
     return {
         "file": str(path),
@@ -66,7 +67,7 @@ def receipt(path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> Description:
+def _checkpoint(path: Path) -> _Described:
     from basnet_runtime.backends.pytorch import read_checkpoint
 
     checkpoint = read_checkpoint(path)
@@ -81,34 +82,34 @@ def _checkpoint(path: Path) -> Description:
         **checkpoint.metadata,
     }
     feed = f"run: basnet-run --model {path} PICTURE; deploy: basnet-export onnx {path}"
-    return Description(file=str(path), kind=f"PyTorch checkpoint of {named(checkpoint.arch)}", facts=facts, feed=feed)
+    return f"PyTorch checkpoint of {named(checkpoint.arch)}", facts, feed
 
 
-def _onnx(path: Path) -> Description:
+def _onnx(path: Path) -> _Described:
     header = read_onnx_header(path)
-    facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}", **_outside(header)}
+    facts: dict[str, Any] = {
+        "bytes": f"{path.stat().st_size:,}",
+        "input": ", ".join(map(str, header.inputs)),
+        "output": ", ".join(map(str, header.outputs)),
+        "opset": header.opset,
+        "nodes": header.nodes,
+        "written by": header.producer,
+    }
     if METADATA_KEY not in header.metadata and not manifest_path(path).exists():
-        return Description(
-            file=str(path), kind="ONNX graph without a manifest: not of basnet-export", facts=facts, feed=""
-        )
+        return "ONNX graph without a manifest: not of basnet-export", facts, ""
     manifest = read_manifest(path, header)
     facts |= {
         "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
         **_source(manifest),
     }
-    return Description(
-        file=str(path),
-        kind=f"ONNX, {manifest.graph} graph of {named(manifest.arch)}",
-        facts=facts,
-        feed=_feed(manifest),
-    )
+    return f"ONNX, {manifest.graph} graph of {named(manifest.arch)}", facts, _feed(manifest)
 
 
-def _plan(path: Path) -> Description:
+def _plan(path: Path) -> _Described:
     if path.is_file() and not manifest_path(path).is_file():
         feed = f"{manifest_path(path).name} is missing, so how to feed it is unknown"
         facts: dict[str, Any] = {"bytes": f"{path.stat().st_size:,}"}
-        return Description(file=str(path), kind=f"a file called {path.suffix}, unproven", facts=facts, feed=feed)
+        return f"a file called {path.suffix}, unproven", facts, feed
     manifest, engine = read_plan_manifest(path)
     facts = {
         "bytes": f"{engine.plan_bytes:,}",
@@ -124,12 +125,7 @@ def _plan(path: Path) -> Description:
         "build time": f"{engine.build_seconds} s",
         **_source(manifest),
     }
-    return Description(
-        file=str(path),
-        kind=f"TensorRT engine, {manifest.graph} graph of {named(manifest.arch)}",
-        facts=facts,
-        feed=_feed(manifest),
-    )
+    return f"TensorRT engine, {manifest.graph} graph of {named(manifest.arch)}", facts, _feed(manifest)
 
 
 def _built_on(engine: EngineFacts) -> str:
@@ -140,7 +136,7 @@ def _built_on(engine: EngineFacts) -> str:
 
 
 def _source(manifest: Manifest) -> dict[str, Any]:
-    """What every deployed file comes from, and what it was proven to be."""
+    """Facts of every deployed file: source, recipe, parity."""
     return {
         **_quantization(manifest),
         "encoder": manifest.encoder,
@@ -154,7 +150,7 @@ def _source(manifest: Manifest) -> dict[str, Any]:
 
 
 def _quantization(manifest: Manifest) -> dict[str, str]:
-    """How an INT8 file was made, and what in it is FP32."""
+    """Calibration facts of a quantized file, and its FP32 parts."""
     facts = manifest.quantization
     if facts is None:
         return {"stay FP32": ", ".join(manifest.keep_fp32)} if manifest.keep_fp32 else {}
@@ -163,16 +159,6 @@ def _quantization(manifest: Manifest) -> dict[str, str]:
         "INT8": f"{facts['int8_share']:.1%} of the arithmetic, for {facts['target']}; ranges by {facts['method']} "
         f"on {facts['pictures']} pictures",
         "stay FP32": ", ".join(kept),
-    }
-
-
-def _outside(header: OnnxHeader) -> dict[str, Any]:
-    return {
-        "input": ", ".join(map(str, header.inputs)),
-        "output": ", ".join(map(str, header.outputs)),
-        "opset": header.opset,
-        "nodes": header.nodes,
-        "written by": header.producer,
     }
 
 

@@ -1,75 +1,95 @@
-"""PyTorch FP32, and how the candidates of a search are measured against it."""
+"""PyTorch FP32 as the reference: masks computed once, candidates measured."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
-from basnet_torch.arrays import Float32
+from basnet_runtime.parity import MaskModel, ParityReport, Picture, compare, tolerance_for
+from basnet_torch.arrays import Float32, UInt8
+from basnet_torch.device import CPU, Device
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["CandidateBench"]
+__all__ = ["CandidateJudge", "Reference"]
 
 
-class CandidateBench(ABC):
-    """An `islands.Judge` that makes each candidate, measures it and closes it.
+class Reference:
+    """A checkpoint in PyTorch FP32 that remembers its masks.
 
     Args:
-        checkpoint: What candidates must agree with.
-        precision: Whose contract holds.
-        judged: The contract's pictures.
-        ranked: Those that parts are compared on.
+        checkpoint: The weights.
+        pictures: What the contract is checked on; they live as long as this.
+        device: Where PyTorch runs.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, *, judged: Sequence[Picture], ranked: Sequence[Picture]
-    ) -> None:
-        self._checkpoint = checkpoint
+    takes_frames = False
+
+    def __init__(self, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU) -> None:
+        self.checkpoint = checkpoint
+        self.pictures = pictures
+        self.device = device
+        self._masks: dict[int, Float32] = {}
+
+    @cached_property
+    def _model(self) -> SaliencyModel:
+        from basnet_runtime.backends.pytorch import open_pytorch
+
+        engine = open_pytorch(self.checkpoint, device=self.device)
+        return SaliencyModel(engine, self.checkpoint.preprocess, self.checkpoint.postprocess, "PyTorch FP32")
+
+    def mask(self, image_HWC: UInt8, /) -> Float32:
+        """See `MaskModel`."""
+        key = id(image_HWC)
+        if key not in self._masks:
+            self._masks[key] = self._model.mask(image_HWC)
+        return self._masks[key]
+
+    def report(self, candidate: MaskModel, precision: Precision) -> ParityReport:
+        """The contract of a precision, on every picture."""
+        return compare(self, candidate, self.pictures, tolerance_for(precision))
+
+
+class CandidateJudge(ABC):
+    """A `fp32_layer_search.Judge` that opens, measures and closes candidates.
+
+    Args:
+        reference: What candidates must agree with, and the contract's pictures.
+        precision: Whose contract holds.
+        ranked: The pictures that parts are compared on.
+    """
+
+    def __init__(self, reference: Reference, precision: Precision, ranked: Sequence[Picture]) -> None:
+        self._reference = reference
         self._precision = precision
-        self._judged = judged
         self._ranked = ranked
-        self._reference = _Remembered(checkpoint)
+        self._reports: dict[Hashable, ParityReport] = {}
 
     @abstractmethod
     def _candidate(self, kept: Collection[str]) -> SaliencyModel:
         """The model with these parts in FP32."""
 
+    def _key(self, kept: Collection[str]) -> Hashable:
+        """What a candidate depends on."""
+        return tuple(kept)
+
     def distance(self, kept: Collection[str]) -> float:
-        """See `islands.Judge`."""
+        """See `fp32_layer_search.Judge`."""
         with self._candidate(kept) as model:
             apart = [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._ranked]
         return float(np.mean(apart))
 
     def report(self, kept: Collection[str]) -> ParityReport:
-        """See `islands.Judge`."""
-        with self._candidate(kept) as model:
-            return compare(self._reference, model, self._judged, tolerance_for(self._precision))
-
-
-class _Remembered:
-    """A checkpoint's masks, each picture run once however many candidates it is compared with."""
-
-    takes_frames = False
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        from basnet_runtime.backends.pytorch import open_pytorch
-
-        engine = open_pytorch(checkpoint)
-        self._model = SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "PyTorch FP32")
-        self._masks: dict[int, Float32] = {}
-
-    def mask(self, image_HWC: NDArray[np.uint8], /) -> Float32:
-        """See `MaskModel`."""
-        key = id(image_HWC)  # the pictures outlive this
-        if key not in self._masks:
-            self._masks[key] = self._model.mask(image_HWC)
-        return self._masks[key]
+        """See `fp32_layer_search.Judge`; no candidate is measured twice."""
+        key = self._key(kept)
+        if key not in self._reports:
+            with self._candidate(kept) as model:
+                self._reports[key] = self._reference.report(model, self._precision)
+        return self._reports[key]

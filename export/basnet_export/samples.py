@@ -1,4 +1,4 @@
-"""The pictures that parity is checked on: a folder of the user's, or the five photographs of this package."""
+"""Pictures for parity checks: a folder, or the five bundled photographs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUNDLED = Path(__file__).with_name("pictures")
 
 
 def load_pictures(folder: Path | None = None) -> list[Picture]:
-    """Read every picture of `folder`, or the bundled ones, in order of their names.
+    """Read all pictures of a folder, or the bundled ones, sorted by name.
 
     Raises:
         UsageError: When the folder is none or holds no picture.

@@ -1,9 +1,8 @@
-"""From an ONNX file or a checkpoint to a TensorRT engine with its manifest beside it.
+"""Build a TensorRT engine and its manifest from an ONNX file or a checkpoint.
 
 path = build_engine(BuildConfig(model=Path("basnet.pth"), output=Path("fp16.plan")))
 
-Types are the graph's: FP16 is written by the export, and no flag of the builder changes it. The plan stays a pure
-TensorRT file.
+Types are the graph's; no builder flag changes them. The plan stays a pure TensorRT file.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from basnet_export.config import refuse_existing
 from basnet_export.engine.cache import BuiltEngine, EngineCache, cache_key
 from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
@@ -41,11 +41,11 @@ _LEAST_SHARE = 0.9
 
 
 def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> Path:
-    """Write the plan and its manifest; returns the plan's path.
+    """Write a plan and its manifest; return the plan's path.
 
     Args:
         config: What to build.
-        progress: Told what is being done and how far it has come.
+        progress: Receives progress callbacks.
 
     Raises:
         BackendUnavailable: TensorRT, or what exporting a checkpoint needs, is not installed, or there is no GPU to
@@ -53,13 +53,13 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
         EngineBuildError: The graph cannot be parsed or built, or is not in the precision it is named after.
         ModelFileError: The model cannot be read.
         ParityError: The exported graph does not compute what the checkpoint computes.
-        UsageError: The file exists already, or an option is not this flavour's.
+        UsageError: The file exists already, or an option is not this flavor's.
         KeyboardInterrupt: The build was interrupted; nothing is left.
     """
     progress = progress or BuildProgress()
     library = open_tensorrt(config.flavor)
     gpu = _gpu_to_build_on(library, config)
-    _refuse_existing(config)
+    refuse_existing(config.target, config.model, "model", overwrite=config.overwrite)
     with (
         atomic_write(config.target, overwrite=config.overwrite) as plan_path,  # both now: a full disk costs no build
         atomic_write(manifest_path(config.target), overwrite=config.overwrite) as record_path,
@@ -86,7 +86,7 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
 
 
 def _gpu_to_build_on(library: TensorRT, config: BuildConfig) -> Gpu | None:
-    """TensorRT times kernels on the GPU that the engine is for; TensorRT for RTX needs none unless it is asked to."""
+    """The GPU to build on; TensorRT for RTX needs one only for `current`."""
     if library.flavor != "tensorrt" and CURRENT not in config.compute_capabilities:
         return None
     gpu = find_gpu()
@@ -100,7 +100,7 @@ def _gpu_to_build_on(library: TensorRT, config: BuildConfig) -> Gpu | None:
 
 
 def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: TensorRT) -> Manifest:
-    """The graph's manifest as the plan's; what was proven of the graph is not proven of the plan."""
+    """Turn the graph's manifest into the plan's, without the graph's parity receipt."""
     return replace(
         manifest,
         kind="plan",
@@ -113,8 +113,9 @@ def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: Tenso
 
 
 def _receipt(config: BuildConfig, plan: Path, record: Manifest, progress: BuildProgress) -> dict[str, Any] | None:
-    """The proof of exactly this plan, because two builds of one graph differ; None where it cannot run here."""
-    from basnet_export.checks import check_parity
+    """Prove exactly this plan, because two builds of one graph differ."""
+    from basnet_export.checks import measure_parity
+    from basnet_export.reference import Reference
     from basnet_export.samples import load_pictures
     from basnet_torch.checkpoint import load_checkpoint
 
@@ -129,11 +130,11 @@ def _receipt(config: BuildConfig, plan: Path, record: Manifest, progress: BuildP
         path = Path(folder) / config.target.name
         path.symlink_to(plan.resolve())
         manifest_path(path).write_text(record.to_json(), encoding="utf-8")
-        return check_parity(path, record, checkpoint, pictures, device=Device("cuda"))
+        return measure_parity(path, record, Reference(checkpoint, pictures, Device("cuda"))).receipt()
 
 
 def _cannot_run_here(plan: Path, record: Manifest, pictures: Sequence[Picture]) -> str:
-    """Why the plan cannot be compared on this machine; empty where it can."""
+    """The reason why the plan cannot run on this machine; empty where it can."""
     import torch
 
     assert record.engine is not None  # noqa: S101 - for the type checker
@@ -153,19 +154,9 @@ def _cannot_run_here(plan: Path, record: Manifest, pictures: Sequence[Picture]) 
     return ""
 
 
-def _refuse_existing(config: BuildConfig) -> None:
-    for path in (config.target, manifest_path(config.target)):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name a file")
-        if path.exists() and config.model.exists() and path.samefile(config.model):
-            raise UsageError(f"{path}: is the model itself; name another file with -o")
-        if path.exists() and not config.overwrite:
-            raise UsageError(f"{path} exists already; --overwrite replaces it")
-
-
 @contextmanager
 def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
-    """The model itself, or a checkpoint's export, checked against PyTorch."""
+    """Yield the model itself, or the checked export of a checkpoint."""
     if not config.is_checkpoint:
         yield config.model
         return
@@ -200,7 +191,11 @@ def _built(
     profile: Profile,
     progress: BuildProgress,
 ) -> BuiltEngine:
-    _refuse_processors_graph(manifest)
+    if manifest.quantized_for not in (None, "tensorrt"):  # activations with a zero point
+        raise EngineBuildError(
+            f"the graph is quantized for {manifest.quantized_for}; "
+            f"export it again with --precision {manifest.precision} --target tensorrt"
+        )
     library.messages.clear()
     builder = library.trt.Builder(library.logger)
     parsed = parse_onnx(library, builder, graph, manifest)
@@ -242,15 +237,6 @@ def _built(
     return BuiltEngine(plan=plan, facts=facts)
 
 
-def _refuse_processors_graph(manifest: Manifest) -> None:
-    """Activations with a zero point, as processors take them, are none of TensorRT's."""
-    if manifest.quantized_for not in (None, "tensorrt"):
-        raise EngineBuildError(
-            f"the graph is quantized for {manifest.quantized_for}; "
-            f"export it again with --precision {manifest.precision} --target tensorrt"
-        )
-
-
 def _refuse_other_precision(manifest: Manifest, share: PrecisionShare) -> None:
     if share.flops < _LEAST_SHARE:
         raise EngineBuildError(
@@ -285,7 +271,7 @@ def _builder_config(config: BuildConfig, library: TensorRT, builder: Any, manife
 
 
 def _load_timings(path: Path, library: TensorRT, options: Any) -> None:
-    """Take what earlier builds timed; a file that is something else is never written over."""
+    """Load kernel timings; refuse another file, because it would be overwritten."""
     try:
         known = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -297,7 +283,7 @@ def _load_timings(path: Path, library: TensorRT, options: Any) -> None:
 
 
 def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: Any) -> None:
-    """Name the devices a plan of TensorRT for RTX is for."""
+    """Set the devices that a plan of TensorRT for RTX is for."""
     if not config.compute_capabilities:
         return
     known = library.trt.ComputeCapability.__members__
@@ -311,7 +297,7 @@ def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: A
 
 
 def _save_timings(config: BuildConfig, options: Any, progress: BuildProgress) -> None:
-    """What was timed serves the next build."""
+    """Save kernel timings for the next build."""
     if config.timing_cache is None:
         return
     timings = options.get_timing_cache()

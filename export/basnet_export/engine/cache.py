@@ -1,4 +1,4 @@
-"""Finished engines in a folder, found again by all that they depend on: graph, library, GPU, shapes and flags."""
+"""Engine cache keyed by graph, library, GPU, shapes and flags."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["BuiltEngine", "EngineCache", "cache_key"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltEngine:
-    """A finished engine: the plan's bytes and what there is to know about it."""
+    """A finished engine: its plan and its facts."""
 
     plan: bytes
     facts: EngineFacts
 
 
 def cache_key(graph: bytes, library: TensorRT, gpu: Gpu | None, profile: Profile, config: BuildConfig) -> str:
-    """32 hex digits. The graph counts without its metadata, which say when it was exported.
+    """Hash what an engine depends on; the graph without its metadata.
 
     Raises:
         BackendUnavailable: onnx, which reads the graph, is not installed.
@@ -52,13 +52,13 @@ def cache_key(graph: bytes, library: TensorRT, gpu: Gpu | None, profile: Profile
 
 
 class EngineCache:
-    """One folder of plans, each with its facts beside it."""
+    """A folder of plans, each with its facts beside it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: str) -> BuiltEngine | None:
-        """The engine of that key; None where there is none, or where it was damaged since."""
+        """Look up an engine; None where it is missing or damaged."""
         path = self._path(key)
         try:
             facts = from_plain(json.loads(manifest_path(path).read_text(encoding="utf-8")), EngineFacts)
@@ -68,7 +68,7 @@ class EngineCache:
         return BuiltEngine(plan=plan, facts=facts) if hashlib.sha256(plan).hexdigest() == facts.plan_sha256 else None
 
     def keep(self, key: str, built: BuiltEngine, say: Callable[[str], None]) -> None:
-        """Store an engine; a folder that cannot be written is said and costs nothing but the next build."""
+        """Store an engine; report a folder that cannot be written and go on."""
         path = self._path(key)
         try:
             with atomic_write(path, overwrite=True) as beside:

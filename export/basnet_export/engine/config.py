@@ -1,4 +1,4 @@
-"""What engine to build and how: an inert value that `engine.build_engine` carries out."""
+"""Build configuration of a TensorRT engine."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What the convolutions of a finished engine compute in, as far as the library's own inspector tells.
+"""Read the precision of convolutions from TensorRT's engine inspector.
 
-Its report is JSON; layers name the ONNX nodes that were fused into them. TensorRT 10 and 11 spell types differently,
-and neither tells them of every layer: what is not told is not guessed.
+The report is JSON whose layers name the ONNX nodes fused into them. TensorRT 10 and 11 spell types differently and
+leave out some layers; those stay unknown.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from basnet_export.engine.network import Convolution
@@ -31,7 +31,7 @@ _TYPES: dict[str, Precision] = {
 
 
 def engine_report(library: TensorRT, plan: bytes) -> str:
-    """The inspector's report of a plan, which is loaded for it; empty where that does not go. Needs a GPU."""
+    """Load a plan on the GPU; return the inspector's JSON, empty on failure."""
     library.messages.clear()
     runtime = library.trt.Runtime(library.logger)
     engine = runtime.deserialize_cuda_engine(plan)
@@ -42,7 +42,7 @@ def engine_report(library: TensorRT, plan: bytes) -> str:
 
 
 def inspected_precisions(report: str, convolutions: Iterable[Convolution]) -> dict[str, Precision]:
-    """What each convolution computes in, by name; those of which the report does not tell are left out."""
+    """Map names of convolutions to the precisions that the report tells."""
     try:
         layers = json.loads(report)["Layers"]
     except (ValueError, KeyError, TypeError):
@@ -56,23 +56,17 @@ def inspected_precisions(report: str, convolutions: Iterable[Convolution]) -> di
 
 
 def _precision(layer: Mapping[str, Any]) -> Precision | None:
-    """That of the weights, else that of the inputs where they agree."""
-    found = set(_types(layer))
+    """The precision of the weights, else of the inputs where they agree."""
+    weights, inputs = layer.get("Weights"), layer.get("Inputs") or ()
+    if isinstance(weights, Mapping) and weights.get("Type"):
+        return _named(str(weights["Type"]))
+    told = (each.get("DataType") or each.get("Format/Datatype") or "" for each in inputs if isinstance(each, Mapping))
+    found = {_named(str(text)) for text in told}
     return found.pop() if len(found) == 1 else None
 
 
-def _types(layer: Mapping[str, Any]) -> Iterator[Precision | None]:
-    weights = layer.get("Weights")
-    if isinstance(weights, Mapping) and weights.get("Type"):
-        yield _named(str(weights["Type"]))
-        return
-    for tensor in layer.get("Inputs") or ():
-        if isinstance(tensor, Mapping):
-            yield _named(str(tensor.get("DataType") or tensor.get("Format/Datatype") or ""))
-
-
 def _named(text: str) -> Precision | None:
-    """From `Half`, or a format that begins with it.
+    """Parse a type such as `Half`, or a format that begins with one.
 
     >>> _named("Half"), _named("Int8(64,1:32)"), _named("N/A due to dynamic shapes")
     ('fp16', 'int8', None)

@@ -1,4 +1,4 @@
-"""An ONNX graph as a TensorRT network, and how much of its arithmetic is in the precision it is named after."""
+"""Parse ONNX into a TensorRT network; measure the share of a precision."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Convolution:
     """One convolution of the typed network.
 
     Attributes:
-        name: Of its ONNX node.
-        cost: Multiplications for one picture: the output's size times the kernel's; free axes count as 1 alike for all.
-        precision: What it computes in by its types; None where they differ among themselves.
+        name: The ONNX node's.
+        cost: Multiplications for one picture; free axes count as 1.
+        precision: What its types say; None where they differ.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Convolution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrecisionShare:
-    """Of all convolutions, those that compute in the named precision.
+    """The share of convolutions that compute in a precision.
 
     Attributes:
         layers: By number, 0..1.
         flops: By arithmetic, 0..1.
-        source: Who says so: the typed network, or the library's inspector of the finished engine.
+        source: The typed network, or the inspector of the finished engine.
     """
 
     layers: float
@@ -56,7 +56,7 @@ class ParsedNetwork:
 
 
 def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest) -> ParsedNetwork:
-    """A strongly typed network: every type is the graph's own, and no flag of the builder changes it.
+    """Parse a graph into a strongly typed network.
 
     Raises:
         EngineBuildError: The parser refuses a node, which is named, or the network is not what the manifest says.
@@ -75,7 +75,7 @@ def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest
 
 
 def _errors(parser: Any) -> str:
-    """What the parser found, with the nodes' names."""
+    """The parser's first errors with node names."""
     found = []
     for index in range(min(parser.num_errors, 3)):
         problem = parser.get_error(index)
@@ -85,7 +85,7 @@ def _errors(parser: Any) -> str:
 
 
 def convolutions_of(library: TensorRT, network: Any) -> tuple[Convolution, ...]:
-    """Read from the typed network, whose types the builder must keep.
+    """List the convolutions of a typed network.
 
     Raises:
         EngineBuildError: There is none.
@@ -115,7 +115,7 @@ def _convolution(trt: Any, layer: Any, makers: Mapping[str, Any]) -> Convolution
 
 
 def _computed(trt: Any, tensor: Any, makers: Mapping[str, Any]) -> str:
-    """The type of a convolution's operand: what it is dequantized from, because the library folds this into it."""
+    """The type of an operand before the DequantizeLinear that TensorRT folds."""
     maker = makers.get(tensor.name)
     if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
         tensor = maker.get_input(0)
@@ -125,13 +125,7 @@ def _computed(trt: Any, tensor: Any, makers: Mapping[str, Any]) -> str:
 def precision_share(
     convolutions: Iterable[Convolution], precision: Precision, inspected: Mapping[str, Precision] | None = None
 ) -> PrecisionShare:
-    """How much of the arithmetic is in a precision.
-
-    Args:
-        convolutions: Of the typed network.
-        precision: Which.
-        inspected: What the convolutions of the finished engine compute in, by name; those not in it count as typed.
-    """
+    """Measure the share of a precision; `inspected` ones, by name, take precedence."""
     known = inspected or {}
     costs = [(known.get(each.name, each.precision) == precision, each.cost) for each in convolutions]
     typed = [cost for fits, cost in costs if fits]

@@ -1,4 +1,4 @@
-"""How far a build has come, and Ctrl-C that ends it cleanly: TensorRT asks its monitor after every step."""
+"""Build progress, and clean cancellation by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["BuildProgress", "Interruptible", "progress_monitor"]
 
 
 class BuildProgress:
-    """Told what is done; this one is silent, commands show it."""
+    """Receives progress callbacks; this base class ignores them."""
 
     def say(self, what: str) -> None:
-        """A step that has no measure."""
+        """Report a step without a measure."""
 
     def advanced(self, phase: str, share: float) -> None:
-        """The library is in `phase`, and the whole build at `share`, 0..1; phases differ in length."""
+        """Report the current phase and the share of the build that is done, 0..1."""
 
 
 class Interruptible:
-    """While it is open, Ctrl-C sets `interrupted` instead of raising in the middle of native code; again, it raises."""
+    """Set `interrupted` on the first Ctrl-C, as native code runs; raise on the next."""
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -46,7 +46,7 @@ class Interruptible:
 
 
 def progress_monitor(library: TensorRT, progress: BuildProgress, interruptible: Interruptible) -> Any:
-    """An IProgressMonitor that reports nested phases as one share, and ends the build when it was interrupted."""
+    """Create a monitor that reports one share and cancels interrupted builds."""
     base = library.trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc, valid-type]
@@ -68,7 +68,7 @@ def progress_monitor(library: TensorRT, progress: BuildProgress, interruptible: 
             return not interruptible.interrupted
 
         def _share(self, name: str | None) -> float:
-            """What is done of the outermost phase: each phase is a part of one step of its parent."""
+            """The share of the outermost phase; each phase is part of one step of its parent."""
             share = 0.0
             while name is not None and name in self._phases:
                 name, steps, done = self._phases[name]

@@ -1,3 +1,3 @@
-"""The ONNX graph: the deployed network as modules, its export, precision, and the layers that stay FP32."""
+"""ONNX graphs: modules, export, precision, FP32 layer search."""
 
 __all__: list[str] = []

@@ -1,11 +1,11 @@
-"""Which layers must stay FP32 for a reduced precision to hold the contract: measured, greedy, bounded in time.
+"""FP32 layer search: the layers that must stay FP32 for the contract.
 
 Each stage of the network is reduced alone and what that does to the masks is measured: alone, because beside all others
 the noise of one cannot be told. Their parts then stay FP32, those of the noisiest stage for its arithmetic first, until
 the contract holds, and as few of them as hold it. In the time that is left, one convolution of these parts after the
 other is reduced after all, the largest first, where the contract holds without it.
 
-    found = search_islands(parts, judge, seconds=300)
+    found = search_fp32_layers(parts, judge, seconds=300)
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from basnet_runtime.parity import ParityReport
-from basnet_torch.errors import ParityError
 
-__all__ = ["Found", "Judge", "search_islands", "stage_of", "stages_of"]
+__all__ = ["Found", "Judge", "search_fp32_layers", "stage_of", "stages_of"]
 
 _MOST_COST = 0.5  # of the arithmetic: beyond that the file is not what its name says
 _LEAST_COST = 0.002
@@ -30,7 +29,7 @@ class Judge(Protocol):
     """Measures a candidate, given the parts that stay FP32."""
 
     def distance(self, kept: Collection[str]) -> float:
-        """Mean difference to PyTorch FP32 over a few pictures: quick, and smooth enough to rank parts by."""
+        """Mean difference to PyTorch FP32 over a few pictures, to rank parts by."""
 
     def report(self, kept: Collection[str]) -> ParityReport:
         """The contract, on every picture."""
@@ -42,16 +41,27 @@ class Found:
 
     Attributes:
         kept: Parts that stay FP32, most useful first; empty when none need to.
-        report: The contract with them.
+        report: The contract with them; a failed one, the nearest, when no affordable set keeps it in the time allowed.
         noise: For each stage that was measured, the mean difference when it alone is reduced.
+        tried: The parts that could have stayed FP32, in the order they were added.
     """
 
     kept: tuple[str, ...]
     report: ParityReport
     noise: Mapping[str, float] = field(default_factory=dict)
+    tried: tuple[str, ...] = ()
+
+    @property
+    def failure(self) -> str:
+        """Why nothing was found."""
+        names = self.tried if len(self.tried) <= 4 else (*self.tried[:3], f"{len(self.tried) - 3} more")
+        return (
+            f"FP32 layers: no set of {', '.join(names)} keeps the contract, the nearest is {self.report}. "
+            "Allow more --search-minutes or use more precision; INT8 may gain from more calibration pictures"
+        )
 
 
-def search_islands(
+def search_fp32_layers(
     parts: Mapping[str, float],
     judge: Judge,
     *,
@@ -59,7 +69,7 @@ def search_islands(
     progress: Progress = lambda _: None,
     pieces: Mapping[str, float] | None = None,
 ) -> Found:
-    """The fewest parts, in order of measured noise by cost, with which the contract holds.
+    """Find the fewest parts, by noise per cost, that keep the contract.
 
     Args:
         parts: Name of each part and its share of the arithmetic.
@@ -67,9 +77,6 @@ def search_islands(
         seconds: When to stop; at least one candidate is judged.
         progress: Called with what is found.
         pieces: Single layers of the parts, each with its share, where they can be told apart; None leaves parts whole.
-
-    Raises:
-        ParityError: When parts worth half of the arithmetic do not suffice, or the time is over, with the nearest.
     """
     end = time.monotonic() + seconds
     report = judge.report(())
@@ -83,11 +90,11 @@ def search_islands(
     ranked = sorted(stages, key=lambda stage: -(noise.get(stage, 0.0) ** 2) / costs[stage])
     order = _affordable([part for stage in ranked for part in stages[stage]], parts)
     found = _fewest(order, judge, end, noise, progress)
-    return _thinned(found, pieces, judge, end, progress) if pieces else found
+    return _thinned(found, pieces, judge, end, progress) if pieces and found.report else found
 
 
 def stages_of(parts: Iterable[str]) -> dict[str, list[str]]:
-    """The parts of each stage, in their order."""
+    """Group parts by stage."""
     stages: dict[str, list[str]] = {}
     for part in parts:
         stages.setdefault(stage_of(part), []).append(part)
@@ -95,7 +102,7 @@ def stages_of(parts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def stage_of(part: str) -> str:
-    """What a part, or a value that it makes, is measured with.
+    """The stage of a part or of a value that it makes.
 
     >>> stage_of("predict.encoder.stage1.0"), stage_of("refine.up4")
     ('predict.encoder.stage1', 'refine')
@@ -105,7 +112,7 @@ def stage_of(part: str) -> str:
 
 
 def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> dict[str, float]:
-    """The noise of each stage, in half of the time; those it does not reach are left out."""
+    """Measure the noise of each stage, in at most half of the time."""
     half = time.monotonic() + (end - time.monotonic()) / 2
     noise = {}
     for stage in stages:
@@ -126,26 +133,22 @@ def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
 
 
 def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, float], progress: Progress) -> Found:
-    """One part more at a time. Steps are not doubled: on a picture at its limit one more part may also do harm."""
-    closest: ParityReport | None = None
+    """Add one part at a time, not two: another part may also do harm."""
+    closest = judge.report(())
     for count in range(1, len(order) + 1):
         report = judge.report(order[:count])
         progress(f"{count} of {len(order)} parts in FP32: {report}")
         if report:
             return Found(kept=tuple(order[:count]), report=report, noise=noise)
-        if closest is None or report.boundary_iou > closest.boundary_iou:
+        if count == 1 or report.boundary_iou > closest.boundary_iou:
             closest = report
         if time.monotonic() > end:
             break
-    tried = f"{', '.join(order[:3])} and {len(order) - 3} more" if len(order) > 4 else ", ".join(order)
-    raise ParityError(
-        f"no layers found that keep the contract when they stay FP32, of {tried}: nearest was {closest}; "
-        "allow more --search-minutes, or use more precision; INT8 may also gain from more pictures to calibrate on"
-    )
+    return Found(kept=(), report=closest, noise=noise, tried=tuple(order))
 
 
 def _thinned(found: Found, pieces: Mapping[str, float], judge: Judge, end: float, progress: Progress) -> Found:
-    """Without the layers that the contract holds without, those that cost most asked first."""
+    """Drop layers without which the contract holds, the most expensive first."""
     kept = [piece for part in found.kept for piece in pieces if piece == part or piece.startswith(f"{part}.")]
     report = found.report
     for piece in sorted(kept, key=lambda piece: -pieces[piece]):

@@ -1,4 +1,4 @@
-"""From a checkpoint to an ONNX file that is kept only when it computes what the checkpoint computes.
+"""ONNX export; the file is kept only if its masks match PyTorch's.
 
 path = export_onnx(ExportConfig(checkpoint=Path("basnet.pth"), precision="fp16"))
 """
@@ -11,20 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_export.checks import check_batches, check_graph, check_parity
-from basnet_export.config import ExportConfig
+from basnet_export.checks import check_batches, check_graph, measure_parity
+from basnet_export.config import ExportConfig, refuse_existing
+from basnet_export.reference import Reference
+from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
 from basnet_torch import __version__
-from basnet_torch.errors import BackendUnavailable, ExportError, ParityError, UsageError
+from basnet_torch.errors import BackendUnavailable, ExportError
 from basnet_torch.files import atomic_write
 from basnet_torch.model.structure import named
 from basnet_torch.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
     from torch import nn
 
     from basnet_export.quantize.int8 import Int8Plan
@@ -36,11 +40,11 @@ Progress = Callable[[str], None]
 
 
 def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Path:
-    """Write the ONNX file and its manifest; returns the file's path.
+    """Write an ONNX file and its manifest; return the file's path.
 
     Args:
         config: What to write.
-        progress: Called with what is being done, for people.
+        progress: Receives progress messages.
 
     Raises:
         BackendUnavailable: torch, onnx, onnxscript, or a runtime to check with is not installed.
@@ -49,79 +53,87 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
         ParityError: It does not compute what the checkpoint computes; no file is left.
         UsageError: The file exists already, or there are no pictures to check with.
     """
-    _require_libraries()
-    _refuse_existing(config)
+    missing = [name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise BackendUnavailable(f"export needs {', '.join(missing)}; pip install 'basnet-deploy[export]'")
+    if config.checkpoint.is_file():  # otherwise the checkpoint's own message comes first
+        refuse_existing(config.target, config.checkpoint, "checkpoint", overwrite=config.overwrite)
     from basnet_torch.checkpoint import load_checkpoint
 
-    checkpoint = _resized(load_checkpoint(config.checkpoint), config.size)
+    checkpoint = load_checkpoint(config.checkpoint)
+    if config.size is not None:
+        height, width = config.size
+        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, height=height, width=width))
     progress(
         f"exporting {named(checkpoint.arch)} on {checkpoint.encoder}, width {checkpoint.width}, "
         f"as {config.graph} graph, {config.precision}"
     )
+    quantized = config.precision in ("int8", "fp8")
+    reference = Reference(checkpoint, load_pictures(config.pictures) if config.check or quantized else ())
     with atomic_write(config.target, overwrite=config.overwrite) as beside:
-        try:
-            manifest = _written(config, checkpoint, beside, progress)
-        except ParityError as error:
-            if config.precision not in ("fp16", "bf16") or config.keep_fp32 is not None:
-                raise
-            progress(f"{error}")
-            kept = _float_islands(config, checkpoint, progress)
-            manifest = _written(replace(config, keep_fp32=kept), checkpoint, beside, progress)
+        manifest = _written(config, reference, beside, progress)
         with atomic_write(manifest_path(config.target), overwrite=config.overwrite) as note:  # no graph without it
             note.write_text(manifest.to_json() + "\n", encoding="utf-8")
     return config.target
 
 
-def _written(config: ExportConfig, checkpoint: Checkpoint, path: Path, progress: Progress) -> Manifest:
-    """Make the file, check it, and say what it is.
+def _written(config: ExportConfig, reference: Reference, path: Path, progress: Progress) -> Manifest:
+    """Write the file, check it and return its manifest.
 
     Raises:
         ParityError: It does not compute what the checkpoint computes.
     """
-    if config.precision in ("int8", "fp8"):
-        graph, plan = _int8(config, checkpoint, progress)
-        manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=plan.kept, quantization=plan.facts)
-    else:
-        graph = onnx_from_checkpoint(checkpoint, config)
-        manifest = replace(_manifest(config, checkpoint, graph), keep_fp32=config.keep_fp32 or ())
-    check_graph(graph, manifest)
-    _save(graph, manifest, path)
+    graph, manifest = _made(config, reference, progress)
     if config.check:
-        progress("checking batches and parity with PyTorch FP32")
-        manifest = replace(manifest, parity=_proven(config, checkpoint, manifest, path))
         _save(graph, manifest, path)
+        progress("checking batches and parity with PyTorch FP32")
+        proof = measure_parity(path, manifest, reference)
+        if not proof.report and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
+            progress("; ".join(proof.report.failures))
+            config = replace(config, keep_fp32=_searched_fp32_layers(config, reference, progress))
+            if config.keep_fp32:
+                graph, manifest = _made(config, reference, progress)
+                _save(graph, manifest, path)
+                proof = measure_parity(path, manifest, reference)
+        manifest = replace(manifest, parity=proof.receipt())
+        check_batches(path, manifest, reference.pictures)
+    _save(graph, manifest, path)
     return replace(manifest, onnx_sha256=sha256_of(path))
 
 
-def _float_islands(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[str, ...]:
-    """What must stay FP32 in a 16-bit network; found on the `tensor` graph, whichever was asked for."""
+def _made(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[onnx.ModelProto, Manifest]:
+    """Create the graph and its manifest without the parity receipt."""
+    if config.precision in ("int8", "fp8"):
+        graph, plan = _int8(config, reference, progress)
+        kept, facts = plan.kept, plan.facts
+    else:
+        graph, kept, facts = onnx_from_checkpoint(reference.checkpoint, config), config.keep_fp32 or (), None
+    manifest = replace(_manifest(config, reference.checkpoint, graph), keep_fp32=kept, quantization=facts)
+    check_graph(graph, manifest)
+    return graph, manifest
+
+
+def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[str, ...]:
+    """Search the FP32 layers of a 16-bit network on its `tensor` graph."""
     import onnx
 
-    from basnet_export.graph.half_precision import float_islands
-    from basnet_export.samples import load_pictures
+    from basnet_export.graph.half_precision import fp32_layers_of
 
-    tensor = onnx_from_checkpoint(checkpoint, replace(config, graph="tensor"))
-    return float_islands(
-        onnx.shape_inference.infer_shapes(tensor),
-        checkpoint,
-        config.precision,
-        load_pictures(config.pictures),
-        seconds=60 * config.search_minutes,
-        progress=progress,
-    )
+    tensor = onnx_from_checkpoint(reference.checkpoint, replace(config, graph="tensor"))
+    graph, seconds = onnx.shape_inference.infer_shapes(tensor), 60 * config.search_minutes
+    return fp32_layers_of(graph, reference, config.precision, seconds=seconds, progress=progress)
 
 
-def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[onnx.ModelProto, Int8Plan]:
-    """The quantized graph; what it needs to know is found on the `tensor` graph, whichever was asked for."""
+def _int8(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[onnx.ModelProto, Int8Plan]:
+    """Quantize the requested graph by a plan found on the `tensor` graph."""
     import onnx
 
     from basnet_export.quantize.int8 import int8_plan
-    from basnet_export.samples import load_pictures
 
-    pictures = load_pictures(config.pictures)
+    checkpoint = reference.checkpoint
     fp32 = replace(config, precision="fp32", graph="tensor", store="fp32", calibration=None, keep_fp32=None)
     tensor = onnx.shape_inference.infer_shapes(onnx_from_checkpoint(checkpoint, fp32))
-    plan = int8_plan(tensor, checkpoint, config, pictures, progress)
+    plan = int8_plan(tensor, reference, config, progress)
     model = tensor if config.graph == "tensor" else onnx_from_checkpoint(checkpoint, replace(fp32, graph="frame"))
     graph = plan.graph_of(model, config.int8_target)
     if config.precision == "fp8":
@@ -132,7 +144,7 @@ def _int8(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
 
 
 def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.ModelProto:
-    """The graph in memory, without its manifest."""
+    """Export a graph to memory, without a manifest."""
     import torch
 
     from basnet_export.graph.precision import deployed_network, scaled_network, torch_dtype
@@ -156,14 +168,15 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
         frame = FrameGraph(tensor, checkpoint.preprocess, checkpoint.postprocess).eval()
         example = torch.zeros(2, 48, 80, 3, dtype=torch.uint8)
         graph = _exported(frame, "frame", example, ("batch", "height", "width"), config)
-        _first_cast_only(graph)
     return store_as_fp16(graph) if config.store == "fp16" else graph
 
 
 def _exported(
     module: nn.Module, name: str, example: Any, dynamic: tuple[str, ...], config: ExportConfig
 ) -> onnx.ModelProto:
+    import onnx_ir as ir
     import torch
+    from onnx_ir.passes import common as passes
 
     from basnet_export.graph.precision import OPSETS
 
@@ -181,15 +194,21 @@ def _exported(
         )
     if program is None:
         raise ExportError(f"{config.checkpoint}: torch.onnx.export returned no program")
-    graph = program.model_proto
-    _strip(graph)
-    _name_nodes(graph.graph)
-    return graph
+    model = program.model
+    # The exporter's notes hold source lines and folders of this machine; the pass leaves those of values.
+    passes.ClearMetadataAndDocStringPass()(model)
+    made = (value for node in model.graph for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *made):
+        value.metadata_props.clear()
+    _name_nodes(model.graph)
+    if config.graph == "frame":
+        _first_cast_only(model.graph)
+    return ir.to_proto(model)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about its own insides from a user's terminal."""
+    """Silence the exporter's warnings and logs."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -201,47 +220,35 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip(graph: onnx.ModelProto) -> None:
-    """Drop the exporter's notes, which hold source lines and folders of the machine it ran on."""
-    parts = (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output)
-    for part in (graph, *parts, *graph.graph.value_info, *graph.graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name convolutions after their modules, other nodes after their producers.
 
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Call each convolution what the checkpoint calls it, and what follows it after it, instead of by numbers.
-
-    `predict.encoder.stage1.0.conv1`, `predict.encoder.stage1.0.conv1.relu`: a part of the network is a common start.
+    `predict.encoder.stage1.0.conv1`, `predict.encoder.stage1.0.conv1.relu`: a part of the network is a common prefix.
     """
-    maker: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "Conv":
-            node.name = node.input[1].partition("network.")[2].removesuffix(".weight")
-        elif node.input and node.input[0] in maker:
-            node.name = f"{maker[node.input[0]]}.{node.op_type.lower()}"
-        if "." in node.name and node.op_type != "Sigmoid":  # what finishes the map is no part of the network
-            maker[node.output[0]] = node.name
-    names = [node.name for node in graph.node]
+    named: set[ir.Value] = set()
+    for node in graph:
+        first = node.inputs[0] if node.inputs else None
+        if node.op_type == "Conv" and node.inputs[1] is not None:
+            node.name = str(node.inputs[1].name).partition("network.")[2].removesuffix(".weight")
+        elif first in named and first is not None:
+            node.name = f"{first.name}.{node.op_type.lower()}"
+        if "." in str(node.name) and node.op_type != "Sigmoid":  # what finishes the map is no part of the network
+            node.outputs[0].name = node.name
+            named.add(node.outputs[0])
+    names = [node.name for node in graph]
     if len(set(names)) < len(names):
         raise ExportError("two nodes of the graph have one name")
-    for node in graph.node:
-        node.input[:] = [maker.get(name, name) for name in node.input]
-        node.output[:] = [maker.get(name, name) for name in node.output]
-    for value in graph.value_info:
-        value.name = maker.get(value.name, value.name)
 
 
-def _first_cast_only(graph: onnx.ModelProto) -> None:
-    """Let the leading cast alone read the bytes; the picture's size is read from its result."""
-    nodes = list(graph.graph.node)
-    cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == "frame")
-    for node in nodes:
-        if node is not cast and "frame" in node.input:
-            node.input[:] = [cast.output[0] if name == "frame" else name for name in node.input]
-    rest = [node for node in nodes if node is not cast]
-    del graph.graph.node[:]
-    graph.graph.node.extend([cast, *rest])
+def _first_cast_only(graph: ir.Graph) -> None:
+    """Let only the leading cast read the bytes, as TensorRT requires."""
+    frame = graph.inputs[0]
+    cast = next(node for node in frame.consumers() if node.op_type == "Cast")
+    for node, index in tuple(frame.uses()):
+        if node is not cast:
+            node.replace_input_with(index, cast.outputs[0])
+    graph.remove(cast)
+    graph.insert_before(graph[0], cast)
 
 
 def _manifest(config: ExportConfig, checkpoint: Checkpoint, graph: onnx.ModelProto) -> Manifest:
@@ -290,38 +297,3 @@ def _save(graph: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
     onnx.helper.set_model_props(graph, {METADATA_KEY: manifest.to_json()})
     graph.producer_name, graph.producer_version = "basnet-deploy", __version__
     onnx.save(graph, path)
-
-
-def _proven(config: ExportConfig, checkpoint: Checkpoint, manifest: Manifest, path: Path) -> dict[str, Any]:
-    """The receipt of the checks on the file as it lies there."""
-    from basnet_export.samples import load_pictures
-
-    pictures = load_pictures(config.pictures)
-    check_batches(path, manifest, pictures)
-    return check_parity(path, manifest, checkpoint, pictures)
-
-
-def _resized(checkpoint: Checkpoint, size: tuple[int, int] | None) -> Checkpoint:
-    if size is None:
-        return checkpoint
-    return replace(checkpoint, preprocess=replace(checkpoint.preprocess, height=size[0], width=size[1]))
-
-
-def _refuse_existing(config: ExportConfig) -> None:
-    if not config.checkpoint.is_file():
-        return  # the checkpoint's own message comes first
-    if config.target.exists() and config.target.samefile(config.checkpoint):
-        raise UsageError(f"{config.target}: is the checkpoint itself; name another file with -o")
-    for path in (config.target, manifest_path(config.target)):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name a file")
-        if path.exists() and not config.overwrite:
-            raise UsageError(f"{path} exists already; --overwrite replaces it")
-
-
-def _require_libraries() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise BackendUnavailable(f"export needs {', '.join(missing)}; pip install 'basnet-deploy[export]'")

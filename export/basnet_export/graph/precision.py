@@ -1,4 +1,4 @@
-"""The network in the arithmetic it is deployed in: batch norm folded in float64, then rounded, edges left in FP32.
+"""Cast networks to their deployed precision, batch norm folded.
 
 Casting the network before it is exported, instead of rewriting the ONNX file afterwards, leaves every type decided by
 one `.to(dtype)` and the FP32 edges (scaling, resizing to and from the picture, last sigmoid) where
@@ -28,14 +28,14 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.fl
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
-    """The type of weights and activations."""
+    """The torch dtype of a precision."""
     return _DTYPES[precision]
 
 
 def deployed_network(
     model: SaliencyNetwork, precision: Precision, keep_fp32: Collection[str] = (), *, casts: bool = True
 ) -> SaliencyNetwork:
-    """A copy in evaluation mode with batch norm folded into the convolutions, cast to `precision`.
+    """Copy the network with batch norm folded, cast to `precision`.
 
     Args:
         model: The network as trained.
@@ -47,9 +47,11 @@ def deployed_network(
         UsageError: When `keep_fp32` names what is no module, or one without a convolution.
     """
     network = copy.deepcopy(model).double().eval()
-    _replace_norms(network, _folded)
-    islands = _outermost([part for name in keep_fp32 for part in _called(_island(network, name))])
-    kept = {module for island in islands for module in island.modules()}
+    _replace_norms(network, fuse_conv_bn_eval)
+    named = [part for name in keep_fp32 for part in _called(_fp32_module(network, name))]
+    inner = {module for part in named for module in part.modules() if module is not part}
+    fp32_modules = [part for part in dict.fromkeys(named) if part not in inner]
+    kept = {module for part in fp32_modules for module in part.modules()}
     dtype = torch_dtype(precision)
     for module in network.modules():
         if module in kept:
@@ -58,13 +60,13 @@ def deployed_network(
         if isinstance(module, nn.Conv2d) and dtype.itemsize == 2:
             module.weight.data = rounded_kernels(module.weight.data, dtype)
         _cast_own(module, dtype)
-    for island in islands if casts and dtype != torch.float32 else ():
-        island.register_forward_pre_hook(lambda _, taken: _cast(taken, torch.float32))
-        island.register_forward_hook(lambda _, __, given: _cast(given, dtype))
+    for module in fp32_modules if casts and dtype != torch.float32 else ():
+        module.register_forward_pre_hook(lambda _, taken: _cast(taken, torch.float32))
+        module.register_forward_hook(lambda _, __, given: _cast(given, dtype))
     return network
 
 
-def _island(network: SaliencyNetwork, name: str) -> nn.Module:
+def _fp32_module(network: SaliencyNetwork, name: str) -> nn.Module:
     found: nn.Module | None = dict(network.named_modules()).get(name) if name else None
     if found is None or not any(isinstance(module, nn.Conv2d) for module in found.modules()):
         parts = ", ".join(part for part, _ in network.named_modules() if part.count(".") == 1)
@@ -72,34 +74,28 @@ def _island(network: SaliencyNetwork, name: str) -> nn.Module:
     return found
 
 
-def _called(island: nn.Module) -> list[nn.Module]:
-    """What takes and gives tensors: not a list of modules, but those in it."""
-    if isinstance(island, (nn.ModuleList, nn.ModuleDict)):
-        return [part for child in island.children() for part in _called(child)]
-    return [island]
-
-
-def _outermost(islands: list[nn.Module]) -> list[nn.Module]:
-    """Each once, without those that lie in another one."""
-    inner = {module for island in islands for module in island.modules() if module is not island}
-    return [island for island in dict.fromkeys(islands) if island not in inner]
+def _called(module: nn.Module) -> list[nn.Module]:
+    """Resolve module lists to the modules that are called."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [part for child in module.children() for part in _called(child)]
+    return [module]
 
 
 def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:
-    """The module's own parameters, not those of modules in it."""
+    """Cast the module's own parameters, not its children's."""
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(dtype)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or all that a list or tuple holds."""
+    """Cast a tensor, or all tensors of a list or tuple."""
     if isinstance(value, (list, tuple)):
         return type(value)(_cast(one, dtype) for one in value)
     return value.to(dtype)
 
 
 def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:
-    """Kernels rounded to `dtype` so that each keeps its sum: what rounding one tap loses, the next one gets.
+    """Round kernels by error diffusion, so that each keeps its sum.
 
     A rounding error is the same at every pixel, and neighboring pixels are much alike, so that nine independent errors
     add up to a shift of the whole map. Taps are taken from the largest to the smallest, whose own step is what remains.
@@ -129,12 +125,12 @@ def rounded_kernels(weight_OIKK: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def scaled_network(model: SaliencyNetwork) -> SaliencyNetwork:
-    """A copy whose batch norms became one scale and shift per channel; its convolutions' weights are left as they are.
+    """Copy the network with batch norm as scale and shift per channel.
 
     For files that keep weights in FP16: folding would change the weights, and they would no longer be exact in FP16.
     """
     network = copy.deepcopy(model).eval()
-    _replace_norms(network, _scaled)
+    _replace_norms(network, _ScaledConv)
     return network
 
 
@@ -156,16 +152,8 @@ class _ScaledConv(nn.Module):
         return cast(Tensor, self.conv(x)) * self.scale + self.shift
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
-    return fuse_conv_bn_eval(conv, norm)
-
-
-def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
-    return _ScaledConv(conv, norm)
-
-
 def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
-    """Put `join(conv, norm)` in the convolution's place, and in the norm's what it does beside normalizing."""
+    """Replace each convolution by `join(conv, norm)`, its norm by what remains."""
     for conv_name, norm_name in _norms_after_convolutions(network):
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         _put(network, conv_name, join(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)))
@@ -175,7 +163,7 @@ def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
 
 
 def _norms_after_convolutions(network: SaliencyNetwork) -> list[tuple[str, str]]:
-    """The names of each convolution and the batch norm that alone reads it, found by running shapes through a copy."""
+    """Pair convolutions with their batch norms, by running on the meta device."""
     probe = copy.deepcopy(network).to("meta").eval()
     names = {module: name for name, module in probe.named_modules()}
     made: list[tuple[Tensor, nn.Module]] = []  # kept alive, so that no two tensors are taken for one

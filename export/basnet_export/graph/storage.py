@@ -1,4 +1,4 @@
-"""Weights stored as FP16 in a graph that computes in FP32: half the bytes and the same masks.
+"""FP16 storage of weights in FP32 graphs: half the bytes, the same masks.
 
 Only weights that are exact in FP16 qualify. Where batch norm was folded into them they become the checkpoint's own
 weights and a factor per output channel, which runtimes multiply once, at load.
@@ -25,7 +25,7 @@ _ROUNDING = 1e-6  # relative: folded in float64, multiplied in FP32 when the fil
 
 
 def store_as_fp16(graph: onnx.ModelProto, kernels: Mapping[str, Float32] | None = None) -> onnx.ModelProto:
-    """Replace each large FP32 weight by an FP16 one, a cast and, where it was folded, a multiplication, in place.
+    """Store large FP32 weights as FP16 with a cast and a factor, in place.
 
     Args:
         graph: Any graph; weights of convolutions that are neither exact in FP16 nor in `kernels` stay FP32.
@@ -58,7 +58,7 @@ def store_as_fp16(graph: onnx.ModelProto, kernels: Mapping[str, Float32] | None 
 
 
 def _factor(values: Float32, kernel: Float32) -> Float32 | None:
-    """What the FP16 kernel is multiplied with, per output channel, to give the values; None where there is none."""
+    """Find the factor per output channel between kernel and values, if any."""
     with np.errstate(all="ignore"):  # what overflows is not close
         half = kernel.astype(np.float16).astype(np.float64).reshape(len(kernel), -1)
         flat = values.reshape(len(values), -1)
@@ -70,7 +70,7 @@ def _factor(values: Float32, kernel: Float32) -> Float32 | None:
 
 
 def exact_kernels(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The weights of every convolution by its name.
+    """Collect the weights of convolutions by module name.
 
     Raises:
         ExportError: One is not exact in FP16.

@@ -1,4 +1,4 @@
-"""The two graphs as torch modules, each with one input and the deployed map as its only output.
+"""The `tensor` and `frame` graphs as torch modules with one input and one output.
 
 Legend: N pictures, C channels, H height, W width of the picture; the network's own size is fixed by `Preprocess`.
 """
@@ -17,7 +17,7 @@ __all__ = ["FrameGraph", "TensorGraph"]
 
 
 class TensorGraph(nn.Module):
-    """`image` float32 N,3,H,W normalized to `mask` float32 N,1,H,W in 0..1; the sigmoid is FP32 in every precision."""
+    """`image` float32 N,3,H,W to `mask` float32 N,1,H,W; the sigmoid is FP32."""
 
     def __init__(self, network: SaliencyNetwork, dtype: torch.dtype) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class TensorGraph(nn.Module):
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        """The deployed map alone, which leaves nothing to compute the side outputs for."""
+        """Return the deployed map alone, so that side outputs are pruned."""
         return torch.sigmoid(self.network(image.to(self.dtype))[0].float())
 
 
@@ -49,7 +49,7 @@ class FrameGraph(nn.Module):
         self.register_buffer("offset", _per_channel(offset))
 
     def forward(self, frame: Tensor) -> Tensor:
-        """Picture to mask at the picture's size."""
+        """Compute masks at the pictures' size."""
         height, width = frame.shape[1:3]
         picture = frame.float().permute(0, 3, 1, 2)
         mask = self.finish(self.tensor(self.prepare(picture)))

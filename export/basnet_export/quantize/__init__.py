@@ -1,3 +1,3 @@
-"""INT8 and FP8: calibration, ranges, GPTQ, SmoothQuant, cross-layer equalization, and Q/DQ in the graph."""
+"""INT8 and FP8: calibration, ranges, weight rounding and Q/DQ graphs."""
 
 __all__: list[str] = []

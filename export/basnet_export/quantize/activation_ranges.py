@@ -1,4 +1,4 @@
-"""What the values between layers are on calibration pictures, and from that the range each tensor is quantized over.
+"""Observe activations on calibration pictures and derive quantization ranges.
 
     observed = observe(path, inputs, tensors)
     ranges = ranges_by("mse", observed, symmetric=False)
@@ -69,20 +69,20 @@ class Observed:
 
     @property
     def steps(self) -> float:
-        """How many steps of a byte its largest magnitude has: half of them where there are negative values."""
+        """The steps of a byte up to the largest magnitude, half with negative values."""
         return 255.0 if self.low >= 0 else 127.5
 
-    def over(self, share_C: Float32 | None) -> Observed:
+    def over(self, scale_C: Float32 | None) -> Observed:
         """What it is with each channel divided by its share."""
-        if share_C is None:
+        if scale_C is None:
             return self
-        return Observed(low_C=self.low_C / share_C, high_C=self.high_C / share_C, sample_SC=self.sample_SC / share_C)
+        return Observed(low_C=self.low_C / scale_C, high_C=self.high_C / scale_C, sample_SC=self.sample_SC / scale_C)
 
 
 def observe(
     path: Path, inputs: Iterable[Mapping[str, NDArray[Any]]], tensors: Iterable[str], seed: int = 0
 ) -> dict[str, Observed]:
-    """Run an FP32 graph on every input and keep what `tensors` were.
+    """Run an FP32 graph on every input and record extremes and samples of `tensors`.
 
     Args:
         path: The ONNX file.
@@ -115,7 +115,7 @@ def _probes(name: str) -> tuple[str, str, str]:
 
 
 def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[Any, list[str]]:
-    """A session whose outputs are each channel's smallest and largest value, and all values at some positions."""
+    """Open a session that outputs each channel's extremes and samples."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -148,7 +148,7 @@ def _probed(path: Path, names: list[str], positions: int, seed: int) -> tuple[An
 
 
 def ranges_by(method: Method, observed: Mapping[str, Observed], *, symmetric: bool) -> Ranges:
-    """The range of each tensor.
+    """Compute the range of each tensor.
 
     Args:
         method: `minmax` takes all values in; `percentile` cuts the outermost 0.001 %; `entropy` keeps the distribution
@@ -171,7 +171,7 @@ def _least_error(tensor: Observed, *, symmetric: bool) -> tuple[float, float]:
 
 
 def _squared_error(values: Float32, low: float, high: float, *, symmetric: bool) -> float:
-    """Mean squared error of the values after eight bits over this range."""
+    """Mean squared quantization error over a range."""
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         step, first, last = max(-low, high) / 127, -128, 127
@@ -186,7 +186,7 @@ def _squared_error(values: Float32, low: float, high: float, *, symmetric: bool)
 
 
 def _by_histogram(method: str, observed: Mapping[str, Observed], *, symmetric: bool) -> Ranges:
-    """ONNX Runtime's own percentile and entropy on the sampled values."""
+    """Percentile or entropy by ONNX Runtime's collector, on the sampled values."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(method, symmetric, 2048, 128, _PERCENTILE, "same")

@@ -1,4 +1,4 @@
-"""Which pictures INT8 is calibrated on: real ones, enough of them, and the same ones every time.
+"""Calibration pictures for INT8: real, enough, and the same every time.
 
 pictures = calibration_pictures(Path("DUTS-TR"), count=256, seed=0)
 """
@@ -22,7 +22,7 @@ FEW = 100
 
 
 def calibration_pictures(source: Path, *, count: int = 256, seed: int = 0) -> list[Picture]:
-    """Read at most `count` pictures, drawn with `seed` where there are more, in order of their names.
+    """Read at most `count` pictures, drawn with `seed`, sorted by name.
 
     Args:
         source: A folder of pictures, or training data as `basnet-train` takes it: a folder or zip file of `images/` and
@@ -37,20 +37,25 @@ def calibration_pictures(source: Path, *, count: int = 256, seed: int = 0) -> li
     if not source.exists():
         raise UsageError(f"{source}: no such folder or zip file of calibration pictures")
     found = _plain_pictures(source) if source.is_dir() else []
-    total = len(found)
-    pictures = (
-        [_read(path) for path in _drawn(found, count, seed)] if found else _training_pictures(source, count, seed)
-    )
+    if found:
+        drawn = _drawn(found, count, seed)
+        pictures = [Picture(name=path.name, image_HWC=read_picture(path).flattened()) for path in drawn]
+    else:
+        from basnet_torch.data.datasets import find_pairs
+        from basnet_torch.data.masks import decode_picture
+
+        pairs = _drawn(find_pairs([source]), count, seed)
+        pictures = [Picture(name=pair.name, image_HWC=decode_picture(pair.read_image(), pair.name)) for pair in pairs]
     if len(pictures) < FEWEST:
         raise UsageError(
-            f"{source}: {total or len(pictures)} pictures, and INT8 needs at least {FEWEST} to be calibrated on, "
+            f"{source}: {len(found) or len(pictures)} pictures, and INT8 needs at least {FEWEST} to be calibrated on, "
             f"better {FEW} or more; give a folder of real pictures like those it will see"
         )
     return pictures
 
 
 def warning_for(pictures: int) -> str | None:
-    """What to say about so few pictures; None when they are enough.
+    """The warning for few pictures; None when they are enough.
 
     >>> warning_for(256) is None
     True
@@ -68,20 +73,8 @@ def _plain_pictures(folder: Path) -> list[Path]:
     return [path for path in found if path.name not in masks]
 
 
-def _read(path: Path) -> Picture:
-    return Picture(name=path.name, image_HWC=read_picture(path).flattened())
-
-
-def _training_pictures(source: Path, count: int, seed: int) -> list[Picture]:
-    from basnet_torch.data.datasets import find_pairs
-    from basnet_torch.data.masks import decode_picture
-
-    pairs = _drawn(find_pairs([source]), count, seed)
-    return [Picture(name=pair.name, image_HWC=decode_picture(pair.read_image(), pair.name)) for pair in pairs]
-
-
 def _drawn(items: list[T], count: int, seed: int) -> list[T]:
-    """`count` of the items, drawn without repetition and left in their order."""
+    """Draw `count` items without repetition, in their order."""
     if len(items) <= count:
         return items
     chosen = np.random.default_rng(seed).choice(len(items), count, replace=False)

@@ -1,13 +1,13 @@
-"""Scales of channels moved from one layer to the next, so that bytes over one range fit every channel of a tensor.
+"""Cross-layer equalization: move channel scales between layers.
 
-    shares = equalizing_shares(graph, observed, kernels)
-    model = equalized(model, shares)
+    scales = equalization_scales(graph, observed, kernels)
+    model = equalized(model, scales)
 
 Where a runtime has one range for a whole tensor, a channel that is quiet beside the others has a handful of steps. What
 makes a channel can be divided by a positive number and what reads it be multiplied with it: ReLU, maxima, enlarging,
 sums and joined maps let it pass, so the network computes what it did (M. Nagel et al., "Data-Free Quantization Through
-Weight Equalization and Bias Correction", ICCV 2019). Tensors that are added to each other share one set of scales. How
-far channels are moved is chosen as `channel_shares` does it.
+Weight Equalization and Bias Correction", ICCV 2019). Tensors that are added to each other scale one set of scales. How
+far channels are moved is chosen as `smoothquant_scales` does it.
 
 Legend: O, I channels of output and input, C channels of a tensor, S sampled positions.
 """
@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from basnet_export.quantize.activation_ranges import Observed
-from basnet_export.quantize.smoothquant import Reader, Shares, by_input, groups_of, least_error
+from basnet_export.quantize.smoothquant import ChannelScales, Reader, by_input, groups_of, least_error
 from basnet_torch.arrays import Float32
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["equalized", "equalizing_shares", "scaled"]
+__all__ = ["equalization_scales", "equalized", "scaled"]
 
 _ALIKE = ("Relu", "MaxPool", "Resize", "Add")  # give every channel the scale that it came with
 
 
-def equalizing_shares(
+def equalization_scales(
     graph: onnx.GraphProto, observed: Mapping[str, Observed], kernels: Mapping[str, Float32]
 ) -> dict[str, Float32]:
-    """By tensor what each of its channels is divided by, in 1/32..1; tensors that cannot be scaled have none.
+    """Choose what channels are divided by, 1/32..1, for tensors that allow it.
 
     Args:
         graph: A `tensor` graph.
@@ -45,7 +45,7 @@ def equalizing_shares(
     widths = {name: len(tensor.low_C) for name, tensor in observed.items()}
     groups = _alike(graph)
     widths |= {name: widths[seen] for names in groups for seen in names if seen in widths for name in names}
-    shares: dict[str, Float32] = {}
+    scales: dict[str, Float32] = {}
     for names in groups:
         seen = [observed[name] for name in names if name in observed]
         if not seen:
@@ -56,19 +56,19 @@ def equalizing_shares(
             for reader in _reading(graph, name, kernels, joined, widths)
         ]
         if readers and all(tensor.low >= 0 < tensor.high for tensor, _ in readers):
-            shares |= dict.fromkeys(names, least_error(seen, readers))
+            scales |= dict.fromkeys(names, least_error(seen, readers))
     for name, inputs in joined.items():
-        if any(part in shares for part in inputs):
-            shares[name] = np.concatenate([shares.get(p, np.ones(widths[p], np.float32)) for p in inputs])
-    return shares
+        if any(part in scales for part in inputs):
+            scales[name] = np.concatenate([scales.get(p, np.ones(widths[p], np.float32)) for p in inputs])
+    return scales
 
 
-def equalized(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
-    """A copy that computes the same, in which every tensor of `shares` is divided by its own, channel by channel.
+def equalized(model: onnx.ModelProto, scales: ChannelScales) -> onnx.ModelProto:
+    """Copy a graph with tensors divided by `scales`; it computes the same.
 
     Args:
         model: An FP32 `tensor` or `frame` graph.
-        shares: From `equalizing_shares`.
+        scales: From `equalization_scales`.
     """
     from onnx import numpy_helper
 
@@ -79,13 +79,13 @@ def equalized(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
             kernel, *biases = (weights[name] for name in node.input[1:3])
             values = scaled(
                 numpy_helper.to_array(kernel),
-                shares.get(node.input[0]),
-                shares.get(node.output[0]),
+                scales.get(node.input[0]),
+                scales.get(node.output[0]),
                 groups=groups_of(node),
             )
             kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
-            for bias in biases if node.output[0] in shares else ():
-                offsets = numpy_helper.to_array(bias) / shares[node.output[0]]
+            for bias in biases if node.output[0] in scales else ():
+                offsets = numpy_helper.to_array(bias) / scales[node.output[0]]
                 bias.CopyFrom(numpy_helper.from_array(offsets, bias.name))
     return copy
 
@@ -93,7 +93,7 @@ def equalized(model: onnx.ModelProto, shares: Shares) -> onnx.ModelProto:
 def scaled(
     kernel_OIHW: Float32, read_C: Float32 | None = None, made_O: Float32 | None = None, *, groups: int = 1
 ) -> Float32:
-    """Weights that read a tensor divided by `read_C` and make one divided by `made_O`."""
+    """Scale weights for an input divided by `read_C`, an output by `made_O`."""
     if read_C is not None:
         kernel_OIHW = kernel_OIHW * (read_C[:, None] if groups > 1 else read_C[None, :])[:, :, None, None]
     if made_O is not None:
@@ -102,7 +102,7 @@ def scaled(
 
 
 def _alike(graph: onnx.GraphProto) -> list[list[str]]:
-    """Tensors whose channels have one scale, because they are added or made of each other, in the network's order.
+    """Group tensors that share scales, because they are added or made of each other.
 
     Left out are those that another operation reads: it would see the scales.
     """
@@ -129,7 +129,7 @@ def _reading(
     joined: Mapping[str, Sequence[str]],
     widths: Mapping[str, int],
 ) -> list[Reader]:
-    """The part of each INT8 convolution's weights that reads the tensor, directly or in a joined map."""
+    """The weights of INT8 convolutions that read the tensor, directly or concatenated."""
     places = {name: slice(None)}
     for whole, parts in joined.items():
         if name in parts:

@@ -1,4 +1,4 @@
-"""A quantized graph in FP8 (e4m3) instead of INT8: the same places, ranges and islands, another kind of number.
+"""Convert an INT8 graph to FP8 (e4m3) with the same ranges and FP32 layers.
 
     graph = fp8_from_int8(int8_from_onnx(fp32_graph, ranges, target="tensorrt", keep_fp32=kept), fp32_graph)
 
@@ -8,7 +8,6 @@ nothing; its scale lays the largest value onto 448, the largest number that e4m3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +26,7 @@ _OPSET = 19  # the first whose QuantizeLinear knows FP8
 
 
 def fp8_from_int8(quantized: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a symmetric INT8 graph in FP8.
+    """Convert a symmetric INT8 graph to FP8.
 
     Args:
         quantized: With QuantizeLinear and DequantizeLinear at the convolutions, weights kept as INT8.
@@ -44,14 +43,18 @@ def fp8_from_int8(quantized: onnx.ModelProto, original: onnx.ModelProto) -> onnx
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     scales: set[str] = set()
-    for node in _quantizing(model.graph):
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
         value, scale, zero = node.input[0], node.input[1], tensors[node.input[2]]
         if zero.data_type not in (TensorProto.INT8, TensorProto.FLOAT8E4M3FN):
             raise ExportError(f"{node.name}: has an asymmetric range, and FP8 has no zero point")
         zero.CopyFrom(helper.make_tensor(zero.name, TensorProto.FLOAT8E4M3FN, zero.dims, [0] * (zero.dims or [1])[0]))
         if value in tensors:
-            kernel = numpy_helper.to_array(weights[_source_of(value, weights)])
-            step, rounded = _rounded(kernel)
+            source = value.removesuffix("_quantized")  # the quantizer's ending
+            if source not in weights:
+                raise ExportError(f"{value}: its FP32 weights are not in the graph it was made of")
+            step, rounded = _rounded(numpy_helper.to_array(weights[source]))
             tensors[value].CopyFrom(numpy_helper.from_array(rounded, value))
             tensors[scale].CopyFrom(numpy_helper.from_array(step, scale))
         elif scale not in scales:
@@ -65,20 +68,8 @@ def fp8_from_int8(quantized: onnx.ModelProto, original: onnx.ModelProto) -> onnx
     return model
 
 
-def _quantizing(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    return (node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
-
-
-def _source_of(quantized: str, weights: dict[str, onnx.TensorProto]) -> str:
-    """The FP32 weights' name: the quantizer adds an ending to it."""
-    name = quantized.removesuffix("_quantized")
-    if name not in weights:
-        raise ExportError(f"{quantized}: its FP32 weights are not in the graph it was made of")
-    return name
-
-
 def _rounded(kernel_OIHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
-    """A scale per output channel, and the weights over it in e4m3."""
+    """Return a scale per output channel and the weights in e4m3."""
     import ml_dtypes
 
     largest = np.abs(kernel_OIHW).reshape(len(kernel_OIHW), -1).max(axis=1)

@@ -1,7 +1,7 @@
-"""Kernels rounded to eight bits so that what a layer gives changes least: what rounding one weight loses, others get.
+"""GPTQ: round kernels to eight bits so that the layer's output changes least.
 
     moments = second_moments(checkpoint, pictures, shares, seed=0)
-    kernel_OIHW = rounded_kernel(kernel_OIHW, moments["predict.encoder.stage1.0.conv1"])
+    kernel_OIHW = gptq_kernel(kernel_OIHW, moments["predict.encoder.stage1.0.conv1"])
 
 Weights of a channel are taken one after the other, and the error of each is put on those that are still to come, by how
 much their inputs go together on calibration pictures: E. Frantar et al., "GPTQ", ICLR 2023, in the order of the inputs'
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from basnet_runtime.parity import Picture
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["LARGEST", "Kernels", "Moments", "rounded_kernel", "second_moments"]
+__all__ = ["LARGEST", "Kernels", "Moments", "gptq_kernel", "second_moments"]
 
 Moments: TypeAlias = "Mapping[str, torch.Tensor]"
 Kernels: TypeAlias = Mapping[str, Float32]
@@ -40,7 +40,7 @@ _BLOCK = 64  # weights between two updates of all that are to come
 def second_moments(
     checkpoint: Checkpoint, pictures: Sequence[Picture], names: Sequence[str], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """What the inputs of each kernel's weights are together, summed over patches of the pictures.
+    """Sum second moments of each kernel's inputs over patches of the pictures.
 
     Args:
         checkpoint: The network; it runs in PyTorch FP32.
@@ -78,7 +78,7 @@ def second_moments(
 
 
 def _patches(module: Any, image_NCHW: torch.Tensor, pictures: int, generator: torch.Generator) -> torch.Tensor:
-    """Some of the patches that each group of the convolution sees, as columns: G,K,P."""
+    """Sample input patches of each group as columns G,K,P."""
     import torch
     from torch.nn import functional
 
@@ -89,13 +89,13 @@ def _patches(module: Any, image_NCHW: torch.Tensor, pictures: int, generator: to
     return unfolded_GKP[:, :, torch.randperm(unfolded_GKP.shape[2], generator=generator)[:wanted]]
 
 
-def rounded_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, share_C: Float32 | None = None) -> Float32:
-    """Weights that are whole multiples of their channel's step, a 127th of its largest weight.
+def gptq_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, scale_C: Float32 | None = None) -> Float32:
+    """Round weights to multiples of a 127th of their channel's largest.
 
     Args:
         kernel_OIHW: The weights, the output channels of all groups after each other.
         moments_GKK: Of what they are multiplied with, from `second_moments`.
-        share_C: What each input channel was divided by; the weights are multiplied with it first.
+        scale_C: What each input channel was divided by; the weights are multiplied with it first.
 
     Returns:
         The new weights of the same shape; each channel's largest stays its largest, so that its step does too.
@@ -105,10 +105,10 @@ def rounded_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, share_C: Flo
     groups = len(moments_GKK)
     weights_GOIHW = torch.from_numpy(kernel_OIHW.astype(np.float64).reshape(groups, -1, *kernel_OIHW.shape[1:]))
     moments = moments_GKK.double()
-    if share_C is not None:
-        share_GI = torch.from_numpy(share_C).double().reshape(groups, -1)
-        weights_GOIHW = weights_GOIHW * share_GI[:, None, :, None, None]
-        by_weight = share_GI.repeat_interleave(kernel_OIHW[0, 0].size, dim=1)
+    if scale_C is not None:
+        scale_GI = torch.from_numpy(scale_C).double().reshape(groups, -1)
+        weights_GOIHW = weights_GOIHW * scale_GI[:, None, :, None, None]
+        by_weight = scale_GI.repeat_interleave(kernel_OIHW[0, 0].size, dim=1)
         moments = moments / by_weight[:, :, None] / by_weight[:, None, :]
     flat_GOK = weights_GOIHW.flatten(2)
     step_GO1 = flat_GOK.abs().amax(2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
@@ -120,7 +120,7 @@ def rounded_kernel(kernel_OIHW: Float32, moments_GKK: torch.Tensor, share_C: Flo
 
 
 def _compensated(wanted_GOK: torch.Tensor, moments_GKK: torch.Tensor) -> torch.Tensor:
-    """Whole numbers from -127 to 127, those whose inputs are largest taken first."""
+    """Round to integers in -127..127, weights with the largest inputs first."""
     import torch
 
     diagonal_GK = moments_GKK.diagonal(dim1=1, dim2=2)

@@ -1,4 +1,4 @@
-"""An FP32 graph with its layers in INT8, written as QuantizeLinear and DequantizeLinear that runtimes fuse.
+"""INT8 graphs with QuantizeLinear and DequantizeLinear (QDQ).
 
     graph = int8_from_onnx(fp32_graph, ranges, target="cpu", keep_fp32=["predict.encoder.stage1.0"])
 
@@ -16,20 +16,21 @@ make such a map stay FP32 too, and what enlarges or joins such maps, but for Ope
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basnet_export.config import Target
 from basnet_export.quantize.activation_ranges import Ranges
 from basnet_export.quantize.gptq import Kernels
-from basnet_export.quantize.quantized_concat import join_as_bytes
-from basnet_export.quantize.smoothquant import Shares, groups_of
+from basnet_export.quantize.quantized_concat import constant, quantize_before_concat
+from basnet_export.quantize.smoothquant import ChannelScales, groups_of
 from basnet_torch.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 __all__ = [
     "always_fp32",
@@ -47,13 +48,13 @@ _FEW_CHANNELS = 3
 
 
 def quantizable_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that may be INT8: those between the network's first and last convolution."""
-    inside = {node.name for node in _after_convolution(graph)} & {node.name for node in _before_convolution(graph)}
+    """Names of the nodes that may be INT8: first to last convolution."""
+    inside = _reached(graph.node, "input", "output") & _reached(reversed(graph.node), "output", "input")
     return [node.name for node in graph.node if node.op_type in _KINDS and node.name in inside]
 
 
 def always_fp32(graph: onnx.GraphProto, target: Target) -> list[str]:
-    """Convolutions that take the picture or a single channel and, where sums become bytes again, that make one.
+    """Convolutions that never become INT8: at the picture or one channel.
 
     Convolutions in groups of several channels stay too: no runtime here is known to have fast kernels for them.
     """
@@ -69,7 +70,7 @@ def always_fp32(graph: onnx.GraphProto, target: Target) -> list[str]:
 
 
 def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
-    """The quantizable nodes that `names` mean: each is a node, or a part of the network with all nodes in it.
+    """Resolve names of nodes or parts to quantizable nodes.
 
     Raises:
         UsageError: For a name that means none.
@@ -86,7 +87,7 @@ def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
 
 
 def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
-    """Every tensor that may be quantized over a range of its own.
+    """Names of the tensors that may have a range of their own.
 
     What only a ReLU or ReLU6 reads is rectified first, and what is enlarged keeps the range of the smaller map.
     """
@@ -103,7 +104,7 @@ def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
 
 
 def convolution_shares(graph: onnx.GraphProto) -> dict[str, float]:
-    """Each convolution's share of all multiplications, by node name."""
+    """Each convolution's share of the multiplications, by node name."""
     lengths = {v.name: [axis.dim_value for axis in v.type.tensor_type.shape.dim] for v in graph.value_info}
     shapes = _weight_shapes(graph)
     work = {
@@ -115,7 +116,7 @@ def convolution_shares(graph: onnx.GraphProto) -> dict[str, float]:
 
 
 def parts_of(graph: onnx.GraphProto, fixed: Collection[str] = ()) -> dict[str, float]:
-    """What a search keeps in FP32 or not, residual blocks and single convolutions, with their share of the arithmetic.
+    """Units of the FP32 layer search with their share of the arithmetic.
 
     Args:
         graph: A `tensor` graph with shapes inferred.
@@ -137,24 +138,27 @@ def int8_from_onnx(
     target: Target,
     keep_fp32: Collection[str],
     kernels: Kernels | None = None,
-    shares: Shares | None = None,
+    scales: ChannelScales | None = None,
 ) -> onnx.ModelProto:
-    """A quantized copy of an FP32 `tensor` or `frame` graph.
+    """Quantize an FP32 `tensor` or `frame` graph.
 
     Args:
         model: From `onnx_from_checkpoint`, with shapes inferred.
         ranges: Lowest and highest value of every tensor of `quantized_tensors`.
         target: What will run it.
         keep_fp32: Nodes or parts that stay FP32 beside those of `always_fp32`.
-        kernels: Weights to round instead of the graph's own, by node name; for `shares` they hold those already.
-        shares: Of a tensor's range, what each channel is quantized over; only for OpenVINO, and only with `kernels`.
+        kernels: Weights to round instead of the graph's own, by node name; for `scales` they hold those already.
+        scales: Of a tensor's range, what each channel is quantized over; only for OpenVINO, and only with `kernels`.
 
     Raises:
         UsageError: When `keep_fp32` names a part that is not there.
         ExportError: When ONNX Runtime's quantizer refuses the graph.
     """
     import onnx
-    from onnxruntime.quantization import QuantType
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     graph = model.graph
@@ -162,6 +166,10 @@ def int8_from_onnx(
     kept |= _between_logits(graph) if target == "cpu" else set()
     inside = quantizable_nodes(graph)
     kinds = _KINDS if target == "cpu" else ("Conv",)
+    # The quantizer asks for ranges of what only a ReLU or ReLU6 reads, and takes those after it.
+    rectified = [node for node in graph.node if node.op_type in _RECTIFIERS and node.output[0] in ranges]
+    ranges = {**{node.input[0]: ranges[node.output[0]] for node in rectified}, **ranges}
+    values = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _put_kernels(copy.graph, {name: kernel for name, kernel in (kernels or {}).items() if name not in kept})
@@ -172,25 +180,33 @@ def int8_from_onnx(
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if target == "tensorrt" else QuantType.QUInt8,
-            tensors_range=_tensors_data(_completed(graph, ranges)),
+            tensors_range=TensorsData(CalibrationMethod.MinMax, values),
             nodes_to_quantize=[name for name in inside if name not in kept],
             nodes_to_exclude=[],
             op_types_to_quantize=list(kinds),
             extra_options=_options(target),
         )
         quantizer.quantize_model()
-        if target == "openvino":
-            _quantize_for_convolutions_alone(quantizer.model.model.graph)
-            _quantize_by_channel(quantizer.model.model.graph, shares or {})
-            join_as_bytes(quantizer.model.model.graph)
-        quantizer.model.topological_sort()
+        if target != "openvino":
+            quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as error:
         raise ExportError(f"the graph cannot be quantized: {str(error).splitlines()[0]}") from error
-    return _tidied(cast("onnx.ModelProto", quantizer.model.model))
+    found = ir.from_proto(quantizer.model.model)
+    if target == "openvino":
+        _quantize_for_convolutions_alone(found.graph)
+        _quantize_by_channel(found.graph, scales or {})
+        quantize_before_concat(found.graph)
+        passes.TopologicalSortPass()(found)
+    passes.RemoveUnusedNodesPass()(found)
+    passes.ClearMetadataAndDocStringPass()(found)
+    quantized: onnx.ModelProto = ir.to_proto(found)
+    quantized.ClearField("metadata_props")  # the quantizer's own notes, which name no part of the model
+    quantized.graph.ClearField("value_info")
+    return quantized
 
 
 def _between_logits(graph: onnx.GraphProto) -> set[str]:
-    """What enlarges, joins or adds maps of few channels that a convolution made: eight bits are too few for them."""
+    """Nodes that resize, join or add maps of few channels; 8 bits are too few."""
     shapes = _weight_shapes(graph)
     few: set[str] = set()
     found: set[str] = set()
@@ -203,14 +219,14 @@ def _between_logits(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def _quantize_for_convolutions_alone(graph: onnx.GraphProto) -> None:
-    """Let whatever else reads a quantized value, a residual sum or an FP32 convolution, read what it was before."""
-    quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    before = {name: quantized[source] for name, source in dequantized.items() if source in quantized}
-    for node in graph.node:
-        if node.op_type != "Conv" or node.input[1] not in dequantized:
-            node.input[:] = [before.get(name, name) for name in node.input]
+def _quantize_for_convolutions_alone(graph: ir.Graph) -> None:
+    """Let all but INT8 convolutions read the value before its quantization."""
+    for node in graph:
+        source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        for user, index in tuple(node.outputs[0].uses()) if source is not None else ():
+            weight = user.inputs[1].producer() if user.op_type == "Conv" and user.inputs[1] else None
+            if source is not None and (weight is None or weight.op_type != "DequantizeLinear"):
+                user.replace_input_with(index, source.inputs[0])
 
 
 def _put_kernels(graph: onnx.GraphProto, kernels: Kernels) -> None:
@@ -222,19 +238,19 @@ def _put_kernels(graph: onnx.GraphProto, kernels: Kernels) -> None:
             tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
 
 
-def _quantize_by_channel(graph: onnx.GraphProto, shares: Shares) -> None:
-    """Divide each channel by its share on the way to bytes; the weights that read it were multiplied with it."""
-    from onnx import helper, numpy_helper
+def _quantize_by_channel(graph: ir.Graph, scales: ChannelScales) -> None:
+    """Quantize each channel with its own scale, absorbed by its readers."""
+    import onnx_ir as ir
 
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in shares:
-            name, (value, scale, zero) = node.output[0], node.input
-            steps = constants[scale] * shares[value]
-            added = {f"{name}_scales": steps, f"{name}_zeros": np.full(len(steps), constants[zero])}
-            graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in added.items())
-            node.input[1:] = list(added)
-            node.attribute.append(helper.make_attribute("axis", 1))
+    for node in graph:
+        value, *step_and_zero = node.inputs[:3]
+        scale_C = scales.get(str(value.name)) if node.op_type == "QuantizeLinear" and value is not None else None
+        if scale_C is not None:
+            step, zero = (each.const_value.numpy() for each in step_and_zero if each and each.const_value)
+            steps, name = step * scale_C, node.outputs[0].name
+            node.replace_input_with(1, constant(graph, f"{name}_scales", steps))
+            node.replace_input_with(2, constant(graph, f"{name}_zeros", np.full(len(steps), zero)))
+            node.attributes.add(ir.AttrInt64("axis", 1))
 
 
 def _options(target: Target) -> dict[str, object]:
@@ -248,31 +264,6 @@ def _options(target: Target) -> dict[str, object]:
     }
 
 
-def _completed(graph: onnx.GraphProto, ranges: Ranges) -> Ranges:
-    """With ranges for what only a ReLU or ReLU6 reads: the quantizer asks for them and takes those after it."""
-    rectified = [node for node in graph.node if node.op_type in _RECTIFIERS and node.output[0] in ranges]
-    return {**{node.input[0]: ranges[node.output[0]] for node in rectified}, **ranges}
-
-
-def _tensors_data(ranges: Ranges) -> object:
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import TensorsData
-
-    values = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    return TensorsData(CalibrationMethod.MinMax, values)
-
-
-def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the quantizer's own notes, which name no part of the model."""
-    del model.metadata_props[:]
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    del model.graph.value_info[:]
-    return model
-
-
 def _convolutions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     return (node for node in graph.node if node.op_type == "Conv")
 
@@ -281,23 +272,12 @@ def _weight_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
     return {tensor.name: list(tensor.dims) for tensor in graph.initializer}
 
 
-def _after_convolution(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Convolutions and everything computed from them; nodes stand in the order they run in."""
-    found: list[onnx.NodeProto] = []
-    made: set[str] = set()
-    for node in graph.node:
-        if node.op_type == "Conv" or made.intersection(node.input):
-            found.append(node)
-            made.update(node.output)
-    return found
-
-
-def _before_convolution(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Convolutions and everything they are computed from."""
-    found: list[onnx.NodeProto] = []
-    needed: set[str] = set()
-    for node in reversed(graph.node):
-        if node.op_type == "Conv" or needed.intersection(node.output):
-            found.append(node)
-            needed.update(node.input)
+def _reached(nodes: Iterable[onnx.NodeProto], taken: str, given: str) -> set[str]:
+    """Names of convolutions and of all nodes that follow them."""
+    found: set[str] = set()
+    values: set[str] = set()
+    for node in nodes:
+        if node.op_type == "Conv" or values.intersection(getattr(node, taken)):
+            found.add(node.name)
+            values.update(getattr(node, given))
     return found

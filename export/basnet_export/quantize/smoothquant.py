@@ -1,10 +1,10 @@
-"""What part of a tensor's range each of its channels is quantized over, where the weights can take the rest.
+"""SmoothQuant: scale channels, and let the weights absorb the scales.
 
-    shares = channel_shares(graph, observed, {"predict.encoder.stage1.0.conv1": kernel_OIHW})
+    scales = smoothquant_scales(graph, observed, {"predict.encoder.stage1.0.conv1": kernel_OIHW})
 
 Channels differ by factors of ten, and over one range the quiet ones have a handful of steps. Dividing a channel by its
-share before it becomes bytes, and multiplying the weights that read it, gives it more; but then the loudest channel's
-weights decide the steps of all weights, and the others' become coarse against larger inputs. So shares are a power of
+scale before it becomes bytes, and multiplying the weights that read it, gives it more; but then the loudest channel's
+weights decide the steps of all weights, and the others' become coarse against larger inputs. So scales are a power of
 each channel's part of the range, and of some powers the one is taken by which both errors together are smallest:
 G. Xiao et al., "SmoothQuant", ICML 2023, with the power chosen for each tensor.
 
@@ -26,19 +26,19 @@ from basnet_torch.arrays import Float32
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Reader", "Shares", "by_input", "channel_shares", "groups_of", "least_error"]
+__all__ = ["ChannelScales", "Reader", "by_input", "groups_of", "least_error", "smoothquant_scales"]
 
-Shares: TypeAlias = Mapping[str, Float32]
+ChannelScales: TypeAlias = Mapping[str, Float32]
 
 _POWERS = np.linspace(0, 1, 9)
 _LEAST = 1 / 32  # a channel that was quiet on all calibration pictures may be louder on others
-_COMPENSATED = 1 / 16  # of the error of weights is left after `rounded_kernel`, as a variance: measured on basnet-lite
+_COMPENSATED = 1 / 16  # of the error of weights is left after `gptq_kernel`, as a variance: measured on basnet-lite
 
 
-def channel_shares(
+def smoothquant_scales(
     graph: onnx.GraphProto, observed: Mapping[str, Observed], kernels: Mapping[str, Float32]
 ) -> dict[str, Float32]:
-    """By tensor that an INT8 convolution reads a share for each channel.
+    """Choose a scale per channel for each tensor that an INT8 convolution reads.
 
     Tensors with negative values are quantized over as much below zero as above, so that channels have one zero point.
     What is joined or pooled on its way has one step for each channel everywhere, so that it becomes bytes once.
@@ -72,7 +72,7 @@ def channel_shares(
 
 
 def _origins(graph: onnx.GraphProto, observed: Mapping[str, Observed], name: str) -> dict[str, Observed]:
-    """The tensors that `name` is joined or pooled of, in the order of its channels; itself where it is neither."""
+    """The tensors that `name` is concatenated or pooled from, or itself."""
     maker = {output: node for node in graph.node for output in node.output}.get(name)
     if maker is not None and maker.op_type == "MaxPool":
         return _origins(graph, observed, maker.input[0])
@@ -98,7 +98,7 @@ def _origins(graph: onnx.GraphProto, observed: Mapping[str, Observed], name: str
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The weights of a convolution by the channels that they read.
+    """A convolution's weights by input channel.
 
     Attributes:
         kernel_OCHW: Output channels first, then those of the tensor; a depthwise convolution has one output for each.
@@ -109,22 +109,22 @@ class Reader:
     depthwise: bool = False
 
     def of(self, channels: slice) -> Reader:
-        """The part that reads these channels."""
+        """Select the part that reads these channels."""
         return Reader(self.kernel_OCHW[:, channels], self.depthwise)
 
 
 def groups_of(node: onnx.NodeProto) -> int:
-    """The number of groups of a convolution: 1, or for a depthwise one that of its channels."""
+    """The number of groups of a convolution."""
     return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def by_input(kernel_OIHW: Float32, groups: int) -> Reader:
-    """A convolution's weights by what they read."""
+    """Arrange a convolution's weights by input channel."""
     return Reader(kernel_OIHW.swapaxes(0, 1), depthwise=True) if groups > 1 else Reader(kernel_OIHW)
 
 
 def least_error(tensors: Sequence[Observed], readers: Sequence[tuple[Observed, Reader]]) -> Float32:
-    """The one share for each channel of all `tensors` by which what reads them is expected to err least.
+    """Choose the scale per channel with the least expected error of the readers.
 
     Args:
         tensors: With equal numbers of channels.
@@ -133,18 +133,18 @@ def least_error(tensors: Sequence[Observed], readers: Sequence[tuple[Observed, R
     parts = [np.maximum(-tensor.low_C, tensor.high_C) / tensor.largest for tensor in tensors]
     part_C = np.maximum(np.max(parts, axis=0), _LEAST).astype(np.float32)
     choices = [(part_C**power).astype(np.float32) for power in _POWERS]
-    return min(choices, key=lambda share_C: sum(_error(tensor, share_C, kernel) for tensor, kernel in readers))
+    return min(choices, key=lambda scale_C: sum(_error(tensor, scale_C, kernel) for tensor, kernel in readers))
 
 
-def _error(tensor: Observed, share_C: Float32, reader: Reader) -> float:
-    """Expected squared error of what the kernel gives, up to a factor: a step's own error is spread evenly over it."""
-    step_C = share_C * np.float32(tensor.largest / tensor.steps)
+def _error(tensor: Observed, scale_C: Float32, reader: Reader) -> float:
+    """Expected squared error of the kernel's output, up to a factor."""
+    step_C = scale_C * np.float32(tensor.largest / tensor.steps)
     filled_C = (tensor.sample_SC != 0).mean(axis=0)  # zero is exact
     kernel_OIHW = reader.kernel_OCHW
     inputs = float(np.sum(step_C**2 * filled_C * np.square(kernel_OIHW).sum(axis=(0, 2, 3))))
-    if reader.depthwise:  # a channel's share and its weights' step cancel out
+    if reader.depthwise:  # a channel's scale and its weights' step cancel out
         return inputs
-    step_O = (np.abs(kernel_OIHW).max(axis=(2, 3)) * share_C).max(axis=1) / np.float32(LARGEST)
-    squares_C = np.square(tensor.sample_SC).mean(axis=0) / share_C**2
+    step_O = (np.abs(kernel_OIHW).max(axis=(2, 3)) * scale_C).max(axis=1) / np.float32(LARGEST)
+    squares_C = np.square(tensor.sample_SC).mean(axis=0) / scale_C**2
     weights = np.sum(step_O**2) * np.sum(squares_C) * kernel_OIHW[0, 0].size
     return inputs + _COMPENSATED * float(weights)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from basnet_export.checks import BATCHES, check_batches, check_graph, check_parity
+from basnet_export.checks import BATCHES, check_batches, check_graph, measure_parity
 from basnet_export.config import ExportConfig
 from basnet_export.graph import onnx_graph
 from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.reference import Reference
 from basnet_export.samples import BUNDLED, load_pictures
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import open_model
@@ -245,12 +246,10 @@ def test_pictures_must_be_there(tmp_path):
 
 
 def test_receipt_says_what_ran():
-    receipt = check_parity(
-        exported(precision="fp32", graph="tensor"),
-        read_manifest(exported(precision="fp32", graph="tensor")),
-        load_checkpoint(checkpoint_file()),
-        discs(),
-    )
+    path = exported(precision="fp32", graph="tensor")
+    receipt = measure_parity(
+        path, read_manifest(path), Reference(load_checkpoint(checkpoint_file()), discs())
+    ).receipt()
     assert receipt["ran"].startswith("ONNX Runtime")
     assert receipt["pictures"] == 4
 

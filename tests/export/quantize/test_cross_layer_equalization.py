@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from basnet_export.quantize.activation_ranges import observe, ranges_by
-from basnet_export.quantize.cross_layer_equalization import equalized, equalizing_shares
+from basnet_export.quantize.cross_layer_equalization import equalization_scales, equalized
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
 from tests.models import exported, needs_int8
 
@@ -41,11 +41,11 @@ def observed(fp32, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shares(fp32, observed):
+def scales(fp32, observed):
     fixed = always_fp32(fp32.graph, "cpu")
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp32.graph.initializer}
     layers = [node for node in fp32.graph.node if node.op_type == "Conv" and node.name not in fixed]
-    return equalizing_shares(fp32.graph, observed, {node.name: weights[node.input[1]] for node in layers})
+    return equalization_scales(fp32.graph, observed, {node.name: weights[node.input[1]] for node in layers})
 
 
 def run(model, images):
@@ -53,21 +53,21 @@ def run(model, images):
     return np.stack([session.run(None, {"image": image})[0] for image in images])
 
 
-def test_the_network_computes_what_it_did(fp32, images, shares):
-    before, after = run(fp32, images), run(equalized(fp32, shares), images)
+def test_the_network_computes_what_it_did(fp32, images, scales):
+    before, after = run(fp32, images), run(equalized(fp32, scales), images)
     assert np.ptp(before) > 0.1
     np.testing.assert_allclose(after, before, atol=2e-5)
 
 
-def test_what_is_added_has_one_scale_and_what_is_joined_has_that_of_its_parts(fp32, shares):
+def test_what_is_added_has_one_scale_and_what_is_joined_has_that_of_its_parts(fp32, scales):
     for node in fp32.graph.node:
-        if node.op_type == "Add" and node.output[0] in shares:
+        if node.op_type == "Add" and node.output[0] in scales:
             for name in node.input:
-                assert np.array_equal(shares[name], shares[node.output[0]])
+                assert np.array_equal(scales[name], scales[node.output[0]])
         if node.op_type == "Concat":
-            assert np.array_equal(shares[node.output[0]], np.concatenate([shares[name] for name in node.input]))
-    assert any(share.min() < 0.5 for share in shares.values())
-    assert {fp32.graph.input[0].name, fp32.graph.output[0].name}.isdisjoint(shares)
+            assert np.array_equal(scales[node.output[0]], np.concatenate([scales[name] for name in node.input]))
+    assert any(scale.min() < 0.5 for scale in scales.values())
+    assert {fp32.graph.input[0].name, fp32.graph.output[0].name}.isdisjoint(scales)
 
 
 @needs_int8
@@ -93,7 +93,7 @@ def test_eight_bits_lose_less(tmp_path):
     onnx.save(model, tmp_path / "fp32.onnx")
     images = rng.normal(size=(4, 1, 16, 24, 24)).astype(np.float32)
     seen = observe(tmp_path / "fp32.onnx", [{"image": one} for one in images], quantized_tensors(model.graph))
-    moved = equalizing_shares(model.graph, seen, kernels)
+    moved = equalization_scales(model.graph, seen, kernels)
     wanted = run(model, images)
 
     def error(graph, tensors):

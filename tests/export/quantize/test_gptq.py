@@ -8,9 +8,9 @@ from onnx import numpy_helper
 
 from basnet_export.quantize.activation_ranges import Observed
 from basnet_export.quantize.calibration import calibration_pictures
-from basnet_export.quantize.gptq import LARGEST, rounded_kernel, second_moments
+from basnet_export.quantize.gptq import LARGEST, gptq_kernel, second_moments
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
-from basnet_export.quantize.smoothquant import channel_shares
+from basnet_export.quantize.smoothquant import smoothquant_scales
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
 from tests.models import checkpoint_file, draw_discs, exported
 
@@ -37,7 +37,7 @@ def moved(kernel, other, inputs):
 
 def test_rounding_by_what_a_layer_sees_moves_it_less_and_keeps_the_grid():
     kernel, inputs = layer()
-    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None])
+    rounded = gptq_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None])
     assert moved(kernel, rounded, inputs) < 0.5 * moved(kernel, nearest(kernel), inputs)
     step = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / LARGEST
     whole = rounded / step
@@ -50,15 +50,15 @@ def test_inputs_never_seen_and_channels_of_zeros_are_no_trouble():
     kernel[2] = 0
     inputs[9:18] = 0
     for seen in (inputs, np.zeros_like(inputs)):
-        rounded = rounded_kernel(kernel, torch.from_numpy(seen @ seen.T)[None])
+        rounded = gptq_kernel(kernel, torch.from_numpy(seen @ seen.T)[None])
         assert np.isfinite(rounded).all()
         assert not rounded[2].any()
 
 
-def test_shares_go_into_the_kernel():
+def test_scales_go_into_the_kernel():
     kernel, inputs = layer(loud=10)
     share = np.linspace(0.2, 1, kernel.shape[1]).astype(np.float32)
-    rounded = rounded_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None], share)
+    rounded = gptq_kernel(kernel, torch.from_numpy(inputs @ inputs.T)[None], share)
     wanted = kernel * share[:, None, None]
     assert np.abs(rounded - wanted).max() < 0.1 * np.abs(wanted).max()
     by_channel = inputs / np.repeat(share, 9)[:, None]
@@ -77,7 +77,7 @@ def share_of(tensor, kernel, groups=1):
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=groups)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
     graph = helper.make_graph([node], "graph", ends[:1], ends[1:])
-    return channel_shares(graph, {"x": tensor}, {"conv": kernel}).get("x")
+    return smoothquant_scales(graph, {"x": tensor}, {"conv": kernel}).get("x")
 
 
 def test_quiet_channels_get_a_smaller_share():
@@ -89,7 +89,7 @@ def test_quiet_channels_get_a_smaller_share():
     assert np.all(share_of(observed(2.0, 2.0), kernel[:, :2]) == 1)
 
 
-def test_channels_with_negative_values_have_shares_too_of_the_largest_magnitude():
+def test_channels_with_negative_values_have_scales_too_of_the_largest_magnitude():
     kernel = np.ones((4, 2, 3, 3), np.float32)
     loud, quiet = share_of(observed(8.0, 1.0, low=-1.0), kernel)
     assert loud == 1
@@ -109,12 +109,12 @@ def test_depthwise_kernels_are_rounded_by_what_their_own_channel_sees():
     kernel = rng.normal(size=(5, 1, 3, 3)).astype(np.float32)
     seen = [rng.normal(size=(9, 200)) * rng.uniform(0.1, 3, (9, 1)) for _ in kernel]
     moments = torch.from_numpy(np.stack([x @ x.T for x in seen]))
-    rounded = rounded_kernel(kernel, moments)
+    rounded = gptq_kernel(kernel, moments)
     for channel, moment in enumerate(moments):
-        alone = rounded_kernel(kernel[channel : channel + 1], moment[None])
+        alone = gptq_kernel(kernel[channel : channel + 1], moment[None])
         np.testing.assert_array_equal(rounded[channel : channel + 1], alone)
     share = np.float32([1, 0.5, 0.25, 1, 0.125])
-    scaled_by = rounded_kernel(kernel, moments, share)
+    scaled_by = gptq_kernel(kernel, moments, share)
     np.testing.assert_allclose(scaled_by, rounded * share[:, None, None, None], rtol=1e-6)
 
 
@@ -160,13 +160,13 @@ def by_channel(fp32, keep_fp32=(), low=0.0):
     layers = [node for node in graph.node if node.op_type == "Conv" and node.name not in always_fp32(graph, "openvino")]
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     ranges = dict.fromkeys(quantized_tensors(graph), (low, 4.0))
-    shares, kernels = {}, {}
+    scales, kernels = {}, {}
     for node in layers:
         kernel = weights[node.input[1]]
-        shares[node.input[0]] = np.float32([0.5, 1.0] * kernel.shape[1])[: kernel.shape[1]]
-        kernels[node.name] = kernel * shares[node.input[0]][:, None, None]
-    model = int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=keep_fp32, kernels=kernels, shares=shares)
-    return model, kernels, shares
+        scales[node.input[0]] = np.float32([0.5, 1.0] * kernel.shape[1])[: kernel.shape[1]]
+        kernels[node.name] = kernel * scales[node.input[0]][:, None, None]
+    model = int8_from_onnx(fp32, ranges, target="openvino", keep_fp32=keep_fp32, kernels=kernels, scales=scales)
+    return model, kernels, scales
 
 
 def dequantizers(node, makers):
@@ -178,8 +178,8 @@ def dequantizers(node, makers):
 
 
 def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(fp32):
-    """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the shares."""
-    model, kernels, shares = by_channel(fp32)
+    """Each channel's step is its tensor's times its share; one scale leads back, for the kernels have the scales."""
+    model, kernels, scales = by_channel(fp32)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {node.output[0]: node for node in model.graph.node}
     read = {node.name: node.input[0] for node in fp32.graph.node if node.op_type == "Conv"}
@@ -189,7 +189,7 @@ def test_channels_are_divided_on_the_way_to_bytes_and_the_weights_hold_the_rest(
             quantizers = [makers[one.input[0]] for one in found]
             steps = np.concatenate([constants[one.input[1]] for one in quantizers])
             (back,) = {constants[one.input[1]].item() for one in found}
-            np.testing.assert_allclose(steps, back * shares[read[node.name]], rtol=1e-6)
+            np.testing.assert_allclose(steps, back * scales[read[node.name]], rtol=1e-6)
             assert {one.attribute[0].i for one in quantizers} == {1}
             whole = makers[node.input[1]]
             stored = constants[whole.input[0]] * constants[whole.input[1]][:, None, None, None]
@@ -212,7 +212,7 @@ def test_joined_and_pooled_maps_are_made_of_bytes_and_not_a_value_changes(fp32, 
     shape = fp32.graph.input[0].type.tensor_type.shape.dim
     joined, _, _ = by_channel(fp32, low=low)
     with monkeypatch.context() as patch:
-        patch.setattr(quantization, "join_as_bytes", lambda graph: None)
+        patch.setattr(quantization, "quantize_before_concat", lambda graph: None)
         apart, _, _ = by_channel(fp32, low=low)
     assert np.ptp(run(apart)) > 0
     assert np.array_equal(run(joined), run(apart))

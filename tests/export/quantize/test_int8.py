@@ -1,5 +1,6 @@
 """INT8 files: what is in them, what they are calibrated on, and which layers the search keeps in FP32."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -10,19 +11,19 @@ import pytest
 
 from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
-from basnet_export.graph.fp32_layer_search import search_islands
+from basnet_export.graph.fp32_layer_search import search_fp32_layers
 from basnet_export.graph.onnx_graph import export_onnx
-from basnet_export.quantize import int8
 from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
 from basnet_export.quantize.cross_layer_equalization import equalized
+from basnet_export.quantize.int8 import best_by_stage
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, nodes_of, quantized_tensors
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
-from basnet_torch.errors import ParityError, UsageError
+from basnet_torch.errors import UsageError
 from tests.export.graph.test_architectures import trained
 from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8
 
@@ -267,10 +268,10 @@ class Bench:
 
 def test_search_keeps_the_fewest_that_hold():
     parts = {f"part{i}.conv": 0.05 for i in range(8)}
-    found = search_islands(parts, Bench(parts, {"part7.conv", "part5.conv"}), seconds=60)
+    found = search_fp32_layers(parts, Bench(parts, {"part7.conv", "part5.conv"}), seconds=60)
     assert found.kept == ("part7.conv", "part6.conv", "part5.conv")  # by noise, without gaps
     assert found.noise["part7"] > found.noise["part1"]
-    assert search_islands(parts, Bench(parts, ()), seconds=60).kept == ()
+    assert search_fp32_layers(parts, Bench(parts, ()), seconds=60).kept == ()
 
 
 def test_single_layers_of_what_stays_are_reduced_where_the_contract_holds_without_them():
@@ -282,18 +283,20 @@ def test_single_layers_of_what_stays_are_reduced_where_the_contract_holds_withou
             return super().report([p for p in pieces if any(p == k or p.startswith(f"{k}.") for k in kept)])
 
     bench = ByLayer(parts, {"stage.2.conv1", "stage.3.conv2"})
-    assert set(search_islands(parts, bench, seconds=60, pieces=pieces).kept) == {"stage.2.conv1", "stage.3.conv2"}
+    assert set(search_fp32_layers(parts, bench, seconds=60, pieces=pieces).kept) == {"stage.2.conv1", "stage.3.conv2"}
 
 
 def test_search_ends_where_a_file_would_not_be_int8():
     parts = {f"part{i}.conv": 0.3 for i in range(4)}
-    with pytest.raises(ParityError, match=r"no layers found .* part3.conv: nearest was int8 parity"):
-        search_islands(parts, Bench(parts, {"part0.conv"}), seconds=60)
+    found = search_fp32_layers(parts, Bench(parts, {"part0.conv"}), seconds=60)
+    assert not found.report
+    assert found.kept == ()
+    assert re.match(r"FP32 layers: no set of part3.conv keeps the contract, the nearest is int8 parity", found.failure)
 
 
 def test_without_time_the_earliest_layers_are_kept():
     parts = {f"predict.encoder.stage{i}.0": 0.1 for i in range(1, 5)}
-    assert search_islands(parts, Bench(parts, {"predict.encoder.stage1.0"}), seconds=0).kept == tuple(parts)[:1]
+    assert search_fp32_layers(parts, Bench(parts, {"predict.encoder.stage1.0"}), seconds=0).kept == tuple(parts)[:1]
 
 
 def test_file_is_named_after_its_target():
@@ -303,27 +306,21 @@ def test_file_is_named_after_its_target():
 
 
 def test_each_stage_takes_the_method_that_moves_masks_least_when_it_alone_is_int8():
-    bench = object.__new__(int8._Bench)
-    names = ("predict.encoder.stage1.0.conv1", "predict.encoder.stage2.0.conv1", "refine.up1.conv.relu", "image")
-    bench.ranges = {method: dict.fromkeys(names, (0.0, top)) for method, top in (("mse", 1.0), ("minmax", 2.0))}
-    bench._mixture, asked = {}, []
+    asked = []
 
-    def distance(kept):
-        asked.append((bench.method, tuple(kept)))
-        return float(("refine.up1" in kept) == (bench.method == "mse"))  # minmax suits the encoder, mse the refinement
+    class Judge:
+        def distance(self, kept):
+            asked.append((self.method, tuple(kept)))
+            return float(("refine.up1" in kept) == (self.method == "mse"))  # mse suits the refinement alone
 
-    bench.distance = distance
     parts = ("predict.encoder.stage1.0", "predict.encoder.stage2.0", "refine.up1")
-    said = []
-    assert bench.mix(parts, time.monotonic() + 60, said.append)
-    tops = [bench.ranges["mixed"][name][1] for name in names]
-    assert tops == [2.0, 2.0, 1.0, 1.0]  # what no stage makes keeps the first method's
-    assert ("mse", ("predict.encoder.stage2.0", "refine.up1")) in asked
-    assert bench.facts_of("mixed") == {
-        "method_by_stage": {"predict.encoder.stage1": "minmax", "predict.encoder.stage2": "minmax", "refine": "mse"}
+    assert best_by_stage(Judge(), ["mse", "minmax"], parts, time.monotonic() + 60) == {
+        "predict.encoder.stage1": "minmax",
+        "predict.encoder.stage2": "minmax",
+        "refine": "mse",
     }
-    assert bench.facts_of("mse") == {}
-    assert not bench.mix(parts, time.monotonic() - 1, said.append)
+    assert ("mse", ("predict.encoder.stage2.0", "refine.up1")) in asked
+    assert best_by_stage(Judge(), ["mse", "minmax"], parts, time.monotonic() - 1) is None
 
 
 def test_masks_beside_their_pictures_calibrate_nothing(calibration, tmp_path):
