@@ -1,3 +1,3 @@
-"""The `basnet-run` command: jobs, journal, pipes, watched folders, and the runs over pictures and video."""
+"""The `basnet-run` command: jobs, journal, pipes, watched folders, runs."""
 
 __all__: list[str] = []

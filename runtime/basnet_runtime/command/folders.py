@@ -1,4 +1,4 @@
-"""Walking folders: every folder once, whatever links lead to it, so that links in a circle end.
+"""Walk folders: each one once, whatever symbolic links lead to it.
 
 Folders that are links are entered after all others: files are found under the name of the folder that holds them, and
 under a link's name only where nothing else leads there.
@@ -18,7 +18,7 @@ _Identity = tuple[int, int]
 
 
 class Entered:
-    """Which folders files were taken from, and under which name first, over several inputs."""
+    """Remember under which name each folder was met first, over several inputs."""
 
     def __init__(self) -> None:
         self._names: dict[_Identity, Path] = {}
@@ -33,13 +33,13 @@ class Entered:
 
 
 def files_below(folder: Path, *, recursive: bool) -> Iterator[Path]:
-    """Files of a folder, and with `recursive` of those below it; what begins with a dot is left out."""
+    """List files of a folder, with `recursive` of those below it; no hidden ones."""
     for parent in folders_below(folder) if recursive else (folder,):
         yield from (parent / entry.name for entry in _entries(parent) if not entry.is_dir())
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
-    """The folder and those below it, each once, parents first."""
+    """List a folder and those below it, each once, parents first."""
     seen: set[_Identity] = set()
     waiting = [folder]
     while waiting:
@@ -59,7 +59,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
 
 
 def matching(pattern: str, *, recursive: bool) -> Iterator[Path]:
-    """Files that match a pattern such as in/**/*.jpg, in order; with `recursive` also those below matching folders."""
+    """Expand a glob such as in/**/*.jpg; `recursive` enters folders that match."""
     parts = Path(pattern).parts
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     found: dict[Path, None] = {}

@@ -1,4 +1,4 @@
-"""Plan a run: expand inputs, name outputs, and refuse what would lose a result, before any work begins.
+"""Plan a run: expand inputs, name outputs, refuse what would lose a result.
 
 Folders and globs are expanded and the tree below them is mirrored in the output folder. A plan that would write two
 results to one name, over an input, or over an existing file is refused as a whole.
@@ -82,7 +82,7 @@ class ProgressListener(Protocol):
 
 
 def failure_of(source: Path, error: Exception) -> Failure:
-    """Describe an error: ours says what it is; any other is a defect, whose traceback goes to the log."""
+    """Describe an error; the traceback of one that is not ours goes to the log."""
     return Failure(source=source, error=str(error) if isinstance(error, BasnetError) else unexpected(source, error))
 
 
@@ -124,7 +124,7 @@ def plan_jobs(
     keep_suffix: bool = False,
     wanted: Callable[[Path], bool] = lambda _: True,
 ) -> Plan:
-    """Expand the inputs and name the outputs; `without_finished` then refuses what cannot be carried out.
+    """Expand the inputs and name the outputs; then call `without_finished`.
 
     Args:
         inputs: Files, folders, and globs.
@@ -176,7 +176,7 @@ def plan_jobs(
 def without_finished(
     plan: Plan, *, overwrite: bool = False, skip_existing: bool = False, finished: frozenset[Path] = frozenset()
 ) -> Plan:
-    """Take out what is done already; refuse the plan as a whole where a result would be lost.
+    """Take out finished jobs; refuse a plan that would lose a result.
 
     Args:
         plan: What is to be made.
@@ -254,7 +254,7 @@ def _files_of(text: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
 
 
 def left_out_note(left_out: Mapping[str, int]) -> list[str]:
-    """Count the files of the folders that are neither pictures nor video, most frequent suffix first."""
+    """Count files that are neither pictures nor video, by suffix."""
     if not left_out:
         return []
     by_suffix = ", ".join(
@@ -286,7 +286,7 @@ def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found
 
 
 def media_of(path: Path) -> Media:
-    """Tell what a file holds: by its first bytes, and by its suffix where these say nothing.
+    """Tell what a file holds, by its first bytes, else by its suffix.
 
     Raises:
         MediaError: It is a pipe, device or socket, a broken link, or sound without pictures.

@@ -1,4 +1,4 @@
-"""What a folder job has done so far, so that a run that was killed goes on where it was.
+"""Journal of a folder job: a run that was killed continues where it was.
 
     journal = Journal.of(plan, config)
     done = journal.finished(jobs)
@@ -34,7 +34,7 @@ _NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "
 
 
 def run_settings(config: RunConfig) -> dict[str, Any]:
-    """List what results depend on beside their source; a model's file counts by its size and time."""
+    """List what results depend on beside their source."""
     plain = asdict(replace(config, video=replace(config.video, resume=False)))
     settings = {name: str(value) for name, value in plain.items() if name not in _NO_SETTINGS}
     if config.model is not None and config.model.is_file():
@@ -86,7 +86,7 @@ class Journal:
 
     @classmethod
     def of(cls, plan: Plan, config: RunConfig) -> Self | None:
-        """Open the journal of a plan; None where its results lie in no folder of their own."""
+        """Open the journal of a plan; None where it has no folder."""
         return None if plan.folder is None else cls(plan.folder, run_settings(config), overwrite=config.overwrite)
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class Journal:
                 self._entries[name].size = line.get("size", -1)
 
     def finished(self, jobs: Iterable[Job]) -> frozenset[Path]:
-        """Targets that an earlier run has made, from these very sources with these very settings."""
+        """Find targets that an earlier run made of the same sources and settings."""
         return frozenset(job.target for job in jobs if self._is_finished(job))
 
     def _is_finished(self, job: Job) -> bool:
@@ -128,7 +128,7 @@ class Journal:
 
     @contextmanager
     def writing(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Around the work: locks the journal, removes what a killed run left half written, and notes the end.
+        """Lock the journal, remove partial files of a killed run, note the end.
 
         Raises:
             UsageError: Another run is writing this folder.
@@ -157,18 +157,18 @@ class Journal:
             file.write("\n")  # a line that the kill cut short stays a line of its own
 
     def begin(self, job: Job) -> None:
-        """Say that this target is about to appear."""
+        """Note that this target is about to appear."""
         source = _identity(job.source)
         line = {"state": "begun", "target": self._name(job.target), "source": source, "settings": self._settings}
         self._write({**line, "overwrite": self._overwrite})
 
     def done(self, job: Job) -> None:
-        """Say that it has."""
+        """Note that it has."""
         with suppress(OSError):
             self._write({"state": "done", "target": self._name(job.target), "size": job.target.stat().st_size})
 
     def failed(self, job: Job) -> None:
-        """Say that it never will."""
+        """Note that it never will."""
         self._write({"state": "failed", "target": self._name(job.target)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ class Journal:
 
 @contextmanager
 def noted(journal: Journal | None, job: Job) -> Iterator[None]:
-    """Around the making of one result: begun, then done or failed; an interrupt leaves it begun."""
+    """Journal one result: begun, then done or failed; an interrupt leaves it begun."""
     if journal is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Pictures as a source and a sink of the pipeline: one bad file is noted and the others go on."""
+"""Picture files as source and sink of the pipeline; a bad file fails alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PictureSink", "PictureSource"]
 
 
 class PictureSource:
-    """Decodes the inputs of jobs; a frame's index is its job's.
+    """Decode the inputs of jobs; a frame's index is its job's.
 
     Attributes:
         failures: Inputs that could not be read.

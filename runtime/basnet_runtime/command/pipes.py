@@ -1,4 +1,4 @@
-"""`-` as the input and as the output: bytes from standard input through a run of files to standard output.
+"""Pipes: `-` reads standard input and writes standard output.
 
 Whole files lie between, because decoders look at a file's end too, and so that nothing half-made is ever passed on.
 """
@@ -37,11 +37,11 @@ def run_piped(
     source: BinaryIO | None = None,
     target: BinaryIO | None = None,
 ) -> Summary:
-    """As `run`, with `-` for one input, or the output, or both; an input from a pipe goes to a pipe unless told.
+    """Run with `-` as input, output or both; without -o a pipe goes to a pipe.
 
     Args:
         config: What to run.
-        listener: Is told of every frame.
+        listener: Receives progress callbacks.
         summary: Filled as work goes on.
         source: Instead of standard input.
         target: Instead of standard output.

@@ -1,4 +1,4 @@
-"""A whole `basnet-run`: plan the outputs, open the model, run pictures and then each video, and sum up.
+"""Run `basnet-run`: plan, open the model, run pictures and video, sum up.
 
 `run(RunConfig(inputs=("photo.jpg",)), listener)` does everything the command does, without a terminal.
 """
@@ -95,7 +95,7 @@ class Summary:
         left_out: Suffix to how many files of the folders are no pictures or video.
         frames: Frames in all.
         seconds: Time with frames on their way; opening the model is not part of it.
-        seconds_by_stage: Stage to (wall, processor) seconds; `other` is what no stage accounts for.
+        seconds_by_stage: Stage to (wall, CPU) seconds; `other` is what no stage accounts for.
     """
 
     model: str = ""
@@ -115,7 +115,7 @@ class Summary:
 
     @property
     def network_share(self) -> float:
-        """The network's part of all processor time, 0..1."""
+        """The network's part of all CPU time, 0..1."""
         total = sum(cpu for _, cpu in self.seconds_by_stage.values())
         return self.seconds_by_stage.get("network", (0.0, 0.0))[1] / total if total > 0 else 0.0
 
@@ -151,11 +151,11 @@ class Summary:
 
 
 def run(config: RunConfig, listener: ProgressListener, summary: Summary | None = None) -> Summary:
-    """Do it all.
+    """Process all inputs.
 
     Args:
         config: What to run.
-        listener: Is told of every frame.
+        listener: Receives progress callbacks.
         summary: Filled as work goes on, so that an interrupted caller still has what was done.
 
     Raises:
@@ -180,11 +180,11 @@ def follow(
     summary: Summary | None = None,
     on_look: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Do it all for what lies in the folders and for every file that comes, until Ctrl-C.
+    """Watch folders and process what is there and every new file, until Ctrl-C.
 
     Args:
         config: What to run.
-        listener: Is told of every frame.
+        listener: Receives progress callbacks.
         summary: Filled as work goes on.
         on_look: Called after each look that found something to do.
 
@@ -350,7 +350,7 @@ def _open_model(config: RunConfig) -> SaliencyModel:
 
 @contextmanager
 def opencv_out_of_the_way(device: Device) -> Iterator[None]:
-    """One OpenCV thread while the network uses the processor: its own pool would fight for the same cores."""
+    """Limit OpenCV to one thread while the network uses the same CPU cores."""
     import cv2
 
     before = cv2.getNumThreads()

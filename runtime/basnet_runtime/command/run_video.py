@@ -1,4 +1,4 @@
-"""One video of a `basnet-run`: from its source through the pipeline to its sink, and what came of it."""
+"""Run one video from its source through the pipeline to its sink."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan:
 
 
 def clear_finished(jobs: Sequence[Job], config: RunConfig, identity: Mapping[str, Any]) -> frozenset[Path]:
-    """Find targets that a run of the same command, killed just after completing, has made; remove their segments.
+    """Find targets finished by a run killed just after; remove their segments.
 
     Segments of any other run are left as they are.
     """

@@ -23,14 +23,14 @@ _LOOKS = 3  # of the same size and time before a file counts as whole
 
 
 class StableFiles:
-    """Remembers what it was asked about, as long as that is there."""
+    """Detect files that have stopped changing, look after look."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[list[str | int], int]] = {}
         self._now: dict[Path, tuple[list[str | int], int]] = {}
 
     def wanted(self, path: Path) -> bool:
-        """Whether the file has just stopped changing: true once, and again only after its next change."""
+        """Whether the file has just stopped changing; once for each change."""
         try:
             identity = file_identity(path)
         except OSError:
@@ -46,7 +46,7 @@ class StableFiles:
 
 
 def check_watched(inputs: Sequence[str]) -> None:
-    """Refuse inputs that cannot be followed.
+    """Refuse inputs that cannot be watched.
 
     Raises:
         UsageError: An input is no folder.
@@ -59,7 +59,7 @@ def check_watched(inputs: Sequence[str]) -> None:
 def one_by_one(
     plan: Plan, *, overwrite: bool, skip_existing: bool, finished: frozenset[Path]
 ) -> tuple[list[Job], list[Failure]]:
-    """The jobs of a look that can be done; what `without_finished` would refuse as a whole is refused job by job."""
+    """Split a look's jobs: what `without_finished` refuses fails job by job."""
     jobs: list[Job] = []
     failures = list(plan.failures)
     targets: dict[Path, Job] = {}

@@ -1,3 +1,3 @@
-"""From file to pixels and from pixels to file: pictures, video, compositing, and the planning of inputs and outputs."""
+"""Media: pictures and video to pixels and back, and compositing."""
 
 __all__: list[str] = []

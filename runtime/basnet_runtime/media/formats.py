@@ -1,4 +1,4 @@
-r"""What a file is, by its first bytes: which pictures there are, and which library reads each.
+r"""Picture formats by their first bytes, and which library reads each.
 
     >>> picture_format(b"qoif\0\0\0\7\0\0\0\5\3\0").name
     'QOI'
@@ -90,7 +90,7 @@ def is_video_head(head: bytes) -> bool:
 
 
 def picture_format(head: bytes, suffix: str = "", tail: Callable[[], bytes] = lambda: b"") -> PictureKind | None:
-    """The format of a picture; None where the bytes are those of no picture.
+    """Detect the format of a picture; None where it is none.
 
     Args:
         head: The first `HEAD_BYTES` of the file, or all of it.

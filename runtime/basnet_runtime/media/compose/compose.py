@@ -1,4 +1,4 @@
-"""What is made of a picture and its mask: the mask itself, a cut-out, an overlay, or the object on another background.
+"""Compositing: mask, cut-out, overlay, side by side, new background.
 
     kind = OutputKind.parse("color:#20c060")
     composed = Composer(kind)(frame, mask_HW)
@@ -36,7 +36,7 @@ _Layers: TypeAlias = "tuple[Foreground, _Background | None]"
 
 
 class Composer:
-    """Makes one kind of result; reads the background picture once, when created."""
+    """Make one kind of result; the background picture is read once, when created."""
 
     def __init__(
         self, kind: OutputKind, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
@@ -72,7 +72,7 @@ class Composer:
         return ResultFrame(pixels=pixels, frame=frame, alpha_HW=alpha_HW, decision=decision)
 
     def in_strips(self, reduced: Frame, map_hw: Float32, height: int, width: int) -> StripComposer:
-        """For a picture of `height` x `width` that is never there as a whole; edges are refined on the reduced copy."""
+        """Compose a picture of `height` x `width` that is never in memory as a whole."""
         if self._refine_edges:
             small_HW = mask_from_map(map_hw, *reduced.image_HWC.shape[:2])
             map_hw = refined_edges(reduced.image_HWC, small_HW).astype(np.float32) / np.float32(255)
@@ -126,7 +126,7 @@ class _Edges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StripComposer:
-    """As `Composer`, strip of rows by strip: what needs the whole picture is estimated on a reduced copy before."""
+    """`Composer` for strips of rows; a reduced copy stands for the whole picture."""
 
     name: KindName
     edges: _Edges

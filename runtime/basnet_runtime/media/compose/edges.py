@@ -1,4 +1,4 @@
-"""The mask's edges laid onto the picture's: a guided filter (He, Sun and Tang 2010) where colors explain the mask.
+"""Mask edge refinement by a guided filter (He, Sun and Tang 2010).
 
     mask_HW = refined_edges(image_HWC, mask_HW)
 

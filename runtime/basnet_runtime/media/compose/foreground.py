@@ -1,4 +1,4 @@
-"""The object's own color at soft edges, so that a cut-out carries no rim of its old background.
+"""Foreground color estimation at soft edges (color decontamination).
 
 Foreground and background are estimated together by the multi-level method (Germer et al. 2020, arXiv 2006.14970): from
 one pixel up to a reduced picture, each level starts from the one below and is solved a few times pixel by pixel. What
@@ -29,7 +29,7 @@ _STRIP_PIXELS = 1 << 18  # a mask may be soft everywhere, and each soft pixel ne
 
 
 class Foreground:
-    """Foreground colors of one picture and mask; `clean` puts them into the picture, strip by strip."""
+    """Foreground colors of one picture and mask."""
 
     def __init__(self, image_HWC: UInt8, mask_HW: UInt8, size: tuple[int, int] | None = None) -> None:
         """Estimate on a reduced copy, at the same cost however large the picture is.
@@ -44,7 +44,7 @@ class Foreground:
         self._front, self._back = _estimated(image, alpha / np.float32(255))
 
     def clean(self, image_HWC: UInt8, mask_HW: UInt8, top: int = 0) -> None:
-        """Replace, in place, the colors under the soft part of the mask; `top`: the picture's row that is first."""
+        """Replace colors under the soft mask in place; `top`: the first row's number."""
         height, width = mask_HW.shape
         for rows in row_strips(height, width, _STRIP_PIXELS):
             y, x = np.nonzero((mask_HW[rows] > _SOFT[0]) & (mask_HW[rows] < _SOFT[1]))

@@ -1,4 +1,4 @@
-"""Pictures of hundreds of megapixels, never in memory as a whole: read twice in strips of rows, written in strips.
+"""Large pictures, never in memory as a whole: read and written in strips.
 
 The first pass keeps the rows that the network's resize takes its pixels from, so that its input is exactly that of any
 picture, and a reduced copy for what is estimated from the surroundings. The second pass composes strip by strip into a
@@ -122,7 +122,7 @@ class _Reduced:
 
     @property
     def factor(self) -> int:
-        """Rows of the picture to one of the copy; strips must be a multiple of it, but the last."""
+        """Rows of the picture to one of the copy; of strips a multiple, but the last."""
         return self._factor
 
     def add(self, strip: slice, frame: Frame) -> None:

@@ -1,4 +1,4 @@
-"""Resampling that composing shares: pictures shrunk to a long side, and rows of a picture enlarged."""
+"""Resampling for compositing: shrink to a long side, enlarge rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["enlarged_rows", "shrunk"]
 
 
 def shrunk(side: int, *images: UInt8) -> list[Float32]:
-    """Shrink pictures of one size to a long side of at most `side` pixels, area by area.
+    """Shrink pictures of one size to a long side of at most `side`, area by area.
 
     >>> [values.shape for values in shrunk(4, np.zeros((3, 8, 3), np.uint8), np.zeros((3, 8), np.uint8))]
     [(2, 4, 3), (2, 4)]
@@ -29,7 +29,9 @@ def shrunk(side: int, *images: UInt8) -> list[Float32]:
 def enlarged_rows(
     values: NDArray[Any], height: int, width: int, *, at: tuple[float, float], step: tuple[float, float]
 ) -> NDArray[Any]:
-    """Sample `height` x `width` places, bilinear; masks go by `mask_rows`, because OpenCV rounds places to 1/32 pixel.
+    """Sample rows of an enlarged picture, bilinear.
+
+    Not for masks (see `mask_rows`): OpenCV rounds places to 1/32 pixel.
 
     Args:
         values: h,w or h,w,C.

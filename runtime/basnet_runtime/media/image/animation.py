@@ -1,4 +1,4 @@
-"""Animated GIF, WebP, PNG and AVIF, frame by frame: every frame out at its own delay, and the loop count kept.
+"""Animated GIF, WebP, PNG and AVIF: frames, delays, loop count.
 
     with AnimationSource(Path("a.gif")) as source:
         Pipeline(model, composer).run(source, AnimationSink(Path("a.mask.gif"), source.info, overwrite=False))
@@ -76,7 +76,7 @@ class AnimationInfo:
 
 
 def is_animation(path: Path) -> bool:
-    """Whether the file is a moving GIF, WebP, PNG or AVIF, by its content; False where it cannot be read."""
+    """Whether the file is an animation, by its content; False where unreadable."""
     try:
         with path.open("rb") as file:
             head = file.read(1 << 16)
@@ -144,7 +144,7 @@ def _announced_size(head: bytes) -> tuple[int, int]:
 
 
 def animation_suffix(path: Path, kind: OutputKind, asked: PictureFormat | None = None) -> str:
-    """The format of an animation's result: the asked one where it can move, else the animation's own.
+    """Choose an animation's output format: the asked one, else its own.
 
     A GIF's cut-out becomes a WebP, because a GIF cannot hold its soft edges.
     """
@@ -170,11 +170,11 @@ def check_animation_output(target: Path, kind: OutputKind) -> None:
 
 
 class AnimationSource(Closing):
-    """Decodes an animation; a frame's `pts` is its number and its `duration` the delay in milliseconds.
+    """Decode an animation; `pts` counts frames, `duration` is in milliseconds.
 
     Attributes:
         info: What the file says.
-        notes: What a user should know about how it was read.
+        notes: For the user, about how it was read.
     """
 
     def __init__(self, path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
@@ -284,7 +284,7 @@ class AnimationSource(Closing):
 
 
 class AnimationSink:
-    """Writes an animation; the file appears under its name when it is complete."""
+    """Write an animation, atomically."""
 
     def __init__(self, target: Path, info: AnimationInfo, *, overwrite: bool) -> None:
         """Get ready; nothing is written before the first frame."""

@@ -1,4 +1,4 @@
-"""What an animated AVIF says that OpenCV leaves out: how it lies, its bits, and gray frames with transparency.
+"""Animated AVIF beyond OpenCV: orientation, bit depth, gray with alpha.
 
 The turn (irot) and the mirror (imir) stand in the description of the track's samples, or beside the still picture.
 """
@@ -84,7 +84,7 @@ def _flat(data: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, int]
 
 
 def gray_frames(data: bytes, most: int) -> tuple[list[NDArray[Any]], list[int]]:
-    """Frames of one channel and its transparency, as bytes H,W,2, and their delays in milliseconds.
+    """Decode gray frames with alpha, bytes H,W,2, and their delays in ms.
 
     OpenCV does not read these; FFmpeg reads the transparency as a track of its own.
 

@@ -1,4 +1,4 @@
-"""Which bands of a libvips image are color and transparency, and samples of any type as 16 bits.
+"""Color and alpha bands of a libvips image, samples of any type as 16 bits.
 
 What is left is 1, 3 or 4 bands of color by the image's interpretation, and one of transparency where there is one.
 """
@@ -26,7 +26,7 @@ _SCALED: dict[str, tuple[str, float]] = {
 
 
 def color_and_alpha(image: Any, page: TiffPage | None) -> tuple[Any, list[str]]:
-    """The image with its color and transparency alone, and what a user should know of the rest.
+    """Select color and alpha of an image, with notes on the rest.
 
     Args:
         image: As libvips has loaded it.

@@ -1,4 +1,4 @@
-"""HEIC pictures, as phones take them: libvips' wheels carry no HEVC decoder, pillow-heif's do (extra `heic`).
+"""HEIC pictures by pillow-heif (extra `heic`): libvips' wheels lack HEVC.
 
 libheif turns pictures upright by itself, so the orientation that EXIF repeats is set to 1.
 """

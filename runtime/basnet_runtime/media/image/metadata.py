@@ -1,4 +1,4 @@
-"""What a picture's file says beside its pixels, and what of it goes into a result.
+"""Picture metadata: EXIF, XMP, IPTC, resolution, orientation.
 
 Results are upright and in sRGB, so orientation becomes 1 and an embedded profile becomes sRGB's. The rest of EXIF, XMP
 and IPTC survives as far as the output's format holds it (TIFF holds no EXIF, PNG and WebP no IPTC), but never the EXIF
@@ -45,7 +45,7 @@ _RAW_PROFILE = re.compile(r"^png-comment-\d+-Raw profile type (exif|APP1)$", re.
 
 
 def metadata_of(image: Any, notes: list[str]) -> Metadata:
-    """Read a libvips image's; what is damaged is left out and noted."""
+    """Read a libvips image's metadata; what is damaged is left out and noted."""
     fields = set(image.get_fields())
     exif = _blob(image, fields, "exif-data")
     if exif is not None and (exif := clean_exif(exif)) is None:
@@ -64,7 +64,7 @@ def metadata_of(image: Any, notes: list[str]) -> Metadata:
 
 
 def with_late_chunks(image: Any, tail: bytes) -> Any:
-    """A PNG's libvips image with EXIF and XMP that stand behind the pixels, where libvips has not read yet.
+    """Add EXIF and XMP that stand behind the pixels of a PNG.
 
     Args:
         image: Opened for reading from top to bottom.
@@ -113,7 +113,7 @@ def hdr_note(head: bytes) -> list[str]:
 
 
 def surviving(metadata: Metadata | None, *, is_mask: bool) -> Metadata | None:
-    """What goes into a result: everything, or for a mask, which is no photograph, the resolution alone."""
+    """Choose what goes into a result: for a mask the resolution alone."""
     if metadata is None or not is_mask:
         return metadata
     return Metadata(x_per_mm=metadata.x_per_mm, y_per_mm=metadata.y_per_mm)
@@ -137,7 +137,7 @@ def _blob(image: Any, fields: set[str], name: str) -> bytes | None:
 
 
 def stored_orientation(image: Any) -> int:
-    """How the pixels lie, 1 to 8: by EXIF, by the EXIF that older tools hide in PNG text, else by XMP."""
+    """Read the orientation, 1 to 8: from EXIF, EXIF in PNG text, else XMP."""
     fields = image.get_fields()
     if "orientation" in fields:
         return int(image.get("orientation"))
@@ -154,7 +154,7 @@ def stored_orientation(image: Any) -> int:
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Pixels H,W or H,W,C that lie as EXIF says, turned and mirrored so that they stand.
+    """Turn pixels H,W or H,W,C upright from an EXIF orientation.
 
     >>> upright(np.array([[1, 2]]), 6).tolist(), upright(np.array([[1, 2]]), 2).tolist()
     ([[1], [2]], [[2, 1]])
@@ -169,7 +169,7 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def clean_exif(exif: bytes) -> bytes | None:
-    r"""The block with orientation 1 and without its thumbnail; None when it cannot be understood.
+    r"""Reset orientation and drop the thumbnail of EXIF; None where damaged.
 
     >>> tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
     >>> _orientation_of(clean_exif(b"Exif\0\0" + tiff))

@@ -1,4 +1,4 @@
-"""Pictures in and out: upright, in sRGB, 8 bit, with their transparency; refused before decoding when they are bombs.
+"""Picture files in and out: upright 8-bit sRGB with alpha, by libvips.
 
     with PictureFile(Path("photo.jpg")) as picture:
         frame = picture.read()
@@ -86,7 +86,7 @@ _OUR_PROFILE = "srgb"
 
 @lru_cache(maxsize=1)
 def vips_module() -> Any:
-    """Libvips, quiet, within this container's threads, without loaders that are unsafe on strangers' files."""
+    """Load libvips: quiet, within the allowed threads, without unsafe loaders."""
     logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings reach stderr
     import pyvips
 
@@ -99,12 +99,12 @@ def vips_module() -> Any:
 
 
 def vips_errors() -> tuple[type[Exception], ...]:
-    """What a failing libvips call raises; the binding stumbles over messages that quote a damaged file's bytes."""
+    """Exceptions of libvips calls; pyvips cannot decode some error messages."""
     return vips_module().Error, UnicodeDecodeError
 
 
 class PictureFile(Closing):
-    """One opened picture: its size is known from the header, `read` decodes it. A context manager.
+    """One opened picture: size from the header, `read` decodes.
 
     Attributes:
         height: Rows, before turning upright.
@@ -461,7 +461,7 @@ def read_picture(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Frame:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file's first bytes are those of a picture this module reads, whatever its name."""
+    """Whether the file is a picture that can be read, whatever its name."""
     try:
         with PictureFile(path):
             return True
@@ -493,7 +493,7 @@ def write_picture(
     metadata: Metadata | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write uint8 H,W or H,W,3 with an optional alpha plane; the suffix chooses the format.
+    """Write uint8 H,W or H,W,3 with optional alpha; the suffix is the format.
 
     Raises:
         MediaError: The file cannot be written, or its format holds no picture as large.
@@ -509,7 +509,7 @@ def write_picture(
 def encode_picture(
     suffix: str, pixels: UInt8, alpha_HW: UInt8 | None = None, *, metadata: Metadata | None = None
 ) -> bytes:
-    """The bytes that `write_picture` writes into a file of this suffix, such as `.png`.
+    """Encode a picture as `write_picture` does, into bytes.
 
     Raises:
         MediaError: The format holds no picture as large.
@@ -543,7 +543,7 @@ def _to_encode(target: Path, image: Any, metadata: Metadata | None) -> tuple[Any
 
 
 def save_image(target: Path, image: Any, *, metadata: Metadata | None = None, overwrite: bool = False) -> None:
-    """Write a libvips image of 8 bits in sRGB or gray, whole or not at all; see `write_picture`."""
+    """Write a libvips image, 8-bit sRGB or gray, atomically."""
     image, options = _to_encode(target, image, metadata)
     suffix = target.suffix.lower()
     with atomic_write(target, overwrite=overwrite) as path:

@@ -1,4 +1,4 @@
-"""Pictures that libvips does not read, decoded whole by FFmpeg or OpenCV: Netpbm, Targa, QOI, ICO, BMP, JPEG 2000, ...
+"""Picture formats beyond libvips, decoded by FFmpeg or OpenCV.
 
 Each comes as uint8 RGB with its transparency. What is brighter than white in formats that hold linear light (OpenEXR,
 Radiance, PFM) is white, and that is said.
@@ -36,7 +36,7 @@ class Still:
     Attributes:
         image_HWC: uint8 RGB.
         alpha_HW: uint8, or None where it is opaque.
-        notes: What a user should know about how it was read.
+        notes: For the user, about how it was read.
     """
 
     image_HWC: UInt8
@@ -86,7 +86,7 @@ def _jpeg2000_bits(head: bytes) -> int:
 
 
 def needs_ffmpeg(kind: PictureKind, head: bytes) -> bool:
-    """Whether FFmpeg decodes it: of JPEG 2000 also gray with transparency, which OpenCV leaves out."""
+    """Whether FFmpeg decodes it; OpenCV leaves out gray JPEG 2000 with alpha."""
     at = head.find(_SIZ)
     return kind.reader == "ffmpeg" or (kind.codec == "jpeg2000" and at >= 0 and head[at + 40 : at + 42] == b"\0\2")
 

@@ -1,4 +1,4 @@
-"""Pixels on their way to an encoder that are more than memory should hold: a plain file beside the result.
+"""Temporary strip file: pixels on their way to an encoder, outside memory.
 
     with StripFile(target, height) as file:
         file.add(strip)

@@ -1,4 +1,4 @@
-"""What a TIFF says of its pages that libvips does not tell: thumbnails, what each band means, how they are compressed.
+"""TIFF directories: pages, thumbnails, meaning of bands, compression.
 
     page = chosen_page(file, asked=None)        # the first full page, or the asked one
     check_page(page)                            # refuses what would come out wrong
@@ -104,7 +104,7 @@ class TiffPage:
 
     @property
     def extra(self) -> tuple[int, ...] | None:
-        """What the bands after the color are: 1 and 2 transparency, all else unknown; None where there are none."""
+        """Meaning of the bands after the color: 1 and 2 are alpha; None without any."""
         stored = self.value(_SAMPLES, 1) - _COLORS.get(self.value(_PHOTOMETRIC, 1), 3)
         return (*self.tags.get(_EXTRA, ()), *([0] * stored))[:stored] if stored > 0 else None
 
@@ -127,7 +127,7 @@ def compression_name(page: TiffPage) -> str:
 
 
 def chosen_page(file: BinaryIO, asked: int | None) -> TiffPage | None:
-    """The page of that number, from 1; without one the first that is no thumbnail, also among a page's own pages.
+    """Choose a page by number, from 1, else the first that is no thumbnail.
 
     None where the directories cannot be followed, which libvips then explains.
 
@@ -170,7 +170,7 @@ def check_page(page: TiffPage) -> None:
 
 
 def check_blocks(file: BinaryIO, page: TiffPage, check_jpeg: Callable[[bytes], None]) -> None:
-    """Refuse damaged blocks that libtiff would give as they come out: deflated and JPEG ones.
+    """Refuse damaged deflate and JPEG blocks, which libtiff decodes silently.
 
     Args:
         file: The opened file.

@@ -1,4 +1,4 @@
-"""Frames of a camera, by number: `camera:0` or /dev/video0.
+"""Camera frames by OpenCV: `camera:0` or /dev/video0.
 
 OpenCV reads it: PyAV's wheels come without Video4Linux. A camera has no end of its own; `--end` or Ctrl-C ends it.
 """
@@ -31,7 +31,7 @@ _FRAMES_ON_THE_WAY = 4
 
 
 class CameraSource(Closing):
-    """Frames as they come, timed by this machine's clock; what comes while all places are taken is left out.
+    """Frames as they come, timed by the clock; late ones are dropped.
 
     Attributes:
         info: What the output must keep.

@@ -1,4 +1,4 @@
-"""The part of a Matroska video's pictures that is shown, which FFmpeg reads and PyAV does not pass on."""
+"""Matroska crop, which FFmpeg reads and PyAV does not pass on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Crop:
 
 
 def matroska_crops(path: Path) -> list[Crop | None]:
-    """The crop of each video track in file order, None where all is shown; empty for what is no Matroska file."""
+    """Read each video track's crop, None without one; empty if not Matroska."""
     with suppress(OSError), path.open("rb") as file:
         name, size = _header(file)
         if name != _EBML or size is None:

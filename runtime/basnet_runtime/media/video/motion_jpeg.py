@@ -1,4 +1,4 @@
-"""Video as a row of JPEG pictures, told from one picture with something behind it."""
+"""Motion JPEG: tell a stream of JPEG pictures from one picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _APP2 = 0xE2
 
 
 def is_motion_jpeg(path: Path) -> bool:
-    """Whether a file holds at least two JPEG pictures of one size, one behind the other.
+    """Whether a file holds two JPEG pictures of one size, one after the other.
 
     What follows a photo is smaller (a preview) or listed in it (MPF: gain maps, other views).
     """

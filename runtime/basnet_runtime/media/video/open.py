@@ -1,4 +1,4 @@
-"""Opening video: files by name, network streams by address, cameras by number; every wait on them has an end.
+"""Open video files and network streams, with timeouts.
 
     with open_input("rtsp://10.0.0.7/front") as container: ...
 

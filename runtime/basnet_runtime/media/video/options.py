@@ -1,4 +1,4 @@
-"""What a user may choose about video: which part of it, and how the result is encoded."""
+"""Video options: span, codec, quality, hardware, copied streams."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Moment:
         raise UsageError(f"{text!r} is no place in a video; write seconds (12.5), a time (1:02:03.5) or a frame (300f)")
 
     def reached(self, index: int, seconds: Fraction) -> bool:
-        """Whether the frame of this number, shown at `seconds` after the first one, is at this place or after it."""
+        """Whether a frame, by its number and time, is at this moment or after it."""
         if self.frame is not None:
             return index >= self.frame
         return self.seconds is None or seconds >= self.seconds
@@ -62,7 +62,7 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Part of a video, from the first frame at or after `start` to before `end`; None is the video's own."""
+    """Part of a video, from `start` to before `end`; None is the video's own."""
 
     start: Moment | None = field(
         default=None,

@@ -1,4 +1,4 @@
-"""How much video a file says it holds, in every container that says so: what is missing can then be told."""
+"""Video length that a container promises, to detect truncated files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading video: upright RGB frames, each with its own presentation time.
+"""Video reader: upright RGB frames, each with its presentation time.
 
     with VideoSource(Path("clip.mp4")) as source:
         for frame in source.frames(): ...
@@ -241,12 +241,12 @@ class VideoSource(Closing):
 
     @property
     def broken(self) -> bool:
-        """Whether frames are missing: damaged, cut off, or of another size than the first ones."""
+        """Whether frames are missing: damaged, truncated, or of another size."""
         return bool(self._damaged or self._broke or self._corrupt or self._share() or self._changed)
 
     @property
     def begins(self) -> Fraction:
-        """When the first of the pictures and the sound begins on the source's clock, which may say anything."""
+        """Time of the first picture or sound on the source's clock."""
         begins = self.info.start
         for stream in self._container.streams.audio:
             if stream.start_time is not None and stream.time_base is not None:
@@ -334,7 +334,7 @@ class VideoSource(Closing):
         """The next frame that is wanted, or None after the last one."""
 
         def is_late(seconds: Fraction) -> bool:
-            """Whether a live frame, shown at `seconds` after the first, comes long after its time."""
+            """Whether a live frame comes long after its time."""
             return is_live(self.source) and time.monotonic() - self._begun - float(seconds) > _LATE_SECONDS
 
         for raw in decoded:

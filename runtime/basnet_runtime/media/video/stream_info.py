@@ -1,4 +1,4 @@
-"""What an output must keep of a video: size, times, pixel shape and colors; and how stored pictures turn upright."""
+"""Video stream info: size, times, pixel aspect, color, rotation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONVERTIBLE = frozenset((0, _BT709, _UNSPECIFIED, 4, 5, _SMPTE170M, 7, _BT2020)
 
 
 def nearest_matrix(matrix: int, primaries: int) -> int:
-    """Of the matrices that swscale converts the one nearest to `matrix`, both as numbers of H.273.
+    """Nearest color matrix that swscale converts, as numbers of H.273.
 
     >>> nearest_matrix(10, 9), nearest_matrix(8, 1), nearest_matrix(5, 1)
     (9, 6, 5)
@@ -51,7 +51,7 @@ class Color:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoStreamInfo:
-    """What an output must keep of a video; sizes and pixel aspect are those of the upright picture.
+    """What an output keeps of a video; sizes and aspect are the upright ones.
 
     Attributes:
         source: The file, or the address or name of a stream.
@@ -84,7 +84,7 @@ class VideoStreamInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upright:
-    """One of the eight ways to turn a stored picture upright: exchange the axes first, then mirror."""
+    """One of eight rotations: exchange the axes first, then mirror."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -92,7 +92,7 @@ class Upright:
 
     @classmethod
     def from_matrix(cls, values: tuple[int, ...]) -> Self:
-        """From the nine numbers of a display matrix (a b u c d v x y w), which maps x' = a x + c y, y' = b x + d y.
+        """From a display matrix a b u c d v x y w: x' = a x + c y, y' = b x + d y.
 
         >>> Upright.from_matrix((0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30))
         Upright(transpose=True, mirror_x=True, mirror_y=False)

@@ -1,4 +1,4 @@
-"""One clock for all streams of a media file: wraps undone, joined recordings put one after the other.
+"""Timestamps on one clock: wraps undone, joined recordings in sequence.
 
     timeline = Timeline(container)
     for packet in container.demux(...):
@@ -162,7 +162,7 @@ class Timeline:
 
 
 class TickQueue:
-    """Presentation times where a container tells decoding times alone: the earliest one that is left is shown next."""
+    """Presentation times from decoding times: the earliest left is shown next."""
 
     def __init__(self) -> None:
         self._ticks: list[int] = []
@@ -207,7 +207,7 @@ def counted_times(container: InputContainer, stream: VideoStream) -> TickQueue |
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """Frames per second; of an absurd average (one DV frame gives 60000) what the demuxer guesses, else 25.
+    """Frames per second: the average, the demuxer's guess where absurd, else 25.
 
     A rate that only its clock gives counts as absurd, because an AVI of 1000 ticks a second may hold 3 frames in them.
     """

@@ -1,4 +1,4 @@
-"""Which of a file's video streams is done."""
+"""Video track selection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lacks_video(container: InputContainer, source: Path | str) -> MediaError:
 
 
 def chosen_track(container: InputContainer, source: Path | str, number: int | None) -> VideoStream:
-    """The track of this number, counted from 1; without one the first that is marked as default, else the first.
+    """Choose a track by number, from 1, else the default one, else the first.
 
     Raises:
         MediaError: There is no video, no decoder for it, or no track of that number.

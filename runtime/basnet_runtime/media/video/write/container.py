@@ -1,4 +1,4 @@
-"""Which container a result goes into: proven before any work, by writing a header with its streams to memory."""
+"""Output container: checked by writing a header with the streams to memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_PLAYED_IN_MOV = {"dts", "vorbis"}
 
 
 def copied_streams(container: InputContainer, options: VideoOptions | None = None) -> list[Stream]:
-    """Sound and subtitles that the user wants as they are, without those of an unknown codec."""
+    """Audio and subtitle streams to copy, without those of an unknown codec."""
     options = options or VideoOptions()
     streams: list[Stream] = [*container.streams.audio] if options.sound else []
     if options.subtitles:
@@ -55,7 +55,7 @@ def named(stream: Stream) -> str:
 
 
 def holds(suffix: str, stream: Stream) -> bool:
-    """Whether a container takes a stream: its muxer writes a header with it, and players open that."""
+    """Whether a container holds a stream: its muxer takes it, players open it."""
     name = named(stream)
     if (suffix == ".mp4" and name not in _PLAYED_IN_MP4) or (suffix == ".mov" and name in _NOT_PLAYED_IN_MOV):
         return False
@@ -63,7 +63,7 @@ def holds(suffix: str, stream: Stream) -> bool:
 
 
 def keeps_times_below_zero(suffix: str, stream: Stream) -> bool:
-    """Whether what a stream has before 0 stays there; Matroska needs a delay in its header for that."""
+    """Whether packets before 0 stay; Matroska needs a codec delay for that."""
     return suffix in (".mp4", ".mov") or _CODEC_DELAY in (_header(suffix, stream) or b"")
 
 
@@ -85,7 +85,7 @@ def _header(suffix: str, stream: Stream) -> bytes | None:
 
 
 def takes_packet(suffix: str, stream: Stream, packet: Packet[Any]) -> bool:
-    """Whether a container takes the first packet of a stream; some muxers learn from it what the header lacks."""
+    """Whether a container takes a stream's first packet; some muxers parse it."""
     import av
     from av.error import FFmpegError, InvalidDataError
 
@@ -112,7 +112,7 @@ def fitting_suffixes(stream: Stream, kind: OutputKind, options: VideoOptions) ->
 
 
 def default_suffix(source: Path, kind: OutputKind, options: VideoOptions | None = None) -> str:
-    """The container for a video's result: the most usual one that takes the most of its sound and subtitles.
+    """Choose the container: the most usual one that takes most copied streams.
 
     Args:
         source: The video.

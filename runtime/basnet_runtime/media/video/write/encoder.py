@@ -1,4 +1,4 @@
-"""Which encoder writes a result: by container, kind, size and what the user asked for, in software or on the GPU."""
+"""Video encoder selection and setup, in software or by NVENC."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Encoder:
 
 
 def containers_of(kind: OutputKind, codec: Codec | None) -> list[str]:
-    """Suffixes for a result of this kind, the most usual first; all of them where none holds the codec."""
+    """Suffixes for a kind of result, most usual first; all if none fits a codec."""
     held = _ALPHA_CODECS if kind.has_alpha else _CODECS
     usual = [suffix for suffix in _BY_USE if suffix in held and (suffix != ".webm" or kind.has_alpha)]
     return [suffix for suffix in usual if codec is None or codec in held[suffix]] or usual
@@ -146,7 +146,7 @@ def codec_for(target: Path, kind: OutputKind, options: VideoOptions) -> Codec:
 def choose_encoder(
     codec: Codec, suffix: str, kind: OutputKind, info: VideoStreamInfo, options: VideoOptions
 ) -> Encoder:
-    """The encoder of a codec for frames of the size in `info`. No B-frames: each packet's time is its frame's.
+    """Choose the encoder. No B-frames: each packet's time is its frame's.
 
     Raises:
         BackendUnavailable: `--hwaccel cuda` was asked and NVENC cannot do it.
@@ -282,9 +282,9 @@ def set_up(context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) 
 
 
 def encoded_full_range(encoder: Encoder, info: VideoStreamInfo) -> bool:
-    """Whether luma runs 0..255: as in the source, and where it is alone, because players take all gray for that.
+    """Whether luma is full range: as in the source, and always for gray.
 
-    ProRes has video range alone.
+    Players take all gray for full range. ProRes has video range alone.
     """
     if encoder.codec == "ffv1" or encoder.pixels == "gray":
         return True
@@ -292,7 +292,7 @@ def encoded_full_range(encoder: Encoder, info: VideoStreamInfo) -> bool:
 
 
 def encoded_color(color: Color) -> Color:
-    """The source's own description, so that the same player shows the same colors; RGB has no matrix."""
+    """The source's color description; RGB has no matrix."""
     if color.matrix in _SWSCALE_MATRIX or color.matrix == _UNSPECIFIED:
         return color
     return replace(color, matrix=_SMPTE170M)

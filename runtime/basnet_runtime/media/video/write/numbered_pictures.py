@@ -1,4 +1,4 @@
-"""A video's results as numbered pictures, for editors and compositors: `-o 'frames/%06d.png'`.
+"""Image sequence output: `-o 'frames/%06d.png'`.
 
 Numbers start at 1, as FFmpeg's do. Beside the pictures lies `frames.ffconcat`, which tells FFmpeg how long each of them
 is shown: `ffmpeg -safe 0 -i frames/frames.ffconcat out.mov` gives the source's own times back, also when they vary.
@@ -43,7 +43,7 @@ def numbered(target: Path, index: int) -> Path:
 
 
 def check_sequence(target: Path, kind: OutputKind, *, overwrite: bool) -> None:
-    """Refuse a format that cannot hold the result, and pictures that are there already.
+    """Refuse a format that cannot hold the result, and existing pictures.
 
     Raises:
         UsageError: With what to do.
@@ -66,7 +66,7 @@ class SequenceSink:
     """Numbered pictures, each whole or not at all.
 
     Attributes:
-        warnings: What a user should know about the output.
+        warnings: For the user, about the output.
         encoder: What writes it.
         kept: The pictures' name where an interrupted run has done some, else None.
     """

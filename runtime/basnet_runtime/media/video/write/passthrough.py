@@ -1,4 +1,4 @@
-"""Everything in a media file beside its video: packets copied unchanged, tags, chapters and attachments.
+"""Stream copy: audio, subtitles, tags, chapters and attachments.
 
 Audio and subtitle packets are copied without decoding; attachments, chapters and tags go along where the container has
 a place for them, and what has none is named.
@@ -75,7 +75,7 @@ class NoPassthrough:
 
 
 class FilePassthrough:
-    """Of a file. It is opened a second time, so that the decoder need not carry packets along."""
+    """Streams of a file, opened again so that the decoder carries no packets."""
 
     def __init__(self, path: Path, video: int | None = None) -> None:
         """`video`: index of the stream that is worked on; None takes the default one."""
@@ -86,7 +86,7 @@ class FilePassthrough:
         self._video = next((s for s in streams if s.index == video), None) or chosen_track(self.container, path, None)
 
     def packets(self) -> Iterator[Packet[Any]]:
-        """Packets up to the end or the break of the file, on the clock that the video's reader makes too."""
+        """Packets up to the end or break of the file, on the video reader's clock."""
         from av.error import FFmpegError
 
         if not self.streams or self.container is None:
@@ -108,7 +108,7 @@ class FilePassthrough:
 
 
 class LivePassthrough:
-    """Of a network stream, which cannot be opened twice: its reader puts here what is not video."""
+    """Streams of a network source, fed by its one reader."""
 
     def __init__(self, container: InputContainer) -> None:
         self.container: InputContainer | None = container
@@ -142,7 +142,7 @@ class LivePassthrough:
 
 
 class PacketCopier:
-    """Copies the packets of a `PassthroughStreams` into an output, each when its time has come."""
+    """Copy packets of `PassthroughStreams` into an output in order of time."""
 
     def __init__(self, passthrough: PassthroughStreams, output: OutputContainer, suffix: str, *, whole: bool) -> None:
         """Make a stream in the output for each that it holds; `warnings` names those that it does not.
@@ -171,7 +171,7 @@ class PacketCopier:
 
     @property
     def start(self) -> Fraction | None:
-        """When the first of the copied streams begins on the source's clock; None where none says so."""
+        """Start of the first copied stream on the source's clock, if known."""
         starts = [
             stream.start_time * stream.time_base
             for stream in self._passthrough.streams
@@ -235,7 +235,7 @@ def copy_tags(
     suffix: str,
     options: VideoOptions,
 ) -> list[str]:
-    """Take tags, chapters and attachments along; returns what has no place in the output.
+    """Copy tags, chapters and attachments; returns what has no place.
 
     Args:
         passthrough: Of the source.

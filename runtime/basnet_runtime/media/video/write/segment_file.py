@@ -1,4 +1,4 @@
-"""One segment of a video on disk: encoded packets with their times, and what the next segment needs to know.
+"""Segment file: encoded packets, their times, and state for the next segment.
 
 Layout: a magic line; for each packet a fixed header, its bytes and its side bytes; then a JSON text, an .npz and a
 fixed tail with their lengths and the CRC-32 of all before it.

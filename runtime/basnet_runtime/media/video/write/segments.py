@@ -1,4 +1,4 @@
-"""Long videos in segments: encoded packets kept on disk as work goes on, so that a killed run continues where it was.
+"""Resumable video: encoded segments on disk, joined at the end.
 
     sink = SegmentedSink(plan, identity={"model": "..."})
     source = VideoSource(path, skip=sink.frames_done)
@@ -48,7 +48,7 @@ def segments_folder(target: Path) -> Path:
 
 
 def remove_joined(target: Path, identity: Mapping[str, Any]) -> bool:
-    """Remove the segments of a result that is complete, where a run was killed between its renaming and this.
+    """Remove segments of a complete result whose run was killed before that.
 
     Args:
         target: The result.
@@ -184,7 +184,7 @@ class SegmentedSink:
     """One output video, made in segments that survive the end of the process.
 
     Attributes:
-        warnings: What a user should know about the output; complete after `finish`.
+        warnings: For the user, about the output; complete after `finish`.
         encoder: Which encoder runs, and on what.
         kept: None: what an interrupted run has done is continued, not played.
         frames_done: Frames in finished segments.

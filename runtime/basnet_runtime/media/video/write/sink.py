@@ -1,4 +1,4 @@
-"""Writing video: every result at its frame's own time, with the source's audio and subtitles copied packet by packet.
+"""Video writer: encode frames at their own times, copy other streams.
 
     sink = VideoSink(OutputPlan(target=Path("clip.mask.mp4"), info=source.info, kind=OutputKind()))
 
@@ -101,16 +101,16 @@ class OutputPlan:
         return choose_encoder(codec, self.target.suffix.lower(), self.kind, self.info, self.options)
 
     def sized(self, item: ResultFrame) -> OutputPlan:
-        """The plan for the size that results really have, which is twice the source's where two stand side by side."""
+        """Adapt the plan to the results' size, twice as wide side by side."""
         height, width = item.pixels.shape[:2]
         return replace(self, info=replace(self.info, height=height, width=width))
 
 
 class VideoSink:
-    """One output video. The encoder opens with the first result, so that its threads are known as its own.
+    """One output video; its encoder opens with the first result.
 
     Attributes:
-        warnings: What a user should know about the output; complete after `finish`.
+        warnings: For the user, about the output; complete after `finish`.
         encoder: Which encoder runs, and on what; known after the first frame.
         kept: Where an interrupted run left what it had done, or None.
     """
@@ -210,14 +210,14 @@ class VideoSink:
 
 
 def partial_path(target: Path) -> Path:
-    """A free name for what an interrupted run leaves: clip.mask.mp4 becomes clip.mask.partial.mp4."""
+    """Free name for an interrupted run's result, such as clip.mask.partial.mp4."""
     numbers = itertools.chain([""], (f".{n}" for n in itertools.count(2)))
     names = (f"{target.stem}{number}.partial{target.suffix}" for number in numbers)
     return next(path for name in names if not (path := target.with_name(name)).exists())
 
 
 class FrameEncoder:
-    """ResultFrame frames to packets of one encoder, each with its frame's time and duration."""
+    """Encode frames to packets, each with its frame's time and duration."""
 
     def __init__(self, context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) -> None:
         """`context`: set up, not yet used."""
@@ -270,7 +270,7 @@ class ContainerRefused(MediaError):
 
 
 class Muxer:
-    """An open output container: video packets in, each preceded by the sound that belongs before it.
+    """Open output container: interleaves video packets and copied streams.
 
     Attributes:
         context: The opened video encoder.
