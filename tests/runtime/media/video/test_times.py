@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from basnet_runtime.api import Predictor
 from basnet_runtime.command.jobs import media_of
 from basnet_runtime.media.video.reader import VideoSource
 from basnet_runtime.media.video.times import Timeline, frame_rate
@@ -74,7 +75,7 @@ def test_a_clock_that_does_not_begin_at_zero(tmp_path, fake_model, start, suffix
 def test_seconds_in_python_begin_at_zero_too(tmp_path, fake_model):
     clip = transport_stream(tmp_path / "in.ts", 40_000 * TICKS)
     video, sound = (stream.times[0] for stream in streams_of(clip))
-    seconds = [frame.seconds for frame in fake_model.video(clip)]
+    seconds = [frame.seconds for frame in Predictor(fake_model).video(clip)]
     assert len(seconds) == 25
     assert seconds[0] == pytest.approx(video - sound, abs=0.001)
     assert steps(seconds) == pytest.approx(0.04)
