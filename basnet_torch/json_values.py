@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import GenericAlias
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
-__all__ = ["from_plain", "to_plain"]
+__all__ = ["from_plain", "keys", "list_of", "to_plain"]
 
 Value = TypeVar("Value")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
@@ -64,6 +65,30 @@ def from_plain(values: Any, kind: type[Value]) -> Value:
         raise ValueError(_fault(str(error), plain, kind)) from error
     _check_keys(plain, made, "")
     return made
+
+
+def keys(texts: str, numbers: str = "", counts: str = "", **others: Any) -> Any:
+    """Make the type of a JSON object from the names of its keys; keys that are not named may stand beside them.
+
+    Args:
+        texts: Keys of texts, with spaces between.
+        numbers: Keys of numbers, or of null where a number is not finite.
+        counts: Keys of whole numbers.
+        **others: Key to type; one whose type may be None may be missing too.
+    """
+    make: Any = TypedDict
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(texts.split(), str),
+        **dict.fromkeys(numbers.split(), float | None),
+        **dict.fromkeys(counts.split(), int),
+        **{name: NotRequired[kind] if type(None) in get_args(kind) else kind for name, kind in others.items()},
+    }
+    return make("Values", kinds)
+
+
+def list_of(kind: Any) -> Any:
+    """Make the type of a list."""
+    return GenericAlias(list, (kind,))
 
 
 def _check_keys(plain: Any, made: Any, where: str) -> None:
@@ -121,7 +146,7 @@ def _choices(kind: Any, steps: list[tuple[str | None, ...]]) -> tuple[Any, ...]:
     """The values of the Literal at that path of a type."""
     if get_origin(kind) is Literal:
         return get_args(kind)
-    if is_dataclass(kind):
+    if is_dataclass(kind) or is_typeddict(kind):
         return _choices(get_type_hints(kind)[str(steps[0][0])], steps[1:])
     rest = steps[1:] if get_origin(kind) in (tuple, list, Mapping, dict) else steps
     return next((found for part in get_args(kind) if (found := _choices(part, rest))), ())

@@ -301,7 +301,10 @@ class SaliencyMeter:
     """
 
     def __init__(self) -> None:
-        sod = _pysodmetrics()
+        try:
+            import py_sod_metrics as sod
+        except ImportError as error:
+            raise BackendUnavailable("PySODMetrics is not installed; pip install 'basnet-deploy[accuracy]'") from error
         self._accuracy = AccuracyMeter()
         f_curve = sod.FmeasureHandler(beta=BETA_SQUARED, with_adaptive=False, with_dynamic=True)
         self._f = sod.FmeasureV2(metric_handlers={"f": f_curve})
@@ -396,11 +399,3 @@ def _share_near(points_HW: Bool, others_HW: Bool) -> float:
         return 0.0
     distance = cv2.distanceTransform((~others_HW).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return int(np.count_nonzero(points_HW & (distance <= _SLACK))) / count
-
-
-def _pysodmetrics() -> Any:
-    try:
-        import py_sod_metrics
-    except ImportError as error:
-        raise BackendUnavailable("PySODMetrics is not installed; pip install 'basnet-deploy[accuracy]'") from error
-    return py_sod_metrics

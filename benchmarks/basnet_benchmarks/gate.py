@@ -101,10 +101,6 @@ class Baseline:
         del values["folder"]
         return json.dumps(values, indent=1) + "\n"
 
-    def row(self, device: str, name: str) -> BaselineRow | None:
-        """What a candidate gave, or None for a new one."""
-        return next((row for row in self.rows if (row.device, row.name) == (device, name)), None)
-
     def with_candidates(self, paths: Sequence[Path]) -> Self:
         """Add `.onnx` files, each with the backends that run its precision on the CPU."""
         if not paths:
@@ -330,7 +326,7 @@ def _timed(config: LatencyConfig, progress: _Progress) -> dict[tuple[str, str, s
 
 
 def _gate_row(row: ParityRow, device: str, baseline: Baseline, speed: Estimate | None, config: GateConfig) -> GateRow:
-    before = baseline.row(device, row.name)
+    before = next((old for old in baseline.rows if (old.device, old.name) == (device, row.name)), None)
     plain = GateRow(device=device, name=row.name, parity=row, speed=speed, before=before, timing=config.speed)
     if before is None or config.update or row.report is None:
         return plain

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from basnet_torch.errors import UsageError
+from basnet_torch.json_values import from_plain, keys, list_of
 
 __all__ = ["Shown", "Table", "json_text", "markdown", "read_result", "shown", "terminal", "values_of"]
 
@@ -37,6 +38,40 @@ _ACCURACY = {
     "mae": "MAE",
     "relaxed_boundary_f": "relaxF",
     "boundary_iou": "boundary IoU",
+}
+
+
+_TEXTS, _FLOATS, _SHARES = list[str], list[float], dict[str, float | None]
+_NAMED = "model backend precision"
+_MEDIAN = keys("", "value low high")
+_MEMORY = keys("", "before_bytes opened_bytes highest_bytes device_bytes", "threads")
+_DEVICE = keys("no_graph", "", "", **dict.fromkeys(("copy_in_s", "compute_s", "graph_s", "copy_out_s"), _FLOATS))
+_DIFFERENCES = "max_abs p999_abs mean_abs flips boundary_iou mae_change max_f_change"
+_SCORED = list_of(keys("name", "mae"))
+_RUN = keys("", "seconds frames_per_second of_ceiling", "frames", cpu_seconds_by_stage=_SHARES)
+_LISTS = {"libraries": dict[str, str], "processor_flags": _TEXTS, "gpus": _TEXTS}
+_ENVIRONMENT = keys("processor python system commit date", "load", "processors threads", **_LISTS)
+_TIMED = {"size": tuple[int, int], "idle_s": _FLOATS, "median_s": _MEDIAN, "ratio_to_pytorch_fp32": _MEDIAN | None}
+_COMPARED = {"report": keys("", _DIFFERENCES, "pictures", worst=dict[str, str]) | None, "remarks": _TEXTS}
+_GATED = {"parity": _SHARES, "speed": _MEDIAN | None}
+_ROWS: dict[str, tuple[str, Any]] = {  # of each command's result: the key of its rows, and their keys
+    "latency": (
+        "results",
+        keys(
+            f"{_NAMED} runs_on",
+            "p90_s p99_s pictures_per_second",
+            "width pictures",
+            **{**_TIMED, "memory": _MEMORY | None, "device": _DEVICE | None},
+        ),
+    ),
+    "parity": ("candidates", keys(f"{_NAMED} verdict", **_COMPARED)),
+    "accuracy": ("datasets", keys("dataset", " ".join(_ACCURACY), "pictures empty", best=_SCORED, worst=_SCORED)),
+    "gate": ("rows", keys("name device verdict", remarks=_TEXTS, before=keys("", **_GATED) | None, **_GATED)),
+    "video": (
+        "results",
+        keys("model runs_on", "of_ceiling", runs=list_of(_RUN), frames_per_second=_MEDIAN, ratio_to_first=_MEDIAN),
+    ),
+    "threshold": ("rows", keys("name", "auc", "objects lost empty found")),
 }
 
 
@@ -123,10 +158,12 @@ def shown(values: Values) -> Shown:
     if command not in _SHOWN:
         raise UsageError(f"command is {command!r}; a result is of one of {', '.join(sorted(_SHOWN))}")
     try:
+        name, row = _ROWS[command]
+        from_plain(dict(values), keys("", environment=_ENVIRONMENT, **{name: list_of(row)}))
         title, tables, notes = _SHOWN[command](values)
         return Shown(title, tuple(tables), tuple(notes), _environment_lines(values["environment"]))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UsageError(f"the {command} result lacks a value ({error!r}); measure it with this version") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"the {command} result lacks a value ({error}); measure it with this version") from error
 
 
 def terminal(values: Values) -> str:

@@ -35,7 +35,7 @@ from basnet_runtime.salience import salience_score
 from basnet_torch.arrays import Bool
 from basnet_torch.data.options import MaskValues
 from basnet_torch.errors import UsageError
-from basnet_torch.options import argument, check, option
+from basnet_torch.options import argument, option
 
 __all__ = ["ThresholdConfig", "ThresholdReport", "ThresholdRow", "background_square", "measure_threshold"]
 
@@ -51,12 +51,7 @@ class ThresholdConfig:
     model: Path | None = field(default=None, metadata={**MODEL, "required": True})
     choose: Path = field(metadata=argument("DATASET", "Its every second picture chooses the threshold."))
     report: tuple[Path, ...] = field(default=(), metadata=argument("[DATASET]...", "Further ones report."))
-    lost: float = field(
-        default=0.02,
-        metadata=option(
-            "Share of objects that may be called nothing.", must=("a share, 0 to 1", lambda lost: 0 <= lost < 1)
-        ),
-    )
+    lost: float = field(default=0.02, metadata=option("Share of objects that may be called nothing."))
     keep: bool = field(default=False, metadata=option("Count errors at the model's own threshold.", "--keep"))
     nothing: Path | None = field(default=None, metadata=option("Folder of pictures without an object; they report."))
     store: Path | None = field(default=None, metadata=option("Write the checkpoint MODEL with the threshold here."))
@@ -68,7 +63,8 @@ class ThresholdConfig:
     threads: int | None = field(default=None, metadata=THREADS)
 
     def __post_init__(self) -> None:
-        check(self)
+        if not 0 <= self.lost < 1:
+            raise UsageError(f"lost is {self.lost}; it must be a share, 0 to 1")
         if self.store is None:
             return
         if self.keep:

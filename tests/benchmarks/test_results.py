@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -226,7 +227,8 @@ def test_brief_json_names_no_folder():
     short = brief(values)
     assert "/home" not in json_text(short)
     assert (short["pictures"], "pictures" in short["candidates"][0]) == ("dev", False)
-    assert brief(values_of(video_report())) == values_of(video_report())
+    video = values_of(video_report())
+    assert brief(video) == video
 
 
 @pytest.mark.parametrize(
@@ -245,3 +247,26 @@ def test_what_is_no_result_is_said(content, message, tmp_path):
 def test_values_of_no_table_are_said(values):
     with pytest.raises(UsageError, match=values["command"]):
         shown(values)
+
+
+def _latency():
+    return read_result(Path(__file__).parents[1] / "data" / "written_by_e93c003" / "latency.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"p90_s": "fast"}, "results[0].p90_s is 'fast'; it must be float | null"),
+        ({"size": [256]}, "results[0].size is [256]; it must be array of length 2"),
+        ({"median_s": {"value": 1.0}}, "results[0].median_s.low is missing"),
+        ({"memory": {"threads": "many"}}, "results[0].memory.threads is 'many'; it must be int"),
+        ({"model": None}, "results[0].model is None; it must be str"),
+        ({"p99_s": float("inf")}, "results[0].p99_s is inf; it must be finite"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(change, line):
+    values = _latency()
+    values["results"][0] |= change
+    with pytest.raises(UsageError) as caught:
+        shown(values)
+    assert str(caught.value) == f"the latency result lacks a value ({line}); measure it with this version"
