@@ -86,7 +86,7 @@ $(LOWEST_VENV)/ready: pyproject.toml
 		hypothesis pytest pytest-xdist scikit-image
 	@touch $@
 
-# The two flavours of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes
+# The two flavors of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes
 $(GPU_VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python $(INSTALL) --editable '.[dev]'

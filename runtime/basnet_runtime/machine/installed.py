@@ -20,7 +20,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether the CUDA driver's library is there, without which no flavour runs a plan."""
+    """Whether the CUDA driver's library is there, without which no flavor runs a plan."""
     import ctypes
 
     for name in ("libcuda.so.1", "nvcuda.dll"):

@@ -44,7 +44,7 @@ def describe(path, **changes):
 
 @pytest.fixture
 def here(monkeypatch):
-    """A machine with a driver and one release of each flavour."""
+    """A machine with a driver and one release of each flavor."""
     monkeypatch.setattr(module, "has_nvidia_driver", lambda: True)
     versions = {"rtx": "1.7.1.116", "tensorrt": "10.16.1.11"}
     monkeypatch.setattr(

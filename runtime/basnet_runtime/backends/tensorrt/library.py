@@ -1,4 +1,4 @@
-"""TensorRT in its two flavours behind one value. The only module that imports `tensorrt` or `tensorrt_rtx`.
+"""TensorRT in its two flavors behind one value. The only module that imports `tensorrt` or `tensorrt_rtx`.
 
     library = open_tensorrt("auto")
     builder = library.trt.Builder(library.logger)
@@ -27,7 +27,7 @@ _EXTRAS: dict[Flavor, str] = {"tensorrt": "gpu", "rtx": "rtx"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRT:
-    """One imported flavour.
+    """One imported flavor.
 
     Attributes:
         flavor: Which.
@@ -65,11 +65,11 @@ class Messages:
 
 
 def open_tensorrt(flavor: Flavor | Literal["auto"] = "auto") -> TensorRT:
-    """The asked flavour; `auto` takes what is installed, and with both TensorRT where there is an NVIDIA driver.
+    """The asked flavor; `auto` takes what is installed, and with both TensorRT where there is an NVIDIA driver.
 
     Raises:
         BackendUnavailable: It is not installed, or cannot be loaded.
-        UsageError: There is no such flavour.
+        UsageError: There is no such flavor.
     """
     if flavor == "auto":
         flavor = _chosen()

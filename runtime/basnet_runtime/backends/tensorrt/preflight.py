@@ -1,7 +1,7 @@
 """Whether a plan can run here, asked of its manifest before TensorRT sees it, which would only say that it failed.
 
 A plan is a pure TensorRT file, so that other tools read it; what it is for stands beside it in `FILE.json`. A plan runs
-in the flavour and version that built it, and one that TensorRT built on a GPU runs on GPUs of that compute capability.
+in the flavor and version that built it, and one that TensorRT built on a GPU runs on GPUs of that compute capability.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def preflight(path: Path) -> tuple[Manifest, EngineFacts, TensorRT]:
 
     Raises:
         ModelFileError: There is no such file.
-        BackendUnavailable: It is damaged, foreign, or for another flavour or version than is here, or there is no GPU.
+        BackendUnavailable: It is damaged, foreign, or for another flavor or version than is here, or there is no GPU.
     """
     try:
         manifest, engine = read_plan_manifest(path)
