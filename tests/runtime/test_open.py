@@ -74,6 +74,8 @@ def fp32():
 def test_load_is_the_short_way(fp32):
     with bn.load(fp32, threads=1) as model:
         mask = model(IMAGE)
+        assert isinstance(model, bn.Predictor)
+        assert model.description == model.model.backend.description
     assert mask.shape == IMAGE.shape[:2]
     assert mask.dtype == np.float32
     assert mask.max() > 0.9
