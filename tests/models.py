@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from basnet_export.config import ExportConfig
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.openvino_provider import why_no_devices

@@ -183,7 +183,7 @@ class ModelSource:
     def onnx(self) -> Path:
         """The ONNX file; a checkpoint is exported in FP32 when this is first asked."""
         from basnet_export.config import ExportConfig
-        from basnet_export.graph.onnx_graph import export_onnx
+        from basnet_export.onnx_export import export_onnx
 
         assert self.checkpoint is not None  # noqa: S101 - `__init__` has set this property otherwise
         self._progress(f"exporting {self.name}")

@@ -59,7 +59,7 @@ def onnx(**values: Any) -> None:
     """Write CKPT as ONNX; the file is kept only when its masks are those of PyTorch FP32."""
     with exit_on_error():
         config = build(ExportConfig, values)
-        from basnet_export.graph.onnx_graph import export_onnx
+        from basnet_export.onnx_export import export_onnx
 
         _print_file(export_onnx(config, say), as_json=values["as_json"])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from basnet_export.config import ExportConfig
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
 from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess

@@ -4,7 +4,7 @@ import pytest
 
 from basnet_benchmarks.candidates import fingerprint_of
 from basnet_export.config import ExportConfig
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_runtime.manifest import sha256_of
 from basnet_torch.errors import CheckpointError, ModelFileError
 

@@ -17,7 +17,7 @@ from basnet_benchmarks.parity import ParityRow
 from basnet_benchmarks.statistics import Estimate
 from basnet_export import samples
 from basnet_export.config import ExportConfig
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_runtime.machine import cpu_features as processor
 from basnet_runtime.manifest import METADATA_KEY, read_manifest
 from basnet_runtime.open import BUILTIN, BUILTIN_INT8

@@ -21,7 +21,7 @@ def run():
 
 
 def test_onnx_writes_a_checked_file(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("basnet_export.graph.onnx_graph.onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr("basnet_export.onnx_export.onnx_from_checkpoint", graph_made_before())
     path = tmp_path / "discs.onnx"
     result = run("onnx", checkpoint_file(), "-o", path, "--pictures", disc_folder(), "--json")
     assert result.exit_code == 0, result.stderr
@@ -33,7 +33,7 @@ def test_onnx_writes_a_checked_file(run, tmp_path, monkeypatch):
 
 
 def test_no_check_is_said(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("basnet_export.graph.onnx_graph.onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr("basnet_export.onnx_export.onnx_from_checkpoint", graph_made_before())
     result = run("onnx", checkpoint_file(), "-o", tmp_path / "a.onnx", "--no-check")
     assert result.exit_code == 0, result.stderr
     assert "masks not checked against PyTorch" in result.stdout
@@ -59,7 +59,7 @@ def test_wrong_usage(run, arguments, code, reason):
 
 def test_pictures_without_objects_prove_nothing(run, tmp_path, monkeypatch):
     """Noise has no object, so the masks are flat: exit 4 and no file."""
-    monkeypatch.setattr("basnet_export.graph.onnx_graph.onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr("basnet_export.onnx_export.onnx_from_checkpoint", graph_made_before())
     dark = np.random.default_rng(0).integers(0, 90, (64, 64, 3), dtype=np.uint8)
     write_picture(tmp_path / "dark" / "noise.png", dark)
     result = run("onnx", checkpoint_file(), "-o", tmp_path / "a.onnx", "--pictures", tmp_path / "dark")

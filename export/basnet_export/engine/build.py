@@ -161,7 +161,7 @@ def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
         yield config.model
         return
     from basnet_export.config import ExportConfig
-    from basnet_export.graph.onnx_graph import export_onnx
+    from basnet_export.onnx_export import export_onnx
 
     with TemporaryDirectory(prefix="basnet-") as folder:
         yield export_onnx(

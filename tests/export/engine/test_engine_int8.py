@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
+from basnet_export import onnx_export
 from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
 from basnet_export.describe import describe
 from basnet_export.engine.build import build_engine
 from basnet_export.engine.config import BuildConfig
-from basnet_export.graph import onnx_graph
 from basnet_export.quantize import int8
 from basnet_export.quantize.activation_ranges import observe, ranges_by
 from basnet_export.quantize.fp8 import fp8_from_int8
@@ -141,7 +141,7 @@ def test_a_graph_for_processors_is_refused_with_the_command(graphs, tmp_path):
 
 
 def test_a_checkpoint_becomes_an_int8_engine_in_one_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr(onnx_export, "onnx_from_checkpoint", graph_made_before())
     monkeypatch.setattr(int8, "AUTO", ("minmax",))  # the others take longer, and are shown where ranges are
     plan = build_engine(
         BuildConfig(

@@ -8,7 +8,7 @@ import torch
 from basnet_export.config import ExportConfig
 from basnet_export.convert import convert_checkpoint
 from basnet_export.describe import describe
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint

@@ -12,7 +12,7 @@ import pytest
 from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
 from basnet_export.graph.fp32_layer_search import search_fp32_layers
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
 from basnet_export.quantize.cross_layer_equalization import equalized

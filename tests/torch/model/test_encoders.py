@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from basnet_export.config import ExportConfig
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model

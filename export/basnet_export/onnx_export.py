@@ -117,7 +117,7 @@ def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: 
     """Search the FP32 layers of a 16-bit network on its `tensor` graph."""
     import onnx
 
-    from basnet_export.graph.half_precision import fp32_layers_of
+    from basnet_export.quantize.half_precision import fp32_layers_of
 
     tensor = onnx_from_checkpoint(reference.checkpoint, replace(config, graph="tensor"))
     graph, seconds = onnx.shape_inference.infer_shapes(tensor), 60 * config.search_minutes

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
+from basnet_export import onnx_export
 from basnet_export.checks import BATCHES, check_batches, check_graph, measure_parity
 from basnet_export.config import ExportConfig
-from basnet_export.graph import onnx_graph
-from basnet_export.graph.onnx_graph import export_onnx
+from basnet_export.onnx_export import export_onnx
 from basnet_export.reference import Reference
 from basnet_export.samples import BUNDLED, load_pictures
 from basnet_runtime.manifest import Manifest, manifest_path, read_manifest, sha256_of
@@ -185,7 +185,7 @@ def _empty(name, values):
 @pytest.mark.parametrize(("damage", "reason"), [(_scaled, "max_abs is"), (_not_finite, "nan"), (_empty, "max_abs is")])
 def test_a_damaged_graph_leaves_no_file(damage, reason, tmp_path, monkeypatch):
     """The checks run on the file itself: weights that change on the way are found, and nothing is left."""
-    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before(damage))
+    monkeypatch.setattr(onnx_export, "onnx_from_checkpoint", graph_made_before(damage))
     config = ExportConfig(checkpoint=checkpoint_file(), output=tmp_path / "bad.onnx", pictures=disc_folder())
     with pytest.raises(ParityError, match=reason) as caught:
         export_onnx(config)
@@ -199,14 +199,14 @@ def test_flat_masks_prove_nothing(tmp_path, monkeypatch):
     path = tmp_path / "flat.pth"
     save_checkpoint(path, with_weights(disc_checkpoint(), lambda name, v: v * 0 if name.endswith(last) else v))
     flat = graph_made_before(lambda name, v: v * np.float32(0) if name.endswith(last) else v)
-    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", flat)
+    monkeypatch.setattr(onnx_export, "onnx_from_checkpoint", flat)
     with pytest.raises(ParityError, match="not proven: the reference masks are flat"):
         export_onnx(ExportConfig(checkpoint=path, pictures=disc_folder()))
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_existing_file_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr(onnx_export, "onnx_from_checkpoint", graph_made_before())
     path = tmp_path / "model.onnx"
     path.write_bytes(b"precious")
     config = ExportConfig(checkpoint=checkpoint_file(), output=path, check=False)
@@ -255,7 +255,7 @@ def test_receipt_says_what_ran():
 
 
 def test_no_graph_without_its_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "onnx_from_checkpoint", graph_made_before())
+    monkeypatch.setattr(onnx_export, "onnx_from_checkpoint", graph_made_before())
     path = tmp_path / "model.onnx"
     path.write_bytes(b"precious")
     config = ExportConfig(checkpoint=checkpoint_file(), output=path, check=False, overwrite=True)
@@ -268,7 +268,7 @@ def test_no_graph_without_its_manifest(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Manifest, "to_json", full)
-    monkeypatch.setattr(onnx_graph, "_save", lambda graph, manifest, path: onnx.save(graph, path))
+    monkeypatch.setattr(onnx_export, "_save", lambda graph, manifest, path: onnx.save(graph, path))
     with pytest.raises(MediaError, match=r"model\.onnx\.json: cannot be written: no space left on device"):
         export_onnx(config)
     assert path.read_bytes() == b"precious"
