@@ -68,7 +68,7 @@ def test_one_file_is_measured(tmp_path):
     (tmp_path / "b.png").write_text("x")
     failed = measure_odd(tmp_path / "b.png", tmp_path / "out")
     assert (failed.outcome, failed.exit_code) == (
-        "error: b.png: cannot be read: this is no picture in a known format",
+        "error: b.png: cannot be read: unsupported image format",
         1,
     )
 

@@ -167,7 +167,7 @@ def _report_speed(summary: Summary) -> None:
         for stage, (_, cpu) in summary.seconds_by_stage.items()
     )
     if total > 0:
-        say(f"processor time per frame: {', '.join(shares)}")
+        say(f"CPU time per frame: {', '.join(shares)}")
 
 
 def main() -> None:

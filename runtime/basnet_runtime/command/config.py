@@ -97,6 +97,6 @@ class RunConfig:
 class Shown:
     """What the command prints, and whether it goes on looking for files."""
 
-    watch: bool = field(default=False, metadata=option("Follow folders: do what comes, until Ctrl-C.", "--watch"))
+    watch: bool = field(default=False, metadata=option("Watch folders and process new files, until Ctrl-C.", "--watch"))
     as_json: bool = field(default=False, metadata=option("Print the summary as JSON on stdout.", "--json"))
     quiet: bool = field(default=False, metadata=option("Print nothing but warnings and errors.", "--quiet"))

@@ -65,7 +65,8 @@ class PictureSource:
         path = self._jobs[index].source
         try:
             with PictureFile(path, max_pixels=self._max_pixels, page=self._page) as picture:
-                if self._is_put_aside(picture):
+                pixels = picture.height * picture.width
+                if self._put_aside is not None and picture.has_strips and pixels > self._put_aside:
                     self.aside.append(self._jobs[index])
                     return None
                 if budget is not None:
@@ -77,10 +78,6 @@ class PictureSource:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this input's alone
             self.failures.append(failure_of(path, error))
         return None
-
-    def _is_put_aside(self, picture: PictureFile) -> bool:
-        pixels = picture.height * picture.width
-        return self._put_aside is not None and picture.has_strips and pixels > self._put_aside
 
 
 class PictureSink:

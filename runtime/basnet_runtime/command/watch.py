@@ -53,7 +53,7 @@ def check_watched(inputs: Sequence[str]) -> None:
     """
     for text in inputs:
         if not Path(text).is_dir():
-            raise UsageError(f"{text}: --watch follows folders, and this is none")
+            raise UsageError(f"{text}: is not a folder; --watch takes folders")
 
 
 def one_by_one(

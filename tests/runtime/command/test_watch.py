@@ -50,7 +50,7 @@ def test_files_that_are_gone_are_forgotten(tmp_path):
 
 def test_only_folders_are_followed(tmp_path):
     check_watched([str(tmp_path)])
-    with pytest.raises(UsageError, match="--watch follows folders"):
+    with pytest.raises(UsageError, match="is not a folder; --watch takes folders"):
         check_watched([str(tmp_path / "a.jpg")])
 
 

@@ -611,7 +611,7 @@ _NOISE = re.compile(r"^(unable to .*|.*: *|)$")
 _MEANING = {
     "hevc": HEIC_ADVICE,
     "bad labq": "L*a*b* of 8 bits, which this build of libvips does not read; save it with 16 bits or as RGB",
-    "not in a known format": "this is no picture in a known format",
+    "not in a known format": "unsupported image format",
     "premature end": "the file is cut short or damaged",
     "end of": "the file is cut short or damaged",
     "read error": "the file is cut short or damaged",

@@ -47,7 +47,9 @@ def promised_length(container: InputContainer, stream: VideoStream) -> PromisedL
     """Length that the container or the stream states."""
     name = container.format.name
     if name == _MOV and stream.frames:
-        return PromisedLength(frames=_shown_frames(stream))
+        index = stream.index_entries  # without what an edit list cuts off
+        shown = sum(not entry.is_discard for entry in index) if len(index) else stream.frames
+        return PromisedLength(frames=min(stream.frames, shown))
     if name == "avi" and stream.time_base:  # its frames are ticks: a dropped one is none
         return PromisedLength(seconds=float(max(stream.frames, stream.duration or 0) * stream.time_base))
     if name == _MATROSKA and (seconds := _tagged_seconds(stream.metadata)):
@@ -57,14 +59,6 @@ def promised_length(container: InputContainer, stream: VideoStream) -> PromisedL
     if name in _WITH_LENGTH or name == _MOV:
         return PromisedLength(seconds=(container.duration or 0) / 1e6, of_all_streams=True)
     return PromisedLength(frames=stream.frames, nbytes=container.size if name in _FULL else 0)
-
-
-def _shown_frames(stream: VideoStream) -> int:
-    """Frames in the index, without those that an edit list cuts off."""
-    index = stream.index_entries
-    if not len(index):
-        return stream.frames
-    return min(stream.frames, sum(not entry.is_discard for entry in index))
 
 
 def _asf_seconds(path: Path) -> float:

@@ -175,7 +175,7 @@ def test_truncated_is_one_line(tmp_path, coffee, suffix):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"hello, world", "no picture in a known format")])
+@pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"hello, world", "unsupported image format")])
 def test_no_picture(tmp_path, content, told):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(MediaError, match=told):
