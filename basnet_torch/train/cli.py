@@ -22,7 +22,7 @@ from basnet_torch.console import progress_bar
 from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, CheckpointError, UsageError, exit_on_error
-from basnet_torch.model.structure import RESNET34, Arch
+from basnet_torch.model.structure import RESNET34
 from basnet_torch.options import build, option, takes
 from basnet_torch.train.config import PRESETS, Autocast, TrainConfig
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
     from basnet_torch.model.basnet import SaliencyNetwork
     from basnet_torch.train.distributed import World
-    from basnet_torch.train.trainer import StepResult, Trainer
+    from basnet_torch.train.trainer import Trainer
     from basnet_torch.train.validate import Validator
 
 __all__ = ["app", "main"]
@@ -105,12 +105,16 @@ class _Start:
 def train(context: typer.Context, **given: Any) -> None:
     """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
     values = {one.name: given[one.name] for one in fields(TrainConfig)}
-    typed = {name: value for name, value in values.items() if _is_typed(context, name)}
+    left_out = {name for name in values if getattr(context.get_parameter_source(name), "name", "DEFAULT") == "DEFAULT"}
+    typed = {name: value for name, value in values.items() if name not in left_out}
     with exit_on_error():
         job, start = build(_Run, given), build(_Start, given)
         _check_torch(job.device)
         if not start.refine:
-            typed["arch"] = values["arch"] = _coarse(values["arch"])
+            if values["arch"] not in ("basnet", "basnet-coarse"):
+                what = f"{values['arch']} has no refinement module"
+                raise UsageError(f"--no-refine: {what}; it belongs to --arch basnet")
+            typed["arch"] = values["arch"] = "basnet-coarse"
         values |= {**PRESETS.get(start.preset, {}), **typed}
         checkpoint = _checkpoint(start, typed.get("width"), resume=job.resume)
         if values["encoder"] != RESNET34 and "width" not in typed:
@@ -147,13 +151,6 @@ def _train(values: dict[str, Any], job: _Run, start: _Start, checkpoint: Checkpo
                 typer.echo(line, err=True)
         _follow(trainer)
     world.leave()
-
-
-def _coarse(arch: Arch) -> Arch:
-    """The network that `--no-refine` makes of `arch`."""
-    if arch not in ("basnet", "basnet-coarse"):
-        raise UsageError(f"--no-refine: {arch} has no refinement module; it belongs to --arch basnet")
-    return "basnet-coarse"
 
 
 def _same(option: str, found: Value, asked: Value | None) -> Value:
@@ -205,10 +202,6 @@ def _refuse_used_run(run: Path, *, resume: bool) -> None:
         raise UsageError(f"{run}: holds a run already; add --resume to go on with it, or name another --run")
     if resume and not last.exists():
         raise UsageError(f"{last}: no such file to resume from; leave --resume out to begin")
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    return getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
 
 
 def _saved(run: Path) -> dict[str, Any]:
@@ -279,7 +272,10 @@ def _trainer(config: TrainConfig, job: _Run, init: SaliencyNetwork | None, world
     report = DataReport()
     pairs = find_pairs(job.data, on_bad=job.on_bad_pair, report=report)
     _refuse_too_few(config, len(pairs))
-    _make_folder(job.run)
+    try:
+        job.run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{job.run}: cannot be made a folder ({error.strerror}); name another --run") from error
     with progress_bar(shown=world.is_first) as progress:
         task = progress.add_task("reading pairs", total=len(pairs))
 
@@ -324,13 +320,6 @@ def _refuse_too_few(config: TrainConfig, pairs: int) -> None:
         raise UsageError(f"batch is {config.batch}, but there are {pairs} pairs; lower --batch")
 
 
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{run}: cannot be made a folder ({error.strerror}); name another --run") from error
-
-
 def _validator(config: TrainConfig, job: _Run) -> Validator:
     from basnet_torch.data.datasets import DataReport, find_pairs
     from basnet_torch.train.trainer import finishing
@@ -361,19 +350,12 @@ def _follow(trainer: Trainer) -> None:
         task = progress.add_task("training", total=trainer.config.steps, completed=trainer.step)
         for result in trainer.fit():
             best = f"{trainer.best:.4f}" if trainer.best is not None else "-"
-            progress.update(task, completed=result.step, description=_line(result, best))
+            line = f"loss {result.loss:6.3f}  lr {result.lr:.1e}  best maxF {best}"
+            progress.update(task, completed=result.step, description=line)
     if trainer.stopping:
         raise KeyboardInterrupt
     if trainer.world.is_first:
-        typer.echo(json.dumps(_summary(trainer)))
-
-
-def _line(result: StepResult, best: str) -> str:
-    return f"loss {result.loss:6.3f}  lr {result.lr:.1e}  best maxF {best}"
-
-
-def _summary(trainer: Trainer) -> dict[str, Any]:
-    return {"run": str(trainer.run), "step": trainer.step, "best_max_f": trainer.best}
+        typer.echo(json.dumps({"run": str(trainer.run), "step": trainer.step, "best_max_f": trainer.best}))
 
 
 def main() -> None:

@@ -131,10 +131,6 @@ class Difference:
     informative: bool = True
     mae_change: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
