@@ -25,7 +25,7 @@ from basnet_torch.errors import CheckpointError
 from basnet_torch.files import atomic_write
 from basnet_torch.json_values import from_plain, to_plain
 from basnet_torch.model.basnet import SaliencyNetwork
-from basnet_torch.model.registry import ARCHITECTURES, build
+from basnet_torch.model.registry import ARCHITECTURES, build_network
 from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch, check_structure, named
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.weights.file_heads import HEAD_BYTES, is_plain_pickle, is_safetensors, is_torch_save, pickle_protocol
@@ -80,7 +80,7 @@ class Checkpoint:
 
     def build(self) -> SaliencyNetwork:
         """Build the network that the weights belong to, freshly initialized."""
-        return build(self.arch, self.width, encoder=self.encoder, decoder_widths=self.decoder_widths)
+        return build_network(self.arch, self.width, encoder=self.encoder, decoder_widths=self.decoder_widths)
 
     def structure(self) -> dict[str, Any]:
         """Plain values that name the network, for files."""
@@ -93,7 +93,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
-    """Read and fully check a checkpoint; its tensors are known to fit `build(checkpoint.arch, checkpoint.width)`.
+    """Read and fully check a checkpoint; its tensors are known to fit `checkpoint.build()`.
 
     Args:
         path: A `.pth`, `.pt` or `.safetensors` file.
@@ -381,7 +381,7 @@ def _state_dict(
 def _is_whole(weights: Weights) -> bool:
     """Whether no parameter of BASNet is missing, as in averages of what was trained alone."""
     with torch.device("meta"):
-        wanted = build("basnet", 1).state_dict()
+        wanted = build_network("basnet", 1).state_dict()
     state = ours_from_authors(weights.tensors) if is_authors_layout(weights.tensors) else weights.tensors
     return all(name in state for name in wanted if not name.endswith("num_batches_tracked"))
 

@@ -8,19 +8,19 @@ from basnet_torch.model.baselines import FCN, HED, SegNet, UNet
 from basnet_torch.model.basnet import BASNet, CoarseBASNet, SaliencyNetwork
 from basnet_torch.model.structure import DECODER_WIDTHS, RESNET34, Arch
 
-__all__ = ["ARCHITECTURES", "build"]
+__all__ = ["ARCHITECTURES", "build_network"]
 
 ARCHITECTURES: Mapping[str, type[SaliencyNetwork]] = {
     network.arch: network for network in (BASNet, CoarseBASNet, FCN, SegNet, UNet, HED)
 }
 
 
-def build(
+def build_network(
     arch: Arch, width: int, *, encoder: str = RESNET34, decoder_widths: tuple[int, ...] = DECODER_WIDTHS
 ) -> SaliencyNetwork:
     """A freshly initialized network; `encoder` and `decoder_widths` are of BASNet alone.
 
-    >>> build("hed", 2).arch
+    >>> build_network("hed", 2).arch
     'hed'
     """
     kind = ARCHITECTURES[arch]

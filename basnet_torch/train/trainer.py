@@ -39,7 +39,7 @@ from basnet_torch.json_values import to_plain
 from basnet_torch.metrics import Scores
 from basnet_torch.model.basnet import NamedMaps, SaliencyNetwork
 from basnet_torch.model.encoders import normalization
-from basnet_torch.model.registry import build
+from basnet_torch.model.registry import build_network
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.config import Autocast, TrainConfig, learning_rate, lr_factor
 from basnet_torch.train.distributed import World
@@ -394,7 +394,7 @@ def network_from_config(config: TrainConfig) -> SaliencyNetwork:
         UsageError: There is not enough memory for it.
     """
     try:
-        return build(config.arch, config.width, encoder=config.encoder, decoder_widths=config.decoder_widths)
+        return build_network(config.arch, config.width, encoder=config.encoder, decoder_widths=config.decoder_widths)
     except RuntimeError as error:  # what torch makes of memory that it does not get
         line = str(error).split("\n", maxsplit=1)[0][:160]
         raise UsageError(f"width is {config.width}: the network cannot be built ({line}); lower --width") from error

@@ -13,7 +13,7 @@ from basnet_runtime.manifest import Manifest, read_manifest
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import Checkpoint, save_checkpoint
 from basnet_torch.errors import UsageError
-from basnet_torch.model.registry import build
+from basnet_torch.model.registry import build_network
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import SIZE, disc_folder, discs, draw_discs, exported, settle_statistics
 
@@ -45,7 +45,7 @@ def trained(arch, path, width=4, steps=24):
     images, masks = draw_discs(16)
     inputs = torch.stack([torch.from_numpy(preprocess.apply(image)) for image in images])
     truth = torch.from_numpy(masks)[:, None]
-    model = build(arch, width).train()
+    model = build_network(arch, width).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(steps):
         part = slice(8 * (step % 2), 8 * (step % 2) + 8)

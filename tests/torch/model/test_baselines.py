@@ -11,7 +11,7 @@ from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint, save
 from basnet_torch.errors import CheckpointError, UsageError
 from basnet_torch.model.baselines import unpool
 from basnet_torch.model.basnet import BASNet
-from basnet_torch.model.registry import ARCHITECTURES, build
+from basnet_torch.model.registry import ARCHITECTURES, build_network
 from basnet_torch.train.config import TrainConfig
 from basnet_torch.train.pretrained import load_resnet34
 from basnet_torch.train.trainer import Trainer
@@ -37,14 +37,14 @@ def run(arch, store, path, **changes):
 def test_parameter_count_is_near_that_of_basnet(arch):
     assert ARCHITECTURES.keys() == PARAMETERS.keys()
     with torch.device("meta"):
-        count = sum(p.numel() for p in build(arch, 64).parameters())
+        count = sum(p.numel() for p in build_network(arch, 64).parameters())
     assert count == PARAMETERS[arch]
     assert abs(count / PARAMETERS["basnet"] - 1) < 0.12
 
 
 @pytest.mark.parametrize("arch", OTHERS)
 def test_maps_have_names_and_the_picture_s_size(arch):
-    model = build(arch, 2).eval()
+    model = build_network(arch, 2).eval()
     with torch.no_grad():
         maps = model(torch.randn(2, 3, 64, 96))
         mask = model.mask(torch.randn(1, 3, 64, 96))
@@ -103,7 +103,7 @@ def test_unpooling_an_even_surface_does_not_hang_on_rounding():
 
 
 def test_without_refinement_it_is_the_predict_module():
-    whole, coarse = BASNet(2).eval(), build("basnet-coarse", 2).eval()
+    whole, coarse = BASNet(2).eval(), build_network("basnet-coarse", 2).eval()
     coarse.load_state_dict({k: v for k, v in whole.state_dict().items() if k.startswith("predict.")})
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -134,4 +134,4 @@ def test_a_file_without_a_name_is_basnet_and_an_unknown_name_is_refused(tmp_path
 
 def test_a_pretrained_encoder_needs_one():
     with pytest.raises(UsageError, match="unet has no ResNet-34 encoder"):
-        load_resnet34(build("unet", 2), "resnet34.pth")
+        load_resnet34(build_network("unet", 2), "resnet34.pth")

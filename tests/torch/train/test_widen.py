@@ -5,7 +5,7 @@ import torch
 
 from basnet_torch.checkpoint import Checkpoint, model_from_checkpoint
 from basnet_torch.errors import CheckpointError
-from basnet_torch.model.registry import build
+from basnet_torch.model.registry import build_network
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.widen import widened
 from tests.torch.conftest import randomized
@@ -13,7 +13,7 @@ from tests.torch.conftest import randomized
 
 def checkpoint(arch):
     torch.manual_seed(1)
-    model = randomized(build(arch, 2), seed=1)
+    model = randomized(build_network(arch, 2), seed=1)
     parts = {"preprocess": Preprocess(height=32, width=64), "postprocess": Postprocess(), "origin": "basnet-deploy"}
     return Checkpoint(arch=arch, width=2, state=model.state_dict(), **parts)
 
