@@ -101,5 +101,6 @@ def test_there_are_these_commands(run):
         "engine",
         "inspect",
         "onnx",
+        "triton",
     }
     assert run("engine").exit_code == 2
