@@ -163,9 +163,6 @@ def _described(kind: str, *, forms: bool) -> dict[str, Any]:
 
 async def _answered(request: Request, service: Service, kind: OutputKind, options: PictureOptions) -> Response:
     config = service.config
-    form = await picture_form(request, max_bytes=config.max_bytes, seconds=config.body_seconds)
-    if "background" in form and request.url.path != "/v1/compose":
-        raise Problem(422, "form field background: is for /v1/compose alone")
     task = PictureTask(
         kind=kind,
         format=options.format,
@@ -175,8 +172,11 @@ async def _answered(request: Request, service: Service, kind: OutputKind, option
         empty_weak=options.empty_weak,
         page=options.page,
     )
-    answer = await unless_gone(request, service.run(form["image"], task, form.get("background")))
-    request.state.facts = _facts(answer, len(form["image"]))
+    async with picture_form(request, max_bytes=config.max_bytes, seconds=config.body_seconds) as form:
+        if "background" in form and request.url.path != "/v1/compose":
+            raise Problem(422, "form field background: is for /v1/compose alone")
+        answer = await unless_gone(request, service.run(form["image"], task, form.get("background")))
+        request.state.facts = _facts(answer, form["image"].size)
     return Response(
         answer.data,
         media_type=_MEDIA_TYPES[options.format],

@@ -7,7 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,29 @@ __all__ = ["PictureBytes", "body_bytes", "picture_form"]
 _READ_AWAY = 1 << 20  # of a body that is refused, so that simple clients see the answer instead of a reset
 _READ_AWAY_SECONDS = 2.0
 _FIELDS = 8
+_CLOSE = {"Connection": "close"}  # else a client that sends on and the server that reads no more wait for each other
 _RAW_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded", "video/")
 
 
 class PictureBytes(Closing):
     """A picture's bytes under a path, which decoders want; nobody else can open it, and it ends with `close`."""
 
-    def __init__(self, data: bytes) -> None:
-        self.size = len(data)
+    def __init__(self, data: bytes = b"") -> None:
+        self.size = 0
         if hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create("picture")
             self.path = Path(f"/proc/self/fd/{self._descriptor}")
         else:
             self._descriptor, name = tempfile.mkstemp(prefix="basnet-serve-")
             self.path = Path(name)
-        with os.fdopen(os.dup(self._descriptor), "wb") as file:
-            file.write(data)
+        self.append(data)
+
+    def append(self, data: bytes) -> None:
+        """Add bytes at the end."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+        self.size += len(data)
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
@@ -57,15 +64,13 @@ async def body_bytes(request: Request, *, max_bytes: int, seconds: float) -> byt
         Problem: 400, 408, 413 or 415: it is broken, late, too large, or compressed in an unknown way.
         ClientDisconnect: The caller left.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            return b"".join([chunk async for chunk in _limited(request, max_bytes)])
-    except TimeoutError:
-        raise Problem(408, f"body: not received within {seconds:g} s. Send it faster", reason="slow") from None
+    async with _time_limit(seconds):
+        return b"".join([chunk async for chunk in _limited(request, max_bytes)])
 
 
-async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> dict[str, bytes]:
-    """The pictures of a request by field name; a body that is no form is the field `image`.
+@asynccontextmanager
+async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> AsyncGenerator[dict[str, PictureBytes]]:
+    """The pictures of a request by field name, until the block ends; a body that is no form is the field `image`.
 
     Raises:
         Problem: As of `body_bytes`, and 422 where the form has no field `image`.
@@ -77,16 +82,30 @@ async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> d
             raise Problem(
                 415, f"content type: {kind[:80]}, must be image/*, application/octet-stream or multipart/form-data"
             )
-        return {"image": await body_bytes(request, max_bytes=max_bytes, seconds=seconds)}
+        # Bytes go to the file as they come: kept in pieces, they would leave a heap that never shrinks.
+        with PictureBytes() as image:
+            async with _time_limit(seconds):
+                async for chunk in _limited(request, max_bytes):
+                    image.append(chunk)
+            yield {"image": image}
+        return
+    async with _time_limit(seconds):
+        form = await _parsed(request.headers, _limited(request, max_bytes), max_bytes)
+    with ExitStack() as held:
+        try:
+            pictures = {name: held.enter_context(PictureBytes(data)) for name, data in (await _pictures(form)).items()}
+        finally:
+            await form.close()
+        yield pictures
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncGenerator[None]:
     try:
         async with asyncio.timeout(seconds):
-            form = await _parsed(request.headers, _limited(request, max_bytes), max_bytes)
-            try:
-                return await _pictures(form)
-            finally:
-                await form.close()
+            yield
     except TimeoutError:
-        raise Problem(408, f"body: not received within {seconds:g} s. Send it faster", reason="slow") from None
+        raise _too_slow(seconds) from None
 
 
 async def _parsed(headers: Headers, stream: AsyncGenerator[bytes, None], max_bytes: int) -> FormData:
@@ -135,8 +154,15 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         raise Problem(400, "body: its gzip stream is cut off. Send it again")
 
 
+def _too_slow(seconds: float) -> Problem:
+    detail = f"body: not received within {seconds:g} s. Send it faster"
+    return Problem(408, detail, reason="slow", headers=_CLOSE)
+
+
 def _too_large(max_bytes: int) -> Problem:
-    return Problem(413, f"body: larger than {max_bytes:,} bytes. Send a smaller picture, or raise --max-bytes")
+    return Problem(
+        413, f"body: larger than {max_bytes:,} bytes. Send a smaller picture, or raise --max-bytes", headers=_CLOSE
+    )
 
 
 def _decompressor(encoding: str) -> Any:

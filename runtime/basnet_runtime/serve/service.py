@@ -88,7 +88,7 @@ class Service(Closing):
         self._threads.shutdown()
         self._batcher.close()
 
-    async def run(self, image: bytes, task: PictureTask, background: bytes | None = None) -> Answer:
+    async def run(self, image: PictureBytes, task: PictureTask, background: PictureBytes | None = None) -> Answer:
         """One picture from its file's bytes to its result's.
 
         Raises:
@@ -97,14 +97,12 @@ class Service(Closing):
         asked = time.perf_counter()
         async with self.turn():
             began = time.perf_counter()
-            with PictureBytes(image) as held, PictureBytes(background or b"") as behind:
-                frame, prepared = await self._in_thread(lambda: self._decode(held.path, task))
-                submitted = time.perf_counter()
-                raw = await self._network(prepared)
-                network = time.perf_counter() - submitted
-                data, decision = await self._in_thread(
-                    lambda: self._finish(frame, raw, task, behind.path if background is not None else None)
-                )
+            frame, prepared = await self._in_thread(lambda: self._decode(image.path, task))
+            submitted = time.perf_counter()
+            raw = await self._network(prepared)
+            network = time.perf_counter() - submitted
+            behind = None if background is None else background.path
+            data, decision = await self._in_thread(lambda: self._finish(frame, raw, task, behind))
         height, width = frame.image_HWC.shape[:2]
         return Answer(
             data=data,
