@@ -8,7 +8,7 @@ REPORT_VENV = $(if $(shell command -v nvidia-smi),$(GPU_VENV),$(VENV))
 RESULTS ?= demo-results
 DEMO_PICTURE ?= $(RESULTS)/demo.jpg
 CONSTRAINTS = .ci/constraints.txt
-LOWEST = cpu openvino train export accuracy heic
+LOWEST = cpu openvino train export accuracy heic serve
 comma = ,
 empty =
 space = $(empty) $(empty)
@@ -83,7 +83,7 @@ $(LOWEST_VENV)/ready: pyproject.toml
 		--output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
 	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(LOWEST_VENV)/lowest.txt --editable '.[$(subst $(space),$(comma),$(LOWEST))]' \
-		hypothesis pytest pytest-xdist scikit-image
+		httpx hypothesis pytest pytest-xdist scikit-image
 	@touch $@
 
 # The two flavors of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes
