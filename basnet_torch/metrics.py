@@ -1,4 +1,4 @@
-"""MAE and maximal F-measure as the field reports them.
+"""MAE, maximal F-measure and boundary IoU as the field reports them.
 
 maxF here is the paper's convention: precision and recall of the map thresholded at each of 0..255, averaged over the
 pictures per threshold, F of those means with beta^2 = 0.3, the largest (Achanta et al. 2009; BASNet section 4.2).
@@ -7,15 +7,18 @@ pictures per threshold, F of those means with beta^2 = 0.3, the largest (Achanta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BETA_SQUARED", "AccuracyMeter", "Curves", "Scores", "absolute_error", "counted", "f_of"]
+from basnet_torch.arrays import Bool
+
+__all__ = ["BETA_SQUARED", "AccuracyMeter", "Curves", "Scores", "absolute_error", "boundary_iou", "counted", "f_of"]
 
 BETA_SQUARED = 0.3
 _LEVELS = 256
+_BOUNDARY_SHARE = 0.02  # of the diagonal: Cheng et al., "Boundary IoU", CVPR 2021, section 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,3 +138,28 @@ def _curves(mask_HW: NDArray[np.float32], truth_HW: NDArray[np.bool_]) -> tuple[
     total = float(truth_HW.sum())
     precision = np.divide(found, marked, out=np.zeros(_LEVELS), where=marked > 0)
     return precision, found / total if total else np.zeros(_LEVELS)
+
+
+def boundary_iou(first_HW: Bool, second_HW: Bool) -> float:
+    """IoU of the two masks' inner boundaries, 2 % of the diagonal wide (Cheng et al. 2021); 1 when neither has one.
+
+    >>> square = np.zeros((50, 50), bool)
+    >>> square[10:40, 10:40] = True
+    >>> boundary_iou(square, square), boundary_iou(square, ~square)
+    (1.0, 0.0)
+    """
+    first, second = _boundary(first_HW), _boundary(second_HW)
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
+def _boundary(mask_HW: Bool) -> Bool:
+    """The mask's pixels that its erosion removes; the picture's edge counts as outside."""
+    import cv2
+
+    width = max(1, round(_BOUNDARY_SHARE * float(np.hypot(*mask_HW.shape))))
+    kernel = np.ones((3, 3), np.uint8)
+    inner = cv2.erode(
+        mask_HW.astype(np.uint8), kernel, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=(0.0,)
+    )
+    return cast(Bool, mask_HW & (inner == 0))

@@ -34,12 +34,12 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model, open_model
-from basnet_runtime.parity import Picture, boundary_iou
+from basnet_runtime.parity import Picture
 from basnet_torch.arrays import Bool, Float32, Float64
 from basnet_torch.data.options import MaskValues
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BasnetError, DataError, MediaError, ModelFileError, UsageError
-from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, counted
+from basnet_torch.metrics import BETA_SQUARED, AccuracyMeter, absolute_error, boundary_iou, counted
 from basnet_torch.options import argument, option
 from basnet_torch.unexpected import unexpected
 

@@ -117,7 +117,7 @@ def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: 
     """Search the FP32 layers of a 16-bit network on its `tensor` graph."""
     import onnx
 
-    from basnet_export.quantize.half_precision import fp32_layers_of
+    from basnet_export.quantize.fp16_layer_search import fp32_layers_of
 
     tensor = onnx_from_checkpoint(reference.checkpoint, replace(config, graph="tensor"))
     graph, seconds = onnx.shape_inference.infer_shapes(tensor), 60 * config.search_minutes
@@ -147,7 +147,7 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
     """Export a graph to memory, without a manifest."""
     import torch
 
-    from basnet_export.graph.precision import deployed_network, scaled_network, torch_dtype
+    from basnet_export.graph.half_precision import deployed_network, scaled_network, torch_dtype
     from basnet_export.graph.storage import exact_kernels, store_as_fp16
     from basnet_export.graph.wrappers import FrameGraph, TensorGraph
     from basnet_torch.checkpoint import model_from_checkpoint
@@ -178,7 +178,7 @@ def _exported(
     import torch
     from onnx_ir.passes import common as passes
 
-    from basnet_export.graph.precision import OPSETS
+    from basnet_export.graph.half_precision import OPSETS
 
     axes = {axis: torch.export.Dim(label) for axis, label in enumerate(dynamic)}
     with _quiet():

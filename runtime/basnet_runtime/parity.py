@@ -22,6 +22,7 @@ import numpy as np
 from basnet_runtime.kinds import Precision
 from basnet_torch.arrays import Bool, Float32, UInt8
 from basnet_torch.errors import ParityError, UsageError
+from basnet_torch.metrics import boundary_iou
 
 if TYPE_CHECKING:
     from basnet_torch.metrics import AccuracyMeter, Scores
@@ -33,7 +34,6 @@ __all__ = [
     "ParityReport",
     "Picture",
     "Tolerance",
-    "boundary_iou",
     "compare",
     "difference",
     "tolerance_for",
@@ -43,7 +43,6 @@ __all__ = [
 
 MEASURES = ("max_abs", "mean_abs", "p999_abs", "flips", "boundary_iou")  # of boundary_iou more is better
 _LIMITS = Path(__file__).with_name("parity.toml")
-_BOUNDARY_SHARE = 0.02  # of the diagonal: Cheng et al., "Boundary IoU", CVPR 2021, section 5
 _HALF_STEP = 0.5 / 255
 _CONTRAST = 0.5  # a reference mask whose values span less than this is flat
 _SIDE_SHARE = 0.001  # and so is one with less than this share of its pixels on one side of 0.5
@@ -306,31 +305,6 @@ def _rounded(mask_HW: Float32) -> Float32:
 def _informative(mask_HW: Float32, inside_HW: Bool) -> bool:
     share = float(inside_HW.mean())
     return _SIDE_SHARE <= share <= 1 - _SIDE_SHARE and float(np.ptp(mask_HW)) >= _CONTRAST
-
-
-def boundary_iou(first_HW: Bool, second_HW: Bool) -> float:
-    """IoU of the two masks' inner boundaries, 2 % of the diagonal wide (Cheng et al. 2021); 1 when neither has one.
-
-    >>> square = np.zeros((50, 50), bool)
-    >>> square[10:40, 10:40] = True
-    >>> boundary_iou(square, square), boundary_iou(square, ~square)
-    (1.0, 0.0)
-    """
-    first, second = _boundary(first_HW), _boundary(second_HW)
-    union = int(np.count_nonzero(first | second))
-    return int(np.count_nonzero(first & second)) / union if union else 1.0
-
-
-def _boundary(mask_HW: Bool) -> Bool:
-    """The mask's pixels that its erosion removes; the picture's edge counts as outside."""
-    import cv2
-
-    width = max(1, round(_BOUNDARY_SHARE * float(np.hypot(*mask_HW.shape))))
-    kernel = np.ones((3, 3), np.uint8)
-    inner = cv2.erode(
-        mask_HW.astype(np.uint8), kernel, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=(0.0,)
-    )
-    return cast(Bool, mask_HW & (inner == 0))
 
 
 class _ScorePair:

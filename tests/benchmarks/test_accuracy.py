@@ -26,11 +26,12 @@ from basnet_benchmarks.results import markdown, values_of
 from basnet_runtime.media.compose.edges import refined_edges
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
-from basnet_runtime.parity import Picture, boundary_iou, compare, tolerance_for
+from basnet_runtime.parity import Picture, compare, tolerance_for
 from basnet_torch.data import datasets
 from basnet_torch.data.datasets import find_pairs, load_pairs
 from basnet_torch.data.masks import decode_mask
 from basnet_torch.errors import DataError, MaskValuesError, UsageError
+from basnet_torch.metrics import boundary_iou
 from tests.torch.conftest import draw_pairs, write_png
 
 

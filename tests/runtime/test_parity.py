@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from basnet_runtime.api import Predictor
-from basnet_runtime.parity import ParityReport, Picture, boundary_iou, compare, tolerance_for
+from basnet_runtime.parity import ParityReport, Picture, compare, tolerance_for
 from basnet_torch.errors import ParityError, UsageError
+from basnet_torch.metrics import boundary_iou
 
 
 class Masks:

@@ -10,7 +10,7 @@ from basnet_runtime.kinds import OutputKind
 from basnet_runtime.media.compose import edges
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.compose.edges import refined_edges
-from basnet_runtime.parity import boundary_iou
+from basnet_torch.metrics import boundary_iou
 
 
 def disc(height, width, radius, grow=0.0, soft=1.0):

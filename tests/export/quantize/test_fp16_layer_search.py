@@ -7,7 +7,7 @@ import torch
 
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_export import export_onnx
-from basnet_export.quantize.half_precision import RoundedNetwork
+from basnet_export.quantize.fp16_layer_search import RoundedNetwork
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.open import open_model
 from basnet_torch.checkpoint import model_from_checkpoint, save_checkpoint

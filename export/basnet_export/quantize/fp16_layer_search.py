@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from basnet_export.graph.fp32_layer_search import search_fp32_layers
-from basnet_export.graph.precision import deployed_network, torch_dtype
+from basnet_export.graph.half_precision import deployed_network, torch_dtype
 from basnet_export.quantize.qdq import parts_of
 from basnet_export.reference import CandidateJudge, Reference
 from basnet_runtime.backends.pytorch import PyTorchBackend
