@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -224,20 +225,22 @@ def _name_nodes(graph: ir.Graph) -> None:
     """Name convolutions after their modules, other nodes after their producers.
 
     `predict.encoder.stage1.0.conv1`, `predict.encoder.stage1.0.conv1.relu`: a part of the network is a common prefix.
+    Where several nodes of one kind read the same value first, as in DenseNet, the second ends in `.2`.
     """
     named: set[ir.Value] = set()
+    times: Counter[str] = Counter()
     for node in graph:
         first = node.inputs[0] if node.inputs else None
         if node.op_type == "Conv" and node.inputs[1] is not None:
             node.name = str(node.inputs[1].name).partition("network.")[2].removesuffix(".weight")
         elif first in named and first is not None:
             node.name = f"{first.name}.{node.op_type.lower()}"
+        times[str(node.name)] += 1
+        if (count := times[str(node.name)]) > 1:
+            node.name = f"{node.name}.{count}"
         if "." in str(node.name) and node.op_type != "Sigmoid":  # what finishes the map is no part of the network
             node.outputs[0].name = node.name
             named.add(node.outputs[0])
-    names = [node.name for node in graph]
-    if len(set(names)) < len(names):
-        raise ExportError("two nodes of the graph have one name")
 
 
 def _first_cast_only(graph: ir.Graph) -> None:

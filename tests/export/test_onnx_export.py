@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
+from torch import nn
 
 from basnet_export import onnx_export
 from basnet_export.checks import BATCHES, check_batches, check_graph, measure_parity
 from basnet_export.config import ExportConfig
+from basnet_export.graph import half_precision
 from basnet_export.onnx_export import export_onnx
 from basnet_export.reference import Reference
 from basnet_export.samples import BUNDLED, load_pictures
@@ -286,3 +290,38 @@ def test_relu_of_fp16_files_is_fused_on_a_cpu(tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert any("Conv" in kind for kind in kinds)
     assert not {"Max", "Relu"} & set(kinds)
+
+
+def test_nodes_that_read_the_same_value_have_names_of_their_own():
+    """In DenseNet each layer's Concat begins with the same map."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["image", "network.e.first.weight"], ["a"]),
+        onnx.helper.make_node("Concat", ["a", "image"], ["b"], axis=1),
+        onnx.helper.make_node("Conv", ["b", "network.e.second.weight"], ["c"]),
+        onnx.helper.make_node("Concat", ["a", "c", "b"], ["mask"], axis=1),
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(np.zeros((4, channels, 1, 1), np.float32), f"network.e.{name}.weight")
+        for name, channels in (("first", 4), ("second", 8))
+    ]
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 4, 8, 8])
+    mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 16, 8, 8])
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "dense", [image], [mask], weights))
+    graph = ir.from_proto(model).graph
+    onnx_export._name_nodes(graph)
+    assert [node.name for node in graph] == ["e.first", "e.first.concat", "e.second", "e.first.concat.2"]
+
+
+def test_a_batch_norm_before_its_convolution_becomes_scale_and_shift():
+    """In DenseNet an activation keeps it from being folded."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval().double()
+    for norm in (network[0], network[3]):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    deployed = half_precision.deployed_network(network, "fp32")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    assert torch.allclose(deployed(image.float()).double(), network(image), atol=1e-5)

@@ -154,6 +154,22 @@ class _ScaledConv(nn.Module):
         return cast(Tensor, self.conv(x)) * self.scale + self.shift
 
 
+class _Scale(nn.Module):
+    """A batch norm as scale and shift per channel."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        mean, var = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        scale = norm.weight.double() / torch.sqrt(var + norm.eps)
+        shift = norm.bias.double() - mean * scale
+        dtype = norm.weight.dtype
+        self.scale = nn.Parameter(scale.to(dtype).reshape(1, -1, 1, 1), requires_grad=False)
+        self.shift = nn.Parameter(shift.to(dtype).reshape(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
 def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
     """Replace each convolution by `join(conv, norm)`, its norm by what remains."""
     for conv_name, norm_name in _norms_after_convolutions(network):
@@ -162,6 +178,10 @@ def _replace_norms(network: SaliencyNetwork, join: Join) -> None:
         # timm's batch norms carry their activation
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
         _put(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
+    for name, norm in [each for each in network.named_modules() if isinstance(each[1], nn.BatchNorm2d)]:
+        # It stands before its convolution, as in DenseNet, behind an activation that keeps it from being folded.
+        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+        _put(network, name, nn.Sequential(_Scale(norm), *rest))
 
 
 def _norms_after_convolutions(network: SaliencyNetwork) -> list[tuple[str, str]]:
