@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UInt8 = NDArray[np.uint8]
 BUNDLED = Path(__file__).parents[1] / "export" / "basnet_export" / "pictures"
-DEMO = ("chelsea.jpg", "rocket.jpg")
+DEMO = ("coffee.jpg", "chelsea.jpg")
 EVERYDAY = ("astronaut", "chelsea", "coffee", "rocket")
 HARD = ("brick", "page", "hubble_deep_field", "immunohistochemistry")
 SIDE = 220
