@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from basnet_benchmarks.results import ACCURACY
+
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "benchmarks" / "reports"
 MODELS = ROOT / "runtime" / "basnet_runtime" / "models"
@@ -21,18 +23,6 @@ FP32, INT8 = MODELS / "basnet-lite.onnx", MODELS / "basnet-lite-int8.onnx"
 CHECKPOINT = MODELS / "basnet-lite.safetensors"
 PAPER = "0.860 / 0.047 ([paper](https://arxiv.org/abs/2101.04704), all of DUTS-TE)"
 PAPER_PARAMETERS = 87_060_360
-_ACCURACY = {
-    "max_f": "maxF",
-    "max_f_curve": "maxF of curves",
-    "mean_f": "mean F",
-    "weighted_f": "weighted F",
-    "s_measure": "S",
-    "e_max": "max E",
-    "e_mean": "mean E",
-    "mae": "MAE",
-    "relaxed_boundary_f": "relaxF",
-    "boundary_iou": "boundary IoU",
-}
 Values = Mapping[str, Any]
 
 
@@ -161,7 +151,7 @@ def _verdict(row: Values, name: str, what: str = "") -> str:
 def scores() -> str:
     """The model card's scores."""
     (row,) = report("accuracy-dev")["datasets"]
-    table = _table([tuple(_ACCURACY.values()), tuple(f"{row[name]:.4f}" for name in _ACCURACY)], first_is_name=False)
+    table = _table([tuple(ACCURACY.values()), tuple(f"{row[name]:.4f}" for name in ACCURACY)], first_is_name=False)
     return "\n".join(
         [
             f"{row['pictures']} pairs of DUTS-TE, each mask resized back to its picture:",

@@ -20,14 +20,14 @@ from typing import Any
 from basnet_torch.errors import UsageError
 from basnet_torch.json_values import from_plain, keys, list_of
 
-__all__ = ["Shown", "Table", "json_text", "markdown", "read_result", "shown", "terminal", "values_of"]
+__all__ = ["ACCURACY", "Shown", "Table", "json_text", "markdown", "read_result", "shown", "terminal", "values_of"]
 
 Values = Mapping[str, Any]
 _DIGITS = 6  # significant, of every number: what is beyond is noise of any measurement made here
 _NARROWEST = 150  # columns, where the output is no terminal and so has no width
 _MOST_WARNINGS = 5  # shown; the JSON has all
 _NOT_FINITE = "not finite"  # JSON has no NaN and no infinity: such a value is null there
-_ACCURACY = {
+ACCURACY = {
     "max_f": "maxF",
     "max_f_curve": "maxF of curves",
     "mean_f": "mean F",
@@ -65,7 +65,7 @@ _ROWS: dict[str, tuple[str, Any]] = {  # of each command's result: the key of it
         ),
     ),
     "parity": ("candidates", keys(f"{_NAMED} verdict", **_COMPARED)),
-    "accuracy": ("datasets", keys("dataset", " ".join(_ACCURACY), "pictures empty", best=_SCORED, worst=_SCORED)),
+    "accuracy": ("datasets", keys("dataset", " ".join(ACCURACY), "pictures empty", best=_SCORED, worst=_SCORED)),
     "gate": ("rows", keys("name device verdict", remarks=_TEXTS, before=keys("", **_GATED) | None, **_GATED)),
     "video": (
         "results",
@@ -401,10 +401,10 @@ def _accuracy(values: Values) -> _Parts:
         if row["empty"]:
             notes.append(f"{row['dataset']}: {row['empty']} pictures hold no object; their recall and F are 0.")
     cells = (
-        (row["dataset"], str(row["pictures"]), *(_number(row[name], ".4f") for name in _ACCURACY))
+        (row["dataset"], str(row["pictures"]), *(_number(row[name], ".4f") for name in ACCURACY))
         for row in values["datasets"]
     )
-    table = Table(("data set", "pictures", *_ACCURACY.values()), tuple(cells))
+    table = Table(("data set", "pictures", *ACCURACY.values()), tuple(cells))
     return f"Accuracy of {values['model']}", [table], notes
 
 

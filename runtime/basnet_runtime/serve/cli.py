@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -155,5 +154,4 @@ class _Server:
 
 def main() -> None:
     """Run the command."""
-    threading.current_thread().name = "main"
     app()

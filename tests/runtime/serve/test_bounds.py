@@ -247,7 +247,7 @@ def test_a_missing_package_is_named(monkeypatch):
     assert "pip install 'basnet-deploy[serve]'" in result.output
 
 
-def test_another_address_without_a_token_is_a_warning(monkeypatch):
+def test_which_addresses_only_this_machine_reaches():
     assert ServeConfig(host="::1").is_local
     assert not ServeConfig(host="0.0.0.0").is_local
 

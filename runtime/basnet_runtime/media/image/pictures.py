@@ -500,10 +500,7 @@ def write_picture(
         UsageError: The format is unknown, or holds no transparency and there is some.
     """
     check_picture_output(target, alpha=alpha_HW is not None)
-    image = _vips_image(pixels)
-    if alpha_HW is not None:
-        image = image.bandjoin(_vips_image(alpha_HW))
-    save_image(target, image, metadata=metadata, overwrite=overwrite)
+    save_image(target, _joined(pixels, alpha_HW), metadata=metadata, overwrite=overwrite)
 
 
 def encode_picture(
@@ -517,14 +514,16 @@ def encode_picture(
     """
     name = Path(f"picture{suffix}")
     check_picture_output(name, alpha=alpha_HW is not None)
-    image = _vips_image(pixels)
-    if alpha_HW is not None:
-        image = image.bandjoin(_vips_image(alpha_HW))
-    image, options = _to_encode(name, image, metadata)
+    image, options = _to_encode(name, _joined(pixels, alpha_HW), metadata)
     try:
         return bytes(image.write_to_buffer(suffix, **options))
     except vips_errors() as error:
         raise MediaError(f"{name}: cannot be encoded: {library_detail(error)}") from error
+
+
+def _joined(pixels: UInt8, alpha_HW: UInt8 | None) -> Any:
+    image = _vips_image(pixels)
+    return image if alpha_HW is None else image.bandjoin(_vips_image(alpha_HW))
 
 
 def _to_encode(target: Path, image: Any, metadata: Metadata | None) -> tuple[Any, dict[str, Any]]:
