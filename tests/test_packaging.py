@@ -1,8 +1,11 @@
 """What a user's wheel holds: the four packages with their data files, and nothing else."""
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -11,6 +14,7 @@ import pytest
 from basnet_runtime.backends import openvino_provider
 
 ROOT = Path(__file__).parents[1]
+BROUGHT = {"pycuda"}  # taken in place of cuda-core where a user has it; it is compiled against the user's CUDA
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +76,45 @@ def test_the_extra_for_openvinos_plugin_asks_for_an_onnxruntime_that_loads_it():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = next(line for line in extras["openvino-ep"] if line.startswith("onnxruntime>="))
     assert asked.split(";")[0] == f"onnxruntime>={'.'.join(map(str, openvino_provider._OLDEST))}"
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml names: those of a plain install and of extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(folders: list[str]) -> dict[str, str]:
+    """The top-level packages that the modules of some folders import, with a module that does."""
+    found = {}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    ours = {"basnet_torch", "basnet_export", "basnet_runtime", "basnet_benchmarks", "tests", "pictures"}
+    return {name: path for name, path in found.items() if name not in ours | BROUGHT | sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    "folders", [["basnet_torch", "export", "runtime", "benchmarks"], ["tests", "docs"]], ids="/".join
+)
+def test_what_is_imported_is_declared(folders):
+    """What only another package brings along is missing on the day when that package no longer asks for it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"]) - (set() if "tests" in folders else {"dev"})
+    asked, installed = declared(*extras), packages_distributions()
+    missing = {
+        name: path
+        for name, path in imported(folders).items()
+        if not {canonical(by) for by in [*installed.get(name, []), name]} & asked
+    }
+    assert not missing

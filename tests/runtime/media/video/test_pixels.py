@@ -385,6 +385,20 @@ def test_encoders_leave_the_scheduling_of_the_process_alone(tmp_path, fake_model
     assert seen == {policy} == {os.sched_getscheduler(0)}
 
 
+def test_av1_is_not_waited_for(tmp_path, fake_model, monkeypatch):
+    """Where each frame's packet is waited for (low delay), SVT-AV1 4.1 hung once in some thousand short videos."""
+    counts = []
+    real = video_sink.FrameEncoder.encode
+    monkeypatch.setattr(
+        video_sink.FrameEncoder,
+        "encode",
+        lambda self, item: (packets := list(real(self, item)), counts.append(len(packets)))[0],
+    )
+    made(fake_model, noise(tmp_path / "in.mkv", count=5), tmp_path / "out.mp4", codec="av1")
+    assert counts[0] == 0
+    assert len(streams_of(tmp_path / "out.mp4")) == 1
+
+
 def test_h264_pictures_are_whole_slices(tmp_path, fake_model):
     """One slice a picture: x264 cuts it by the number of threads otherwise, which makes files larger."""
     clip = noise(tmp_path / "in.mkv", count=5)

@@ -186,8 +186,13 @@ def _intra(codec: Codec, kind: OutputKind, *, odd: bool) -> tuple[str, dict[str,
 
 def _of_the_web(codec: Codec, kind: OutputKind, crf: str) -> tuple[str, dict[str, str]]:
     if codec == "av1":
-        # Prediction structure 1 is low delay: packets leave in the order of the frames.
-        return "yuv420p", {"crf": crf, "preset": "10", "svtav1-params": "pred-struct=1"}
+        # Not low delay (prediction structure 1): FFmpeg then waits for a packet after each frame, and SVT-AV1 4.1 now
+        # and then gives none. Short groups and no looking ahead keep few pictures in memory.
+        return "yuv420p", {
+            "crf": crf,
+            "preset": "10",
+            "svtav1-params": "pred-struct=2:hierarchical-levels=2:lookahead=0",
+        }
     speed = {"deadline": "realtime", "cpu-used": "7", "row-mt": "1", "auto-alt-ref": "0", "lag-in-frames": "0"}
     return ("yuva420p" if kind.has_alpha else "yuv420p"), {"crf": crf, "b": "0", **speed}
 
