@@ -38,7 +38,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, stride: int = STRIDE) -> None:
     """Refuse a network input size that the five halvings cannot undo exactly.
 
     Raises:
@@ -50,13 +50,13 @@ def check_size(height: int, width: int) -> None:
     ...
     ValueError: size 250x224 does not fit: multiples of 32 are needed, the next are 224x224 and 256x224
     """
-    if height > 0 and width > 0 and height % STRIDE == 0 and width % STRIDE == 0:
+    if height > 0 and width > 0 and height % stride == 0 and width % stride == 0:
         return
-    down = [max(STRIDE, n // STRIDE * STRIDE) for n in (height, width)]
-    up = [max(STRIDE, -(-n // STRIDE) * STRIDE) for n in (height, width)]
+    down = [max(stride, n // stride * stride) for n in (height, width)]
+    up = [max(stride, -(-n // stride) * stride) for n in (height, width)]
     near = f"{down[0]}x{down[1]} and {up[0]}x{up[1]}" if down != up else f"{up[0]}x{up[1]}"
     are = "the next are" if down != up else "the next is"
-    raise ValueError(f"size {height}x{width} does not fit: multiples of {STRIDE} are needed, {are} {near}")
+    raise ValueError(f"size {height}x{width} does not fit: multiples of {stride} are needed, {are} {near}")
 
 
 def resize_bilinear(image: NDArray[Any], height: int, width: int) -> Float32:
@@ -119,22 +119,24 @@ class Preprocess:
     """Picture to network input: resize to a square-ish size, scale to 0..1, normalize.
 
     Attributes:
-        height: Network input height in pixels, a multiple of 32.
-        width: Network input width in pixels, a multiple of 32.
+        height: Network input height in pixels, a multiple of `stride`.
+        width: Network input width in pixels, a multiple of `stride`.
         scale: `255` divides by 255; `image_max` by the resized picture's own largest value, as the authors do.
         mean: Per channel, RGB, subtracted after scaling.
         std: Per channel, RGB, divided by after subtracting.
+        stride: 32 for the networks of this project, 1 for others, whose graphs say what they take.
     """
 
-    MAY_LACK: ClassVar = ()  # so that a file is not half understood
+    MAY_LACK: ClassVar = ("stride",)  # in older files; the others, so that a file is not half understood
     height: int = 256
     width: int = 256
     scale: Scale = "255"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    stride: int = STRIDE
 
     def __post_init__(self) -> None:
-        check_size(self.height, self.width)
+        check_size(self.height, self.width, self.stride)
         if self.scale not in ("255", "image_max"):
             raise ValueError(f"scale is {self.scale!r}; it must be '255' or 'image_max'")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -177,7 +179,8 @@ class Preprocess:
         >>> Preprocess().digest() == Preprocess(height=224).digest()
         False
         """
-        return hashlib.sha256(json.dumps(to_plain(self), sort_keys=True).encode()).hexdigest()[:12]
+        fed = {name: value for name, value in to_plain(self).items() if name != "stride"}  # which feeds nothing
+        return hashlib.sha256(json.dumps(fed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

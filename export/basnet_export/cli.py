@@ -3,6 +3,7 @@
 basnet-export onnx basnet.pth --precision fp16 --graph frame
 basnet-export engine basnet.pth -o fp16.plan --batch 1,8,32
 basnet-export checkpoint best.pth -o basnet.pth --layout authors
+basnet-export adopt u2net.onnx --preset u2net
 basnet-export triton basnet.onnx -o repository
 basnet-export inspect basnet-frame-fp16.onnx
 """
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from basnet_export.adopt import AdoptConfig
+from basnet_export.adopt import adopt as adopt_file
 from basnet_export.config import SIZE, ExportConfig, Store
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig
@@ -70,6 +73,14 @@ def engine(**values: Any) -> None:
     """Build a TensorRT engine of MODEL, with its manifest beside it."""
     with exit_on_error():
         _print_file(_built_with_progress(build(BuildConfig, values)), as_json=values["as_json"])
+
+
+@app.command()
+@takes(AdoptConfig, Printed)
+def adopt(**values: Any) -> None:
+    """Describe FILE, someone else's network, in a manifest beside it, so that every command takes it."""
+    with exit_on_error():
+        _print_file(adopt_file(build(AdoptConfig, values), say), as_json=values["as_json"])
 
 
 @app.command()

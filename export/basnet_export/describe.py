@@ -12,7 +12,7 @@ from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.model_files import model_kind
-from basnet_runtime.onnx_header import read_onnx_header
+from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_torch.model.structure import named
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -98,11 +98,30 @@ def _onnx(path: Path) -> _Described:
     if METADATA_KEY not in header.metadata and not manifest_path(path).exists():
         return "ONNX graph without a manifest: not of basnet-export", facts, ""
     manifest = read_manifest(path, header)
+    if manifest.adopted:
+        return _adopted(path, manifest, facts)
     facts |= {
         "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
         **_source(manifest),
     }
     return f"ONNX, {manifest.graph} graph of {named(manifest.arch)}", facts, _feed(manifest)
+
+
+def _adopted(path: Path, manifest: Manifest, facts: dict[str, Any]) -> _Described:
+    finish = {"sigmoid": "sigmoid, then "}.get(manifest.activation, "")
+    recipe = _recipe(manifest.preprocess, manifest.postprocess)
+    facts |= {
+        "mask": f"output {manifest.output.name}; others are cut in the copy that runs",
+        "precision": f"{manifest.precision}, stored as {manifest.store}, read from the graph",
+        "recipe": f"as told to basnet-export adopt: {manifest.arch}",
+        **recipe,
+        "finish": finish + recipe["finish"],
+        "not known": "whose weights, trained on what, license, accuracy",
+        "parity": _verdict(manifest),
+        "created": f"manifest {manifest.created}",
+    }
+    feed = f"run: basnet-run --model {path} PICTURE; measure: basnet-bench accuracy {path} DATASET"
+    return "ONNX, adopted, not BASNet", facts, feed
 
 
 def _plan(path: Path) -> _Described:
@@ -180,6 +199,8 @@ def _feed(manifest: Manifest) -> str:
 
 def _verdict(manifest: Manifest) -> str:
     parity = manifest.parity
+    if manifest.adopted and parity is None and manifest.engine is None:
+        return "adopted, not BASNet: it is its own reference, in ONNX Runtime"
     if parity is None and manifest.engine is not None:
         return "not proven: run 'basnet-bench parity' on the GPU it is for"
     if parity is None:

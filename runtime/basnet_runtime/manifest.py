@@ -16,16 +16,19 @@ from typing import Any, ClassVar, Literal, Self
 
 from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.kinds import Precision
-from basnet_runtime.onnx_header import OnnxHeader, read_onnx_header
+from basnet_runtime.onnx_file.adapt import Activation, Adaptation, adaptation_of
+from basnet_runtime.onnx_file.header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.json_values import from_plain, to_plain
 from basnet_torch.spec import Postprocess, Preprocess, TensorSpec
 
 __all__ = [
+    "ADOPTED",
     "METADATA_KEY",
     "Graph",
     "Kind",
     "Manifest",
+    "adaptation_for",
     "manifest_path",
     "read_manifest",
     "read_manifest_beside",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "basnet"
+ADOPTED = "adopted"
 FORMAT = 1
 _DIGEST = "preprocess_digest"  # tells at a glance whether two files are fed alike
 _RECEIPT = {"pictures", "max_abs", "mean_abs", "flips", "boundary_iou", "ran"}  # what a receipt says at least
@@ -69,9 +73,10 @@ class Manifest:
         engine: What a plan was built for; None for an ONNX file.
         quantization: How an int8 file was calibrated; None for others.
         keep_fp32: Parts of the network that stay FP32 in a reduced precision, because the contract needs it.
+        activation: What the runtime computes of the output; of an adopted file, whose graph is never changed.
     """
 
-    MAY_LACK: ClassVar = ("engine", "arch", "encoder", "quantization", "keep_fp32")  # older files
+    MAY_LACK: ClassVar = ("engine", "arch", "encoder", "quantization", "keep_fp32", "activation")  # older files
     kind: Kind
     graph: Graph
     precision: Precision
@@ -94,6 +99,7 @@ class Manifest:
     engine: EngineFacts | None = None
     quantization: Mapping[str, Any] | None = None
     keep_fp32: tuple[str, ...] = ()
+    activation: Activation = "none"
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -104,6 +110,16 @@ class Manifest:
         for name in _RECEIPT - {"ran"}:
             if not isinstance(self.parity[name], int | float):
                 raise ValueError(f"parity.{name} is {self.parity[name]!r}; it must be a number")
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is someone else's network, described by `basnet-export adopt`."""
+        return self.origin == ADOPTED
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.preprocess.height, self.preprocess.width
 
     @property
     def quantized_for(self) -> str | None:
@@ -148,10 +164,17 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
         raise ModelFileError(
             f"{path}: has no manifest, so how to feed it is unknown (written by {header.producer}; "
             f"takes {_listed(header.inputs)}; returns {_listed(header.outputs)}); "
-            f"export the checkpoint with 'basnet-export onnx', or describe it in {manifest_path(path).name}"
+            f"export the checkpoint with 'basnet-export onnx', or describe another network with 'basnet-export adopt'"
         )
     _check_tensors(path, manifest, header)
     return replace(manifest, onnx_sha256=beside.onnx_sha256 if beside else "")
+
+
+def adaptation_for(path: Path, manifest: Manifest) -> Adaptation | None:
+    """What has to be changed in a copy of an ONNX file for it to run; None where it runs as it is."""
+    if manifest.graph == "frame":
+        return None
+    return adaptation_of(read_onnx_header(path), manifest.output, manifest.size, manifest.activation)
 
 
 def manifest_path(path: Path) -> Path:
@@ -208,7 +231,10 @@ def _check_beside(path: Path, inside: Manifest | None, beside: Manifest) -> None
 
 
 def _check_tensors(path: Path, manifest: Manifest, header: OnnxHeader) -> None:
-    for said, found in (((manifest.input,), header.inputs), ((manifest.output,), header.outputs)):
+    outputs = header.outputs
+    if manifest.adopted:  # the others are cut in the copy that runs
+        outputs = tuple(tensor for tensor in outputs if tensor.name == manifest.output.name) or outputs
+    for said, found in (((manifest.input,), header.inputs), ((manifest.output,), outputs)):
         if said != found:
             raise ModelFileError(
                 f"{path}: its graph has {_listed(found)} where its manifest says {_listed(said)}; export it again"

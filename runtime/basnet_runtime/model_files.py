@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from basnet_runtime.manifest import read_manifest_beside
-from basnet_runtime.onnx_header import read_onnx_header, refuse_foreign
+from basnet_runtime.onnx_file.header import read_onnx_header, refuse_foreign
 from basnet_torch.errors import ModelFileError
 
 __all__ = ["PLAN_SUFFIXES", "ModelKind", "model_kind"]

@@ -13,7 +13,7 @@ from basnet_runtime.backends.base import Backend
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.kinds import BackendName, Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
-from basnet_runtime.manifest import Manifest, read_manifest, read_manifest_beside
+from basnet_runtime.manifest import Manifest, adaptation_for, read_manifest, read_manifest_beside
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_torch.device import CPU, Device
@@ -147,6 +147,7 @@ def _engine(
             precision=compute,
             stored=manifest.precision,
             digest=manifest.onnx_sha256,
+            adaptation=adaptation_for(path, manifest),
         )
     if backend == "onnxruntime":
         from basnet_runtime.backends.onnxruntime import open_onnxruntime
@@ -158,7 +159,12 @@ def _engine(
                 "compute it in FP32; leave --backend and --device out, or take --device openvino"
             )
         return open_onnxruntime(
-            path, device=device, threads=threads, stored=manifest.precision, digest=manifest.onnx_sha256
+            path,
+            device=device,
+            threads=threads,
+            stored=manifest.precision,
+            digest=manifest.onnx_sha256,
+            adaptation=adaptation_for(path, manifest),
         )
     if backend == "pytorch":
         raise UsageError(

@@ -71,7 +71,8 @@ class Postprocessor:
         """The map before it is enlarged, and the decision.
 
         Args:
-            raw: A picture's part of what the backend gave: float32 1,h,w, or uint8 H,W from the `frame` graph.
+            raw: A picture's part of what the backend gave: float32 1,h,w, of some adopted networks h,w, or uint8 H,W
+                from the `frame` graph.
             image_HWC: The picture, which only a stabilizer needs.
 
         Returns:
@@ -83,7 +84,7 @@ class Postprocessor:
         # Of bytes it cannot be told: what was not finite inside the `frame` graph is lost in its cast.
         if not self._takes_frames and not np.isfinite(raw).all():  # a black mask would look like "nothing found"
             raise ModelFileError(f"{self._name}: gave values that are not finite; run it in fp32 or export again")
-        map_hw = np.asarray(raw, np.uint8) if self._takes_frames else np.asarray(raw[0], np.float32)
+        map_hw = np.asarray(raw, np.uint8) if self._takes_frames else np.asarray(_plane(raw), np.float32)
         if self._stabilizer is not None and image_HWC is not None:
             # Before any stretching, which moves with each frame's own range; bytes come back to the map's size first.
             map_hw = self._stabilizer(image_HWC, self._small(map_hw))
@@ -94,7 +95,7 @@ class Postprocessor:
 
     def undecided(self, raw: NDArray[Any], height: int, width: int) -> Float32:
         """The mask float32 H,W whatever the decision; what is not finite stays so, for a comparison to see."""
-        return float_mask(self._stretched(raw if self._takes_frames else raw[0]), height, width)
+        return float_mask(self._stretched(raw if self._takes_frames else _plane(raw)), height, width)
 
     def _stretched(self, map_hw: NDArray[Any]) -> NDArray[Any]:
         return map_hw if self._takes_frames else self._postprocess.stretched(map_hw)  # that graph stretches inside
@@ -119,6 +120,11 @@ class Postprocessor:
         self._salience.recall(memory)
         if self._stabilizer is not None:
             self._stabilizer.recall(memory)
+
+
+def _plane(raw: NDArray[Any]) -> NDArray[Any]:
+    """A map 1,h,w or h,w without its channel."""
+    return raw.reshape(raw.shape[-2:])
 
 
 def _stabilizer() -> Stabilizer:

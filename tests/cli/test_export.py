@@ -97,6 +97,7 @@ def test_inspect_of_plans_and_of_nothing(run, tmp_path):
 
 def test_there_are_these_commands(run):
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
+        "adopt",
         "checkpoint",
         "engine",
         "inspect",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest, sha256_of
-from basnet_runtime.onnx_header import read_onnx_header
+from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.json_values import to_plain
 from basnet_torch.spec import Postprocess, Preprocess, TensorSpec

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
-from basnet_runtime.backends.workers import CpuBatches
+from basnet_runtime.backends.workers import CpuBatches, one_by_one
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
+from basnet_runtime.onnx_file.adapt import Adaptation, adapted
 from basnet_torch.device import CPU, Device, DeviceKind
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
 from basnet_torch.files import atomic_write
@@ -81,8 +82,11 @@ class OnnxRuntimeBackend(CpuBatches):
     def _run(self, session: Any, batch: NDArray[Any]) -> NDArray[Any]:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-        try:
+        def infer(batch: NDArray[Any]) -> NDArray[Any]:
             return cast(NDArray[Any], session.run((self.output.name,), {self.input.name: batch})[0])
+
+        try:
+            return one_by_one(infer, batch, self.input.shape[0])
         except (state.EPFail, state.Fail, state.RuntimeException) as error:
             raise BackendUnavailable(
                 f"{self.description}: cannot run this batch ({_first_line(error)}); try a smaller one, or cpu"
@@ -102,17 +106,19 @@ def open_onnxruntime(
     stored: Precision | None = None,
     keep: bool = True,
     digest: str = "",
+    adaptation: Adaptation | None = None,
 ) -> OnnxRuntimeBackend:
     """A session on exactly the provider that was asked.
 
     Args:
-        path: An `.onnx` file with one input and one output.
+        path: An `.onnx` file with one input and one output, at least where it is adapted.
         device: `cpu`, `openvino` for the processor by OpenVINO's provider, `cuda`, or `tensorrt` and `rtx` for the
             providers of TensorRT and TensorRT for RTX; the last three with `:N` are the device of that number.
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the optimized graph is kept for the next start, on the processor.
         digest: The file's SHA-256 where it is known already.
+        adaptation: What to change in the copy that runs.
 
     Raises:
         BackendUnavailable: ONNX Runtime, the provider or an operation of the graph is not there.
@@ -135,11 +141,13 @@ def open_onnxruntime(
 
     def opened(streams: int) -> Any:
         if kind == "openvino":
-            return _session_in_openvino(ort, path, threads, streams, keep=keep)
+            with adapted(path, adaptation) as graph:
+                return _session_in_openvino(ort, graph, path, threads, streams, keep=keep)
         options = _options(ort, threads if streams == 1 else 1, stored)
         if keeps:
-            return _with_one_in_and_out(_from_kept_graph(ort, path, providers, options, digest), path)
-        return _with_one_in_and_out(_opened(ort, path, providers, options), path)
+            return _with_one_in_and_out(_from_kept_graph(ort, path, providers, options, digest, adaptation), path)
+        with adapted(path, adaptation) as graph:
+            return _with_one_in_and_out(_opened(ort, graph, providers, options, path), path)
 
     session = opened(1)
     _check_active(session.get_providers(), device)
@@ -240,7 +248,7 @@ def _options(ort: ModuleType, threads: int, stored: Precision | None = None) -> 
     return options
 
 
-def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
+def _session_in_openvino(ort: ModuleType, graph: Path, path: Path, threads: int, streams: int, *, keep: bool) -> Any:
     """A session that OpenVINO compiles as a whole."""
     devices = openvino_devices(ort)  # first: what is asked below is not in every ONNX Runtime
     options = _options(ort, threads)
@@ -250,7 +258,7 @@ def _session_in_openvino(ort: ModuleType, path: Path, threads: int, streams: int
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 4  # it would also print the line that the error below makes of it
     options.add_provider_for_devices(devices, openvino_options(threads=threads, streams=streams, keep=keep))
-    session = _opened(ort, path, None, options)
+    session = _opened(ort, graph, None, options, path)
     if keep:
         remove_old_optimized_models()
     return _with_one_in_and_out(session, path)
@@ -262,13 +270,15 @@ def _with_one_in_and_out(session: Any, path: Path) -> Any:
     return session
 
 
-def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options: Any, digest: str) -> Any:
+def _from_kept_graph(
+    ort: ModuleType, path: Path, providers: list[Any], options: Any, digest: str, adaptation: Adaptation | None
+) -> Any:
     """What `_opened` gives, five times as fast from the second time on; a graph that cannot be kept costs time only."""
     level = options.graph_optimization_level
     failures = (MediaError, ModelFileError, BackendUnavailable, OSError)
     kept: Path | None = None
     with suppress(*failures):
-        kept = optimized_model_path(path, by=f"onnxruntime-{ort.__version__}", digest=digest)
+        kept = optimized_model_path(path, by=f"onnxruntime-{ort.__version__} {adaptation}", digest=digest)
         if _is_sealed(kept):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             session = _opened(ort, kept, providers, options)
@@ -277,14 +287,15 @@ def _from_kept_graph(ort: ModuleType, path: Path, providers: list[Any], options:
     options.graph_optimization_level = level
     if kept is not None:
         with suppress(*failures):
-            with atomic_write(kept, overwrite=True) as beside:
+            with atomic_write(kept, overwrite=True) as beside, adapted(path, adaptation) as graph:
                 options.optimized_model_filepath = str(beside)
-                session = _opened(ort, path, providers, options)
+                session = _opened(ort, graph, providers, options, path)
                 _seal(beside)
             remove_old_optimized_models()
             return session
         options.optimized_model_filepath = ""
-    return _opened(ort, path, providers, options)
+    with adapted(path, adaptation) as graph:
+        return _opened(ort, graph, providers, options, path)
 
 
 def _seal(graph: Path) -> None:
@@ -314,10 +325,13 @@ def _sealed(checksum: int) -> bytes:
     return bytes((0x72, len(entry))) + entry
 
 
-def _opened(ort: ModuleType, graph: Path | bytes, providers: list[Any] | None, options: Any) -> Any:
+def _opened(
+    ort: ModuleType, graph: Path | bytes, providers: list[Any] | None, options: Any, name: Path | None = None
+) -> Any:
+    """Open a session; errors name the file `name`, of which the graph may be an adapted copy."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    path = graph if isinstance(graph, Path) else "graph in memory"
+    path = name or (graph if isinstance(graph, Path) else "graph in memory")
     try:
         # Its own fallback prints on standard output and goes on with other kernels, even in the middle of a run.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
-from basnet_runtime.backends.workers import CpuBatches
+from basnet_runtime.backends.workers import CpuBatches, one_by_one
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
+from basnet_runtime.onnx_file.adapt import Adaptation, adapted
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError, UsageError
 from basnet_torch.files import atomic_write
@@ -61,14 +62,14 @@ class OpenVinoBackend(CpuBatches):
         self.description = description
         self._request = compiled.create_infer_request()
         self._one_at_a_time = threading.Lock()  # a request runs one batch, whichever thread asks
-        super().__init__(threads, lone and (lambda: _on_a_stream(lone())))
+        super().__init__(threads, lone and (lambda: _on_a_stream(lone(), self.input.shape[0])))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
         with self._one_at_a_time:
             if self._request is None:
                 raise ValueError("backend: it is closed; open the model again")
-            return cast(NDArray[Any], self._request.infer([batch], share_inputs=True)[0])
+            return _infer(self._request, batch, self.input.shape[0])
 
     def close(self) -> None:
         """Give the compiled models and their memory back."""
@@ -85,6 +86,7 @@ def open_openvino(
     stored: Precision | None = None,
     keep: bool = True,
     digest: str = "",
+    adaptation: Adaptation | None = None,
 ) -> OpenVinoBackend:
     """A graph compiled for exactly the arithmetic that was asked.
 
@@ -96,6 +98,7 @@ def open_openvino(
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the compiled model is kept for the next start.
         digest: The file's SHA-256 where it is known already.
+        adaptation: What to change in the copy that runs.
 
     Raises:
         BackendUnavailable: OpenVINO, or bfloat16 on this processor, is not there.
@@ -118,8 +121,8 @@ def open_openvino(
 
     def opened(streams: int) -> Any:
         if not keep:
-            return _compiled(ov, path, threads, precision, streams)
-        return _from_kept_model(ov, path, threads, precision, streams, digest)
+            return _compiled(ov, path, threads, precision, streams, adaptation)
+        return _from_kept_model(ov, path, threads, precision, streams, digest, adaptation)
 
     compiled = opened(1)
     active = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -135,14 +138,21 @@ def open_openvino(
     )
 
 
-def _on_a_stream(compiled: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _infer(request: Any, batch: NDArray[Any], axis: int | None) -> NDArray[Any]:
+    def infer(batch: NDArray[Any]) -> NDArray[Any]:
+        return cast(NDArray[Any], request.infer([batch], share_inputs=True)[0])
+
+    return one_by_one(infer, batch, axis)
+
+
+def _on_a_stream(compiled: Any, axis: int | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Inference that any thread may call: each has a request of its own."""
     own = threading.local()
 
     def infer(batch: NDArray[Any]) -> NDArray[Any]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        return cast(NDArray[Any], own.request.infer([batch], share_inputs=True)[0])
+        return _infer(own.request, batch, axis)
 
     return infer
 
@@ -202,29 +212,42 @@ def _config(threads: int, precision: Precision, streams: int) -> dict[str, Any]:
     }
 
 
-def _compiled(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int) -> Any:
+def _compiled(
+    ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int, adaptation: Adaptation | None
+) -> Any:
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
         raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
     try:
-        model = core.read_model(path)
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise ModelFileError(f"{path}: has other than one input and one output; export it with basnet-export onnx")
-        return core.compile_model(model, "CPU", _config(threads, precision, streams))
+        with adapted(path, adaptation) as graph:
+            model = core.read_model(graph)
+            if len(model.inputs) != 1 or len(model.outputs) != 1:
+                raise ModelFileError(
+                    f"{path}: has other than one input and one output; export it with basnet-export onnx"
+                )
+            return core.compile_model(model, "CPU", _config(threads, precision, streams))
     except RuntimeError as error:
         line = next((t.strip() for t in reversed(str(error).splitlines()) if t.strip()), "no reason given")[:160]
         raise ModelFileError(f"{path}: OpenVINO cannot read it ({line}); export it again") from error
 
 
-def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precision, streams: int, digest: str) -> Any:
+def _from_kept_model(
+    ov: ModuleType,
+    path: Path,
+    threads: int,
+    precision: Precision,
+    streams: int,
+    digest: str,
+    adaptation: Adaptation | None,
+) -> Any:
     """What `_compiled` gives, without parsing and optimizing from the second time on.
 
     OpenVINO's own cache would do, but a file there that was cut short is compiled into, and its key is a path and a
     time. Here a checksum stands before the model, and one that cannot be kept costs time only.
     """
     config = _config(threads, precision, streams)
-    settings = " ".join(f"{name}={value}" for name, value in sorted(config.items()))
+    settings = " ".join((*(f"{name}={value}" for name, value in sorted(config.items())), str(adaptation)))
     kept: Path | None = None
     with suppress(OSError):
         kept = optimized_model_path(path, by=f"openvino-{ov.__version__} {settings}", digest=digest, suffix=".openvino")
@@ -233,7 +256,7 @@ def _from_kept_model(ov: ModuleType, path: Path, threads: int, precision: Precis
                 compiled = ov.Core().import_model(ov.Tensor(model), "CPU", config)
                 note_use(kept)
                 return compiled
-    compiled = _compiled(ov, path, threads, precision, streams)
+    compiled = _compiled(ov, path, threads, precision, streams, adaptation)
     if kept is not None:
         with suppress(MediaError, OSError, RuntimeError):
             compiled.export_model(stream := io.BytesIO())

@@ -20,7 +20,7 @@ from basnet_torch.files import Closing
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["CpuBatches", "Workers"]
+__all__ = ["CpuBatches", "Workers", "one_by_one"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
@@ -96,6 +96,17 @@ class CpuBatches(Closing):
         if self._workers is not None:
             self._workers.close()
         self._workers = self._lone = None
+
+
+def one_by_one(infer: Infer, batch: NDArray[Any], axis: int | None) -> NDArray[Any]:
+    """Run a batch, picture by picture where the network's batch `axis` is fixed at 1, as in many adopted ones.
+
+    >>> one_by_one(lambda batch: batch + len(batch), np.zeros(3), 1)
+    array([1., 1., 1.])
+    """
+    if axis != 1 or len(batch) == 1:
+        return infer(batch)
+    return np.concatenate([infer(batch[i : i + 1]) for i in range(len(batch))])
 
 
 def _return_free_memory() -> None:

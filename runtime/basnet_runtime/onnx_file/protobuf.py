@@ -1,0 +1,95 @@
+"""Protobuf messages as (field, value) pairs, read without copying, and written field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["encoded", "fields", "numbers_of", "spans", "text", "varint"]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def fields(view: int | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of one message: numbers as int, everything with a length as a view, nothing copied."""
+    for field, value, _ in spans(view):
+        yield field, value
+
+
+def spans(view: int | memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """As `fields`, each with all the bytes that hold it, so that a message can be written again without some."""
+    if isinstance(view, int):
+        return
+    at = 0
+    while at < len(view):
+        start = at
+        tag, at = _varint(view, at)
+        field, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, at = _varint(view, at)
+            yield field, value, view[start:at]
+            continue
+        if wire == _BYTES:
+            length, at = _varint(view, at)
+        elif wire in (_FIXED64, _FIXED32):
+            length = 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError("it is no protobuf message")
+        if not field or at + length > len(view):
+            raise ValueError("it ends in the middle" if field else "it is no protobuf message")
+        yield field, view[at : at + length], view[start : at + length]
+        at += length
+
+
+def text(value: int | memoryview) -> str:
+    """A string field."""
+    return "" if isinstance(value, int) else bytes(value).decode()
+
+
+def numbers_of(value: int | memoryview) -> Iterator[int]:
+    """A repeated number, packed into one field or one of several, as a signed 64-bit one."""
+    if isinstance(value, int):
+        yield value - (1 << 64) if value >> 63 else value
+        return
+    at = 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        yield number - (1 << 64) if number >> 63 else number
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """A number in seven-bit groups, lowest first, and where it ends."""
+    value = shift = 0
+    while shift < 70:
+        if at >= len(view):
+            raise ValueError("it ends in the middle")
+        byte = view[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise ValueError("it is no protobuf message")
+
+
+def varint(value: int) -> bytes:
+    """A number of at least 0 as protobuf writes it.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*groups, value))
+
+
+def encoded(field: int, value: int | str | bytes) -> bytes:
+    """One field with its tag: a number, or a string or message with its length.
+
+    >>> list(fields(memoryview(encoded(3, 300))))
+    [(3, 300)]
+    """
+    if isinstance(value, int):
+        return varint(field << 3 | _VARINT) + varint(value)
+    body = value.encode() if isinstance(value, str) else value
+    return varint(field << 3 | _BYTES) + varint(len(body)) + body
