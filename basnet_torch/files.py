@@ -168,9 +168,12 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-def remove_partials(folders: Iterable[Path], runs: Iterable[str]) -> None:
-    """Remove what runs that were killed, named by their `RUN`, left half written in these folders."""
-    killed = {run for run in runs if run and run != RUN}
+def remove_partials(folders: Iterable[Path], runs: Iterable[str], *, own: bool = False) -> None:
+    """Remove what runs that were killed, named by their `RUN`, left half written in these folders.
+
+    `own`: also what carries this process's `RUN`, for a driver whose workers have it and have ended.
+    """
+    killed = {run for run in runs if run and (own or run != RUN)}
     if not killed:
         return
     for folder in folders:

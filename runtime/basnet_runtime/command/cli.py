@@ -67,6 +67,9 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
     if shown.as_json and is_piped(config) and config.output in (None, "-"):
         raise UsageError("--json and the result would both go to standard output; give -o FILE")
 
+    if config.cluster is not None and (shown.watch or is_piped(config)):
+        raise UsageError(f"--cluster {config.cluster}: goes with files alone, not with --watch or '-'; leave it out")
+
     summary = Summary()
     try:
         with _Bar(shown=not shown.quiet and sys.stderr is not None and sys.stderr.isatty()) as bar:
@@ -75,6 +78,10 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
                 follow(config, bar, summary, tell)
                 tell()  # of what was done in the look that was interrupted
                 return summary
+            if config.cluster is not None:
+                from basnet_runtime.command.cluster import run_on_cluster
+
+                return run_on_cluster(config, bar, summary, say if not shown.quiet else lambda _: None)
             return (run_piped if is_piped(config) else run_files)(config, bar, summary)
     except KeyboardInterrupt:  # what was done before stays, and is told
         if summary.results or summary.failures or summary.notes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from basnet_runtime.cuda.base import CudaName
 from basnet_runtime.kinds import BackendName, OutputKind, PictureFormat, Precision
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_torch.device import CPU, Device
+from basnet_torch.errors import UsageError
 from basnet_torch.options import GROUP, argument, check, option
 
 __all__ = ["RunConfig", "Shown"]
@@ -46,7 +48,9 @@ class RunConfig:
         default=CPU,
         metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse),
     )
-    threads: int | None = field(default=None, metadata=option("Threads of the network. Default: all allowed.", min=1))
+    threads: int | None = field(
+        default=None, metadata=option("Threads of the network. Default: all allowed, 1 a worker.", min=1)
+    )
     batch: int = field(default=1, metadata=option("Pictures or frames per network run.", min=1))
     precision: Precision | None = field(
         default=None, metadata=option("Compute in this. Default: as the file was written.")
@@ -88,9 +92,34 @@ class RunConfig:
         default=None, metadata=option("Page of TIFF, HEIF, AVIF and ICO, from 1. Default: the main picture.", min=1)
     )
     max_pixels: int = field(default=300_000_000, metadata=option("Refuse larger pictures.", min=1))
+    cluster: str | None = field(
+        default=None,
+        metadata=option("Spread over workers: local, tcp://HOST:PORT, tls://HOST:PORT or SCHEDULER.json.", "--cluster"),
+    )
+    workers: int | None = field(
+        default=None, metadata=option("Workers of --cluster local. Default: one per thread or GPU.", min=1)
+    )
+    chunk: int | None = field(
+        default=None, metadata=option("Pictures a worker is given at once. Default: about 5 s of work.", min=1, max=64)
+    )
+    same_bytes: bool = field(
+        default=False, metadata=option("Refuse workers whose results may differ by a level.", "--same-bytes")
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        if self.cluster is None:
+            named = (("--workers", self.workers), ("--chunk", self.chunk), ("--same-bytes", self.same_bytes))
+            for name, value in named:
+                if value:
+                    raise UsageError(f"{name} {value}: goes with --cluster; add it")
+        elif self.workers is not None and self.cluster != "local":
+            raise UsageError(f"--workers {self.workers}: goes with --cluster local; leave it out")
+
+    def model_options(self) -> dict[str, Any]:
+        """What `open_model` is given beside the file."""
+        names = ("backend", "device", "threads", "precision", "cuda")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,10 @@ __all__ = ["JOURNAL_NAME", "Journal", "noted", "run_settings"]
 
 JOURNAL_NAME = ".basnet-run.jsonl"
 _VERSION = 1
-_NO_SETTINGS = ("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads")
+_NO_SETTINGS = (
+    *("inputs", "output", "recursive", "overwrite", "skip_existing", "keep_suffix", "max_pixels", "threads"),
+    *("cluster", "workers", "chunk", "same_bytes"),
+)
 
 
 def run_settings(config: RunConfig) -> dict[str, Any]:
@@ -125,6 +128,12 @@ class Journal:
         if entry.state == "begun":
             return not entry.overwrite  # where something was replaced, the file may be the old one
         return entry.state == "done" and entry.size == size
+
+    def was_begun(self, job: Job) -> bool:
+        """Whether an earlier run of the same sources and settings had this target in hand when it ended."""
+        entry = self._entries.get(self._name(job.target))
+        alike = entry is not None and entry.settings == self._settings and entry.source == _identity(job.source)
+        return alike and entry is not None and entry.state == "begun"
 
     @contextmanager
     def writing(self, jobs: Sequence[Job]) -> Iterator[None]:

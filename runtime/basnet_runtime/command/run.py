@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,8 +46,12 @@ __all__ = [
     "Result",
     "RunConfig",
     "Summary",
+    "Work",
+    "composer_of",
     "follow",
     "opencv_out_of_the_way",
+    "opened_model",
+    "plan_run",
     "result_suffix",
     "run",
 ]
@@ -96,6 +100,7 @@ class Summary:
         frames: Frames in all.
         seconds: Time with frames on their way; opening the model is not part of it.
         seconds_by_stage: Stage to (wall, CPU) seconds; `other` is what no stage accounts for.
+        workers: Of a cluster, what each worker did, as plain values.
     """
 
     model: str = ""
@@ -107,6 +112,7 @@ class Summary:
     frames: int = 0
     seconds: float = 0.0
     seconds_by_stage: dict[str, tuple[float, float]] = field(default_factory=dict)
+    workers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def frames_per_second(self) -> float:
@@ -126,7 +132,11 @@ class Summary:
         spent: dict[str, tuple[float, float]] = {
             stage: (report.clock.times[stage].wall, report.clock.times[stage].cpu) for stage in STAGES
         }
-        for stage, (wall, cpu) in [*spent.items(), ("other", (0.0, report.clock.other()))]:
+        self.spend({**spent, "other": (0.0, report.clock.other())})
+
+    def spend(self, spent: Mapping[str, tuple[float, float]]) -> None:
+        """Count (wall, CPU) seconds by stage."""
+        for stage, (wall, cpu) in spent.items():
             before = self.seconds_by_stage.get(stage, (0.0, 0.0))
             self.seconds_by_stage[stage] = before[0] + wall, before[1] + cpu
 
@@ -147,6 +157,7 @@ class Summary:
                 stage: {"wall": round(wall, 4), "cpu": round(cpu, 4)}
                 for stage, (wall, cpu) in self.seconds_by_stage.items()
             },
+            **({"workers": self.workers} if self.workers else {}),
         }
 
 
@@ -163,7 +174,7 @@ def run(config: RunConfig, listener: ProgressListener, summary: Summary | None =
         BasnetError: The model cannot be opened or run.
     """
     summary = summary if summary is not None else Summary()
-    plan, journal = _plan(config)
+    plan, journal = plan_run(config)
     summary.failures += plan.failures
     summary.notes += plan.notes
     summary.left_out |= plan.left_out
@@ -225,21 +236,23 @@ def _at_once(config: RunConfig, plan: Plan, journal: Journal | None, summary: Su
 @contextmanager
 def _working(
     config: RunConfig, listener: ProgressListener, summary: Summary, journal: Journal | None, jobs: Sequence[Job]
-) -> Iterator[_Work]:
+) -> Iterator[Work]:
     """The opened model and the journal, as long as there is work."""
-    composer = Composer(
-        config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges
-    )
-    with _open_model(config) as model, opencv_out_of_the_way(config.device):
+    with opened_model(config) as model, opencv_out_of_the_way(config.device):
         summary.model, summary.runs_on = model.name, model.backend.description
         with nullcontext() if journal is None else journal.writing(jobs):
-            yield _Work(
-                config=config, model=model, composer=composer, journal=journal, listener=listener, summary=summary
+            yield Work(
+                config=config,
+                model=model,
+                composer=composer_of(config),
+                journal=journal,
+                listener=listener,
+                summary=summary,
             )
 
 
-def _plan(config: RunConfig) -> tuple[Plan, Journal | None]:
-    """What is left to do, and the record of the job where it has a folder."""
+def plan_run(config: RunConfig) -> tuple[Plan, Journal | None]:
+    """Find what is left to do, and the record of the job where it has a folder."""
     if any(is_address(text) or camera_of(text) is not None for text in config.inputs):
         from basnet_runtime.command.run_video import stream_plan
 
@@ -335,17 +348,16 @@ _ARTICLES = {"animation": "an animation", "video": "a video"}
 _FORMATS = {".jpeg": "jpg", ".tif": "tiff"}
 
 
-def _open_model(config: RunConfig) -> SaliencyModel:
+def opened_model(config: RunConfig) -> SaliencyModel:
+    """Open the model of a configuration; errors as of `open_model`."""
     from basnet_runtime.open import open_model
 
-    return open_model(
-        config.model,
-        backend=config.backend,
-        device=config.device,
-        threads=config.threads,
-        precision=config.precision,
-        cuda=config.cuda,
-    )
+    return open_model(config.model, **config.model_options())
+
+
+def composer_of(config: RunConfig) -> Composer:
+    """Make what composes the results of a configuration."""
+    return Composer(config.kind, threshold=config.threshold, feather=config.feather, refine_edges=config.refine_edges)
 
 
 @contextmanager
@@ -363,7 +375,7 @@ def opencv_out_of_the_way(device: Device) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
+class Work:
     """What all jobs of a run share."""
 
     config: RunConfig

@@ -35,7 +35,7 @@ class Quiet:
 def folder(tmp_path, monkeypatch, make_model):
     """Four pictures, told apart by their brightness, and a model whose mask is just that."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(running, "_open_model", lambda _: make_model())
+    monkeypatch.setattr(running, "opened_model", lambda _: make_model())
     for index, name in enumerate(NAMES):
         write_picture(tmp_path / "in" / name, np.full((40, 60, 3), 60 * index + 20, np.uint8))
     return tmp_path
@@ -135,7 +135,7 @@ def network(monkeypatch, make_model):
         model = make_model()
         whole = model.backend.infer
         monkeypatch.setattr(model.backend, "infer", lambda batch: infer(batch, whole(batch)))
-        monkeypatch.setattr(running, "_open_model", lambda _: model)
+        monkeypatch.setattr(running, "opened_model", lambda _: model)
 
     return replace
 

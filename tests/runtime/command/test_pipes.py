@@ -27,7 +27,7 @@ class Silent:
 @pytest.fixture
 def piped(monkeypatch, make_model):
     """Run bytes through a model whose mask is the picture's brightness."""
-    monkeypatch.setattr(run_module, "_open_model", lambda _: make_model())
+    monkeypatch.setattr(run_module, "opened_model", lambda _: make_model())
 
     def call(data=b"", **options):
         target = io.BytesIO()
@@ -193,7 +193,7 @@ def test_format_of_the_pipe(piped):
 
 
 def test_ctrl_c_says_that_the_pipe_got_nothing(tmp_path, write_video, fake_model, monkeypatch):
-    monkeypatch.setattr(run_module, "_open_model", lambda _: fake_model)
+    monkeypatch.setattr(run_module, "opened_model", lambda _: fake_model)
     clip = write_video(tmp_path / "a.mp4", [np.full((48, 64, 3), i, np.uint8) for i in range(60)])
 
     class Impatient(Silent):

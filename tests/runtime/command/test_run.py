@@ -44,7 +44,7 @@ def test_opencv_gives_way_on_the_cpu_and_gets_its_threads_back(
         return whole(batch)
 
     monkeypatch.setattr(model.backend, "infer", infer)
-    monkeypatch.setattr(running, "_open_model", lambda _: model)
+    monkeypatch.setattr(running, "opened_model", lambda _: model)
     config = RunConfig(inputs=(str(tmp_path / "a.png"),), device=Device.parse(device))
     if fails:
         with pytest.raises(UsageError, match="fails"):
@@ -57,7 +57,7 @@ def test_opencv_gives_way_on_the_cpu_and_gets_its_threads_back(
 def test_what_a_folder_leaves_out_is_in_the_summary(tmp_path, make_model, monkeypatch):
     write_picture(tmp_path / "in" / "a.png", np.full((8, 8, 3), 9, np.uint8))
     (tmp_path / "in" / "notes.txt").write_text("x")
-    monkeypatch.setattr(running, "_open_model", lambda _: make_model())
+    monkeypatch.setattr(running, "opened_model", lambda _: make_model())
     summary = run(RunConfig(inputs=(str(tmp_path / "in"),), output=str(tmp_path / "out")), Quiet())
     assert summary.to_dict()["left_out"] == {".txt": 1}
     assert summary.notes == ["1 file is no picture or video and left out, by suffix: 1 .txt"]
@@ -71,7 +71,7 @@ def test_a_page_is_for_pictures(tmp_path, make_model, monkeypatch, write_video):
     (tmp_path / "a.tif").write_bytes(tiff(page(dark), page(bright)))
     write_video(tmp_path / "b.mp4", [dark])
     write_picture(tmp_path / "c.png", dark)
-    monkeypatch.setattr(running, "_open_model", lambda _: make_model())
+    monkeypatch.setattr(running, "opened_model", lambda _: make_model())
     summary = run(RunConfig(inputs=(str(tmp_path),), output=str(tmp_path / "out"), page=2), Quiet())
     assert [result.source.name for result in summary.results] == ["a.tif"]
     assert cv2.imread(str(tmp_path / "out" / "a.mask.png"), cv2.IMREAD_GRAYSCALE).min() > 200

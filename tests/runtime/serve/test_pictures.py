@@ -25,7 +25,7 @@ def command(monkeypatch, tmp_path, photo):
 
     def written(kind, suffix, **options):
         model = SaliencyModel(FakeBackend(), Preprocess(height=32, width=32), Postprocess(), "brightness")
-        monkeypatch.setattr("basnet_runtime.command.run._open_model", lambda _: model)
+        monkeypatch.setattr("basnet_runtime.command.run.opened_model", lambda _: model)
         target = tmp_path / f"out{suffix}"
         config = RunConfig(
             inputs=[str(photo)], output=str(target), kind=OutputKind.parse(kind), overwrite=True, **options

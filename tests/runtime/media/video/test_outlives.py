@@ -34,7 +34,7 @@ class Quiet:
 def folder(tmp_path, monkeypatch, make_model, write_video):
     """Three clips, of which the second has more frames than the others."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(running, "_open_model", lambda _: make_model())
+    monkeypatch.setattr(running, "opened_model", lambda _: make_model())
     (tmp_path / "in").mkdir()
     for name in NAMES:
         write_video(tmp_path / "in" / name, images(12 if name == "b.mp4" else 4), audio="aac")

@@ -1,0 +1,249 @@
+"""Dask distributed as the engine of `dispatch`: the only module that imports it.
+
+    with DaskWorkers("local", slots=[{}, {}], greet=greet, accept=accept, work=work) as engine:
+        for items, answer in dispatch(take, engine): ...
+
+A worker gets work once it has answered `greet` and `accept` has taken the answer, late ones too. Chunks are submitted
+without `workers=` or `resources=`: Dask would charge a death to all that it had assigned to that worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from basnet_runtime.cluster.dispatch import GOES_ON, WorkerDied
+from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
+from basnet_torch.files import RUN, Closing
+
+__all__ = ["DaskWorkers", "check_address", "start_local"]
+
+_CONNECT_SECONDS = 15
+_ANSWER_SECONDS = 30  # of a scheduler that is there
+_LOOK_SECONDS = 1.0
+_STOP_SECONDS = 3.0
+_RESTART_SECONDS = 4.0
+_LOOPBACK = "127.0.0.1"
+# Of the cluster that is started here, where the user's own configuration of Dask does not say otherwise.
+_DEFAULTS = {
+    "distributed": {
+        "scheduler": {"worker-ttl": "60s", "allowed-failures": 0},
+        "worker": {"memory": {"target": False, "spill": False, "pause": False, "terminate": False}},
+    }
+}
+
+
+def check_address(where: str) -> None:
+    """Refuse what is no place of a cluster.
+
+    Raises:
+        UsageError: It is not `local`, an address or a scheduler file.
+        BackendUnavailable: The scheduler file is not there.
+    """
+    if where == "local" or where.startswith(("tcp://", "tls://")):
+        return
+    if not where.endswith(".json"):
+        raise UsageError(f"cluster is {where!r}; it must be local, tcp://HOST:PORT, tls://HOST:PORT or SCHEDULER.json")
+    if not Path(where).is_file():
+        raise BackendUnavailable(f"{where}: no such scheduler file; start one with 'dask scheduler --scheduler-file'")
+
+
+class DaskWorkers(Closing):
+    """Workers of a Dask cluster, started here or elsewhere."""
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        slots: Sequence[Mapping[str, str]],
+        greet: Callable[[], Any],
+        accept: Callable[[str, Any], None],
+        work: Callable[[], Callable[[tuple[Any, ...]], Any]],
+        stop: Callable[[], None],
+    ) -> None:
+        """Connect, or start a cluster.
+
+        Args:
+            where: `local`, the scheduler's address, or its file.
+            slots: Environment of each worker that `local` starts.
+            greet: What a worker answers before it gets work; as everything that is sent, of an installed module.
+            accept: Called with a worker's address and that answer; raises to end the run.
+            work: Gives what runs items on a worker.
+            stop: Called on workers when the run is interrupted.
+
+        Raises:
+            BackendUnavailable: Dask is not installed, or there is no cluster.
+        """
+        try:
+            import distributed
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"--cluster needs Dask distributed ({error}); pip install 'basnet-deploy[cluster]'"
+            ) from error
+        self._greet, self._accept, self._work, self._stop = greet, accept, work, stop
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._asked: dict[str, Any] = {}
+        self._ready: set[str] = set()
+        self._running: dict[str, tuple[int, Any]] = {}
+        self._looked = 0.0
+        self._cluster: Any = None
+        for name in ("distributed", "tornado.application", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, not 36
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # other versions are refused by facts, not by a warning
+                if where == "local":
+                    self._cluster = start_local(slots)
+                self._client: Any = distributed.Client(
+                    self._cluster or (None if where.endswith(".json") else where),
+                    scheduler_file=where if where.endswith(".json") else None,
+                    timeout=_CONNECT_SECONDS,
+                    set_as_default=False,
+                )
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            self._close_cluster()
+            line = " ".join(str(error).split())[:200]
+            raise BackendUnavailable(
+                f"{where}: no cluster there ({line}); start a scheduler, or name its address"
+            ) from error
+        except BaseException:
+            self._close_cluster()
+            raise
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler's address."""
+        return str(self._client.scheduler.address)
+
+    def ready(self) -> int:
+        """How many workers have been accepted and are there."""
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._look()
+        return len(self._ready)
+
+    def _look(self) -> None:
+        """Ask those who are new, forget those who have gone."""
+        try:
+            there = set(self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_SECONDS))
+        except Exception as error:
+            raise self._lost() from error
+        self._ready &= there
+        for address in self._asked.keys() - there:
+            self._asked.pop(address).cancel()
+        for address in there - self._asked.keys():
+            self._asked[address] = self._submitted(
+                self._greet, key=f"greet-{address}-{time.monotonic_ns()}", workers=[address], allow_other_workers=False
+            )
+        self._looked = time.monotonic()
+
+    def _lost(self) -> BackendUnavailable:
+        return BackendUnavailable(f"{self.scheduler}: the scheduler is lost; {GOES_ON}")
+
+    def start(self, number: int, items: tuple[Any, ...]) -> None:
+        """Submit a piece; its key is used once, since Dask takes equal keys for one task."""
+        key = f"basnet-{RUN}-{number}"
+        self._running[key] = number, self._submitted(self._work(), items, key=key)
+
+    def _submitted(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        future = self._client.submit(function, *arguments, pure=False, retries=0, **options)
+        future.add_done_callback(self._answers.put)
+        return future
+
+    def wait(self, seconds: float) -> Iterable[tuple[int, Any]]:
+        """Answers that have come; waits until there is one, or so long."""
+        found: list[tuple[int, Any]] = []
+        with suppress(Empty):
+            self._take(self._answers.get(timeout=seconds), found)
+            while True:
+                self._take(self._answers.get_nowait(), found)
+        return found
+
+    def _take(self, future: Any, found: list[tuple[int, Any]]) -> None:
+        key = str(future.key)
+        if key in self._running:
+            number, future = self._running.pop(key)
+            found.append((number, self._answer(future)))
+        for address in [address for address, asked in self._asked.items() if asked.key == future.key]:
+            answer = self._answer(future)
+            if isinstance(answer, WorkerDied):
+                continue
+            if isinstance(answer, Exception):
+                line = " ".join(str(answer).split())[:200]
+                raise BackendUnavailable(
+                    f"node {address}: cannot work ({type(answer).__name__}: {line}); install the same product there"
+                ) from answer
+            self._accept(address, answer)
+            self._ready.add(address)
+
+    def _answer(self, future: Any) -> Any:
+        from distributed.scheduler import KilledWorker
+
+        if future.cancelled() or future.status == "lost" or self._client.status != "running":
+            raise self._lost()
+        if future.status == "finished":
+            try:
+                return future.result(timeout=_ANSWER_SECONDS)
+            except Exception:  # noqa: BLE001 - its worker died before the answer was fetched
+                return WorkerDied(1)
+        error = future.exception(timeout=_ANSWER_SECONDS)
+        if isinstance(error, KilledWorker):
+            return WorkerDied(int(error.allowed_failures) + 1)
+        if isinstance(error, BasnetError):
+            raise error
+        return error
+
+    def interrupt(self) -> list[tuple[int, Any]]:
+        """Stop what runs, and give the answers that came of it; afterwards nothing is written any more."""
+        found: list[tuple[int, Any]] = []
+        with suppress(Exception):
+            self._client.run(self._stop, workers=list(self._ready), on_error="ignore")
+            until = time.monotonic() + _STOP_SECONDS
+            while self._running and (left := until - time.monotonic()) > 0:
+                found += self.wait(left)
+            if self._running and self._cluster is None:
+                busy = [
+                    address for address, keys in self._client.processing().items() if self._running.keys() & set(keys)
+                ]
+                self._client.cancel([future for _, future in self._running.values()], force=True)
+                self._client.restart_workers(busy, timeout=_RESTART_SECONDS, raise_for_error=False)
+        return found
+
+    def close(self) -> None:
+        """Leave the cluster; end it where it was started here."""
+        with suppress(Exception):
+            self._client.close(timeout=2)
+        self._close_cluster()
+
+    def _close_cluster(self) -> None:
+        if self._cluster is not None:
+            with suppress(Exception):
+                self._cluster.close(timeout=5)
+
+
+def start_local(slots: Sequence[Mapping[str, str]]) -> Any:
+    """Start a scheduler and a nanny for each slot on this machine, reached from this machine alone.
+
+    Args:
+        slots: Environment of each worker.
+    """
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    dask.config.update_defaults(_DEFAULTS)
+    quiet = {"silence_logs": logging.CRITICAL}
+    worker = {"host": _LOOPBACK, "nthreads": 1, "memory_limit": None, "dashboard": False, **quiet}
+    worker["dashboard_address"] = f"{_LOOPBACK}:0"
+    return SpecCluster(
+        scheduler={
+            "cls": Scheduler,
+            "options": {"host": _LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{_LOOPBACK}:0"},
+        },
+        workers={number: {"cls": Nanny, "options": {**worker, "env": dict(slot)}} for number, slot in enumerate(slots)},
+        **quiet,
+    )

@@ -1,0 +1,164 @@
+"""A worker's side of `--cluster`: open the model once, answer for it, run jobs as one machine does.
+
+The driver sends these functions by name with an `Order`; Dask knows nothing of pictures, and nothing here knows Dask.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from basnet_runtime.cluster.facts import Facts, Probe, differences, worker_facts
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.jobs import Job
+from basnet_runtime.command.run import Summary, Work, composer_of, opencv_out_of_the_way, opened_model
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.open import builtin_model
+from basnet_torch import files
+
+__all__ = ["Item", "Order", "Outcome", "greet", "run_chunk", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What all pieces of a run share.
+
+    Attributes:
+        run: The driver's `RUN`, by which it finds what dead workers left half written.
+        config: How, with absolute paths.
+        local: Whether the worker was started by the driver and has its standard output.
+        probe: What a worker has to see.
+        expected: Facts of the worker that was accepted first; None before that.
+    """
+
+    run: str
+    config: RunConfig
+    local: bool
+    probe: Probe
+    expected: Facts | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One job of a piece, with absolute paths.
+
+    Attributes:
+        job: The job.
+        claim: File that says that a worker has begun this job in this run: from then on a target is this run's own.
+        ours: Whether an earlier run had begun it.
+    """
+
+    job: Job
+    claim: str
+    ours: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a worker did: the summary of its jobs, who it is, and its CPU time."""
+
+    summary: Summary
+    facts: Facts
+    cpu_seconds: float
+
+
+_ONE_AT_A_TIME = threading.RLock()  # a worker with several threads has one model all the same
+_OPENED: dict[RunConfig, tuple[SaliencyModel, Facts]] = {}
+_STOPPED: set[str] = set()
+
+
+def greet(order: Order) -> Facts:
+    """Open the model, look for inputs and output, and say what this worker is.
+
+    Raises:
+        BasnetError: It cannot work.
+    """
+    with _ONE_AT_A_TIME:
+        if order.local:  # what is printed here, by C code too, must not get into the driver's --json
+            sys.stdout.flush()
+            os.dup2(2, 1)
+        _, facts = _opened(order.config)
+        order.probe.check(facts.node)
+        return facts
+
+
+def _opened(config: RunConfig) -> tuple[SaliencyModel, Facts]:
+    key = RunConfig(inputs=(), model=config.model, **config.model_options())
+    if key not in _OPENED:
+        for model, _ in _OPENED.values():
+            model.close()  # of another job: a device's memory holds one
+        _OPENED.clear()
+        model = opened_model(config)
+        path = config.model or builtin_model(config.backend, config.device, config.precision)
+        _OPENED[key] = model, worker_facts(path, device=str(config.device), runs_on=model.backend.description)
+    return _OPENED[key]
+
+
+def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
+    """Run jobs; a picture or video that fails is in the outcome.
+
+    Raises:
+        BasnetError: Every other job would fail as well.
+    """
+    with _ONE_AT_A_TIME:
+        began = time.process_time()
+        model, facts = _opened(order.config)
+        if order.expected is not None:  # one that joined late may have been given work before it was asked
+            differences(facts, order.expected)
+        files.RUN = order.run
+        summary = Summary()
+        begun = {claim for claim in {item.claim for item in items} if not _claimed(Path(claim))}
+        with opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
+            for replaces in (False, True):
+                jobs = [item.job for item in items if (item.ours or item.claim in begun) == replaces]
+                config = replace(order.config, overwrite=order.config.overwrite or replaces)
+                Work(
+                    config=config,
+                    model=model,
+                    composer=composer_of(config),
+                    journal=None,
+                    listener=_Listener(order.run),
+                    summary=summary,
+                ).run(jobs)
+        return Outcome(summary=summary, facts=facts, cpu_seconds=time.process_time() - began)
+
+
+def _claimed(claim: Path) -> bool:
+    """Whether the piece is begun for the first time; else a worker died over it, and its targets may be replaced."""
+    with suppress(OSError):  # a disk that refuses says so of each result
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+    return True
+
+
+def stop(run: str) -> None:
+    """End the pieces of a run after the picture in hand; called beside them."""
+    _STOPPED.add(run)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """The driver wants no more of this piece."""
+
+
+class _Listener:
+    """Ends a piece when its run was stopped; nobody watches a worker's progress."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def started(self, what: str, total: int) -> None:
+        """Nothing is shown."""
+
+    def advanced(self) -> None:
+        """After each picture or frame."""
+        if self._run in _STOPPED:
+            raise _Interrupted

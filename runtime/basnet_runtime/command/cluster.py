@@ -1,0 +1,309 @@
+"""The driver of `--cluster`: plan, hand out, journal and sum up; the workers do everything else.
+
+A run is planned as on one machine and keeps the same journal, so the same command goes on after the death of anything,
+with `--cluster` or without.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from basnet_runtime.cluster.dask_workers import DaskWorkers, check_address
+from basnet_runtime.cluster.dispatch import WorkerDied, dispatch
+from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, own_versions
+from basnet_runtime.command.chunk import Item, Order, Outcome, greet, run_chunk, stop
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.jobs import Failure, Job, Plan, ProgressListener, failure_of
+from basnet_runtime.command.journal import Journal
+from basnet_runtime.command.run import Summary, plan_run
+from basnet_runtime.machine.threads import allowed_threads
+from basnet_torch.device import Device
+from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import RUN, remove_partials
+
+__all__ = ["run_on_cluster"]
+
+_SECONDS_A_CHUNK = 5.0
+_FIRST_CHUNK, _LARGEST_CHUNK = 4, 64
+_PROBES = 16
+_TELL_SECONDS = 10.0
+
+
+def run_on_cluster(
+    config: RunConfig,
+    listener: ProgressListener,
+    summary: Summary | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Summary:
+    """Process all inputs on the workers of `config.cluster`.
+
+    Args:
+        config: What to run.
+        listener: Receives progress callbacks.
+        summary: Filled as work goes on.
+        tell: Receives a line on the progress now and then, and at the end.
+
+    Raises:
+        UsageError: The plan cannot be carried out; nothing has been done.
+        BackendUnavailable: There is no cluster, a worker does not fit, or all workers are lost.
+    """
+    summary = summary if summary is not None else Summary()
+    where = str(config.cluster)
+    check_address(where)
+    plan, journal = plan_run(config)
+    summary.failures += plan.failures
+    summary.notes += plan.notes
+    summary.left_out |= plan.left_out
+    if not plan.jobs:
+        return summary
+    if any(job.stream for job in plan.jobs):
+        raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
+    with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
+        order = Order(run=RUN, config=_sent(config), local=where == "local", probe=probe)
+        driver = _Driver(config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell)
+        driver.run(where, plan)
+    return summary
+
+
+def _sent(config: RunConfig) -> RunConfig:
+    """The configuration as workers get it: absolute paths, threads that nothing there decides, its own GPU."""
+    kind = config.kind if config.kind.image is None else replace(config.kind, image=config.kind.image.absolute())
+    device = Device(config.device.kind) if config.cluster == "local" else config.device
+    model = None if config.model is None else config.model.absolute()
+    threads = config.threads or 1
+    return replace(config, inputs=(), output=None, kind=kind, model=model, threads=threads, device=device)
+
+
+def _slots(config: RunConfig) -> list[dict[str, str]]:
+    """The environment of each worker of a cluster that is started here: one a GPU, else one for each of its threads.
+
+    Raises:
+        UsageError: There are fewer GPUs than workers.
+    """
+    device = config.device
+    if device.on_cpu:
+        return [{}] * (config.workers or max(1, allowed_threads() // (config.threads or 1)))
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or _gpus()
+    if device.index is not None:
+        gpus = gpus[device.index : device.index + 1]
+    if not gpus or (config.workers or 1) > len(gpus):
+        raise UsageError(
+            f"--device {device} with {config.workers or 1} workers: there are {len(gpus)} GPUs here; one worker a GPU"
+        )
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in gpus[: config.workers]]
+
+
+def _gpus() -> list[str]:
+    """The numbers of this machine's NVIDIA GPUs."""
+    return sorted((path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+@contextmanager
+def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
+    """What every worker has to see, while the run goes on."""
+    sources: dict[Path, Job] = {}
+    folders: dict[Path, None] = {}
+    for job in jobs:
+        if len(sources) < _PROBES and job.source.is_file():
+            sources.setdefault(job.source.parent, job)
+        if len(folders) < _PROBES:
+            folders[job.target.parent] = None
+    targets = [folder.absolute() / f".{RUN}-probe.partial" for folder in folders]
+    try:
+        for path in targets:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(RUN)
+            except OSError as error:
+                raise MediaError(f"{path.parent}: cannot be written: {error.strerror}") from error
+        yield Probe(
+            sources=tuple((str(job.source.absolute()), job.source.stat().st_size) for job in sources.values()),
+            targets=tuple(map(str, targets)),
+            token=RUN,
+        )
+    finally:
+        for path in targets:
+            with suppress(OSError):
+                path.unlink()
+
+
+@dataclass(kw_only=True, slots=True)
+class _Driver:
+    """One run."""
+
+    config: RunConfig
+    order: Order
+    journal: Journal | None
+    listener: ProgressListener
+    summary: Summary
+    tell: Callable[[str], None]
+    pictures: list[Job] = field(default_factory=list)
+    others: list[Job] = field(default_factory=list)
+    out: dict[str, Job] = field(default_factory=dict)  # handed out, by the absolute path of the source
+    claims: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    began: float = 0.0
+    told: float = 0.0
+    picture_seconds: float = 0.0
+    numbers: int = 0
+    died: bool = False
+
+    def run(self, where: str, plan: Plan) -> None:
+        self.pictures = [job for job in reversed(plan.jobs) if job.media == "picture"]
+        self.others = [job for job in reversed(plan.jobs) if job.media != "picture"]
+        self.total = len(plan.jobs)
+        self.listener.started("pictures" if self.pictures else "videos", self.total)
+        with DaskWorkers(
+            where,
+            slots=_slots(self.config) if where == "local" else (),
+            greet=partial(greet, self.order),
+            accept=lambda _, facts: self.accept(facts),
+            work=lambda: partial(run_chunk, self.order),
+            stop=partial(stop, RUN),
+        ) as engine:
+            if not self.order.local and not engine.scheduler.startswith("tls://"):
+                self.summary.notes.append(
+                    f"{engine.scheduler} has no authentication: who reaches it runs code there; tls:// has"
+                )
+            self.began = self.told = time.monotonic()
+            try:
+                for items, answer in dispatch(self.take, engine, begin=self.begin):
+                    self.record(items, answer)
+                    self.report(engine.ready())
+            except KeyboardInterrupt:
+                for _, answer in engine.interrupt():
+                    if isinstance(answer, Outcome):
+                        self.record((), answer)
+                raise
+            finally:
+                self.summary.seconds = time.monotonic() - self.began
+                self.summary.workers = list(self.rows.values())
+        if self.died:
+            remove_partials({job.target.parent for job in plan.jobs}, {RUN}, own=True)
+        self.report(len(self.rows), last=True)
+
+    def accept(self, facts: Facts) -> None:
+        """Take a worker, or refuse it.
+
+        Raises:
+            Refused: It differs in what decides the results.
+        """
+        expected = self.order.expected
+        notes = differences(facts, expected) if expected else differences(facts, own_versions(), like=())
+        if self.config.same_bytes and notes:
+            raise Refused(f"{notes[0]}; without --same-bytes it may work")
+        new = [f"{note}; bytes may differ by a level" for note in notes]
+        self.summary.notes += [note for note in new if note not in self.summary.notes]
+        if expected is None:
+            self.order = replace(self.order, expected=facts)
+            self.summary.model, self.summary.runs_on = facts.model.rpartition(" ")[0], facts.runs_on
+
+    def take(self, workers: int) -> tuple[Job, ...]:
+        """The next piece: pictures for some seconds, or one video."""
+        if not self.pictures:
+            return (self.others.pop(),) if self.others else ()
+        count = self.config.chunk
+        if count is None:
+            count = _FIRST_CHUNK
+            if self.picture_seconds:
+                count = max(1, min(_LARGEST_CHUNK, round(_SECONDS_A_CHUNK / self.picture_seconds)))
+            count = max(1, min(count, len(self.pictures) // (2 * workers)))  # so that all end at about one time
+        taken = self.pictures[: -count - 1 : -1]
+        del self.pictures[-count:]
+        return tuple(taken)
+
+    def begin(self, jobs: tuple[Job, ...]) -> tuple[Item, ...]:
+        """Journal the jobs of a piece and claim their targets."""
+        self.numbers += 1
+        claim = str(jobs[0].target.with_name(f".{RUN}-{self.numbers}.partial").absolute())
+        items = []
+        for job in jobs:
+            ours = self.journal is not None and self.journal.was_begun(job)
+            if job.target.exists() and not (ours or self.config.overwrite):
+                self.fail(job, MediaError(f"{job.target} exists already; --overwrite replaces it"))
+                continue
+            if self.journal is not None:
+                self.journal.begin(job)
+            sent = replace(job, source=job.source.absolute(), target=job.target.absolute())
+            self.out[str(sent.source)] = job
+            items.append(Item(job=sent, claim=claim, ours=ours))
+        self.claims[claim] = len(items)
+        return tuple(items)
+
+    def record(self, items: Sequence[Item], answer: Outcome | Exception) -> None:
+        """Sum up what came back."""
+        if isinstance(answer, Outcome):
+            self.add(answer)
+        for item in items:
+            job = self.out.pop(str(item.job.source), None)
+            if job is not None:
+                self.fail(job, _reason(job, answer))
+            self.claims[item.claim] -= 1
+            if not self.claims[item.claim]:
+                del self.claims[item.claim]
+                with suppress(OSError):
+                    Path(item.claim).unlink()
+        self.died |= isinstance(answer, WorkerDied)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count results and failures of a piece."""
+        found, facts = outcome.summary, outcome.facts
+        row = self.rows.setdefault(
+            facts.node,
+            {"node": facts.node, "runs_on": facts.runs_on, "done": 0, "failed": 0, "seconds": 0.0, "cpu_seconds": 0.0},
+        )
+        row["seconds"] = round(row["seconds"] + found.seconds, 4)
+        row["cpu_seconds"] = round(row["cpu_seconds"] + outcome.cpu_seconds, 4)
+        row["done"] += len(found.results)
+        row["failed"] += len(found.failures)
+        self.summary.frames += found.frames
+        self.summary.spend(found.seconds_by_stage)
+        for result in found.results:
+            job = self.out.pop(str(result.source))
+            self.summary.results.append(replace(result, source=job.source, target=job.target))
+            self.done += 1
+            if self.journal is not None:
+                self.journal.done(job)
+            if job.media == "picture":
+                self.picture_seconds = found.seconds / max(1, found.frames)
+            self.listener.advanced()
+        for failure in found.failures:
+            job = self.out.pop(str(failure.source))
+            self.fail(job, failure.error.replace(str(failure.source), str(job.source)))
+
+    def fail(self, job: Job, error: Exception | str) -> None:
+        """Note that an input gives no result."""
+        failure = Failure(source=job.source, error=error) if isinstance(error, str) else failure_of(job.source, error)
+        self.summary.failures.append(failure)
+        self.failed += 1
+        if self.journal is not None:
+            self.journal.failed(job)
+
+    def report(self, workers: int, *, last: bool = False) -> None:
+        """Tell how far the run is."""
+        now = time.monotonic()
+        if last or now - self.told >= _TELL_SECONDS:
+            self.told = now
+            rate = f"{self.done / max(1e-9, now - self.began):.1f} pictures a second"
+            self.tell(f"{self.done} of {self.total} done, {self.failed} failed, {workers} workers, {rate}")
+
+
+def _reason(job: Job, answer: Any) -> Exception:
+    """Why a job came back without result or failure of its own."""
+    if isinstance(answer, WorkerDied):
+        times = f"{answer.deaths} times"
+        return MediaError(f"{job.source}: the worker died over it {times}; leave it out, or run it alone to see why")
+    if isinstance(answer, Exception):
+        return answer
+    return MediaError(f"{job.source}: came back without a result; run it again")

@@ -1,0 +1,35 @@
+"""Preloaded by Dask into workers of tests: pictures whose names say what happens to the worker that reads them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from basnet_runtime.command import chunk, picture_files
+
+
+class Faulty(picture_files.PictureFile):
+    def __init__(self, path, **options):
+        name = Path(path).name
+        if "poison" in name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "slow" in name:
+            time.sleep(0.3)
+        once = Path(path).with_name(f"{name}.met")
+        if "once" in name and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "print" in name:
+            os.system("echo from C code")
+        super().__init__(path, **options)
+
+
+class Raising(chunk.Work):
+    def run(self, jobs):
+        if any("raises" in job.source.name for job in jobs):
+            raise RuntimeError("a defect of the worker")
+        super().run(jobs)
+
+
+picture_files.PictureFile = Faulty
+chunk.Work = Raising
