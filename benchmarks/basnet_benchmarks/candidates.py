@@ -127,7 +127,7 @@ def fingerprint_of(path: Path) -> str:
 
         return f"{sha256_of(path)[:_DIGITS]}/{read_checkpoint(path).preprocess.digest()}"
     manifest = read_manifest(path) if kind == "onnx" else None
-    if manifest and manifest.precision == "fp32" and manifest.graph == "tensor":
+    if manifest and manifest.precision == "fp32" and manifest.graph == "tensor" and not manifest.changed:
         return f"{manifest.checkpoint_sha256[:_DIGITS]}/{manifest.preprocess.digest()}"
     return sha256_of(path)[:_DIGITS]
 

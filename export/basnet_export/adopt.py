@@ -189,6 +189,7 @@ def _manifest(config: AdoptConfig, header: OnnxHeader) -> Manifest:
         checkpoint=path.name,
         checkpoint_sha256=digest,
         onnx_sha256=digest,
+        graph_sha256=content.sha256,
         origin=ADOPTED,
         exporter={"basnet-deploy": __version__, "written by": header.producer},
         created=datetime.now(UTC).isoformat(timespec="seconds"),

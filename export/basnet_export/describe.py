@@ -100,6 +100,8 @@ def _onnx(path: Path) -> _Described:
     manifest = read_manifest(path, header)
     if manifest.adopted:
         return _adopted(path, manifest, facts)
+    if manifest.changed:
+        facts["changed after export"] = f"by {header.producer}; precision, input and output are read from the graph"
     facts |= {
         "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
         **_source(manifest),
@@ -203,6 +205,8 @@ def _verdict(manifest: Manifest) -> str:
         return "adopted, not BASNet: it is its own reference, in ONNX Runtime"
     if parity is None and manifest.engine is not None:
         return "not proven: run 'basnet-bench parity' on the GPU it is for"
+    if manifest.changed:
+        return "not proven: changed after export"
     if parity is None:
         return "masks not checked against PyTorch (--no-check)"
     return (

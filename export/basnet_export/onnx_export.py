@@ -21,6 +21,7 @@ from basnet_export.config import ExportConfig, refuse_existing
 from basnet_export.reference import Reference
 from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
+from basnet_runtime.onnx_file.content import graph_content
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable, ExportError
 from basnet_torch.files import atomic_write
@@ -111,7 +112,8 @@ def _made(config: ExportConfig, reference: Reference, progress: Progress) -> tup
         graph, kept, facts = onnx_from_checkpoint(reference.checkpoint, config), config.keep_fp32 or (), None
     manifest = replace(_manifest(config, reference.checkpoint, graph), keep_fp32=kept, quantization=facts)
     check_graph(graph, manifest)
-    return graph, manifest
+    digest = graph_content(graph.SerializeToString(), config.target).sha256
+    return graph, replace(manifest, graph_sha256=digest)
 
 
 def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[str, ...]:

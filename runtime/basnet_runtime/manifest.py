@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 from basnet_runtime.engine_facts import EngineFacts
 from basnet_runtime.kinds import Precision
 from basnet_runtime.onnx_file.adapt import Activation, Adaptation, adaptation_of
+from basnet_runtime.onnx_file.content import read_graph_content
 from basnet_runtime.onnx_file.header import OnnxHeader, read_onnx_header
 from basnet_torch.errors import ModelFileError
 from basnet_torch.json_values import from_plain, to_plain
@@ -74,9 +75,14 @@ class Manifest:
         quantization: How an int8 file was calibrated; None for others.
         keep_fp32: Parts of the network that stay FP32 in a reduced precision, because the contract needs it.
         activation: What the runtime computes of the output; of an adopted file, whose graph is never changed.
+        graph_sha256: Digest of what the graph computes, see `onnx_file.content`; empty in older files.
+        changed: Whether another tool changed the graph after its export, so that its types and tensors were read anew.
     """
 
-    MAY_LACK: ClassVar = ("engine", "arch", "encoder", "quantization", "keep_fp32", "activation")  # older files
+    MAY_LACK: ClassVar = (  # older files
+        *("engine", "arch", "encoder", "quantization", "keep_fp32"),
+        *("activation", "graph_sha256", "changed"),
+    )
     kind: Kind
     graph: Graph
     precision: Precision
@@ -100,6 +106,8 @@ class Manifest:
     quantization: Mapping[str, Any] | None = None
     keep_fp32: tuple[str, ...] = ()
     activation: Activation = "none"
+    graph_sha256: str = ""
+    changed: bool = False
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -152,13 +160,13 @@ class Manifest:
 def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
     """The manifest of an ONNX file, from the file and from `FILE.json`; `header` saves reading the file twice.
 
+    Where another tool changed the graph, precision, input and output are the graph's own, and no parity is proven.
+
     Raises:
         ModelFileError: When there is none, when it cannot be read, or when two contradict each other or the file.
     """
     header = header or read_onnx_header(path)
     inside, beside = _inside(path, header), read_manifest_beside(path)
-    if beside is not None:
-        _check_beside(path, inside, beside)
     manifest = inside or beside
     if manifest is None:
         raise ModelFileError(
@@ -166,8 +174,69 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
             f"takes {_listed(header.inputs)}; returns {_listed(header.outputs)}); "
             f"export the checkpoint with 'basnet-export onnx', or describe another network with 'basnet-export adopt'"
         )
+    digest = sha256_of(path) if beside is not None else ""
+    if beside is not None and inside is not None and beside.onnx_sha256 == digest:
+        _refuse_contradiction(path, inside, beside)
+    if beside is None or beside.onnx_sha256 != digest:
+        return replace(_by_graph(path, header, inside, beside), onnx_sha256=digest)
     _check_tensors(path, manifest, header)
-    return replace(manifest, onnx_sha256=beside.onnx_sha256 if beside else "")
+    return replace(manifest, onnx_sha256=digest)
+
+
+def _by_graph(path: Path, header: OnnxHeader, inside: Manifest | None, beside: Manifest | None) -> Manifest:
+    """The manifest of a file whose bytes no `FILE.json` vouches for: its graph decides.
+
+    Raises:
+        ModelFileError: The graph is another than the manifest beside it describes, or cannot be fed.
+    """
+    content = read_graph_content(path)
+    manifest = inside or beside
+    assert manifest is not None  # noqa: S101 - the caller has one
+    if beside is not None:
+        # Of one export, when inside and beside agree; else a stranger lies where the described file lay.
+        known = inside is not None and bool(inside.graph_sha256) and not _differing(inside, beside)
+        if not known and content.sha256 != beside.graph_sha256:
+            name = manifest_path(path).name
+            raise ModelFileError(
+                f"{path}: is not the file that {name} describes (SHA-256 differs); remove {name} or export again"
+            )
+    if content.sha256 == manifest.graph_sha256:
+        return _fed_by_graph(path, manifest, header)
+    if not manifest.graph_sha256 and (content.precision not in ("int8", "fp8") or manifest.precision != "fp32"):
+        _check_tensors(path, manifest, header)  # an older file: what it says is taken, unless it was quantized since
+        return manifest
+    return replace(
+        _fed_by_graph(path, manifest, header),
+        precision=content.precision,
+        store=content.store,
+        opset=header.opset,
+        parity=None,
+        quantization=None,
+        keep_fp32=(),
+        changed=True,
+    )
+
+
+def _fed_by_graph(path: Path, manifest: Manifest, header: OnnxHeader) -> Manifest:
+    """With the input, output and size that the graph has.
+
+    Raises:
+        ModelFileError: It is not fed like the manifest's graph.
+    """
+    outputs = [tensor for tensor in header.outputs if tensor.name == manifest.output.name] or header.outputs
+    types = ("uint8",) if manifest.graph == "frame" else ("float32", "float16")
+    rank = len(manifest.input.shape)
+    taken = header.inputs[0] if len(header.inputs) == 1 else None
+    if taken is None or len(outputs) != 1 or taken.dtype not in types or len(taken.shape) != rank:
+        raise ModelFileError(
+            f"{path}: was changed after its export and has {_listed(header.inputs)} to {_listed(header.outputs)} "
+            f"where {manifest.input} to {manifest.output} was; export it again"
+        )
+    height, width = manifest.size
+    if manifest.graph == "tensor":
+        height, width = taken.shape[2] or height, taken.shape[3] or width
+    size = replace(manifest.preprocess, height=height, width=width)
+    return replace(manifest, input=taken, output=outputs[0], preprocess=size)
 
 
 def adaptation_for(path: Path, manifest: Manifest) -> Adaptation | None:
@@ -216,18 +285,16 @@ def _parsed(where: str, text: str) -> Manifest:
         raise ModelFileError(f"{where} cannot be read ({error}); export the model again") from error
 
 
-def _check_beside(path: Path, inside: Manifest | None, beside: Manifest) -> None:
-    name = manifest_path(path).name
-    if beside.onnx_sha256 != sha256_of(path):
-        raise ModelFileError(
-            f"{path}: is not the file that {name} describes (SHA-256 differs); remove {name} or export again"
-        )
-    if inside is None:
-        return
-    ours, theirs = (asdict(replace(m, onnx_sha256="")) for m in (inside, beside))
-    differ = [key for key in ours if ours[key] != theirs[key]]
-    if differ:
+def _refuse_contradiction(path: Path, inside: Manifest, beside: Manifest) -> None:
+    if differ := _differing(inside, beside):
+        name = manifest_path(path).name
         raise ModelFileError(f"{path}: contradicts {name} in {', '.join(differ)}; remove {name} or export again")
+
+
+def _differing(one: Manifest, other: Manifest) -> list[str]:
+    """Names of the fields in which two differ, but for the file's digest."""
+    ours, theirs = (asdict(replace(m, onnx_sha256="")) for m in (one, other))
+    return [key for key in ours if ours[key] != theirs[key]]
 
 
 def _check_tensors(path: Path, manifest: Manifest, header: OnnxHeader) -> None:

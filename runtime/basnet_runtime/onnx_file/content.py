@@ -21,7 +21,7 @@ from basnet_runtime.onnx_file.header import file_content
 from basnet_runtime.onnx_file.protobuf import fields, numbers_of, text
 from basnet_torch.errors import ModelFileError
 
-__all__ = ["GraphContent", "read_graph_content"]
+__all__ = ["GraphContent", "graph_content", "read_graph_content"]
 
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # of a ModelProto
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a GraphProto
@@ -69,8 +69,13 @@ def read_graph_content(path: Path) -> GraphContent:
     Raises:
         ModelFileError: It is no complete ONNX file, or weights in other files are missing.
     """
+    return graph_content(memoryview(file_content(path)), path)
+
+
+def graph_content(model: bytes | memoryview, path: Path) -> GraphContent:
+    """As `read_graph_content`, of a file's bytes; `path` is where they are, for errors and weights in other files."""
     try:
-        return _Walk(path).result()
+        return _Walk(path).result(memoryview(model))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
@@ -96,10 +101,10 @@ class _Walk:
         self._path = path
         self._seen = _Arithmetic()
 
-    def result(self) -> GraphContent:
+    def result(self, model: memoryview) -> GraphContent:
         opsets: dict[str, int] = {}
         functions, graph = [], None
-        for number, value in fields(memoryview(file_content(self._path))):
+        for number, value in fields(model):
             if number == _GRAPH:
                 graph = value
             elif number == _OPSET:
@@ -288,7 +293,8 @@ def _hashed(*items: object) -> bytes:
     """Digest of values, each with its kind and length, so that no two lists are taken for one."""
     digest = hashlib.sha256()
     for item in items:
+        binary = isinstance(item, bytes | memoryview)
         data = item if isinstance(item, bytes | memoryview) else str(item).encode()
-        digest.update(f"{type(item).__name__[0]}{len(data)}:".encode())
+        digest.update(f"{'b' if binary else type(item).__name__[0]}{len(data)}:".encode())
         digest.update(data)
     return digest.digest()
