@@ -30,7 +30,7 @@ from basnet_runtime.serve.body import picture_form
 from basnet_runtime.serve.callers import unless_gone
 from basnet_runtime.serve.metrics import CONTENT_TYPE_LATEST
 from basnet_runtime.serve.problems import CLIENT_CLOSED, PROBLEM_TYPE, Problem, problem_response
-from basnet_runtime.serve.service import Answer, PictureTask, Service
+from basnet_runtime.serve.service import Answer, PictureTask, Service, defect
 from basnet_runtime.serve.v2 import add_v2_routes
 from basnet_torch import __version__
 from basnet_torch.errors import UsageError
@@ -162,7 +162,6 @@ def _described(kind: str, *, forms: bool) -> dict[str, Any]:
 
 
 async def _answered(request: Request, service: Service, kind: OutputKind, options: PictureOptions) -> Response:
-    config = service.config
     task = PictureTask(
         kind=kind,
         format=options.format,
@@ -172,7 +171,7 @@ async def _answered(request: Request, service: Service, kind: OutputKind, option
         empty_weak=options.empty_weak,
         page=options.page,
     )
-    async with picture_form(request, max_bytes=config.max_bytes, seconds=config.body_seconds) as form:
+    async with picture_form(request, service.bodies) as form:
         if "background" in form and request.url.path != "/v1/compose":
             raise Problem(422, "form field background: is for /v1/compose alone")
         answer = await unless_gone(request, service.run(form["image"], task, form.get("background")))
@@ -269,22 +268,27 @@ class _Edge:
             return
         began = time.perf_counter()
         request = Request(scope, receive)
-        status = CLIENT_CLOSED
+        status, has_begun = CLIENT_CLOSED, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
             await send(message)
 
-        request.state.facts = {}
+        request.state.facts, request.state.body_bytes = {}, 0
         try:
             if problem := self._unauthorized(request):
                 request.state.problem = problem
                 await problem_response(request, problem)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
+        except Exception as error:  # noqa: BLE001 - a defect ends its own request, in the form that its clients read
+            problem = request.state.problem = defect(error)
+            if not has_begun:
+                await problem_response(request, problem)(scope, receive, sending)
         finally:
+            self._service.bodies.give_back(request)
             self._note(request, status, time.perf_counter() - began)
 
     def _unauthorized(self, request: Request) -> Problem | None:
@@ -317,7 +321,7 @@ class _Edge:
         line["ms"] = round(seconds * 1000, 1)
         line |= request.state.facts
         if problem is not None:
-            line["detail"] = problem.detail
+            line["detail"] = problem.note or problem.detail
         if found := _TRACE_PARENT.fullmatch(request.headers.get("traceparent", "")):
             line |= {"trace_id": found[1], "span_id": found[2]}
         if self._service.config.log_clients and request.client is not None:
@@ -329,5 +333,8 @@ def _log(line: dict[str, Any]) -> None:
     """One line: words on a terminal, JSON otherwise."""
     if sys.stderr is None:
         return
-    text = " ".join(f"{key}={value}" for key, value in line.items()) if sys.stderr.isatty() else json.dumps(line)
+    text = json.dumps(line)
+    if sys.stderr.isatty():
+        shown = {key: value if str(value).isprintable() else json.dumps(value) for key, value in line.items()}
+        text = " ".join(f"{key}={value}" for key, value in shown.items())
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the server's log

@@ -6,8 +6,8 @@ import asyncio
 import os
 import tempfile
 import zlib
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from basnet_runtime.serve.problems import Problem
 from basnet_torch.files import Closing
 
-__all__ = ["PictureBytes", "body_bytes", "picture_form"]
+__all__ = ["BodyLimits", "PictureBytes", "body_bytes", "picture_form"]
 
 _READ_AWAY = 1 << 20  # of a body that is refused, so that simple clients see the answer instead of a reset
 _READ_AWAY_SECONDS = 2.0
@@ -57,19 +57,79 @@ class PictureBytes(Closing):
             self.path.unlink(missing_ok=True)
 
 
-async def body_bytes(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+class BodyLimits:
+    """Bounds of bodies: of each its bytes and seconds, of all together their bytes, since they wait in memory."""
+
+    def __init__(
+        self,
+        *,
+        each: int,
+        together: int,
+        seconds: float,
+        busy: Callable[[int, str, str], Problem],
+        timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`busy` makes a refusal of status, words and reason; `timed` goes around the reading of a body."""
+        self.each = each
+        self.seconds = seconds
+        self._together = together
+        self._busy = busy
+        self._timed = timed
+        self._held = 0
+
+    def take(self, request: Request, size: int) -> None:
+        """Count bytes that a request holds from now on.
+
+        Raises:
+            Problem: 413 or 429: its own are too many, or those of all.
+        """
+        own = request.state.body_bytes + size
+        if own > self.each:
+            raise Problem(
+                413,
+                f"body: larger than {self.each:,} bytes. Send a smaller picture, or raise --max-bytes",
+                headers=_CLOSE,
+            )
+        if self._held + size > self._together:
+            problem = self._busy(429, f"bodies: more than {self._together:,} bytes together", "bodies")
+            problem.headers |= _CLOSE
+            raise problem
+        request.state.body_bytes = own
+        self._held += size
+
+    def give_back(self, request: Request) -> None:
+        """End what `take` counted for a request."""
+        self._held -= request.state.body_bytes
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncGenerator[None]:
+        """Bound and measure the reading of a body.
+
+        Raises:
+            Problem: 408: it is late.
+        """
+        try:
+            with self._timed():
+                async with asyncio.timeout(self.seconds):
+                    yield
+        except TimeoutError:
+            detail = f"body: not received within {self.seconds:g} s. Send it faster"
+            raise Problem(408, detail, reason="slow", headers=_CLOSE) from None
+
+
+async def body_bytes(request: Request, limits: BodyLimits) -> bytes:
     """The whole body, decompressed.
 
     Raises:
-        Problem: 400, 408, 413 or 415: it is broken, late, too large, or compressed in an unknown way.
+        Problem: 400, 408, 413, 415 or 429: broken, late, too large, compressed in an unknown way, or one too many.
         ClientDisconnect: The caller left.
     """
-    async with _time_limit(seconds):
-        return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+    async with limits.in_time():
+        return b"".join([chunk async for chunk in _limited(request, limits)])
 
 
 @asynccontextmanager
-async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> AsyncGenerator[dict[str, PictureBytes]]:
+async def picture_form(request: Request, limits: BodyLimits) -> AsyncGenerator[dict[str, PictureBytes]]:
     """The pictures of a request by field name, until the block ends; a body that is no form is the field `image`.
 
     Raises:
@@ -84,28 +144,19 @@ async def picture_form(request: Request, *, max_bytes: int, seconds: float) -> A
             )
         # Bytes go to the file as they come: kept in pieces, they would leave a heap that never shrinks.
         with PictureBytes() as image:
-            async with _time_limit(seconds):
-                async for chunk in _limited(request, max_bytes):
+            async with limits.in_time():
+                async for chunk in _limited(request, limits):
                     image.append(chunk)
             yield {"image": image}
         return
-    async with _time_limit(seconds):
-        form = await _parsed(request.headers, _limited(request, max_bytes), max_bytes)
+    async with limits.in_time():
+        form = await _parsed(request.headers, _limited(request, limits), limits.each)
     with ExitStack() as held:
         try:
             pictures = {name: held.enter_context(PictureBytes(data)) for name, data in (await _pictures(form)).items()}
         finally:
             await form.close()
         yield pictures
-
-
-@asynccontextmanager
-async def _time_limit(seconds: float) -> AsyncGenerator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise _too_slow(seconds) from None
 
 
 async def _parsed(headers: Headers, stream: AsyncGenerator[bytes, None], max_bytes: int) -> FormData:
@@ -135,34 +186,22 @@ async def _pictures(form: FormData) -> dict[str, bytes]:
     return pictures
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Chunks of the body, decompressed, none of them kept beyond the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        await _read_away(request)
-        raise _too_large(max_bytes)
+async def _limited(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
+    """Chunks of the body, decompressed, none of them kept beyond the limits."""
     inflate = _decompressor(request.headers.get("content-encoding", "").strip().lower())
-    received = 0
-    async for chunk in request.stream():
-        plain = chunk if inflate is None else _inflated(inflate, chunk, max_bytes - received)
-        received += len(plain)
-        if received > max_bytes:
-            await _read_away(request)
-            raise _too_large(max_bytes)
-        yield plain
+    declared = request.headers.get("content-length", "")
+    try:
+        if declared.isdigit() and int(declared) > limits.each:
+            limits.take(request, int(declared))
+        async for chunk in request.stream():
+            plain = chunk if inflate is None else _inflated(inflate, chunk, limits.each - request.state.body_bytes)
+            limits.take(request, len(plain))
+            yield plain
+    except Problem:
+        await _read_away(request)
+        raise
     if inflate is not None and not inflate.eof:
         raise Problem(400, "body: its gzip stream is cut off. Send it again")
-
-
-def _too_slow(seconds: float) -> Problem:
-    detail = f"body: not received within {seconds:g} s. Send it faster"
-    return Problem(408, detail, reason="slow", headers=_CLOSE)
-
-
-def _too_large(max_bytes: int) -> Problem:
-    return Problem(
-        413, f"body: larger than {max_bytes:,} bytes. Send a smaller picture, or raise --max-bytes", headers=_CLOSE
-    )
 
 
 def _decompressor(encoding: str) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
-from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 __all__ = ["CLIENT_CLOSED", "PROBLEM_TYPE", "Problem", "problem_response"]
 
@@ -22,22 +22,26 @@ class Problem(Exception):
         detail: What is wrong, which rule holds, how to mend it.
         reason: One word for the metrics.
         headers: Further headers of the answer.
+        note: For the log alone.
     """
 
-    def __init__(self, status: int, detail: str, *, reason: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, *, reason: str = "", headers: dict[str, str] | None = None, note: str = ""
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.reason = reason or str(status)
         self.headers = headers or {}
+        self.note = note
 
 
 def problem_response(request: Request, problem: Problem) -> Response:
     """The answer to a refused request, in the form that the route's clients read."""
-    if request.url.path == "/v2" or request.url.path.startswith("/v2/"):
-        # Stock clients report anything else as a failure to decode.
-        body: dict[str, Any] = {"error": problem.detail}
-        return JSONResponse(body, problem.status, headers=problem.headers)
+    is_v2 = request.url.path == "/v2" or request.url.path.startswith("/v2/")
     title = "Client Closed Request" if problem.status == CLIENT_CLOSED else HTTPStatus(problem.status).phrase
     body = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail}
-    return JSONResponse(body, problem.status, headers=problem.headers, media_type=PROBLEM_TYPE)
+    # Stock clients of v2 report anything else as a failure to decode. In ASCII: a detail may hold what UTF-8 does not.
+    text = json.dumps({"error": problem.detail} if is_v2 else body)
+    media_type = "application/json" if is_v2 else PROBLEM_TYPE
+    return Response(text, problem.status, headers=problem.headers, media_type=media_type)

@@ -26,7 +26,7 @@ from basnet_runtime.media.image.metadata import surviving
 from basnet_runtime.media.image.pictures import PictureFile, encode_picture
 from basnet_runtime.salience import SalienceDecision
 from basnet_runtime.serve.batcher import Batcher
-from basnet_runtime.serve.body import PictureBytes
+from basnet_runtime.serve.body import BodyLimits, PictureBytes
 from basnet_runtime.serve.config import ServeConfig
 from basnet_runtime.serve.metrics import Metrics
 from basnet_runtime.serve.problems import Problem
@@ -37,7 +37,7 @@ from basnet_torch.unexpected import unexpected
 if TYPE_CHECKING:
     from basnet_runtime.model import SaliencyModel
 
-__all__ = ["Answer", "PictureTask", "Service"]
+__all__ = ["Answer", "PictureTask", "Service", "defect"]
 
 T = TypeVar("T")
 
@@ -81,6 +81,13 @@ class Service(Closing):
         self._turns = asyncio.Semaphore(at_once)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="picture")
         self._waiting = 0
+        self.bodies = BodyLimits(
+            each=config.max_bytes,
+            together=config.max_bytes * config.queue,
+            seconds=config.body_seconds,
+            busy=self._busy,
+            timed=partial(self.metrics.stage, "read"),
+        )
         self.is_draining = False
 
     def close(self) -> None:
@@ -160,13 +167,7 @@ class Service(Closing):
             Problem: 429 where too many wait, 503 where the wait was too long.
         """
         if self._waiting >= self.config.queue and self._turns.locked():
-            after = self.metrics.retry_after(self._waiting)
-            raise Problem(
-                429,
-                f"queue: {self._waiting} pictures wait, at most {self.config.queue} may. Try again in {after} s",
-                reason="queue",
-                headers={"Retry-After": str(after)},
-            )
+            raise self._busy(429, f"queue: {self._waiting} pictures wait, at most {self.config.queue} may", "queue")
         began = time.perf_counter()
         self._waiting += 1
         self.metrics.waiting.set(self._waiting)
@@ -174,14 +175,7 @@ class Service(Closing):
             async with asyncio.timeout(self.config.wait_seconds):
                 await self._turns.acquire()
         except TimeoutError:
-            after = self.metrics.retry_after(self._waiting)
-            limit = f"{self.config.wait_seconds:g} s"
-            raise Problem(
-                503,
-                f"wait: no turn within {limit}. Try again later",
-                reason="wait",
-                headers={"Retry-After": str(after)},
-            ) from None
+            raise self._busy(503, f"wait: no turn within {self.config.wait_seconds:g} s", "wait") from None
         finally:
             self._waiting -= 1
             self.metrics.waiting.set(self._waiting)
@@ -193,6 +187,11 @@ class Service(Closing):
         finally:
             self._turns.release()
 
+    def _busy(self, status: int, what: str, reason: str) -> Problem:
+        """Refuse for the load, and say when to come back."""
+        after = self.metrics.retry_after(self._waiting)
+        return Problem(status, f"{what}. Try again in {after} s", reason=reason, headers={"Retry-After": str(after)})
+
     async def _network(self, prepared: NDArray[Any]) -> NDArray[Any]:
         future = self._batcher.submit(prepared)
         try:
@@ -200,7 +199,7 @@ class Service(Closing):
         except BasnetError as error:
             raise Problem(500, _plain(str(error))) from error
         except Exception as error:  # a defect that one picture brings to light ends that picture alone
-            raise _defect(error) from error
+            raise defect(error) from error
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread; a caller that leaves meanwhile keeps its place until the thread is done."""
@@ -218,7 +217,7 @@ class Service(Closing):
         except Problem:
             raise
         except Exception as error:  # as above
-            raise _defect(error) from error
+            raise defect(error) from error
 
     def _decode(self, path: Path, task: PictureTask) -> tuple[Frame, NDArray[Any]]:
         with (
@@ -249,7 +248,7 @@ def _plain(text: str) -> str:
     return re.sub(r"(/proc/self/fd/\d+|\S*/basnet-serve-\w+)", "picture", text)
 
 
-def _defect(error: Exception) -> Problem:
-    """500 for what nobody expected; the traceback goes to the log file, its path to nobody."""
-    unexpected("request", error)
-    return Problem(500, f"unexpected: {type(error).__name__}. The server's log has its traceback")
+def defect(error: Exception) -> Problem:
+    """500 for what nobody expected: the caller is told its kind, the log where the traceback is."""
+    note = unexpected("request", error)
+    return Problem(500, f"unexpected: {type(error).__name__}. The server's log says where its traceback is", note=note)

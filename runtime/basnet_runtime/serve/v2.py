@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from basnet_runtime.serve.body import body_bytes
 from basnet_runtime.serve.callers import unless_gone
@@ -135,10 +136,11 @@ def _tensor(spec: TensorSpec) -> _Tensor:
 
 
 async def _infer(request: Request, service: Service, model: _Served) -> Response:
-    config = service.config
-    body = await body_bytes(request, max_bytes=config.max_bytes, seconds=config.body_seconds)
+    body = await body_bytes(request, service.bodies)
     header, binary = _header(request, body)
-    batch = _input(header, binary, model.input, config.max_pixels)
+    batch = _input(header, binary, model.input, service.config.max_pixels)
+    if not np.isfinite(batch).all():
+        raise Problem(400, f"input {model.input.name}: has values that are no finite numbers")
     output, as_binary = _wanted(header, model.output)
     found = await unless_gone(request, model.run(batch))
     found = np.ascontiguousarray(found, _TYPES[model.output.datatype])
@@ -148,12 +150,15 @@ async def _infer(request: Request, service: Service, model: _Served) -> Response
     described: dict[str, Any] = {"name": output, "datatype": model.output.datatype, "shape": list(found.shape)}
     answer["outputs"] = [described]
     request.state.facts = {"bytes": len(body), "pictures": len(batch)}
-    if not as_binary:
+    data = b""
+    if as_binary:
+        data = found.tobytes()
+        described["parameters"] = {"binary_data_size": len(data)}
+    else:
         described["data"] = found.reshape(-1).tolist()
-        return JSONResponse(answer)
-    data = found.tobytes()
-    described["parameters"] = {"binary_data_size": len(data)}
     head = json.dumps(answer, separators=(",", ":")).encode()
+    if not as_binary:
+        return Response(head, media_type="application/json")
     return Response(
         head + data,
         media_type="application/octet-stream",
@@ -165,7 +170,7 @@ def _header(request: Request, body: bytes) -> tuple[dict[str, Any], bytes]:
     length = request.headers.get(_HEADER_LENGTH)
     end = len(body)
     if length is not None:
-        if not length.isdigit() or int(length) > len(body):
+        if not re.fullmatch("[0-9]{1,12}", length) or int(length) > len(body):
             raise Problem(400, f"{_HEADER_LENGTH}: {length[:20]!r}, must be at most the body's {len(body)} bytes")
         end = int(length)
     try:
@@ -219,7 +224,8 @@ def _from_json(data: Any, shape: list[int], dtype: np.dtype[Any], name: str) -> 
         raise Problem(400, f"input {name}: {flat.size} values, must be {math.prod(shape)} for shape {shape}")
     if dtype == np.uint8 and not ((flat >= 0) & (flat <= 255) & (flat == np.floor(flat))).all():
         raise Problem(400, f"input {name}: values must be whole numbers from 0 to 255")
-    return np.ascontiguousarray(flat.astype(dtype).reshape(shape))
+    with np.errstate(over="ignore"):  # what FP32 does not hold is refused as infinite
+        return np.ascontiguousarray(flat.astype(dtype).reshape(shape))
 
 
 def _wanted(header: dict[str, Any], output: _Tensor) -> tuple[str, bool]:

@@ -58,7 +58,7 @@ def test_a_wait_has_an_end(serve, photo):
         assert [future.result().status_code for future in held] == [200, 200]
     assert late.status_code == 503
     assert "retry-after" in late.headers
-    assert late.json()["detail"] == "wait: no turn within 0.2 s. Try again later"
+    assert late.json()["detail"] == "wait: no turn within 0.2 s. Try again in 1 s"
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -77,6 +77,24 @@ def test_a_body_that_expands_is_refused(serve):
         answer = httpx.post(f"{server.url}/v1/mask", content=bomb, headers={"content-encoding": "gzip"})
     assert len(bomb) < 100_000
     assert answer.status_code == 413
+
+
+def test_bodies_are_bounded_together(serve):
+    """Many callers with large bodies fill no memory; what has ended counts no longer."""
+    with serve(max_bytes=100_000, queue=1) as server, httpx.Client(base_url=server.url) as client:
+        with socket.create_connection(("127.0.0.1", server.port)) as holding:
+            holding.sendall(b"POST /v1/mask HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + bytes(80_000))
+            wait_until(lambda: server.service.bodies._held == 80_000)
+            refused = client.post("/v1/mask", content=bytes(30_000))
+            form = client.post("/v1/mask", files={"image": bytes(30_000)})
+            tensors = client.post("/v2/models/brightness/infer", content=bytes(30_000))
+        wait_until(lambda: server.service.bodies._held == 0)
+        assert client.post("/v1/mask", content=bytes(90_000)).status_code == 422  # no picture, but taken
+        assert 'basnet_refused_total{reason="bodies"} 3.0' in client.get("/metrics").text
+    assert [answer.status_code for answer in (refused, form, tensors)] == [429, 429, 429]
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["detail"].startswith("bodies: more than 100,000 bytes together. Try again in ")
+    assert tensors.json()["error"].startswith("bodies: more than 100,000 bytes together. Try again in ")
 
 
 def test_a_slow_body_is_refused_while_others_are_served(serve, photo):

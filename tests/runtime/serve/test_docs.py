@@ -30,7 +30,7 @@ def folder(tmp_path, photo, monkeypatch):
 def test_curl(server, folder):
     if subprocess.run(["sh", "-c", "command -v curl"], check=False, capture_output=True).returncode:
         pytest.skip("needs curl")
-    lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("curl")]
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("curl")]
     assert len(lines) == 2
     for line in lines:
         subprocess.run(["sh", "-c", here(line, server).replace("curl", "curl -sf", 1)], check=True)

@@ -161,13 +161,16 @@ def test_the_comparison_works_by_keyboard(browse, photo):
         assert {"file", "kind", "hard", "feather", "slider", "download"} <= set(reached)
 
 
-def test_a_refusal_is_shown_in_the_servers_words(browse, tmp_path):
+def test_a_refusal_is_shown_in_the_servers_words(browse, photo, tmp_path):
     bad = tmp_path / "notes.jpg"
     bad.write_text("hello")
     with browse() as page:
+        page.type("#file", str(photo))
+        page.until(DONE)
         page.type("#file", str(bad))
         page.until("document.getElementById('status').classList.contains('error')")
         assert page.run("document.getElementById('status').textContent").startswith("picture: cannot be read")
+        assert page.run("document.getElementById('view').hidden")  # not the result of the picture before
 
 
 def test_a_token_is_asked_for(serve, browse, photo, tmp_path):

@@ -174,7 +174,7 @@ def test_the_wrong_method(client):
     assert refusal(client.get("/v1/mask")) == (405, "GET /v1/mask: method not allowed")
 
 
-def test_a_failing_network_is_a_500_without_a_traceback(serve, photo, capsys, monkeypatch, tmp_path):
+def test_a_failing_network_is_a_500_without_a_traceback(serve, photo, capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
     class Failing(FakeBackend):
@@ -186,8 +186,10 @@ def test_a_failing_network_is_a_500_without_a_traceback(serve, photo, capsys, mo
     with serve(failing) as server:
         status, detail = refusal(httpx.post(f"{server.url}/v1/mask", content=photo.read_bytes()))
         assert httpx.get(f"{server.url}/health/live").status_code == 200
-    assert (status, detail) == (500, "unexpected: RuntimeError. The server's log has its traceback")
-    assert "secret /path" in (tmp_path / "basnet-deploy" / "unexpected.log").read_text()
+    assert (status, detail) == (500, "unexpected: RuntimeError. The server's log says where its traceback is")
+    log = tmp_path / "basnet-deploy" / "unexpected.log"
+    assert f"traceback in {log}" in capfd.readouterr().err
+    assert "secret /path" in log.read_text()
 
 
 def test_log_lines_are_json_without_names(client, photo, capfd):
@@ -216,7 +218,7 @@ def test_metrics(client, photo):
     text = answer.text
     assert 'basnet_requests_total{route="/v1/mask",status="200"}' in text
     assert 'basnet_refused_total{reason="422"}' in text
-    stages = ("decode", "preprocess", "network", "postprocess", "compose", "encode", "wait")
+    stages = ("decode", "preprocess", "network", "postprocess", "compose", "encode", "wait", "read")
     assert all(f'basnet_stage_seconds_count{{stage="{stage}"}}' in text for stage in stages)
     assert 'basnet_model_info{description="fake backend",model="brightness.onnx"} 1.0' in text
     assert float(re.search(r"^basnet_resident_bytes (\S+)$", text, re.MULTILINE)[1]) > 1e6

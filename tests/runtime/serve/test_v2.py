@@ -91,6 +91,9 @@ def request(**changes):
         (request(data=[1, 2]), "input image: 2 values, must be 3072"),
         (request(data="x"), "input image: data must be numbers"),
         (request(data=None), "input image: "),
+        (request(data=[float("nan")] * 3072), "input image: has values that are no finite numbers"),
+        (request(data=[1e39] * 3072), "input image: has values that are no finite numbers"),  # beyond FP32
+        (request(name="\ud800"), "input: \ud800 FP32, must be"),
         (request(parameters={"binary_data_size": 9}), "input image: 0 binary bytes, must be 12288"),
         (request() | {"outputs": [{"name": "x"}]}, "output: 'x', must be mask"),
         (request() | {"outputs": 7}, "outputs: "),
@@ -112,9 +115,30 @@ def test_bytes_are_whole_numbers(value, client):
     assert answer.json()["error"].startswith("input frame: values must be whole numbers")
 
 
-@pytest.mark.parametrize("length", ["x", "999999", "-1"])
+def test_an_id_comes_back_whatever_it_holds(client):
+    answer = client.post(f"/v2/models/{NAME}/infer", content=json.dumps(request() | {"id": "\ud800\n"}))
+    assert (answer.status_code, json.loads(answer.content)["id"]) == (200, "\ud800\n")
+
+
+def test_a_defect_is_answered_in_the_same_form(client, server, monkeypatch, capfd):
+    def broken(name, version):
+        raise ZeroDivisionError("secret /path")
+
+    monkeypatch.setattr(server.service, "check_ready", broken)
+    answer = client.get("/v2/health/ready")
+    assert (answer.status_code, set(answer.json())) == (500, {"error"})
+    assert client.get("/health/ready").headers["content-type"] == "application/problem+json"
+    client.get("/health/live")  # by then the lines before are written
+    logged = capfd.readouterr().err
+    assert logged.count('"status": 500') == 2
+    assert "Traceback" not in logged
+
+
+@pytest.mark.parametrize("length", ["x", "999999", "-1", "\xb2", "9" * 5000])
 def test_a_wrong_length_of_the_header(length, client):
-    answer = client.post(f"/v2/models/{NAME}/infer", content=b"{}", headers={"Inference-Header-Content-Length": length})
+    answer = client.post(
+        f"/v2/models/{NAME}/infer", content=b"{}", headers={"Inference-Header-Content-Length": length.encode("latin-1")}
+    )
     assert (answer.status_code, "error" in answer.json()) == (400, True)
 
 

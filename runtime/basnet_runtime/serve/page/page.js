@@ -40,12 +40,12 @@ const update = async () => {
     output.value = Number(input.value).toFixed(input.id === "threshold" ? 2 : 0);
   }
   if (!picture) return;
+  asked?.abort();
   const wanted = request();
   if (!wanted) {
     say("Choose a background picture.");
     return;
   }
-  asked?.abort();
   asked = new AbortController();
   const mine = asked;
   const [address, body, route] = wanted;
@@ -96,6 +96,7 @@ const slide = () => at("compare").style.setProperty("--share", `${at("slider").v
 const take = (file) => {
   if (!file) return;
   picture = file;
+  at("view").hidden = true; // the result of the picture before must not pass for this one's
   update();
 };
 
