@@ -214,4 +214,5 @@ def _verdict(manifest: Manifest) -> str:
         f"max {parity['max_abs']:.2g}, mean {parity['mean_abs']:.2g}, "
         f"{100 * parity['flips']:.3f} % of pixels change side, "
         f"boundary IoU {parity['boundary_iou']:.4f} ({parity['ran']})"
+        + (f", and with each value rounded to {manifest.precision}" if "rounded" in parity else "")
     )

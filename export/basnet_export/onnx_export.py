@@ -23,7 +23,7 @@ from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
 from basnet_runtime.onnx_file.content import graph_content
 from basnet_torch import __version__
-from basnet_torch.errors import BackendUnavailable, ExportError
+from basnet_torch.errors import BackendUnavailable, ExportError, ParityError
 from basnet_torch.files import atomic_write
 from basnet_torch.model.structure import named
 from basnet_torch.spec import TensorSpec
@@ -89,18 +89,34 @@ def _written(config: ExportConfig, reference: Reference, path: Path, progress: P
     if config.check:
         _save(graph, manifest, path)
         progress("checking batches and parity with PyTorch FP32")
-        proof = measure_parity(path, manifest, reference)
-        if not proof.report and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
-            progress("; ".join(proof.report.failures))
+        receipt, failure = _proven(graph, manifest, reference, path)
+        if failure is not None and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
+            progress(str(failure))
             config = replace(config, keep_fp32=_searched_fp32_layers(config, reference, progress))
-            if config.keep_fp32:
-                graph, manifest = _made(config, reference, progress)
-                _save(graph, manifest, path)
-                proof = measure_parity(path, manifest, reference)
-        manifest = replace(manifest, parity=proof.receipt())
+            graph, manifest = _made(config, reference, progress)
+            _save(graph, manifest, path)
+            receipt, failure = _proven(graph, manifest, reference, path)
+        if failure is not None:
+            raise failure
+        manifest = replace(manifest, parity=receipt)
         check_batches(path, manifest, reference.pictures)
     _save(graph, manifest, path)
     return replace(manifest, onnx_sha256=sha256_of(path))
+
+
+def _proven(
+    graph: onnx.ModelProto, manifest: Manifest, reference: Reference, path: Path
+) -> tuple[dict[str, Any] | None, ParityError | None]:
+    """The receipt of the file, or why it has none."""
+    from basnet_export.quantize.rounded import measure_rounded
+
+    try:
+        receipt = measure_parity(path, manifest, reference).receipt()
+        if manifest.precision in ("fp16", "bf16"):
+            receipt["rounded"] = measure_rounded(graph, manifest, reference, reference.pictures).receipt()
+    except ParityError as error:
+        return None, error
+    return receipt, None
 
 
 def _made(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[onnx.ModelProto, Manifest]:
@@ -122,7 +138,7 @@ def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: 
 
     from basnet_export.quantize.fp16_layer_search import fp32_layers_of
 
-    tensor = onnx_from_checkpoint(reference.checkpoint, replace(config, graph="tensor"))
+    tensor = onnx_from_checkpoint(reference.checkpoint, replace(config, graph="tensor", precision="fp32"))
     graph, seconds = onnx.shape_inference.infer_shapes(tensor), 60 * config.search_minutes
     return fp32_layers_of(graph, reference, config.precision, seconds=seconds, progress=progress)
 

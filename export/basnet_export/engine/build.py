@@ -23,6 +23,7 @@ from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
 from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
+from basnet_export.quantize.rounded import check_arithmetic
 from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt
 from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
@@ -52,7 +53,7 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
             build on.
         EngineBuildError: The graph cannot be parsed or built, or is not in the precision it is named after.
         ModelFileError: The model cannot be read.
-        ParityError: The exported graph does not compute what the checkpoint computes.
+        ParityError: The exported graph does not compute what the checkpoint computes, or not in 16 bits.
         UsageError: The file exists already, or an option is not this flavor's.
         KeyboardInterrupt: The build was interrupted; nothing is left.
     """
@@ -67,6 +68,9 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
         with _onnx_file(config, progress) as onnx:
             manifest = read_manifest(onnx)
             graph = onnx.read_bytes()
+        if config.check and not config.is_checkpoint and manifest.precision in ("fp16", "bf16"):
+            progress.say(f"checking {manifest.precision} arithmetic")
+            check_arithmetic(graph, manifest)
         profile = config.profile(manifest)
         cache = EngineCache(config.cache) if config.cache else None
         key = cache_key(graph, library, gpu, profile, config) if cache else ""

@@ -118,9 +118,7 @@ class BuildConfig:
     timing_cache: Path | None = field(default=None, metadata=option("File of kernel timings; tensorrt only."))
     cache: Path | None = field(default=None, metadata=option("Folder that keeps finished engines."))
     pictures: Path | None = field(default=None, metadata=PICTURES)
-    check: bool = field(
-        default=True, metadata=option("Build a checkpoint's graph without proof.", "--no-check", parse=not_)
-    )
+    check: bool = field(default=True, metadata=option("Build without proof of the graph.", "--no-check", parse=not_))
     overwrite: bool = field(default=False, metadata=OVERWRITE)
 
     def __post_init__(self) -> None:

@@ -34,16 +34,13 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def deployed_network(
-    model: SaliencyNetwork, precision: Precision, keep_fp32: Collection[str] = (), *, casts: bool = True
-) -> SaliencyNetwork:
+def deployed_network(model: SaliencyNetwork, precision: Precision, keep_fp32: Collection[str] = ()) -> SaliencyNetwork:
     """Copy the network with batch norm folded, cast to `precision`.
 
     Args:
         model: The network as trained.
         precision: What it is to compute in.
-        keep_fp32: Modules, by name, that stay FP32.
-        casts: Whether those cast what they take and give; without, the caller sees to it.
+        keep_fp32: Modules, by name, that stay FP32 and cast what they take and give.
 
     Raises:
         UsageError: When `keep_fp32` names what is no module, or one without a convolution.
@@ -62,7 +59,7 @@ def deployed_network(
         if isinstance(module, nn.Conv2d) and dtype.itemsize == 2:
             module.weight.data = rounded_kernels(module.weight.data, dtype)
         _cast_own(module, dtype)
-    for module in fp32_modules if casts and dtype != torch.float32 else ():
+    for module in fp32_modules if dtype != torch.float32 else ():
         module.register_forward_pre_hook(lambda _, taken: _cast(taken, torch.float32))
         module.register_forward_hook(lambda _, __, given: _cast(given, dtype))
     return network

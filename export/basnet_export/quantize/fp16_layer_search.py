@@ -1,37 +1,32 @@
 """FP32 layer search for FP16 and bf16 networks.
 
-    kept = fp32_layers_of(fp16_graph, reference, "fp16", seconds=600)
+    kept = fp32_layers_of(fp32_graph, reference, "fp16", seconds=600)
 
-Candidates are not exported: the network runs in PyTorch FP32, and but for the parts that stay FP32 its weights and
-each layer's result are rounded to 16 bits. Runtimes sum in FP32 too, and round at most as often: not between layers
-that they fuse.
+Candidates are not exported: the FP32 graph runs with its values rounded, but for the parts that stay FP32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+import numpy as np
+from numpy.typing import NDArray
 
 from basnet_export.graph.fp32_layer_search import search_fp32_layers
-from basnet_export.graph.half_precision import deployed_network, torch_dtype
 from basnet_export.quantize.qdq import parts_of
+from basnet_export.quantize.rounded import RoundedModel, rounded_candidate
 from basnet_export.reference import CandidateJudge, Reference
-from basnet_runtime.backends.pytorch import PyTorchBackend
 from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel
-from basnet_torch.checkpoint import model_from_checkpoint
-from basnet_torch.device import CPU
+from basnet_runtime.parity import ParityReport, tolerance_for
+from basnet_torch.arrays import Float32
 from basnet_torch.errors import ParityError
-from basnet_torch.model.basnet import SaliencyNetwork
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["RoundedNetwork", "fp32_layers_of"]
+__all__ = ["fp32_layers_of"]
 
 
 def fp32_layers_of(
@@ -45,7 +40,7 @@ def fp32_layers_of(
     """Find the parts that must stay FP32 for the contract to hold.
 
     Args:
-        graph: The checkpoint's `tensor` graph with shapes inferred, for the parts and what each costs.
+        graph: The checkpoint's `tensor` graph in FP32 with shapes inferred.
         reference: What the result must agree with.
         precision: `fp16` or `bf16`.
         seconds: When to stop.
@@ -54,76 +49,49 @@ def fp32_layers_of(
     Raises:
         ParityError: When parts worth half of the arithmetic do not suffice, or the time is over.
     """
-    judge = _RoundedNetworks(reference, precision, reference.pictures)
+    judge = _RoundedGraphs(graph, reference, precision, progress)
     found = search_fp32_layers(parts_of(graph.graph), judge, seconds=seconds, progress=progress)
     if not found.report:
         raise ParityError(found.failure)
     return found.kept
 
 
-class _RoundedNetworks(CandidateJudge):
-    """Candidates are networks in PyTorch."""
+class _RoundedGraphs(CandidateJudge):
+    """Candidates are graphs whose values are rounded."""
 
-    def _candidate(self, kept: Collection[str]) -> SaliencyModel:
+    def __init__(
+        self, graph: onnx.ModelProto, reference: Reference, precision: Precision, progress: Callable[[str], None]
+    ) -> None:
+        super().__init__(reference, precision, reference.pictures)
+        self._graph = graph
+        self._progress = progress
+        self._kernels: dict[str, NDArray[Any]] = {}
+
+    def _candidate(self, kept: Collection[str]) -> RoundedModel:
         checkpoint = self._reference.checkpoint
-        network = RoundedNetwork(model_from_checkpoint(checkpoint), self._precision, kept)
-        preprocess = checkpoint.preprocess
-        size = (preprocess.height, preprocess.width)
-        engine = PyTorchBackend(cast(SaliencyNetwork, network), size, CPU, "fp32", f"{self._precision}, rounded")
-        return SaliencyModel(engine, preprocess, checkpoint.postprocess, "candidate")
+        graph = rounded_candidate(self._graph, self._precision, kept, self._rounded)
+        return RoundedModel(graph, checkpoint.preprocess, checkpoint.postprocess)
 
+    def _rounded(self, name: str, weight_OIKK: Float32) -> NDArray[Any]:
+        """Round as the export does, once for all candidates."""
+        import torch
 
-class RoundedNetwork(nn.Module):
-    """An FP32 network that rounds outputs to 16 bits, except in some parts.
+        from basnet_export.graph.half_precision import rounded_kernels, torch_dtype
 
-    Args:
-        model: The network as trained.
-        precision: `fp16` or `bf16`.
-        keep_fp32: Those parts, by the names of their modules.
-    """
+        if name not in self._kernels:
+            exact = torch.from_numpy(weight_OIKK.copy())
+            self._kernels[name] = rounded_kernels(exact, torch_dtype(self._precision)).float().numpy()
+        return self._kernels[name]
 
-    def __init__(self, model: SaliencyNetwork, precision: Precision, keep_fp32: Collection[str]) -> None:
-        super().__init__()
-        self.network = deployed_network(model, precision, keep_fp32, casts=False).float()
-        self._mode = _Rounding(torch_dtype(precision))
-        for name in keep_fp32:
-            part = self.network.get_submodule(name)
-            part.register_forward_pre_hook(self._mode.enter)
-            part.register_forward_hook(self._mode.leave)
+    def distance(self, kept: Collection[str]) -> float:
+        """See `fp32_layer_search.Judge`; infinite where something overflows."""
+        with self._candidate(kept) as model:
+            apart = [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._ranked]
+            return float("inf") if model.overflow else float(np.mean(apart))
 
-    def mask(self, image: Tensor) -> Tensor:
-        """The deployed map N,1,H,W in 0..1; the last sigmoid is FP32 in every precision."""
-        with self._mode:
-            logits = self.network(self._mode.rounded(image))[0]
-        return torch.sigmoid(logits)
-
-
-class _Rounding(TorchFunctionMode):
-    """Rounds the results of all functions, except inside parts that stay FP32."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._dtype = dtype
-        self._depth = 0
-
-    def enter(self, _: nn.Module, __: Any) -> None:
-        """Enter a part that stays FP32."""
-        self._depth += 1
-
-    def leave(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """Leave such a part and round its output."""
-        self._depth -= 1
-        return self.rounded(output)
-
-    def rounded(self, value: Any) -> Any:
-        """Round a tensor, or those of a list or tuple, outside of such parts."""
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.rounded(one) for one in value)
-        if self._depth or not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return value
-        return value.to(self._dtype).float()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return self.rounded(func(*args, **(kwargs or {})))
+    def _judged(self, model: SaliencyModel) -> ParityReport:
+        assert isinstance(model, RoundedModel)  # noqa: S101 - `_candidate` gives nothing else
+        report = model.judged(self._reference, self._reference.pictures, tolerance_for(self._precision))
+        if model.overflow:
+            self._progress(model.overflow)
+        return report

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -22,7 +23,7 @@ from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
 from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN
-from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
+from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, ParityError, UsageError
 from tests.models import SIZE, checkpoint_file, disc_folder, exported, widened
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
@@ -114,6 +115,27 @@ def test_description_says_what_it_is(tmp_path):
     assert "fp16: 100.0% of the convolutions' arithmetic" in text
     assert "not proven: run 'basnet-bench parity' on the GPU" in text
     assert f"1x3x{SIZE}x{SIZE} / 2x3x{SIZE}x{SIZE} / 4x3x{SIZE}x{SIZE}" in text
+
+
+@pytest.mark.parametrize("graph", ["tensor", "frame"])
+def test_a_file_that_overflows_in_fp16_is_refused(graph, tmp_path):
+    """No CPU runtime shows it; with --no-check it is built."""
+    source = tmp_path / "large.onnx"
+    model = onnx.load(exported(precision="fp16", graph=graph))
+    block = ("predict.encoder.stage1.1.conv1", "predict.encoder.stage1.1.conv2")
+    convolutions = [node for node in model.graph.node if node.name in block]
+    kernels = dict(zip((node.input[1] for node in convolutions), (2.0**14, 2.0**-14), strict=True))
+    kernels[convolutions[0].input[2]] = 2.0**14
+    for tensor in model.graph.initializer:
+        if tensor.name in kernels:
+            values = onnx.numpy_helper.to_array(tensor) * np.float16(kernels[tensor.name])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, source)
+    with pytest.raises(ParityError, match=r"stage1\.1\.conv1 reaches .*, FP16 ends at 65,504") as caught:
+        build_engine(config(tmp_path, source))
+    assert caught.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == [source]
+    assert build_engine(config(tmp_path, source, check=False)).is_file()
 
 
 def test_an_engine_that_is_fp16_by_name_only_is_refused(tmp_path):

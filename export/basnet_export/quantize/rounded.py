@@ -1,0 +1,305 @@
+"""16-bit arithmetic on any CPU: every value of a graph computed in FP32, then rounded to its own type.
+
+    with RoundedModel(rounded_graph(onnx.load("fp16.onnx")), manifest.preprocess, manifest.postprocess) as model:
+        report = model.judged(reference, pictures, tolerance_for("fp16"))
+
+CPU runtimes keep FP32 values between the layers of an FP16 file, so that FP16's limits show nowhere. Here they show. A
+value beyond 65,504 is an overflow, and so is a sum whose terms together are larger than that: a GPU may sum in FP16, in
+any order. Weights below the smallest normal FP16 number count as zero, which they are where hardware flushes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from basnet_export.checks import Proof
+from basnet_export.quantize.quantized_concat import constant
+from basnet_export.samples import load_pictures
+from basnet_runtime.backends.onnxruntime import OnnxRuntimeBackend, session_of
+from basnet_runtime.kinds import Precision
+from basnet_runtime.manifest import Manifest
+from basnet_runtime.model import SaliencyModel
+from basnet_runtime.parity import MaskModel, ParityReport, Picture, Tolerance, compare, tolerance_for
+from basnet_torch.arrays import Float32
+from basnet_torch.errors import BackendUnavailable, ParityError
+from basnet_torch.spec import Postprocess, Preprocess
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["RoundedModel", "check_arithmetic", "measure_rounded", "rounded_candidate", "rounded_graph"]
+
+_LARGEST = 65_504.0
+_SMALLEST_NORMAL = 2.0**-14
+_PEAK = "peak/"
+_KERNELS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool")
+_SQUARES = ("ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization")
+# These give values that they read, so that nothing is to be rounded where those are.
+_SELECTIONS = ("MaxPool", "Concat", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Identity")
+_RECTIFIERS = ("Relu", "Clip")
+_NEVER_LARGER = (*_SELECTIONS, *_RECTIFIERS, "Resize", "Sigmoid", "Tanh", "Softmax", "AveragePool", "Cast", "Constant")
+
+
+def rounded_graph(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelProto:
+    """Copy a file's graph; its 16-bit values are FP32 ones that are rounded.
+
+    The peaks of what may overflow are outputs beside the mask, called `peak/` and the node's name.
+
+    Args:
+        model: Any graph; what is FP32 in it stays so.
+        exact: Round nothing but the weights, for what the masks of such a file are compared with.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    graph = found.graph
+    types = {value: value.dtype for value in _values(graph) if _is_half(value.dtype)}
+    for value in types:
+        if value.const_value is not None:
+            value.const_value = ir.tensor(_widened(value.const_value, exact=exact), name=value.name)
+        value.dtype = ir.DataType.FLOAT
+    for node in graph:
+        to, tensor = node.attributes.get("to"), node.attributes.get("value")
+        if node.op_type == "Cast" and to is not None and _is_half(ir.DataType(to.as_int())):
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        if node.op_type == "Constant" and tensor is not None and _is_half(tensor.as_tensor().dtype):
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_widened(tensor.as_tensor(), exact=exact)))
+    return _rounded(found, {} if exact else types)
+
+
+def rounded_candidate(
+    model: onnx.ModelProto,
+    precision: Precision,
+    keep_fp32: Collection[str],
+    kernels: Callable[[str, Float32], NDArray[Any]],
+) -> onnx.ModelProto:
+    """Copy an FP32 `tensor` graph as `rounded_graph` would copy its 16-bit export.
+
+    Args:
+        model: The graph, whose nodes are named after the network.
+        precision: `fp16` or `bf16`.
+        keep_fp32: Parts of the network that stay FP32.
+        kernels: Rounds a convolution's weights, given their name.
+    """
+    import onnx_ir as ir
+
+    found = ir.from_proto(model)
+    graph = found.graph
+    dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+
+    def part(node: ir.Node) -> str | None:
+        return next((name for name in keep_fp32 if f"{node.name}.".startswith(f"{name}.")), None)
+
+    types = {graph.inputs[0]: dtype}
+    for node in graph:
+        inside, value = part(node), node.outputs[0]
+        if value.dtype not in (ir.DataType.FLOAT, None) or value in graph.outputs:
+            continue
+        if inside is None or any(part(user) != inside for user in value.consumers()):
+            types[value] = dtype
+        for weight in node.inputs if inside is None else ():
+            if weight is not None and weight.const_value is not None and weight.dtype == ir.DataType.FLOAT:
+                exact = weight.const_value.numpy()
+                with np.errstate(over="ignore"):  # a bias beyond the type becomes infinite, as in the export
+                    rounded = kernels(str(weight.name), exact) if exact.ndim == 4 else exact.astype(dtype.numpy())
+                weight.const_value = ir.tensor(
+                    _widened(ir.tensor(rounded.astype(dtype.numpy())), exact=False), name=weight.name
+                )
+    return _rounded(found, types)
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _is_half(dtype: ir.DataType | None) -> bool:
+    return dtype is not None and dtype.name in ("FLOAT16", "BFLOAT16")
+
+
+def _widened(tensor: ir.TensorProtocol, *, exact: bool) -> Float32:
+    wide = tensor.numpy().astype(np.float32)
+    if tensor.dtype.name == "FLOAT16" and not exact:
+        wide[np.abs(wide) < _SMALLEST_NORMAL] = 0
+    return wide
+
+
+def _rounded(model: ir.Model, types: dict[ir.Value, Any]) -> onnx.ModelProto:
+    """Insert the roundings and the peaks."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+
+    graph = model.graph
+    for value in graph.inputs:
+        if value in types:
+            _round(graph, value, types[value])
+    for node in tuple(graph):
+        value = node.outputs[0]
+        dtype = types.get(value)
+        if dtype is None:
+            continue
+        if dtype == ir.DataType.FLOAT16 and node.op_type not in _NEVER_LARGER:
+            _watch(graph, node)
+        rounded_later = {user.op_type for user in value.consumers()} <= set(_RECTIFIERS) and len(value.uses()) > 0
+        if node.op_type not in _SELECTIONS and not (rounded_later and value not in graph.outputs):
+            for output in node.outputs:
+                _round(graph, output, dtype)
+    passes.TopologicalSortPass()(model)
+    made: onnx.ModelProto = ir.to_proto(model)
+    made.graph.ClearField("value_info")
+    return made
+
+
+def _added(graph: ir.Graph, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node(kind, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    import onnx_ir as ir
+
+    uses = tuple(value.uses())
+    short = _added(graph, "Cast", value, name=f"{value.name}/short", to=int(dtype))
+    wide = _added(graph, "Cast", short, name=f"{value.name}/rounded", to=int(ir.DataType.FLOAT))
+    for user, index in uses:
+        user.replace_input_with(index, wide)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            name, value.name = value.name, f"{value.name}/exact"
+            wide.name, wide.type, wide.shape = name, value.type, value.shape
+            graph.outputs[index] = wide
+
+
+def _watch(graph: ir.Graph, node: ir.Node) -> None:
+    """Output the largest magnitude that a node's result, or a sum on the way to it, may have."""
+    import onnx_ir as ir
+
+    name = f"{node.name}/bound"
+    if node.op_type in _KERNELS:
+        inputs = [value and _magnitude(graph, value) for value in node.inputs]
+        bound = _added(graph, node.op_type, *inputs, name=name, **node.attributes)
+    elif node.op_type in (*_SUMS, *_SQUARES):
+        kind = "ReduceSumSquare" if node.op_type in _SQUARES else "ReduceL1"
+        taken, kept = list(node.inputs), dict(node.attributes)
+        if not node.op_type.startswith("Reduce"):
+            axis = kept["axis"].as_int() if "axis" in kept else -1
+            over = [axis] if node.op_type == "LpNormalization" else [2, 3]
+            taken = [taken[0], constant(graph, f"{name}/axes", np.array(over, np.int64))]
+            kept = {}
+        bound = _added(graph, kind, *taken, name=name, **kept)
+    else:
+        bound = _added(graph, "Abs", node.outputs[0], name=name)
+    peak = _added(graph, "ReduceMax", bound, name=f"{_PEAK}{node.name}", keepdims=0)
+    peak.type, peak.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(())
+    graph.outputs.append(peak)
+
+
+def _magnitude(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    name = f"{value.name}/abs"
+    if name in graph.initializers:
+        return graph.initializers[name]
+    if value.const_value is not None:
+        return constant(graph, name, np.abs(value.const_value.numpy()))
+    known = next((user for user in value.consumers() if user.name == name), None)
+    return known.outputs[0] if known else _added(graph, "Abs", value, name=name)
+
+
+class _RoundedBackend(OnnxRuntimeBackend):
+    """Runs a rounded graph and keeps what overflowed in each batch."""
+
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        super().__init__(session_of(graph.SerializeToString()), "each value rounded to its own type, by ONNX Runtime")
+        self.overflows: list[dict[str, float]] = []
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Masks, as far as they are numbers."""
+        names = [output.name for output in self._session.get_outputs()]
+        found = dict(zip(names, self._session.run(None, {self.input.name: batch}), strict=True))
+        mask = found.pop(self.output.name)
+        self.overflows.append(
+            {name.removeprefix(_PEAK): float(peak) for name, peak in found.items() if not peak <= _LARGEST}
+        )
+        return cast(NDArray[Any], mask)
+
+
+class RoundedModel(SaliencyModel):
+    """A rounded graph that gives masks, and tells what overflowed."""
+
+    backend: _RoundedBackend
+
+    def __init__(self, graph: onnx.ModelProto, preprocess: Preprocess, postprocess: Postprocess) -> None:
+        super().__init__(_RoundedBackend(graph), preprocess, postprocess, "rounded")
+
+    @property
+    def overflow(self) -> str:
+        """The layer with the largest overflow and its value, in words; empty where there was none."""
+        worst = max((item for found in self.backend.overflows for item in found.items()), key=_peak_of, default=None)
+        return f"{worst[0]} reaches {worst[1]:.3g}, FP16 ends at {_LARGEST:,.0f}" if worst else ""
+
+    def judged(self, reference: MaskModel, pictures: Iterable[Picture], tolerance: Tolerance) -> ParityReport:
+        """The contract; a picture on which something overflows counts as not finite."""
+        self.backend.overflows.clear()
+        report = compare(reference, self, pictures, tolerance)
+        rows = zip(report.differences, self.backend.overflows, strict=True)
+        return replace(report, differences=tuple(replace(row, finite=row.finite and not over) for row, over in rows))
+
+
+def _peak_of(item: tuple[str, float]) -> float:
+    return np.inf if np.isnan(item[1]) else item[1]
+
+
+def measure_rounded(
+    graph: onnx.ModelProto, manifest: Manifest, reference: MaskModel, pictures: Sequence[Picture]
+) -> Proof:
+    """Compare a file whose every value is rounded to its own type with the reference.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is not installed.
+    """
+    with RoundedModel(rounded_graph(graph), manifest.preprocess, manifest.postprocess) as model:
+        report = model.judged(reference, pictures, tolerance_for(manifest.precision))
+        what = f"{manifest.checkpoint}, each value rounded to {manifest.precision}"
+        return Proof(
+            report=report,
+            ran=model.backend.description,
+            what=f"{what} ({model.overflow})" if model.overflow else what,
+        )
+
+
+def check_arithmetic(graph: bytes, manifest: Manifest) -> None:
+    """Compare an FP16 or bf16 file in its own arithmetic with itself in FP32, on the bundled photographs.
+
+    Raises:
+        BackendUnavailable: onnx or ONNX Runtime is not installed.
+        ParityError: They differ by more than the contract allows, or something overflows.
+    """
+    if find_spec("onnx") is None:
+        raise BackendUnavailable(
+            f"{manifest.precision} arithmetic: checking it needs onnx; pip install 'basnet-deploy[export,cpu]', "
+            "or build without proof: --no-check"
+        )
+    import onnx
+
+    model = onnx.ModelProto.FromString(graph)
+    with RoundedModel(rounded_graph(model, exact=True), manifest.preprocess, manifest.postprocess) as exact:
+        proof = measure_rounded(model, manifest, exact, load_pictures())
+    report = replace(proof.report, informative=proof.report.pictures)  # flat masks are another fault than this
+    if not report:
+        raise ParityError(
+            f"{proof.what}: differs from FP32: {'; '.join(report.failures)}. Export the checkpoint again, which "
+            "searches for layers that stay FP32, or build without proof: --no-check"
+        )
