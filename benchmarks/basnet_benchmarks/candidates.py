@@ -92,7 +92,7 @@ def parse_choices(texts: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: For names that are not known.
     """
-    backends = ("pytorch", "onnxruntime", "openvino", "tensorrt")
+    backends: tuple[BackendName, ...] = get_args(BackendName)
     known = {*backends, *(f"{backend}:{number}" for backend in backends for number in _PRECISIONS)}
     known |= {f"onnxruntime:{number}:openvino" for number in _PRECISIONS}
     for text in texts:
@@ -172,7 +172,16 @@ class ModelSource:
         if kind == "onnx":
             self.__dict__["onnx"] = path  # what `onnx` would otherwise export
         self.width = found.width
-        self.size = (found.preprocess.height, found.preprocess.width)
+        adopted = isinstance(found, Manifest) and found.adopted and kind == "onnx"
+        # What its masks and times are compared with: an adopted network is its own reference, in ONNX Runtime.
+        self.reference = REFERENCE if self.checkpoint else None
+        if adopted:
+            self.reference = Variant(backend="onnxruntime", precision=self.precision)
+        # Which files are one network at one size: they do the same work.
+        self.network: tuple[Any, ...] = (found.width, *_size(found))
+        if isinstance(found, Manifest) and found.adopted:
+            self.network = (found.checkpoint_sha256, *_size(found))
+        self.size = _size(found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -216,6 +225,16 @@ class ModelSource:
             found.append(Variant(backend="openvino", precision="bf16"))
         return tuple(found)
 
+    def variants_by_name(self, device: Device, choices: Sequence[str]) -> tuple[Variant, ...]:
+        """`variants`, and the reference evaluator where it is asked: it takes minutes."""
+        slow = Variant(backend="onnx-reference", precision=self.precision)
+        asked = device == CPU and not self.plan and any(slow.is_asked_by(choice) for choice in choices)
+        return (*self.variants(device), *((slow,) if asked else ()))
+
+
+def _size(found: Checkpoint | Manifest) -> tuple[int, int]:
+    return found.preprocess.height, found.preprocess.width
+
 
 def _random_checkpoint(text: str, folder: Path) -> Path:
     try:
@@ -255,11 +274,6 @@ class Candidate:
     def name(self) -> str:
         """For people, and unique within a run that names each model once."""
         return f"{self.source.name}, {self.variant}"
-
-    @property
-    def network(self) -> tuple[int, int, int]:
-        """Width and input size: candidates that agree in it do the same work."""
-        return (self.source.width, *self.source.size)
 
     @property
     def contract(self) -> Precision:
@@ -329,7 +343,7 @@ def candidates_of(
     for source in sources:
         if not choices and not source.variants(device):
             raise UsageError(f"{source.name}: is quantized for {source.quantized_for}, which runs on --device cpu")
-    variants = [(source, variant) for source in sources for variant in source.variants(device)]
+    variants = [(source, variant) for source in sources for variant in source.variants_by_name(device, choices)]
     for choice in choices:
         if not any(variant.is_asked_by(choice) for _, variant in variants):
             there = ", ".join(dict.fromkeys(v.choice for _, v in variants))

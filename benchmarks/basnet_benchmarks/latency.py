@@ -60,7 +60,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyConfig:
-    """What to time and how; PyTorch FP32 of a checkpoint is always timed, for the ratios."""
+    """What to time and how; the reference is always timed, for the ratios."""
 
     models: tuple[str, ...] = field(metadata=argument("MODEL...", ".pth, .safetensors, .onnx, .plan, or random:WIDTH."))
     batches: tuple[int, ...] = field(
@@ -107,8 +107,9 @@ class LatencyRow:
     width: int  # channels at full resolution
     size: tuple[int, int]  # network input height and width
     measurement: Measurement  # times
-    # how many times faster than PyTorch eager FP32 with the same network in this run; None without one
+    # how many times faster than the reference with the same network in this run; None without one
     ratio: Estimate | None
+    reference: str = ""  # that candidate: PyTorch eager FP32, or an adopted network in ONNX Runtime
     # what it needs in a process of its own; a text where that gave nothing, None where it was not asked
     memory: Memory | str | None = None
     device: DeviceTimes | None = None  # what the device itself takes; None on the CPU
@@ -130,7 +131,11 @@ class LatencyRow:
         named = ("model", "fingerprint", "backend", "precision", "runs_on", "width", "size", "device")
         return {
             **{name: getattr(self, name) for name in named},
-            "ratio_to_pytorch_fp32": self.ratio,
+            "reference": self.reference,
+            "ratio_to_reference": self.ratio,
+            "ratio_to_pytorch_fp32": None
+            if self.reference and not self.reference.endswith(f", {REFERENCE}")
+            else self.ratio,
             **{name: getattr(self.measurement, name) for name in Measurement.JSON},
             "memory": self.memory if isinstance(self.memory, Memory) else None,
             "no_memory": self.memory if isinstance(self.memory, str) else "",
@@ -252,12 +257,12 @@ def _needs(
 
 
 def _candidates(sources: Sequence[ModelSource], config: LatencyConfig, threads: int) -> list[Candidate]:
-    """What was chosen, and before it the reference of each checkpoint, without which no ratio could be given."""
+    """What was chosen, and before it each model's reference, without which no ratio could be given."""
     chosen = candidates_of(sources, parse_choices(config.backends), config.device, threads)
     needed = [
-        Candidate(source=source, variant=REFERENCE, device=config.device, threads=threads)
+        Candidate(source=source, variant=source.reference, device=config.device, threads=threads)
         for source in sources
-        if source.checkpoint and not any(c.source is source and c.variant == REFERENCE for c in chosen)
+        if source.reference and not any(c.source is source and c.variant == source.reference for c in chosen)
     ]
     return [*needed, *chosen]
 
@@ -293,9 +298,9 @@ def _rows(
         progress=lambda what: progress(f"batch {batch}: {what}"),
     )
     device = {c.name: _device_times(c, model, batch, config, progress) for c, model in opened}
-    references = {c.network: c.name for c, _ in reversed(opened) if c.variant == REFERENCE}
+    references = {c.source.network: c.name for c, _ in reversed(opened) if c.variant == c.source.reference}
     for candidate, model in opened:
-        name, reference = candidate.name, references.get(candidate.network)
+        name, reference = candidate.name, references.get(candidate.source.network)
         yield LatencyRow(
             model=candidate.source.name,
             fingerprint=candidate.source.fingerprint,
@@ -306,6 +311,7 @@ def _rows(
             size=candidate.source.size,
             measurement=measured[name],
             ratio=ratio_estimate(measured[reference], measured[name]) if reference else None,
+            reference=reference or "",
             device=device[name],
             device_ratio=_device_ratio(device, reference, name),
         )

@@ -1,5 +1,7 @@
 """Whether backends, precisions and exported files give the masks of a checkpoint in PyTorch FP32, on real pictures.
 
+An adopted network has no checkpoint: its own file in ONNX Runtime is the reference.
+
 report = measure_parity(ParityConfig(reference=Path("basnet.pth"), pictures=Path("dev")))
 raise SystemExit(report.exit_code)
 
@@ -35,6 +37,7 @@ from basnet_benchmarks.candidates import (
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.report import PANELS, Panel, heat_map, thumbnails
 from basnet_runtime.machine.threads import allowed_threads
+from basnet_runtime.manifest import read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
@@ -57,7 +60,9 @@ _Progress = Callable[[str], None]
 class ParityConfig:
     """What to compare with a checkpoint on what; it runs on the candidates' GPU where PyTorch can, else on the CPU."""
 
-    reference: Path = field(metadata=argument("REFERENCE", "Checkpoint; it runs in PyTorch FP32."))
+    reference: Path = field(
+        metadata=argument("REFERENCE", "Checkpoint, for PyTorch FP32; or an adopted .onnx, for ONNX Runtime.")
+    )
     candidates: tuple[Path, ...] = field(
         default=(),
         metadata=argument("[CANDIDATE]...", ".onnx, .plan or checkpoint. Default: REFERENCE, exported."),
@@ -70,8 +75,11 @@ class ParityConfig:
     panels: bool = field(default=False, metadata=PANELS)
 
     def __post_init__(self) -> None:
-        if model_kind(self.reference) != "checkpoint":
-            raise UsageError(f"reference {self.reference}: is none; give the checkpoint that was exported")
+        kind = model_kind(self.reference)
+        if kind != "checkpoint" and not (kind == "onnx" and read_manifest(self.reference).adopted):
+            raise UsageError(
+                f"reference {self.reference}: is none; give the checkpoint that was exported, or an adopted .onnx"
+            )
         if len({path.name for path in self.candidates}) < len(self.candidates):
             raise UsageError(f"candidates {', '.join(map(str, self.candidates))}: each needs a name of its own")
         parse_choices(self.backends)
@@ -265,7 +273,12 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
         source = ModelSource(str(config.reference), Path(mkdtemp(dir=folder)), progress)
         reference = stack.enter_context(
-            Candidate(source=source, variant=REFERENCE, device=_reference_device(config), threads=threads).open()
+            Candidate(
+                source=source,
+                variant=source.reference or REFERENCE,
+                device=_reference_device(config) if source.checkpoint else CPU,
+                threads=threads,
+            ).open()
         )
         remembering = RememberingModel(reference)
         rows = tuple(
@@ -303,7 +316,7 @@ def _candidates(
         for path in config.candidates
     ] or [reference]
     found = candidates_of(sources, parse_choices(config.backends), config.device, threads)
-    found = [c for c in found if not (c.source is reference and c.variant == REFERENCE)]
+    found = [c for c in found if not (c.source is reference and c.variant == reference.reference)]
     if not found:
         raise UsageError(f"backend {', '.join(config.backends)}: is the reference itself; give another to compare")
     return found

@@ -258,8 +258,10 @@ def _latency(values: Values) -> _Parts:
     rows = values["results"]
     names = [*dict.fromkeys(row["model"] for row in rows)]
     title = f"Latency of {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    adopted = any(row.get("ratio_to_reference") and not row["ratio_to_pytorch_fp32"] for row in rows)
+    ratio = "x reference" if adopted else "x PyTorch FP32"
     timed = Table(
-        ("model", "backend", "batch", "median ms", "p90 ms", "p99 ms", "pictures/s", "x PyTorch FP32", "idle ms"),
+        ("model", "backend", "batch", "median ms", "p90 ms", "p99 ms", "pictures/s", ratio, "idle ms"),
         tuple(map(_latency_cells, rows)),
     )
     parts = (timed, _stages(values.get("stages", ())), _memory(rows), _on_device(rows))
@@ -267,9 +269,9 @@ def _latency(values: Values) -> _Parts:
 
 
 def _latency_cells(row: Values) -> tuple[str, ...]:
-    ratio = row["ratio_to_pytorch_fp32"]
+    ratio = row.get("ratio_to_reference") or row["ratio_to_pytorch_fp32"]
     return (
-        f"{row['model']} (width {row['width']}, {row['size'][0]}x{row['size'][1]})",
+        f"{row['model']} ({'width {width}, '.format(**row) if row['width'] else ''}{row['size'][0]}x{row['size'][1]})",
         row["runs_on"],
         str(row["pictures"]),
         _estimate(row["median_s"], 1000, 1),
@@ -363,7 +365,8 @@ def _parity(values: Values) -> _Parts:
         if row["report"] is not None:
             worst = ", ".join(f"{name} {picture}" for name, picture in row["report"]["worst"].items())
             notes.append(f"{candidate_name(row)}: worst pictures: {worst}")
-    title = f"Parity with {values['reference']} in PyTorch FP32 on {PurePath(values['pictures']).name}"
+    library = "PyTorch FP32" if values["reference_runs_on"].startswith("PyTorch") else "ONNX Runtime"
+    title = f"Parity with {values['reference']} in {library} on {PurePath(values['pictures']).name}"
     return title, [Table((*columns, "verdict"), tuple(map(_parity_cells, rows)))], notes
 
 

@@ -146,7 +146,8 @@ def _plan(path: Path) -> _Described:
         "build time": f"{engine.build_seconds} s",
         **_source(manifest),
     }
-    return f"TensorRT engine, {manifest.graph} graph of {named(manifest.arch)}", facts, _feed(manifest)
+    what = "adopted, not BASNet" if manifest.adopted else f"{manifest.graph} graph of {named(manifest.arch)}"
+    return f"TensorRT engine, {what}", facts, _feed(manifest)
 
 
 def _built_on(engine: EngineFacts) -> str:

@@ -22,7 +22,7 @@ __all__ = [
     "Precision",
 ]
 
-BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+BackendName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "onnx-reference"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 HwAccel = Literal["auto", "none", "cuda"]
 PictureFormat = Literal["png", "jpg", "webp", "tiff"]  # of results

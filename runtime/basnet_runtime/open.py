@@ -166,6 +166,13 @@ def _engine(
             digest=manifest.onnx_sha256,
             adaptation=adaptation_for(path, manifest),
         )
+    if backend == "onnx-reference":
+        from basnet_runtime.backends.onnx_reference import open_onnx_reference
+
+        _refuse_other_precision(path, manifest, precision, allowed=())
+        return open_onnx_reference(
+            path, device=device, stored=manifest.precision, adaptation=adaptation_for(path, manifest)
+        )
     if backend == "pytorch":
         raise UsageError(
             f"{path.name} with backend pytorch: PyTorch runs the checkpoint, not its export; give the .pth"

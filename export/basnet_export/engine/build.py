@@ -29,7 +29,9 @@ from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile
-from basnet_runtime.manifest import Manifest, manifest_path, read_manifest
+from basnet_runtime.manifest import Manifest, adaptation_for, manifest_path, read_manifest
+from basnet_runtime.onnx_file.adapt import adapted
+from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_runtime.parity import Picture
 from basnet_torch import __version__
 from basnet_torch.device import Device
@@ -66,8 +68,7 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
         atomic_write(manifest_path(config.target), overwrite=config.overwrite) as record_path,
     ):
         with _onnx_file(config, progress) as onnx:
-            manifest = read_manifest(onnx)
-            graph = onnx.read_bytes()
+            graph, manifest = _read_graph(onnx)
         if config.check and not config.is_checkpoint and manifest.precision in ("fp16", "bf16"):
             progress.say(f"checking {manifest.precision} arithmetic")
             check_arithmetic(graph, manifest)
@@ -87,6 +88,15 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
             record = replace(record, parity=_receipt(config, plan_path, record, progress))
         record_path.write_text(record.to_json() + "\n", encoding="utf-8")
     return config.target
+
+
+def _read_graph(path: Path) -> tuple[bytes, Manifest]:
+    """The graph to build with its manifest; of an adopted file the copy that runs."""
+    manifest = read_manifest(path)
+    with adapted(path, adaptation_for(path, manifest)) as runnable:
+        header = read_onnx_header(runnable)
+        tensors = {"input": header.inputs[0], "output": header.outputs[0], "activation": "none"}
+        return runnable.read_bytes(), replace(manifest, **tensors)  # type: ignore[arg-type]
 
 
 def _gpu_to_build_on(library: TensorRT, config: BuildConfig) -> Gpu | None:
@@ -109,7 +119,7 @@ def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: Tenso
         manifest,
         kind="plan",
         engine=facts,
-        onnx_sha256=hashlib.sha256(graph).hexdigest(),
+        onnx_sha256=manifest.onnx_sha256 or hashlib.sha256(graph).hexdigest(),
         parity=None,
         exporter={**manifest.exporter, str(library.trt.__name__): library.version, "basnet-deploy": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -69,7 +69,9 @@ def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest
         raise EngineBuildError(f"{library} cannot parse the graph: {_errors(parser)}")
     for wanted, tensor in ((manifest.input, network.get_input(0)), (manifest.output, network.get_output(0))):
         found = tuple(axis if axis >= 0 else None for axis in tensor.shape)
-        if (network.num_inputs, network.num_outputs, tensor.name, found) != (1, 1, wanted.name, wanted.shape):
+        # A free axis of the output may be one that the parser computes from the input's.
+        fits = len(found) == len(wanted.shape) and all(w in (None, f) for w, f in zip(wanted.shape, found, strict=True))
+        if (network.num_inputs, network.num_outputs, tensor.name, fits) != (1, 1, wanted.name, True):
             raise EngineBuildError(f"{library} read {tensor.name} {found} where the manifest says {wanted}")
     return ParsedNetwork(network=network, parser=parser)
 
