@@ -3,22 +3,27 @@
     with DaskWorkers("local", slots=[{}, {}], greet=greet, accept=accept, work=work) as engine:
         for items, answer in dispatch(take, engine): ...
 
-A worker gets work once it has answered `greet` and `accept` has taken the answer, late ones too. Chunks are submitted
-without `workers=` or `resources=`: Dask would charge a death to all that it had assigned to that worker.
+A worker gets work once its versions fit, it has answered `greet` and `accept` has taken the answer; late ones too.
+Chunks are submitted without `workers=` or `resources=`: Dask would charge a death to all that it had assigned to that
+worker.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from basnet_runtime.cluster.dispatch import GOES_ON, WorkerDied
+from basnet_runtime.cluster.facts import Refused, differences, own_versions
 from basnet_torch.errors import BackendUnavailable, BasnetError, UsageError
 from basnet_torch.files import RUN, Closing
 
@@ -63,7 +68,7 @@ class DaskWorkers(Closing):
         *,
         slots: Sequence[Mapping[str, str]],
         greet: Callable[[], Any],
-        accept: Callable[[str, Any], None],
+        accept: Callable[[Any], None],
         work: Callable[[], Callable[[tuple[Any, ...]], Any]],
         stop: Callable[[], None],
     ) -> None:
@@ -73,7 +78,7 @@ class DaskWorkers(Closing):
             where: `local`, the scheduler's address, or its file.
             slots: Environment of each worker that `local` starts.
             greet: What a worker answers before it gets work; as everything that is sent, of an installed module.
-            accept: Called with a worker's address and that answer; raises to end the run.
+            accept: Called with that answer; raises to end the run.
             work: Gives what runs items on a worker.
             stop: Called on workers when the run is interrupted.
 
@@ -127,6 +132,10 @@ class DaskWorkers(Closing):
             self._look()
         return len(self._ready)
 
+    def awaited(self) -> bool:
+        """Whether some worker is there that has not answered yet."""
+        return len(self._asked) > len(self._ready)
+
     def _look(self) -> None:
         """Ask those who are new, forget those who have gone."""
         try:
@@ -135,12 +144,19 @@ class DaskWorkers(Closing):
             raise self._lost() from error
         self._ready &= there
         for address in self._asked.keys() - there:
-            self._asked.pop(address).cancel()
-        for address in there - self._asked.keys():
-            self._asked[address] = self._submitted(
-                self._greet, key=f"greet-{address}-{time.monotonic_ns()}", workers=[address], allow_other_workers=False
-            )
+            if (greeting := self._asked.pop(address)) is not None:
+                greeting.cancel()
+        new = sorted(there - self._asked.keys())
+        self._asked |= dict.fromkeys(new)
+        if new:
+            threading.Thread(target=self._meet, args=(new,), daemon=True).start()
         self._looked = time.monotonic()
+
+    def _meet(self, new: list[str]) -> None:
+        """Ask new workers for their versions before they get a task: one they cannot load would end them."""
+        with suppress(Exception):  # the scheduler is lost, which the next look says
+            for address, answer in self._client.run(own_versions, workers=new, on_error="return").items():
+                self._answers.put((address, answer))
 
     def _lost(self) -> BackendUnavailable:
         return BackendUnavailable(f"{self.scheduler}: the scheduler is lost; {GOES_ON}")
@@ -164,22 +180,34 @@ class DaskWorkers(Closing):
                 self._take(self._answers.get_nowait(), found)
         return found
 
-    def _take(self, future: Any, found: list[tuple[int, Any]]) -> None:
-        key = str(future.key)
-        if key in self._running:
-            number, future = self._running.pop(key)
+    def _take(self, came: Any, found: list[tuple[int, Any]]) -> None:
+        """Sort what came: the versions of a worker, its greeting, or the answer of a piece."""
+        if isinstance(came, tuple):
+            address, versions = came
+            if isinstance(versions, Exception):
+                self._refuse(address, versions)
+            differences(versions, own_versions(), like=())
+            key = f"greet-{RUN}-{address}"
+            self._asked[address] = self._submitted(self._greet, key=key, workers=[address], allow_other_workers=False)
+            return
+        if came.key in self._running:
+            number, future = self._running.pop(came.key)
             found.append((number, self._answer(future)))
-        for address in [address for address, asked in self._asked.items() if asked.key == future.key]:
-            answer = self._answer(future)
+        for address in [
+            address for address, asked in self._asked.items() if asked is not None and asked.key == came.key
+        ]:
+            answer = self._answer(came)
             if isinstance(answer, WorkerDied):
                 continue
             if isinstance(answer, Exception):
-                line = " ".join(str(answer).split())[:200]
-                raise BackendUnavailable(
-                    f"node {address}: cannot work ({type(answer).__name__}: {line}); install the same product there"
-                ) from answer
-            self._accept(address, answer)
+                self._refuse(address, answer)
+            self._accept(answer)
             self._ready.add(address)
+
+    @staticmethod
+    def _refuse(address: str, error: Exception) -> None:
+        line = " ".join(str(error).split())[:200]
+        raise Refused(f"node {address}: cannot work ({line}); install the same product there") from error
 
     def _answer(self, future: Any) -> Any:
         from distributed.scheduler import KilledWorker
@@ -201,15 +229,16 @@ class DaskWorkers(Closing):
     def interrupt(self) -> list[tuple[int, Any]]:
         """Stop what runs, and give the answers that came of it; afterwards nothing is written any more."""
         found: list[tuple[int, Any]] = []
+        # Not waited for: a worker that hangs would hold up Ctrl-C as well.
+        told = {"workers": list(self._ready), "on_error": "ignore"}
+        threading.Thread(target=self._client.run, args=(self._stop,), kwargs=told, daemon=True).start()
         with suppress(Exception):
-            self._client.run(self._stop, workers=list(self._ready), on_error="ignore")
             until = time.monotonic() + _STOP_SECONDS
             while self._running and (left := until - time.monotonic()) > 0:
                 found += self.wait(left)
             if self._running and self._cluster is None:
-                busy = [
-                    address for address, keys in self._client.processing().items() if self._running.keys() & set(keys)
-                ]
+                held = self._client.processing().items()
+                busy = [address for address, keys in held if self._running.keys() & set(keys)]
                 self._client.cancel([future for _, future in self._running.values()], force=True)
                 self._client.restart_workers(busy, timeout=_RESTART_SECONDS, raise_for_error=False)
         return found
@@ -239,11 +268,19 @@ def start_local(slots: Sequence[Mapping[str, str]]) -> Any:
     quiet = {"silence_logs": logging.CRITICAL}
     worker = {"host": _LOOPBACK, "nthreads": 1, "memory_limit": None, "dashboard": False, **quiet}
     worker["dashboard_address"] = f"{_LOOPBACK}:0"
-    return SpecCluster(
-        scheduler={
-            "cls": Scheduler,
-            "options": {"host": _LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{_LOOPBACK}:0"},
-        },
-        workers={number: {"cls": Nanny, "options": {**worker, "env": dict(slot)}} for number, slot in enumerate(slots)},
-        **quiet,
-    )
+    # Ctrl-C is the driver's alone: what is started here, also after a death, inherits that it is blocked.
+    resource_tracker.ensure_running()  # which would unblock it in the thread that starts the first worker
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return SpecCluster(
+            scheduler={
+                "cls": Scheduler,
+                "options": {"host": _LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{_LOOPBACK}:0"},
+            },
+            workers={
+                number: {"cls": Nanny, "options": {**worker, "env": dict(slot)}} for number, slot in enumerate(slots)
+            },
+            **quiet,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -39,6 +39,9 @@ class Engine(Protocol):
     def ready(self) -> int:
         """How many workers may have work now."""
 
+    def awaited(self) -> bool:
+        """Whether some worker is there that has not answered yet what it is."""
+
     def start(self, number: int, items: tuple[Any, ...]) -> None:
         """Start a piece on some worker; `number` is never used again."""
 
@@ -80,14 +83,19 @@ def dispatch(
     """
     loop = _Loop(take, begin)
     number, seen = 0, clock()
+    following: _Piece | None = None
     while True:
         workers = engine.ready()
-        seen = clock() if workers else seen
-        while len(loop.running) < workers and (piece := loop.following(workers)) is not None:
+        seen = clock() if workers or engine.awaited() else seen
+        while len(loop.running) < max(1, workers):
+            following = following or loop.following(max(1, workers))
+            if following is None or not workers:
+                break
             number += 1
-            loop.running[number] = piece
-            engine.start(number, piece.items)
-        if workers and not loop.running:
+            loop.running[number] = following
+            engine.start(number, following.items)
+            following = None
+        if following is None and not loop.running:
             return
         if clock() - seen > patience:
             raise BackendUnavailable(f"no worker for {patience:.0f} s; {GOES_ON}")

@@ -9,18 +9,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from basnet_runtime.cluster.facts import Facts, Probe, differences, worker_facts
+from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, own_versions, worker_facts
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run import Summary, Work, composer_of, opencv_out_of_the_way, opened_model
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model
 from basnet_torch import files
+from basnet_torch.errors import BasnetError, UsageError
 
 __all__ = ["Item", "Order", "Outcome", "greet", "run_chunk", "stop"]
 
@@ -83,9 +84,22 @@ def greet(order: Order) -> Facts:
         if order.local:  # what is printed here, by C code too, must not get into the driver's --json
             sys.stdout.flush()
             os.dup2(2, 1)
-        _, facts = _opened(order.config)
+        with _named():
+            _, facts = _opened(order.config)
         order.probe.check(facts.node)
         return facts
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Name the node in what ends the run; only wrong options stay an error of usage."""
+    try:
+        yield
+    except Refused:
+        raise
+    except BasnetError as error:
+        kind = UsageError if isinstance(error, UsageError) else Refused
+        raise kind(f"node {own_versions().node}: {error}") from error
 
 
 def _opened(config: RunConfig) -> tuple[SaliencyModel, Facts]:
@@ -114,7 +128,7 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
         files.RUN = order.run
         summary = Summary()
         begun = {claim for claim in {item.claim for item in items} if not _claimed(Path(claim))}
-        with opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
+        with _named(), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
             for replaces in (False, True):
                 jobs = [item.job for item in items if (item.ours or item.claim in begun) == replaces]
                 config = replace(order.config, overwrite=order.config.overwrite or replaces)

@@ -1,5 +1,9 @@
 """A scheduler and two workers shared by the tests of a module, and pictures to run."""
 
+import json
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 
 from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.journal import JOURNAL_NAME
 from basnet_runtime.command.run import run
 
 distributed = pytest.importorskip("distributed")
@@ -33,13 +38,14 @@ def draw(folder, names):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Address of a scheduler with two workers, each under a nanny, that meet the faults of `faults.py`."""
+    """A scheduler with two workers, each under a nanny, that meet the faults of `faults.py`."""
     import dask
 
     from basnet_runtime.cluster.dask_workers import start_local
 
-    with dask.config.set({"distributed.worker.preload": [str(FAULTS)]}), start_local([{}, {}]) as started:
-        yield started.scheduler_address
+    set_for_tests = {"distributed.worker.preload": [str(FAULTS)], "distributed.scheduler.worker-ttl": "4s"}
+    with dask.config.set(set_for_tests), start_local([{}, {}]) as started:
+        yield started
 
 
 @pytest.fixture
@@ -65,11 +71,32 @@ def spread(options, cluster):
     from basnet_runtime.command.cluster import run_on_cluster
 
     def ran(out="out", **given):
-        given.setdefault("cluster", cluster)
+        given.setdefault("cluster", cluster.scheduler_address)
         tell = given.pop("tell", lambda _: None)
         return run_on_cluster(options(out, **given), Quiet(), tell=tell)
 
     return ran
+
+
+def command(*words):
+    return [sys.executable, "-c", "from basnet_runtime.command.cli import main; main()", *map(str, words)]
+
+
+def journal_lines(folder):
+    return [json.loads(line) for line in (folder / JOURNAL_NAME).read_text().splitlines()]
+
+
+def done_once(folder, names):
+    """Whether each of these results, and no other, is in the folder and was noted as done exactly once."""
+    noted = Counter(line["target"] for line in journal_lines(folder) if line["state"] == "done")
+    return noted == Counter(names) and results(folder).keys() == set(names)
+
+
+def wait_until(true, seconds=30):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def files(folder):

@@ -1,10 +1,13 @@
 """Preloaded by Dask into workers of tests: pictures whose names say what happens to the worker that reads them."""
 
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from basnet_runtime.cluster import facts
 from basnet_runtime.command import chunk, picture_files
 
 
@@ -31,5 +34,13 @@ class Raising(chunk.Work):
         super().run(jobs)
 
 
+def as_other(function):
+    """Facts of another machine, as the environment of one worker has them."""
+    return lambda *args, **options: replace(function(*args, **options), **json.loads(os.environ["BASNET_TEST_FACTS"]))
+
+
+if "BASNET_TEST_FACTS" in os.environ:
+    facts.own_versions = as_other(facts.own_versions)
+    chunk.worker_facts = as_other(chunk.worker_facts)
 picture_files.PictureFile = Faulty
 chunk.Work = Raising

@@ -21,6 +21,9 @@ class Fake:
     def ready(self):
         return self.workers
 
+    def awaited(self):
+        return False
+
     def start(self, number, items):
         assert number not in self.running
         self.running[number] = items
@@ -122,6 +125,33 @@ def test_without_a_worker_for_long_the_run_ends():
     with pytest.raises(BackendUnavailable, match="no worker for 60 s; what is done is kept, and the same command goes"):
         outcomes(engine, range(3), 1, clock=lambda: now[0])
     assert 60 < now[0] < 80
+
+
+def test_a_worker_that_is_opening_its_model_is_waited_for():
+    now = [0.0]
+    engine = Fake(workers=0)
+    engine.awaited = lambda: True
+
+    def wait(seconds):
+        now[0] += 100
+        engine.workers = 1
+        engine.wait = plain
+        return []
+
+    plain, engine.wait = engine.wait, wait
+    assert len(outcomes(engine, range(3), 1, clock=lambda: now[0])) == 3
+
+
+def test_workers_that_go_after_the_last_answer_do_not_matter():
+    engine = Fake(workers=1)
+    plain = engine.wait
+
+    def wait(seconds):
+        engine.workers = 0
+        return plain(seconds)
+
+    engine.wait = wait
+    assert outcomes(engine, [1], 1) == [(1, "fine")]
 
 
 def test_late_workers_are_used():

@@ -10,7 +10,7 @@ import pytest
 from basnet_runtime.command.journal import JOURNAL_NAME
 from basnet_torch.errors import BackendUnavailable, UsageError
 
-from .conftest import draw, results
+from .conftest import command, draw, results
 
 
 @pytest.mark.parametrize("kind", ["mask", "cutout"])
@@ -123,18 +123,13 @@ def test_no_cluster(tmp_path, spread, monkeypatch, where, error, text):
         spread(cluster=where)
 
 
-def command(*words, **options):
-    code = "from basnet_runtime.command.cli import main; main()"
-    words = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(words, check=False, timeout=120, capture_output=True, **options)
-
-
 @pytest.mark.parametrize(
     "words",
     [("-", "--cluster", "local"), ("camera:0", "-o", "x.mp4", "--cluster", "local"), ("--watch", "--cluster", "local")],
 )
 def test_what_runs_on_one_machine_only(tmp_path, words):
-    done = command(*words, *(() if len(words) > 3 else ["."]), cwd=tmp_path, text=True)
+    words = command(*words, *(() if len(words) > 3 else ["."]))
+    done = subprocess.run(words, cwd=tmp_path, timeout=60, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--cluster" in done.stderr
 
@@ -146,7 +141,7 @@ def test_a_local_cluster_on_a_clean_stdout(tmp_path, alone, monkeypatch):
     draw(tmp_path / "in", ["a-print.png", "b.png", "c.png"])
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([str(FAULTS)]))
     words = (tmp_path / "in", "-o", tmp_path / "out", "--precision", "fp32", "--cluster", "local", "--json")
-    done = command(*words, "--workers", 2)
+    done = subprocess.run(command(*words, "--workers", 2), timeout=120, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert len(summary["results"]) == 3
