@@ -1,4 +1,4 @@
-"""Whether backends, precisions and exported files give the masks of a checkpoint in PyTorch FP32, on real pictures.
+"""Whether backends, precisions and exported files give the masks of a checkpoint in PyTorch, on real pictures.
 
 An adopted network has no checkpoint: its own file in ONNX Runtime is the reference.
 
@@ -10,7 +10,6 @@ The contract is `basnet_runtime/parity.toml`. What could not run was not proven,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -36,23 +35,23 @@ from basnet_benchmarks.candidates import (
 )
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.report import PANELS, Panel, heat_map, thumbnails
+from basnet_export.reference import Reference, RememberingModel
+from basnet_runtime.backends.pytorch import read_checkpoint
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
-from basnet_runtime.parity import Difference, ParityReport, Picture, compare, tolerance_for
-from basnet_torch.arrays import Float32, UInt8
+from basnet_runtime.parity import Difference, ParityReport, Picture
 from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
 from basnet_torch.options import argument
 
-__all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "RememberingModel", "measure_parity"]
+__all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "measure_parity"]
 
 Verdict = Literal["passed", "failed", "not proven"]
 PARITY_FAILED = 4
 UNPROVEN = 3
-_REMEMBERED_BYTES = 1_000_000_000
 _Progress = Callable[[str], None]
 
 
@@ -234,33 +233,6 @@ def _is_data_set(source: Path) -> bool:
     return not names or bool(masks_beside(source, names))
 
 
-class RememberingModel:
-    """The reference, which sees the same pictures once per candidate, and runs its network once for each."""
-
-    def __init__(self, model: SaliencyModel, limit_bytes: int = _REMEMBERED_BYTES) -> None:
-        """`limit_bytes`: raw maps beyond it are not kept but computed again."""
-        self._model = model
-        self._free_bytes = limit_bytes
-        self._maps: dict[bytes, NDArray[Any]] = {}
-
-    @property
-    def takes_frames(self) -> bool:
-        """As the model itself."""
-        return self._model.takes_frames
-
-    def mask(self, image_HWC: UInt8, /) -> Float32:
-        """See `MaskModel`."""
-        shape = repr(image_HWC.shape).encode()
-        key = hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=16, key=shape).digest()
-        raw = self._maps.get(key)
-        if raw is None:
-            raw = self._model.infer([self._model.prepare(image_HWC)])[0]
-            if raw.nbytes <= self._free_bytes:
-                self._maps[key] = raw
-                self._free_bytes -= raw.nbytes
-        return self._model.postprocessor().undecided(raw, *image_HWC.shape[:2])
-
-
 def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -> ParityResult:
     """Compare every candidate with the reference on every picture.
 
@@ -272,22 +244,22 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
     pictures = Pictures(config.pictures, mask_values=config.mask_values)
     with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
         source = ModelSource(str(config.reference), Path(mkdtemp(dir=folder)), progress)
-        reference = stack.enter_context(
-            Candidate(
-                source=source,
-                variant=source.reference or REFERENCE,
-                device=_reference_device(config) if source.checkpoint else CPU,
-                threads=threads,
-            ).open()
-        )
-        remembering = RememberingModel(reference)
+        reference: Reference | RememberingModel
+        if source.checkpoint:
+            checkpoint = read_checkpoint(source.checkpoint)
+            reference = Reference(checkpoint, (), _reference_device(config), threads)
+        else:
+            variant = source.reference or REFERENCE
+            own = Candidate(source=source, variant=variant, device=CPU, threads=threads)
+            reference = RememberingModel(stack.enter_context(own.open()))
+        runs_on = reference.description  # opened first, so that what is missing is told before anything is exported
         rows = tuple(
-            _row(candidate, remembering, pictures, config.panels, progress)
+            _row(candidate, reference, pictures, config.panels, progress)
             for candidate in _candidates(config, source, Path(folder), threads, progress)
         )
         return ParityResult(
             reference=source.name,
-            reference_runs_on=reference.backend.description,
+            reference_runs_on=runs_on,
             pictures=pictures.name,
             environment=environment(threads),
             candidates=rows,
@@ -324,7 +296,7 @@ def _candidates(
 
 def _row(
     candidate: Candidate,
-    reference: RememberingModel,
+    reference: Reference | RememberingModel,
     pictures: Pictures,
     panels: bool,  # noqa: FBT001
     progress: _Progress,
@@ -343,13 +315,13 @@ def _row(
     except BackendUnavailable as error:
         return replace(row, reason=str(error))
     with model:
-        report = compare(reference, model, pictures, tolerance_for(candidate.contract))
+        report = reference.report(model, candidate.contract, pictures)
         shown = tuple(_panels(row.name, report, reference, model, pictures)) if panels else ()
         return replace(row, runs_on=model.backend.description, report=report, panels=shown)
 
 
 def _panels(
-    name: str, report: ParityReport, reference: RememberingModel, model: SaliencyModel, pictures: Pictures
+    name: str, report: ParityReport, reference: Reference | RememberingModel, model: SaliencyModel, pictures: Pictures
 ) -> Iterator[Panel]:
     """The pictures that are worst in a measure, run once more; one that is worst in several is shown once."""
     measures_by_picture: dict[str, list[str]] = {}

@@ -365,7 +365,7 @@ def _parity(values: Values) -> _Parts:
         if row["report"] is not None:
             worst = ", ".join(f"{name} {picture}" for name, picture in row["report"]["worst"].items())
             notes.append(f"{candidate_name(row)}: worst pictures: {worst}")
-    library = "PyTorch FP32" if values["reference_runs_on"].startswith("PyTorch") else "ONNX Runtime"
+    library = "PyTorch" if values["reference_runs_on"].startswith("PyTorch") else "ONNX Runtime"
     title = f"Parity with {values['reference']} in {library} on {PurePath(values['pictures']).name}"
     return title, [Table((*columns, "verdict"), tuple(map(_parity_cells, rows)))], notes
 

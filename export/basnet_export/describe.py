@@ -210,8 +210,9 @@ def _verdict(manifest: Manifest) -> str:
         return "not proven: changed after export"
     if parity is None:
         return "masks not checked against PyTorch (--no-check)"
+    exact = "FP64" if parity.get("pytorch_fp32") else "FP32"
     return (
-        f"{manifest.precision} parity with PyTorch FP32 proven on {parity['pictures']} pictures: "
+        f"{manifest.precision} parity with PyTorch {exact} proven on {parity['pictures']} pictures: "
         f"max {parity['max_abs']:.2g}, mean {parity['mean_abs']:.2g}, "
         f"{100 * parity['flips']:.3f} % of pixels change side, "
         f"boundary IoU {parity['boundary_iou']:.4f} ({parity['ran']})"

@@ -1,13 +1,15 @@
-"""PyTorch FP32 as the reference: masks computed once, candidates measured."""
+"""PyTorch as the reference: masks computed once, candidates measured."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel
@@ -18,43 +20,110 @@ from basnet_torch.device import CPU, Device
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["CandidateJudge", "Reference"]
+__all__ = ["CandidateJudge", "Reference", "RememberingModel"]
+
+_REMEMBERED_BYTES = 1_000_000_000
+
+
+class RememberingModel:
+    """A model that runs its network once for each picture, however many candidates are compared on it."""
+
+    def __init__(self, model: SaliencyModel, limit_bytes: int = _REMEMBERED_BYTES) -> None:
+        """`limit_bytes`: raw maps beyond it are not kept but computed again."""
+        self._model = model
+        self._free_bytes = limit_bytes
+        self._maps: dict[bytes, NDArray[Any]] = {}
+
+    @property
+    def takes_frames(self) -> bool:
+        """As the model itself."""
+        return self._model.takes_frames
+
+    def mask(self, image_HWC: UInt8, /) -> Float32:
+        """See `MaskModel`."""
+        shape = repr(image_HWC.shape).encode()
+        key = hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=16, key=shape).digest()
+        raw = self._maps.get(key)
+        if raw is None:
+            raw = self._model.infer([self._model.prepare(image_HWC)])[0]
+            if raw.nbytes <= self._free_bytes:
+                self._maps[key] = raw
+                self._free_bytes -= raw.nbytes
+        return self._model.postprocessor().undecided(raw, *image_HWC.shape[:2])
+
+    @property
+    def description(self) -> str:
+        """What runs."""
+        return self._model.backend.description
+
+    def report(self, candidate: MaskModel, precision: Precision, pictures: Iterable[Picture]) -> ParityReport:
+        """The contract of a precision where there is no checkpoint, and so no FP64 to judge FP32 by."""
+        return compare(self, candidate, pictures, tolerance_for(precision))
 
 
 class Reference:
-    """A checkpoint in PyTorch FP32 that remembers its masks.
+    """A checkpoint in PyTorch that remembers its masks: FP32, and FP64 for what is to be FP32 itself.
 
     Args:
         checkpoint: The weights.
-        pictures: What the contract is checked on; they live as long as this.
+        pictures: What the contract is checked on where no others are given; they live as long as this.
         device: Where PyTorch runs.
+        threads: CPU threads; None takes what the container allows.
     """
 
     takes_frames = False
 
-    def __init__(self, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pictures: Sequence[Picture],
+        device: Device = CPU,
+        threads: int | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.pictures = pictures
         self.device = device
-        self._masks: dict[int, Float32] = {}
+        self._threads = threads
+
+    def _opened(self, precision: Literal["fp32", "fp64"]) -> SaliencyModel:
+        from basnet_runtime.backends.pytorch import open_pytorch
+
+        engine = open_pytorch(self.checkpoint, device=self.device, threads=self._threads, precision=precision)
+        return SaliencyModel(engine, self.checkpoint.preprocess, self.checkpoint.postprocess, f"PyTorch {precision}")
 
     @cached_property
     def _model(self) -> SaliencyModel:
-        from basnet_runtime.backends.pytorch import open_pytorch
+        return self._opened("fp32")
 
-        engine = open_pytorch(self.checkpoint, device=self.device)
-        return SaliencyModel(engine, self.checkpoint.preprocess, self.checkpoint.postprocess, "PyTorch FP32")
+    @cached_property
+    def _fp32(self) -> RememberingModel:
+        return RememberingModel(self._model)
+
+    @cached_property
+    def _fp64(self) -> RememberingModel:
+        return RememberingModel(self._opened("fp64"))
+
+    @property
+    def description(self) -> str:
+        """What runs in FP32."""
+        return self._model.backend.description
 
     def mask(self, image_HWC: UInt8, /) -> Float32:
-        """See `MaskModel`."""
-        key = id(image_HWC)
-        if key not in self._masks:
-            self._masks[key] = self._model.mask(image_HWC)
-        return self._masks[key]
+        """The FP32 mask; see `MaskModel`."""
+        return self._fp32.mask(image_HWC)
 
-    def report(self, candidate: MaskModel, precision: Precision) -> ParityReport:
+    def report(
+        self, candidate: MaskModel, precision: Precision, pictures: Iterable[Picture] | None = None
+    ) -> ParityReport:
         """The contract of a precision, on every picture."""
-        return compare(self, candidate, self.pictures, tolerance_for(precision))
+        exact, own = (self._fp64, self) if precision == "fp32" else (self, None)
+        return compare(
+            exact,
+            candidate,
+            self.pictures if pictures is None else pictures,
+            tolerance_for(precision),
+            pytorch_fp32=own,
+        )
 
 
 class CandidateJudge(ABC):

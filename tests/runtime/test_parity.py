@@ -76,6 +76,54 @@ def test_one_pixel_is_judged_where_the_largest_difference_is():
     assert measured(one(1.1e-4)).failures == ("max_abs is 0.00011 on disc, at most 0.0001",)
 
 
+def shifted(by):
+    return Masks(lambda mask: mask + np.float32(by))
+
+
+@pytest.mark.parametrize(("off", "passes"), [(9e-5, True), (3.9e-4, True), (4.1e-4, False), (float("nan"), False)])
+def test_fp32_may_be_twice_as_far_from_fp64_as_pytorch_is(off, passes):
+    """In the largest difference and in the 99.9th percentile alike."""
+    report = compare(Masks(), shifted(off), [disc()], tolerance_for("fp32"), pytorch_fp32=shifted(-2e-4))
+    assert bool(report) == passes
+    assert report.pytorch_fp32["max_abs"] == report.pytorch_fp32["p999_abs"] == pytest.approx(2e-4, rel=1e-3)
+    assert report.tolerance.max_abs == report.tolerance.p999_abs == pytest.approx(4e-4, rel=1e-3)
+    if not passes:
+        with pytest.raises(ParityError, match=r"fp32 parity with PyTorch FP64 fails: .*max_abs is"):
+            report.raise_if_failed()
+
+
+def test_where_pytorch_is_near_fp64_the_limits_stay():
+    report = compare(Masks(), shifted(6e-5), [disc()], tolerance_for("fp32"), pytorch_fp32=shifted(1e-5))
+    assert report.tolerance == tolerance_for("fp32")
+    assert report.failures == ("p999_abs is 6e-05 on disc, at most 5e-05",)
+    report = compare(Masks(), shifted(6e-5), [disc()], tolerance_for("fp32"), pytorch_fp32=shifted(3.1e-5))
+    assert report
+    assert report.to_dict()["pytorch_fp32"]["p999_abs"] == pytest.approx(3.1e-5, rel=1e-2)
+
+
+def test_flips_of_pixels_that_fp32_cannot_decide_are_allowed():
+    """Ten pixels of the reference are within PyTorch FP32's own distance of 0.5; two more are just beyond."""
+
+    def near_half(by, count):
+        def change(mask):
+            mask = mask.copy()
+            mask.ravel()[:10], mask.ravel()[10:12] = 0.5 + 1e-4, 0.5 + 3e-4
+            mask.ravel()[:count] -= np.float32(by)
+            return mask
+
+        return Masks(change)
+
+    def judged(own):
+        limits = replace(tolerance_for("fp32"), p999_abs=None)  # 12 pixels are more than a thousandth
+        return compare(near_half(0, 0), near_half(3.5e-4, 12), [disc()], limits, pytorch_fp32=near_half(own, 1))
+
+    pixels = disc().image_HWC[..., 0].size
+    assert judged(2e-4), str(judged(2e-4))
+    assert judged(2e-4).pytorch_fp32["flips"] == 10 / pixels
+    assert judged(2e-4).flips == 12 / pixels
+    assert any(line.startswith("flips is 0.0012") for line in judged(5e-5).failures)
+
+
 def test_flips_and_boundary_are_judged():
     def moved(mask):
         return np.roll(mask, 2, axis=1)

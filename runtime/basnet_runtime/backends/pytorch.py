@@ -35,7 +35,7 @@ class PyTorchBackend(Closing):
     name: Literal["pytorch"] = "pytorch"
 
     def __init__(
-        self, model: SaliencyNetwork, size: tuple[int, int], device: Device, precision: Precision, description: str
+        self, model: SaliencyNetwork, size: tuple[int, int], device: Device, precision: str, description: str
     ) -> None:
         """`model` is in evaluation mode on `device`; `size` is the network's input height and width."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, *size))
@@ -44,6 +44,7 @@ class PyTorchBackend(Closing):
         self._model: SaliencyNetwork | None = model
         self._device = device.for_torch()
         self._bf16 = precision == "bf16"
+        self._fp64 = precision == "fp64"
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks float32 N,1,H,W in 0..1 of normalized pictures `batch` float32 N,3,H,W."""
@@ -59,6 +60,7 @@ class PyTorchBackend(Closing):
         if self._model is None:
             raise ValueError("backend: it is closed; open the model again")
         layout = torch.channels_last if self._bf16 else torch.contiguous_format
+        images = images.double() if self._fp64 else images
         with torch.autocast(torch.device(self._device).type, torch.bfloat16, self._bf16):
             return self._model.mask(images.contiguous(memory_format=layout))
 
@@ -81,7 +83,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_pytorch(
-    checkpoint: Checkpoint, *, device: Device | str = CPU, threads: int | None = None, precision: Precision = "fp32"
+    checkpoint: Checkpoint,
+    *,
+    device: Device | str = CPU,
+    threads: int | None = None,
+    precision: Precision | Literal["fp64"] = "fp32",
 ) -> PyTorchBackend:
     """The network of a checkpoint, ready to run.
 
@@ -89,7 +95,8 @@ def open_pytorch(
         checkpoint: Weights, from `read_checkpoint`.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Processor threads for the whole process; None takes what the container allows.
-        precision: `fp32`, or `bf16`: convolutions in bfloat16 with channels last, batch norm and sigmoid in FP32.
+        precision: `fp32`; `bf16`: convolutions in bfloat16 with channels last, batch norm and sigmoid in FP32; `fp64`:
+            what FP32 masks are judged by.
 
     Raises:
         BackendUnavailable: The device, or bfloat16 on this processor, is not there.
@@ -104,6 +111,8 @@ def open_pytorch(
     model = model_from_checkpoint(checkpoint).to(device.for_torch())
     if precision == "bf16":
         _convolutions_to_bf16(model)
+    elif precision == "fp64":
+        model.double()
     elif device != CPU:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # TF32, the default, keeps 10 bits: no FP32 reference
     size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
@@ -123,8 +132,8 @@ def _import_torch() -> ModuleType:
     return torch
 
 
-def _checked(torch: ModuleType, asked: Device | str, precision: Precision) -> Device:
-    if precision not in ("fp32", "bf16"):
+def _checked(torch: ModuleType, asked: Device | str, precision: str) -> Device:
+    if precision not in ("fp32", "bf16", "fp64"):
         raise UsageError(
             f"precision {precision}: PyTorch runs a checkpoint in fp32 or bf16; export to ONNX for {precision}"
         )
