@@ -153,14 +153,14 @@ def file_identity(path: Path) -> list[str | int]:
     return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file until it is closed; False on a file system without locks.
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed, alone or `shared`; False on a file system without locks.
 
     Raises:
         BlockingIOError: Another process holds the lock.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:

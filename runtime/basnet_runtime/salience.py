@@ -75,6 +75,11 @@ class SalienceThreshold:
         """What the next decision depends on."""
         return {"found": np.array(self._found)}
 
+    @staticmethod
+    def memories() -> list[dict[str, NDArray[Any]]]:
+        """Every memory there can be, that of a beginning first."""
+        return [{"found": np.array(found)} for found in (False, True)]
+
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
         """Go on from the `memory` of another threshold."""
         self._found = bool(memory.get("found", False))

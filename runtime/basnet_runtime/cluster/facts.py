@@ -16,6 +16,7 @@ from pathlib import Path
 
 from basnet_runtime.machine.cpu_features import processor_flags
 from basnet_runtime.machine.installed import installed_version
+from basnet_runtime.machine.threads import without_threads
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable
 
@@ -120,7 +121,7 @@ def worker_facts(model: Path, *, device: str, runs_on: str) -> Facts:
         model=f"{model.name} {_sha256(model)}",
         precision=" ".join(sorted({found.lower() for found in _PRECISIONS.findall(runs_on)})),
         device=device,
-        runs_on=re.sub(r", \d+ threads?", "", runs_on),
+        runs_on=without_threads(runs_on),
     )
 
 

@@ -53,11 +53,15 @@ class Item:
         job: The job.
         claim: File that says that a worker has begun this job in this run: from then on a target is this run's own.
         ours: Whether an earlier run had begun it.
+        segments: Of a video that several workers share: which to make. None runs the job; `joins` what they made.
+        joins: Whether the segments of the video are there.
     """
 
     job: Job
     claim: str
     ours: bool = False
+    segments: range | None = None
+    joins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,18 +132,28 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
         files.RUN = order.run
         summary = Summary()
         begun = {claim for claim in {item.claim for item in items} if not _claimed(Path(claim))}
+
+        def run(items: Sequence[Item], replaces: bool) -> None:  # noqa: FBT001
+            config = replace(order.config, overwrite=order.config.overwrite or replaces)
+            if any(item.segments is not None or item.joins for item in items):
+                config = replace(config, video=replace(config.video, resume=True))
+            work = Work(
+                config=config,
+                model=model,
+                composer=composer_of(config),
+                journal=None,
+                listener=_Listener(order.run),
+                summary=summary,
+                joins=any(item.joins for item in items),
+            )
+            for item in items:
+                if item.segments is not None:
+                    work.make_segments(item.job, item.segments)
+            work.run([item.job for item in items if item.segments is None])
+
         with _named(), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
             for replaces in (False, True):
-                jobs = [item.job for item in items if (item.ours or item.claim in begun) == replaces]
-                config = replace(order.config, overwrite=order.config.overwrite or replaces)
-                Work(
-                    config=config,
-                    model=model,
-                    composer=composer_of(config),
-                    journal=None,
-                    listener=_Listener(order.run),
-                    summary=summary,
-                ).run(jobs)
+                run([item for item in items if (item.ours or item.claim in begun) == replaces], replaces)
         return Outcome(summary=summary, facts=facts, cpu_seconds=time.process_time() - began)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Failure, Job, Plan, ProgressListener, failure_of
 from basnet_runtime.command.journal import Journal
 from basnet_runtime.command.run import Summary, plan_run
+from basnet_runtime.command.run_video import segments_of
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import Device
 from basnet_torch.errors import MediaError, UsageError
@@ -147,7 +148,9 @@ class _Driver:
     summary: Summary
     tell: Callable[[str], None]
     pictures: list[Job] = field(default_factory=list)
-    others: list[Job] = field(default_factory=list)
+    others: deque[Job] = field(default_factory=deque)
+    parts: deque[Item] = field(default_factory=deque)  # of the video in hand, and videos to join
+    open_parts: Counter[str] = field(default_factory=Counter)  # of videos, by source
     out: dict[str, Job] = field(default_factory=dict)  # handed out, by the absolute path of the source
     claims: Counter[str] = field(default_factory=Counter)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -161,7 +164,7 @@ class _Driver:
 
     def run(self, where: str, plan: Plan) -> None:
         self.pictures = [job for job in reversed(plan.jobs) if job.media == "picture"]
-        self.others = [job for job in reversed(plan.jobs) if job.media != "picture"]
+        self.others = deque(job for job in plan.jobs if job.media != "picture")
         self.total = len(plan.jobs)
         self.listener.started("pictures" if self.pictures else "videos", self.total)
         with DaskWorkers(
@@ -209,10 +212,20 @@ class _Driver:
             self.order = replace(self.order, expected=facts)
             self.summary.model, self.summary.runs_on = facts.model.rpartition(" ")[0], facts.runs_on
 
-    def take(self, workers: int) -> tuple[Job, ...]:
-        """The next piece: pictures for some seconds, or one video."""
+    def take(self, workers: int) -> tuple[Job | Item, ...]:
+        """The next piece: pictures for some seconds, some segments of a video, or one job."""
         if not self.pictures:
-            return (self.others.pop(),) if self.others else ()
+            if not self.parts and self.others:
+                job = self.others.popleft()
+                if not (segments := segments_of(job, self.config)):
+                    return (job,)
+                self.share(job, segments, workers)
+            while self.parts:
+                part = self.parts.popleft()
+                if str(part.job.source) in self.out:
+                    return (part,)
+                self.release(part)  # another part of its video has failed
+            return ()
         count = self.config.chunk
         if count is None:
             count = _FIRST_CHUNK
@@ -223,8 +236,23 @@ class _Driver:
         del self.pictures[-count:]
         return tuple(taken)
 
-    def begin(self, jobs: tuple[Job, ...]) -> tuple[Item, ...]:
-        """Journal the jobs of a piece and claim their targets."""
+    def share(self, job: Job, segments: int, workers: int) -> None:
+        """Divide a video by the workers: each skips by decoding, so few long parts cost less than many."""
+        for item in self.begun((job,)):
+            shares = min(segments, workers)
+            borders = [segments * share // shares for share in range(shares + 1)]
+            ranges = map(range, borders, borders[1:])
+            self.parts += (replace(item, segments=part) for part in ranges)
+            self.open_parts[str(item.job.source)] = self.claims[item.claim] = shares
+
+    def begin(self, jobs: tuple[Job | Item, ...]) -> tuple[Item, ...]:
+        """Journal the jobs of a piece and claim their targets; parts of videos are begun already."""
+        if any(isinstance(job, Item) for job in jobs):
+            return tuple(job for job in jobs if isinstance(job, Item))
+        return self.begun([job for job in jobs if isinstance(job, Job)])
+
+    def begun(self, jobs: Sequence[Job]) -> tuple[Item, ...]:
+        """Journal jobs and claim their targets."""
         self.numbers += 1
         claim = str(jobs[0].target.with_name(f".{RUN}-{self.numbers}.partial").absolute())
         items = []
@@ -246,14 +274,23 @@ class _Driver:
         if isinstance(answer, Outcome):
             self.add(answer)
         for item in items:
-            job = self.out.pop(str(item.job.source), None)
-            if job is not None:
+            source = str(item.job.source)
+            if item.segments is not None and isinstance(answer, Outcome) and source in self.out:
+                self.open_parts[source] -= 1
+                if not self.open_parts[source]:
+                    self.claims[item.claim] += 1
+                    self.parts.append(replace(item, segments=None, joins=True))
+            elif (job := self.out.pop(source, None)) is not None:
                 self.fail(job, _reason(job, answer))
-            self.claims[item.claim] -= 1
-            if not self.claims[item.claim]:
-                del self.claims[item.claim]
-                with suppress(OSError):
-                    Path(item.claim).unlink()
+            self.release(item)
+
+    def release(self, item: Item) -> None:
+        """Remove the claim when all its items are through."""
+        self.claims[item.claim] -= 1
+        if not self.claims[item.claim]:
+            del self.claims[item.claim]
+            with suppress(OSError):
+                Path(item.claim).unlink()
 
     def add(self, outcome: Outcome) -> None:
         """Count results and failures of a piece."""
@@ -278,8 +315,10 @@ class _Driver:
                 self.picture_seconds = found.seconds / max(1, found.frames)
             self.listener.advanced()
         for failure in found.failures:
-            job = self.out.pop(str(failure.source))
-            self.fail(job, failure.error.replace(str(failure.source), str(job.source)))
+            failed = self.out.pop(str(failure.source), None)
+            if failed is None:
+                continue  # another part of the video has failed
+            self.fail(failed, failure.error.replace(str(failure.source), str(failed.source)))
 
     def fail(self, job: Job, error: Exception | str) -> None:
         """Note that an input gives no result."""

@@ -29,6 +29,7 @@ from basnet_runtime.command.jobs import (
 from basnet_runtime.command.journal import Journal, noted, run_settings
 from basnet_runtime.command.watch import LOOK_SECONDS, StableFiles, check_watched, one_by_one
 from basnet_runtime.frame import ResultFrame
+from basnet_runtime.machine.threads import without_threads
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.model import SaliencyModel
@@ -262,7 +263,7 @@ def plan_run(config: RunConfig) -> tuple[Plan, Journal | None]:
     plan = _named(config)
     journal = Journal.of(plan, config)
     finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
-    if config.video.resume and not config.overwrite:
+    if (config.video.resume or config.cluster) and not config.overwrite:
         from basnet_runtime.command.run_video import clear_finished
 
         finished |= clear_finished(plan.jobs, config, run_settings(config))
@@ -376,7 +377,7 @@ def opencv_out_of_the_way(device: Device) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What all jobs of a run share."""
+    """What all jobs of a run share; `joins` as of `VideoRun`."""
 
     config: RunConfig
     model: SaliencyModel
@@ -384,6 +385,7 @@ class Work:
     journal: Journal | None
     listener: ProgressListener
     summary: Summary
+    joins: bool = False
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Pictures together, then animations and video one by one."""
@@ -446,7 +448,7 @@ class Work:
         self.summary.seconds += time.perf_counter() - start
         return self._result(job, 1, decisions, tuple(dict.fromkeys(picture.notes)))  # it was read twice
 
-    def _alone(self, job: Job, make: Callable[[Job], Result]) -> None:
+    def _alone(self, job: Job, make: Callable[[Job], Result | None]) -> None:
         """One animation, video or large picture; its own failure ends it alone."""
         try:
             with noted(self.journal, job):
@@ -458,7 +460,8 @@ class Work:
                 self._pipeline(lambda _: None).raise_where_all_fail(error)
             self.summary.failures.append(failure_of(job.source, error))
         else:
-            self.summary.results.append(result)
+            if result is not None:
+                self.summary.results.append(result)
 
     def _animation(self, job: Job) -> Result:
         from basnet_runtime.media.image.animation import AnimationSink, AnimationSource
@@ -478,17 +481,31 @@ class Work:
         self.summary.add(report)
         return self._result(job, report.frames, decisions, source.notes)
 
-    def _video(self, job: Job) -> Result:
+    def make_segments(self, job: Job, segments: range) -> None:
+        """Make some segments of a video that several machines share; its own failure is noted."""
+        self._alone(job, partial(self._segments, segments=segments))
+
+    def _segments(self, job: Job, segments: range) -> None:
+        report = self._video_run(job).run_segments(segments)
+        if report is not None:
+            self.summary.add(report)
+
+    def _video_run(self, job: Job) -> VideoRun:
         from basnet_runtime.command.run_video import VideoRun
 
-        video = VideoRun(
+        runs_on = without_threads(self.model.backend.description)
+        return VideoRun(
             job=job,
             config=self.config,
             listener=self.listener,
             model=self.model,
             pipeline=partial(self._pipeline, stream=True),
-            identity={**run_settings(self.config), "runs on": f"{self.model.name}, {self.model.backend.description}"},
+            identity={**run_settings(self.config), "runs on": f"{self.model.name}, {runs_on}"},
+            joins=self.joins,
         )
+
+    def _video(self, job: Job) -> Result:
+        video = self._video_run(job)
         try:
             report = video.run()
         except KeyboardInterrupt:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job, Plan, ProgressListener
-from basnet_runtime.frame import ResultFrame
+from basnet_runtime.frame import Frame, ResultFrame
 from basnet_runtime.media.video.open import camera_of, is_address
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.write.numbered_pictures import SequenceSink, check_sequence, is_sequence
 from basnet_runtime.model import SaliencyModel
+from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_runtime.pipeline.run import Pipeline, RunReport
-from basnet_runtime.salience import SalienceLog
-from basnet_torch.errors import UsageError
+from basnet_runtime.pipeline.timing import StageClock
+from basnet_runtime.salience import SalienceLog, SalienceThreshold
+from basnet_torch.errors import BasnetError, UsageError
 from basnet_torch.files import file_identity
 
 if TYPE_CHECKING:
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from basnet_runtime.media.video.write.segments import SegmentedSink
     from basnet_runtime.media.video.write.sink import OutputPlan, VideoSink
 
-__all__ = ["VideoRun", "check_video_output", "clear_finished", "stream_plan"]
+__all__ = ["VideoRun", "check_video_output", "clear_finished", "segments_of", "stream_plan"]
 
 
 def check_video_output(job: Job, config: RunConfig) -> None:
@@ -61,6 +66,26 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan:
     if len(inputs) > 1 or output is None or output == "-" or not Path(output).suffix:
         raise UsageError(f"{stream}: a camera or network stream is run alone, into a file: -o FILE")
     return Plan(jobs=(Job(source=Path(stream), target=Path(output), media="video", stream=stream),))
+
+
+def segments_of(job: Job, config: RunConfig) -> int:
+    """In about how many segments several machines make a video; 0 where it is one task.
+
+    A stabilized mask depends on all frames before it, numbered pictures are no segments, and a video of one segment is
+    run as it is without `--resume`.
+    """
+    from basnet_runtime.media.video.reader import VideoSource
+    from basnet_runtime.media.video.write.segments import frames_in_segment
+
+    if job.media != "video" or config.stabilize or is_sequence(job.target):
+        return 0
+    try:
+        with VideoSource(job.source, max_pixels=config.max_pixels, track=config.video.track) as source:
+            frames = source.info.frames or round(source.info.seconds * source.info.rate)
+    except BasnetError:  # whoever runs it says why
+        return 0
+    segments = -(-frames // frames_in_segment(config.batch))
+    return segments if segments > 1 else 0
 
 
 def clear_finished(jobs: Sequence[Job], config: RunConfig, identity: Mapping[str, Any]) -> frozenset[Path]:
@@ -107,6 +132,7 @@ class VideoRun:
         model: Finds the masks.
         pipeline: Makes the pipeline, given what it calls after each frame and more of `Pipeline`'s arguments.
         identity: What else decides the result's bytes, as plain values.
+        joins: Whether segments that are there are of this run, made by others.
         decisions: Of the frames done.
         notes: What a user should know.
         coding: Which decoder and encoder ran, and on what.
@@ -121,6 +147,7 @@ class VideoRun:
     model: SaliencyModel
     pipeline: Callable[..., Pipeline]
     identity: Mapping[str, Any] = field(default_factory=dict)
+    joins: bool = False
     decisions: SalienceLog = field(default_factory=SalienceLog)
     notes: list[str] = field(default_factory=list)
     coding: str = ""
@@ -178,10 +205,9 @@ class VideoRun:
         )
 
     def _in_segments(self) -> RunReport:
-        from basnet_runtime.media.video.write.segments import SEGMENT_FRAMES, SegmentedSink
+        from basnet_runtime.media.video.write.segments import SegmentedSink, frames_in_segment
 
-        batch = self.config.batch
-        every = -(-SEGMENT_FRAMES // batch) * batch  # batches of a continued run are those of a whole one
+        every = frames_in_segment(self.config.batch)
         with self._opened() as source:
             plan = self._plan(source.info, lambda: source)  # of the one that is open when the result is joined
         sink = SegmentedSink(plan, {**self.identity, **_asked(self.job, self.config)}, segment_frames=every)
@@ -194,9 +220,57 @@ class VideoRun:
             self.frames = sink.frames_done
             for decision in sink.decisions:
                 self.decisions.add(decision)
-            if sink.frames_done:
+            if sink.frames_done and not self.joins:
                 self.notes.append(f"continued after {sink.frames_done} frames of an earlier run")
             return self._through(source, sink, memory=sink.memory, remember=every)
+
+    def run_segments(self, segments: range) -> RunReport | None:
+        """Make those of these segments that are missing; None where there is nothing to do.
+
+        Raises:
+            BasnetError: It cannot be read, run or written.
+        """
+        from basnet_runtime.media.video.write.segments import SegmentRangeSink, frames_in_segment
+
+        every = frames_in_segment(self.config.batch)
+        with self._opened() as source:
+            plan = self._plan(source.info, lambda: source)
+        identity = {**self.identity, **_asked(self.job, self.config)}
+        sink = SegmentRangeSink(plan, identity, segment_frames=every, segments=segments)
+        try:
+            if not sink.missing:
+                return None
+            begin = sink.missing.start * every
+            memory = sink.memory or self._memory_before(begin)
+            source = self._opened(skip=begin)
+            self.model.check_size(str(self.job.source), source.info.height, source.info.width)
+            pipeline = self.pipeline(lambda _: self.listener.advanced(), memory=memory, remember=every)
+            return pipeline.run(_Part(source, len(sink.missing) * every), sink)
+        finally:
+            sink.abort()
+
+    def _memory_before(self, frame: int) -> dict[str, NDArray[Any]]:
+        """What the mask of a frame depends on, found by running as few of the frames before as decide it.
+
+        A score in the band between the two thresholds leaves the decision as it was: then more frames are run.
+        """
+        back = self.config.batch
+        while frame:
+            first = max(0, frame - back)
+            memories = SalienceThreshold.memories()[: 2 if first else 1]
+            states = [self.model.postprocessor(stream=True) for _ in memories]
+            for state, memory in zip(states, memories, strict=True):
+                state.recall(memory)
+            with self._opened(skip=first) as source:
+                frames = islice(source.frames(), frame - first)
+                for _, raw in self.pipeline(lambda _: None).maps(frames, StageClock()):
+                    for state in states:
+                        state.decide(raw)
+            found = [state.memory for state in states]
+            if all(each == found[0] for each in found):
+                return found[0]
+            back *= 4
+        return {}
 
     def _through(
         self, source: CameraSource | VideoSource, sink: VideoSink | SequenceSink | SegmentedSink, **memory: Any
@@ -219,3 +293,18 @@ class VideoRun:
             self.notes += source.warnings + sink.warnings
             self.coding = f"decoded by {source.decoder}; encoded by {sink.encoder}" if sink.encoder else ""
             self.kept = sink.kept
+
+
+class _Part:
+    """The next frames of a source, as a source."""
+
+    def __init__(self, source: CameraSource | VideoSource, frames: int) -> None:
+        self._source = source
+        self._frames = frames
+        self.codec_threads = getattr(source, "codec_threads", None)
+
+    def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
+        return islice(self._source.frames(budget), self._frames)
+
+    def close(self) -> None:
+        self._source.close()

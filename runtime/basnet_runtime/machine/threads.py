@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
-__all__ = ["allowed_threads", "cgroup_quota"]
+__all__ = ["allowed_threads", "cgroup_quota", "without_threads"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _PROC_CGROUP = Path("/proc/self/cgroup")
@@ -17,6 +18,15 @@ def allowed_threads() -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     quota = cgroup_quota()
     return max(1, available if quota is None else min(available, math.ceil(quota)))
+
+
+def without_threads(description: str) -> str:
+    """What runs, without the number of threads, which decides no result.
+
+    >>> without_threads("OpenVINO 2026.4.1, CPU, int8, 2 threads")
+    'OpenVINO 2026.4.1, CPU, int8'
+    """
+    return re.sub(r", \d+ threads?\b", "", description)
 
 
 def cgroup_quota(root: Path = _CGROUP_ROOT, proc: Path = _PROC_CGROUP) -> float | None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from basnet_runtime.cluster import facts
-from basnet_runtime.command import chunk, picture_files
+from basnet_runtime.command import chunk, picture_files, run_video
+from basnet_runtime.media.video.write import segments
 
 
 class Faulty(picture_files.PictureFile):
@@ -27,6 +28,13 @@ class Faulty(picture_files.PictureFile):
         super().__init__(path, **options)
 
 
+class FaultyVideo(run_video.VideoRun):
+    def run_segments(self, segments):
+        if "poison" in self.job.source.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run_segments(segments)
+
+
 class Raising(chunk.Work):
     def run(self, jobs):
         if any("raises" in job.source.name for job in jobs):
@@ -42,5 +50,7 @@ def as_other(function):
 if "BASNET_TEST_FACTS" in os.environ:
     facts.own_versions = as_other(facts.own_versions)
     chunk.worker_facts = as_other(chunk.worker_facts)
+segments.SEGMENT_FRAMES = 15
 picture_files.PictureFile = Faulty
+run_video.VideoRun = FaultyVideo
 chunk.Work = Raising

@@ -34,12 +34,25 @@ from basnet_torch.files import PendingFile, atomic_write, file_identity, host_to
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
-__all__ = ["SEGMENT_FRAMES", "SegmentFolder", "SegmentedSink", "remove_joined", "segments_folder"]
+__all__ = [
+    "SEGMENT_FRAMES",
+    "SegmentFolder",
+    "SegmentRangeSink",
+    "SegmentedSink",
+    "frames_in_segment",
+    "remove_joined",
+    "segments_folder",
+]
 
 SEGMENT_FRAMES = 250  # as often as x264 sets a key frame anyway
 _JOB = "job.json"
 _JOINED = "joined.json"
 _GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: every container here wants it
+
+
+def frames_in_segment(batch: int) -> int:
+    """Frames of each segment: whole batches, so that those of a continued run are those of a whole one."""
+    return -(-SEGMENT_FRAMES // batch) * batch
 
 
 def segments_folder(target: Path) -> Path:
@@ -101,12 +114,13 @@ class SegmentFolder:
         facts: Of the finished segments, in order.
     """
 
-    def __init__(self, target: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, target: Path, identity: Mapping[str, Any], *, shared: bool = False) -> None:
         """Open the folder, which is made where there is none.
 
         Args:
             target: The result.
             identity: All that decides its bytes, as plain values; segments made for another one are refused.
+            shared: Others make segments of the same job at the same time.
 
         Raises:
             UsageError: The segments there are of another job, or another run works on them.
@@ -123,14 +137,16 @@ class SegmentFolder:
                     path.write_text(json.dumps(identity, indent=2, sort_keys=True))
             self._lock_file = job.open()
             try:
-                alone = try_lock(self._lock_file)
+                alone = try_lock(self._lock_file, shared=shared) and not shared
             except BlockingIOError:
                 raise UsageError(f"{self.path}: another run is working on it; wait for it") from None
             self._compare(job.read_text(), identity)
             # Without locks nobody can say who else is there: only what this host left is removed.
-            for path in self.path.glob(".*.partial*" if alone else f".*-{host_token()}-*.partial*"):
+            for path in (
+                self.path.glob(".*.partial*" if alone else f".*-{host_token()}-*.partial*") if not shared else ()
+            ):
                 path.unlink(missing_ok=True)
-            self.facts = [read_facts(path) for path in self.paths()]
+            self.facts = [] if shared else [read_facts(path) for path in self.paths()]
         except OSError as error:
             self.close()
             if isinstance(error, MediaError):
@@ -191,6 +207,8 @@ class SegmentedSink:
         decisions: Of these frames.
     """
 
+    _shared = False
+
     def __init__(self, plan: OutputPlan, identity: Mapping[str, Any], *, segment_frames: int = SEGMENT_FRAMES) -> None:
         """Find what earlier runs have done.
 
@@ -204,8 +222,9 @@ class SegmentedSink:
         self.kept: Path | None = None
         self._plan = plan
         self._every = segment_frames
-        self._folder = SegmentFolder(plan.target, {**identity, "segment frames": segment_frames})
+        self._folder = SegmentFolder(plan.target, {**identity, "segment frames": segment_frames}, shared=self._shared)
         self._facts = self._folder.facts
+        self._first = 0
         self._segment: _Segment | None = None
         self._joined: PendingFile | None = None
 
@@ -281,7 +300,7 @@ class SegmentedSink:
                 f"{self._folder.path}: was begun with {self._facts[-1].library}, and here it is {encoder.library}; "
                 "choose another --hwaccel, or remove that folder to begin anew"
             )
-        return _Segment(self._folder.segment(len(self._facts)), plan, encoder)
+        return _Segment(self._folder.segment(self._first + len(self._facts)), plan, encoder)
 
     def _end(self, segment: _Segment) -> None:
         facts = segment.finish()
@@ -291,6 +310,12 @@ class SegmentedSink:
 
     def _join(self) -> None:
         first = self._facts[0]
+        libraries = sorted({facts.library for facts in self._facts})
+        if len(libraries) > 1:
+            raise MediaError(
+                f"{self._folder.path}: holds segments of {' and '.join(libraries)}; run all with one --hwaccel, and "
+                "remove that folder to begin anew"
+            )
         plan = replace(self._plan, info=replace(self._plan.info, height=first.height, width=first.width))
         encoder = plan.encoder()
         self.encoder = encoder.described
@@ -307,6 +332,44 @@ class SegmentedSink:
         self.warnings += muxer.warnings
         self._folder.note_joined(self._joined.path)
         self._joined.commit(plan.target)
+
+
+class SegmentRangeSink(SegmentedSink):
+    """Some segments of an output that several machines make; joined by a `SegmentedSink` when all are there."""
+
+    _shared = True
+
+    def __init__(self, plan: OutputPlan, identity: Mapping[str, Any], *, segment_frames: int, segments: range) -> None:
+        """Find which of the segments are there; errors as of `SegmentFolder`."""
+        super().__init__(plan, identity, segment_frames=segment_frames)
+        self._first = next((n for n in segments if not self._folder.segment(n).exists()), segments.stop)
+        self.missing = range(self._first, segments.stop)
+
+    @property
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What the mask of the next frame depends on, where the segment before it is there."""
+        if self._facts:
+            return super().memory
+        before = self._folder.segment(self._first - 1)
+        return read_facts(before).memory if self._first and before.exists() else {}
+
+    def finish(self) -> None:
+        """Finish the last segment of the video; all others are finished.
+
+        Raises:
+            MediaError: The encoder or the disk refuses.
+        """
+        with av_errors(self._plan.target):
+            if self._segment is not None:
+                self._end(self._segment)
+        self._folder.close()
+
+    def abort(self) -> None:
+        """Leave the finished segments."""
+        if self._segment is not None:
+            self._segment.discard()
+            self._segment = None
+        self._folder.close()
 
 
 class _Segment:
