@@ -64,7 +64,7 @@ PICTURES = option("Folder of pictures to prove parity on.")
 class ExportConfig:
     """One export; each field's help says what it is."""
 
-    checkpoint: Path = field(metadata=argument("CKPT", "A .pth, .pt or .safetensors checkpoint."))
+    checkpoint: Path = field(metadata=argument("CKPT", "A .pth, .pt or .safetensors checkpoint, or an adopted .onnx."))
     precision: Precision = field(default="fp32", metadata=option("What the network computes in."))
     graph: Graph = field(default="tensor", metadata=option("tensor: normalized floats; frame: bytes of any size."))
     size: tuple[int, int] | None = field(default=None, metadata=SIZE)

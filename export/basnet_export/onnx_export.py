@@ -21,6 +21,7 @@ from basnet_export.config import ExportConfig, refuse_existing
 from basnet_export.reference import Reference
 from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
+from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_file.content import graph_content
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable, ExportError, ParityError
@@ -58,6 +59,10 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
     missing = [name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
     if missing:
         raise BackendUnavailable(f"export needs {', '.join(missing)}; pip install 'basnet-deploy[export]'")
+    if config.checkpoint.is_file() and model_kind(config.checkpoint) == "onnx":
+        from basnet_export.adopted_onnx import export_adopted
+
+        return export_adopted(config, progress)
     if config.checkpoint.is_file():  # otherwise the checkpoint's own message comes first
         refuse_existing(config.target, config.checkpoint, "checkpoint", overwrite=config.overwrite)
     from basnet_torch.checkpoint import load_checkpoint

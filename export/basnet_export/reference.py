@@ -16,6 +16,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import MaskModel, ParityReport, Picture, compare, tolerance_for
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.device import CPU, Device
+from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
     from basnet_torch.checkpoint import Checkpoint
@@ -90,6 +91,21 @@ class Reference:
 
         engine = open_pytorch(self.checkpoint, device=self.device, threads=self._threads, precision=precision)
         return SaliencyModel(engine, self.checkpoint.preprocess, self.checkpoint.postprocess, f"PyTorch {precision}")
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared."""
+        return self.checkpoint.preprocess
+
+    @property
+    def postprocess(self) -> Postprocess:
+        """How maps are finished."""
+        return self.checkpoint.postprocess
+
+    @property
+    def has_network(self) -> bool:
+        """Whether there is a network in PyTorch."""
+        return True
 
     @cached_property
     def _model(self) -> SaliencyModel:

@@ -68,9 +68,8 @@ class _RoundedGraphs(CandidateJudge):
         self._kernels: dict[str, NDArray[Any]] = {}
 
     def _candidate(self, kept: Collection[str]) -> RoundedModel:
-        checkpoint = self._reference.checkpoint
         graph = rounded_candidate(self._graph, self._precision, kept, self._rounded)
-        return RoundedModel(graph, checkpoint.preprocess, checkpoint.postprocess)
+        return RoundedModel(graph, self._reference.preprocess, self._reference.postprocess)
 
     def _rounded(self, name: str, weight_OIKK: Float32) -> NDArray[Any]:
         """Round as the export does, once for all candidates."""

@@ -30,7 +30,7 @@ from basnet_export.quantize.qdq import (
     parts_of,
     quantized_tensors,
 )
-from basnet_export.quantize.smoothquant import ChannelScales, smoothquant_scales
+from basnet_export.quantize.smoothquant import ChannelScales, groups_of, smoothquant_scales
 from basnet_export.reference import CandidateJudge, Reference
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import Picture
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from basnet_export.config import ExportConfig, Target
     from basnet_runtime.backends.base import Backend
-    from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["Int8Plan", "best_by_stage", "int8_plan"]
 
@@ -112,7 +111,7 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
         if told:
             progress(told)
     with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
-        plan, ranges = _calibrated(model, reference.checkpoint, config, pictures, Path(folder), progress)
+        plan, ranges = _calibrated(model, reference, config, pictures, Path(folder), progress)
         judge = _QuantizedGraphs(model, reference, config, Path(folder), plan, ranges, _spread(pictures, _RANKED))
         methods, by_stage = _ranked_methods(judge, progress), None
         method, kept = methods[0], config.keep_fp32
@@ -133,6 +132,8 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
             method, kept = _searched(judge, methods, parts, end, progress, layers)
     facts = _facts(graph, config, pictures, method, kept)
     facts |= {"method_by_stage": by_stage} if method == _MIXED else {}
+    if not reference.has_network:
+        facts |= {"kernel_rounding": "nearest", "kernel_pictures": 0}
     facts["ranges_by"] = "channel" if plan.smoothquant else "tensor, its channels made alike in the layer before"
     progress(
         f"INT8 is {facts['int8_share']:.1%} of the arithmetic; FP32 stay {', '.join((*facts['always_fp32'], *kept))}"
@@ -142,7 +143,7 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
 
 def _calibrated(
     model: onnx.ModelProto,
-    checkpoint: Checkpoint,
+    reference: Reference,
     config: ExportConfig,
     pictures: Sequence[Picture],
     folder: Path,
@@ -155,7 +156,8 @@ def _calibrated(
     graph, target = model.graph, config.int8_target
     path = folder / "fp32.onnx"
     onnx.save(model, path)
-    inputs = ({"image": checkpoint.preprocess.apply(picture.image_HWC)[None]} for picture in pictures)
+    fed = graph.input[0].name
+    inputs = ({fed: reference.preprocess.apply(picture.image_HWC)[None]} for picture in pictures)
     observed = observe(path, inputs, quantized_tensors(graph), config.seed)
 
     fixed = always_fp32(graph, target)
@@ -166,11 +168,17 @@ def _calibrated(
     moved = equalization_scales(graph, observed, kernels) if target != "openvino" else {}
     observed = {name: tensor.over(moved.get(name)) for name, tensor in observed.items()}
     read, few = by_channel or moved, _spread(pictures, _ROUNDED)
-    progress(f"rounding the kernels of {len(layers)} layers by what they see on {len(few)} pictures")
-    moments = second_moments(checkpoint, few, [node.name for node in layers], config.seed)
+    moments = {}
+    if reference.has_network:
+        progress(f"rounding the kernels of {len(layers)} layers by what they see on {len(few)} pictures")
+        moments = second_moments(reference.checkpoint, few, [node.name for node in layers], config.seed)
     for node in layers:
-        rounded = gptq_kernel(kernels[node.name], moments.pop(node.name), read.get(node.input[0]))
-        kernels[node.name] = scaled(rounded, made_O=moved.get(node.output[0]))
+        scale_C, scale_O = read.get(node.input[0]), moved.get(node.output[0])
+        if node.name in moments:
+            rounded = gptq_kernel(kernels[node.name], moments.pop(node.name), scale_C)
+            kernels[node.name] = scaled(rounded, made_O=scale_O)
+        else:
+            kernels[node.name] = scaled(kernels[node.name], scale_C, scale_O, groups=groups_of(node))
 
     methods = AUTO if config.calibration_method == "auto" else (config.calibration_method,)
     if by_channel and config.calibration_method == "auto":
@@ -183,7 +191,7 @@ def _calibrated(
         for name in by_channel:  # as far below zero as above it, or from zero
             largest = max(-found[name][0], found[name][1])
             found[name] = (0.0 if observed[name].low >= 0 else -largest, largest)
-    exact = exact_kernels(checkpoint.state) if config.store == "fp16" else {}
+    exact = exact_kernels(reference.checkpoint.state) if config.store == "fp16" else {}
     plan = Int8Plan(kernels=kernels, smoothquant=by_channel, equalization=moved, exact=exact)
     return plan, ranges
 
@@ -290,8 +298,7 @@ class _QuantizedGraphs(CandidateJudge):
             if self._target == "openvino"
             else open_onnxruntime(self._path, keep=False)
         )
-        checkpoint = self._reference.checkpoint
-        return SaliencyModel(engine, checkpoint.preprocess, checkpoint.postprocess, "candidate")
+        return SaliencyModel(engine, self._reference.preprocess, self._reference.postprocess, "candidate")
 
 
 def _facts(

@@ -31,7 +31,7 @@ from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
 from basnet_torch.files import atomic_write
 from basnet_torch.spec import TensorSpec
 
-__all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of"]
+__all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of", "write_folded_graph"]
 
 # What is asked by device, most specific first; each falls to the next for single operations it does not have.
 _PROVIDERS: dict[DeviceKind, tuple[str, ...]] = {
@@ -186,6 +186,20 @@ def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
     """
     ort = _import_onnxruntime("cpu")
     return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, threads or allowed_threads()))
+
+
+def write_folded_graph(path: Path, target: Path) -> None:
+    """Write a graph with its constants folded, in standard operations.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime, or an operation of the graph, is not there.
+        ModelFileError: The graph cannot be read.
+    """
+    ort = _import_onnxruntime("cpu")
+    options = _options(ort, 1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    _opened(ort, path, list(_PROVIDERS["cpu"]), options)
 
 
 def _import_onnxruntime(kind: str) -> ModuleType:
