@@ -99,13 +99,16 @@ class SaliencyModel(Closing):
         """Batches that are worth having in flight; 1 where a backend runs one after the other."""
         return self._overlapped.depth if self._overlapped else 1
 
-    def submit(self, prepared: Sequence[NDArray[Any]], *, overlap: bool = True) -> InferenceFuture:
+    def submit(
+        self, prepared: Sequence[NDArray[Any]], *, overlap: bool = True, is_busy: bool = False
+    ) -> InferenceFuture:
         """Start prepared pictures as one batch, whose raw maps the future gives; the next may be started meanwhile.
 
         Without `overlap` nothing is set up for batches beside each other, and the batch has run when this returns.
+        With `is_busy` others are on their way: the batch leaves threads to them.
         """
         if self._overlapped and overlap:
-            return self._overlapped.submit(prepared)
+            return self._overlapped.submit(prepared, is_busy=is_busy)
         return FinishedInference(self.infer(prepared))
 
     def infer(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:

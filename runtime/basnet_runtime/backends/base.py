@@ -95,5 +95,10 @@ class OverlappedBackend(Protocol):
     depth: int
     """Batches in flight that it is meant for; more are taken, but wait."""
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
-        """Start a batch; the pictures are copied at once, and need not be stacked."""
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any], *, is_busy: bool = False) -> InferenceFuture:
+        """Start a batch; the pictures are copied at once, and need not be stacked.
+
+        Args:
+            pictures: The batch.
+            is_busy: Others are on their way, so that a CPU's threads are better not all given to this one.
+        """

@@ -43,15 +43,15 @@ class Workers:
             self._pool.submit(ready.wait, _START_SECONDS)
         ready.wait(_START_SECONDS)
 
-    def submit(self, batch: NDArray[Any]) -> Future[NDArray[Any]]:
+    def submit(self, batch: NDArray[Any], *, is_busy: bool = False) -> Future[NDArray[Any]]:
         """Start a batch; its masks come from the future, as does what it raised."""
         with self._lock:
             self._open += 1
-        return self._pool.submit(self._run, batch)
+        return self._pool.submit(self._run, batch, is_busy=is_busy)
 
-    def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
+    def _run(self, batch: NDArray[Any], *, is_busy: bool) -> NDArray[Any]:
         with self._lock:
-            infer = self._alone if self._open == 1 else self._beside
+            infer = self._alone if self._open == 1 and not is_busy else self._beside
         try:
             return infer(batch)
         finally:
@@ -79,7 +79,7 @@ class CpuBatches(Closing):
         """Masks of `batch`; the batch is read in place and the result is the caller's own."""
         raise NotImplementedError
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> InferenceFuture:
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any], *, is_busy: bool = False) -> InferenceFuture:
         """Start a batch; see `OverlappedBackend`."""
         batch: NDArray[Any] = np.stack(list(pictures))
         if self._lone is None or self.depth == 1:
@@ -89,7 +89,7 @@ class CpuBatches(Closing):
             beside = self._lone()
             _return_free_memory()
             self._workers = Workers(self.depth - 1, alone=self.infer, beside=beside)
-        return self._workers.submit(batch)
+        return self._workers.submit(batch, is_busy=is_busy)
 
     def close(self) -> None:
         """Give the threads back."""

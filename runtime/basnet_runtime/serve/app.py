@@ -15,11 +15,10 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -78,6 +77,9 @@ class ComposeOptions(PictureOptions):
     )
 
 
+Options = TypeVar("Options", bound=PictureOptions)
+
+
 def create_app(model: SaliencyModel, config: ServeConfig) -> FastAPI:
     """The application over one opened model, which stays open; `app.state.service` is its `Service`.
 
@@ -106,14 +108,15 @@ def create_app(model: SaliencyModel, config: ServeConfig) -> FastAPI:
 
 
 def _add_picture_route(app: FastAPI, service: Service, kind: Literal["mask", "cutout", "overlay"]) -> None:
-    async def make(request: Request, options: Annotated[PictureOptions, Query()]) -> Response:
-        return await _answered(request, service, OutputKind(name=kind), options)
+    async def make(request: Request) -> Response:
+        return await _answered(request, service, OutputKind(name=kind), _options(PictureOptions, request))
 
-    app.post(f"/v1/{kind}", **_described(kind, forms=False))(make)
+    app.post(f"/v1/{kind}", **_described(kind, PictureOptions, forms=False))(make)
 
 
 def _add_compose_route(app: FastAPI, service: Service) -> None:
-    async def compose(request: Request, options: Annotated[ComposeOptions, Query()]) -> Response:
+    async def compose(request: Request) -> Response:
+        options = _options(ComposeOptions, request)
         try:
             kind = OutputKind.parse(options.kind)
         except UsageError:
@@ -125,11 +128,25 @@ def _add_compose_route(app: FastAPI, service: Service) -> None:
             )
         return await _answered(request, service, kind, options)
 
-    app.post("/v1/compose", **_described("compose", forms=True))(compose)
+    app.post("/v1/compose", **_described("compose", ComposeOptions, forms=True))(compose)
 
 
-def _described(kind: str, *, forms: bool) -> dict[str, Any]:
-    """What OpenAPI says of a picture route: FastAPI cannot see bodies that are read as streams."""
+def _options(kind: type[Options], request: Request) -> Options:
+    """The query, read here: FastAPI would take 0.2 ms of CPU time for it, as much as a sixth of all of HTTP."""
+    try:
+        return kind.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Problem(422, f"{where}: {first['msg'].lower()}", reason="option") from error
+
+
+def _described(kind: str, options: type[PictureOptions], *, forms: bool) -> dict[str, Any]:
+    """What OpenAPI says of a picture route: FastAPI sees neither its query nor a body that is read as a stream."""
+    query = [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        for name, schema in options.model_json_schema()["properties"].items()
+    ]
     binary = {"type": "string", "format": "binary"}
     fields = {"image": binary} | ({"background": binary} if forms else {})
     form = {"type": "object", "required": ["image"], "properties": fields, "additionalProperties": False}
@@ -153,10 +170,11 @@ def _described(kind: str, *, forms: bool) -> dict[str, Any]:
         "responses": {200: {"description": "The result.", "content": pictures}}
         | {status: {"description": text, **problem} for status, text in statuses.items()},
         "openapi_extra": {
+            "parameters": query,
             "requestBody": {
                 "required": True,
                 "content": {"image/*": {"schema": binary}, "multipart/form-data": {"schema": form}},
-            }
+            },
         },
     }
 
@@ -232,7 +250,7 @@ def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
 
 def _add_handlers(app: FastAPI) -> None:
     """One form for every refusal, whoever raised it."""
-    for kind in (Problem, RequestValidationError, HTTPException, ClientDisconnect):
+    for kind in (Problem, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _refused)
 
 
@@ -245,10 +263,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 def _problem(request: Request, error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        return Problem(422, f"{where}: {first['msg'].lower()}", reason="option")
     if isinstance(error, HTTPException):
         detail = f"{request.method} {request.url.path[:80]}: {error.detail.lower()}"
         return Problem(error.status_code, detail, headers=dict(error.headers or {}))

@@ -47,6 +47,7 @@ class Batcher(Closing):
         batch: int = 1,
         wait_seconds: float = 0.0,
         on_batch: Callable[[int, float], None] = lambda *_: None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the thread.
 
@@ -55,11 +56,13 @@ class Batcher(Closing):
             batch: The most pictures of one batch; those of one batch have one shape.
             wait_seconds: How long a batch waits for company.
             on_batch: Called with each finished batch's size and seconds.
+            is_busy: Whether other pictures are on their way to the network, or from it.
         """
         self._model = model
         self._batch = batch
         self._wait_seconds = wait_seconds
         self._on_batch = on_batch
+        self._is_busy = is_busy
         self._waiting: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -96,7 +99,8 @@ class Batcher(Closing):
             if items:
                 began = time.perf_counter()
                 try:
-                    in_flight.append((self._model.submit([item.prepared for item in items]), items, began))
+                    batch = [item.prepared for item in items]
+                    in_flight.append((self._model.submit(batch, is_busy=self._is_busy()), items, began))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is these callers' alone
                     _fail(items, error)
             # What is oldest is waited for when no more fit, or when nobody else waits: a batch that has the CPU to

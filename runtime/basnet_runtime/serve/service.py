@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from basnet_runtime.serve.batcher import Batcher
 from basnet_runtime.serve.body import BodyLimits, PictureBytes
 from basnet_runtime.serve.config import ServeConfig
 from basnet_runtime.serve.metrics import Metrics
-from basnet_runtime.serve.problems import Problem
+from basnet_runtime.serve.problems import CLIENT_CLOSED, Problem
 from basnet_torch.errors import BasnetError, MediaError, ModelFileError, UsageError
 from basnet_torch.files import Closing
 from basnet_torch.unexpected import unexpected
@@ -67,6 +67,32 @@ class Answer:
     network_seconds: float
 
 
+class _Caller:
+    """Who waits for the work of a thread; what the network has not begun when nobody does any more is not computed."""
+
+    def __init__(self) -> None:
+        self._futures: list[Future[NDArray[Any]]] = []
+        self._has_left = False
+
+    def waits_for(self, futures: Iterable[Future[NDArray[Any]]]) -> list[Future[NDArray[Any]]]:
+        """Cancel these when the caller leaves; none is made where it has left already."""
+        self._check()
+        self._futures = list(futures)
+        self._check()
+        return self._futures
+
+    def leave(self) -> None:
+        """Note that nobody waits."""
+        self._has_left = True
+        for future in self._futures:
+            future.cancel()
+
+    def _check(self) -> None:
+        if self._has_left:
+            self.leave()
+            raise Problem(CLIENT_CLOSED, "the caller left", reason="left")
+
+
 class Service(Closing):
     """One model and its bounds; everything but HTTP."""
 
@@ -75,12 +101,16 @@ class Service(Closing):
         self.config = config
         self.metrics = Metrics(model.backend.description, model.name)
         self._batcher = Batcher(
-            model, batch=config.pictures_a_batch, wait_seconds=config.batch_seconds, on_batch=self.metrics.on_batch
+            model,
+            batch=config.pictures_a_batch,
+            wait_seconds=config.batch_seconds,
+            on_batch=self.metrics.on_batch,
+            is_busy=lambda: self._working > 1,
         )
         at_once = model.depth * config.pictures_a_batch + 1
         self._turns = asyncio.Semaphore(at_once)
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="picture")
-        self._waiting = 0
+        self._waiting = self._working = 0
         self.bodies = BodyLimits(
             each=config.max_bytes,
             together=config.max_bytes * config.queue,
@@ -102,23 +132,10 @@ class Service(Closing):
             Problem: 422 for the picture or options, 429 or 503 for the load, 500 for the model or a defect.
         """
         asked = time.perf_counter()
+        behind = None if background is None else background.path
         async with self.turn():
-            began = time.perf_counter()
-            frame, prepared = await self._in_thread(lambda: self._decode(image.path, task))
-            submitted = time.perf_counter()
-            raw = await self._network(prepared)
-            network = time.perf_counter() - submitted
-            behind = None if background is None else background.path
-            data, decision = await self._in_thread(lambda: self._finish(frame, raw, task, behind))
-        height, width = frame.image_HWC.shape[:2]
-        return Answer(
-            data=data,
-            decision=decision,
-            height=height,
-            width=width,
-            wait_seconds=began - asked,
-            network_seconds=network,
-        )
+            waited = time.perf_counter() - asked
+            return await self._in_thread(lambda caller: self._answer(image.path, task, behind, waited, caller))
 
     async def tensors(self, batch: NDArray[Any]) -> NDArray[Any]:
         """A batch of the network's own input, N first, through the same queue; its raw maps.
@@ -127,7 +144,7 @@ class Service(Closing):
             Problem: 429, 500 or 503.
         """
         async with self.turn():
-            return np.stack(await asyncio.gather(*(self._network(prepared) for prepared in batch)))
+            return await self._in_thread(lambda caller: np.stack(self._network(list(batch), caller)))
 
     def check_ready(self) -> None:
         """Say whether requests are taken.
@@ -145,19 +162,13 @@ class Service(Closing):
             Problem: As of `run`.
         """
 
-        def prepared(image_HWC: NDArray[Any]) -> NDArray[Any]:
+        def mask(image_HWC: NDArray[Any], caller: _Caller) -> NDArray[Any]:
             self.model.check_size("frame", *image_HWC.shape[:2])
-            return self.model.prepare(image_HWC)
-
-        def finished(image_HWC: NDArray[Any], raw: NDArray[Any]) -> NDArray[Any]:
+            (raw,) = self._network([self.model.prepare(image_HWC)], caller)
             return self.model.postprocessor()(Frame(image_HWC=image_HWC), raw)[0]
 
-        masks = []
         async with self.turn():
-            for image_HWC in batch:
-                raw = await self._network(await self._in_thread(partial(prepared, image_HWC)))
-                masks.append(await self._in_thread(partial(finished, image_HWC, raw)))
-        return np.stack(masks)
+            return await self._in_thread(lambda caller: np.stack([mask(image_HWC, caller) for image_HWC in batch]))
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -180,33 +191,32 @@ class Service(Closing):
             self._waiting -= 1
             self.metrics.waiting.set(self._waiting)
         self.metrics.stages.labels("wait").observe(time.perf_counter() - began)
+        self._working += 1
+        self.metrics.in_flight.set(self._working)
         try:
-            with self.metrics.in_flight.track_inprogress():
-                yield
+            yield
             self.metrics.finished()
         finally:
             self._turns.release()
+            self._working -= 1
+            self.metrics.in_flight.set(self._working)
 
     def _busy(self, status: int, what: str, reason: str) -> Problem:
         """Refuse for the load, and say when to come back."""
         after = self.metrics.retry_after(self._waiting)
         return Problem(status, f"{what}. Try again in {after} s", reason=reason, headers={"Retry-After": str(after)})
 
-    async def _network(self, prepared: NDArray[Any]) -> NDArray[Any]:
-        future = self._batcher.submit(prepared)
-        try:
-            return await asyncio.wrap_future(future)
-        except BasnetError as error:
-            raise Problem(500, _plain(str(error))) from error
-        except Exception as error:  # a defect that one picture brings to light ends that picture alone
-            raise defect(error) from error
+    async def _in_thread(self, work: Callable[[_Caller], T]) -> T:
+        """Run `work` in a thread; a caller that leaves meanwhile keeps its place until the thread is done.
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread; a caller that leaves meanwhile keeps its place until the thread is done."""
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        In one thread from beginning to end: each way back to the event loop costs as much as parsing the request.
+        """
+        caller = _Caller()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work, caller)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
+            caller.leave()
             await asyncio.wait([running])
             running.exception()  # retrieved: nobody else will
             raise
@@ -216,8 +226,31 @@ class Service(Closing):
             raise Problem(500, _plain(str(error))) from error
         except Problem:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # a defect that one picture brings to light ends that picture alone
             raise defect(error) from error
+
+    def _network(self, prepared: list[NDArray[Any]], caller: _Caller) -> list[NDArray[Any]]:
+        """Raw maps of prepared pictures; waits for them."""
+        try:
+            return [future.result() for future in caller.waits_for(map(self._batcher.submit, prepared))]
+        except BasnetError as error:
+            raise Problem(500, _plain(str(error))) from error
+
+    def _answer(self, path: Path, task: PictureTask, background: Path | None, waited: float, caller: _Caller) -> Answer:
+        frame, prepared = self._decode(path, task)
+        submitted = time.perf_counter()
+        (raw,) = self._network([prepared], caller)
+        network_seconds = time.perf_counter() - submitted
+        data, decision = self._finish(frame, raw, task, background)
+        height, width = frame.image_HWC.shape[:2]
+        return Answer(
+            data=data,
+            decision=decision,
+            height=height,
+            width=width,
+            wait_seconds=waited,
+            network_seconds=network_seconds,
+        )
 
     def _decode(self, path: Path, task: PictureTask) -> tuple[Frame, NDArray[Any]]:
         with (

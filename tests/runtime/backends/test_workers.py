@@ -54,6 +54,7 @@ def test_a_lone_batch_has_all_threads_and_company_one_each():
 
     workers = Workers(2, alone=alone, beside=beside)
     workers.submit(np.zeros(1)).result()
+    workers.submit(np.zeros(1), is_busy=True).result()  # others are on their way
     workers.close()
     workers = Workers(2, alone=held, beside=beside)
     first = workers.submit(np.zeros(1))
@@ -64,7 +65,7 @@ def test_a_lone_batch_has_all_threads_and_company_one_each():
     gate.set()
     first.result()
     workers.close()
-    assert calls == ["alone", "held", "beside"]
+    assert calls == ["alone", "beside", "held", "beside"]
 
 
 def test_errors_come_with_the_result():

@@ -25,7 +25,7 @@ class Flying(FakeBackend):
         super().__init__()
         self.flying, self.most = deque(), 0
 
-    def submit(self, pictures):
+    def submit(self, pictures, *, is_busy=False):
         future = Pending(self, np.stack(pictures))
         self.flying.append(future)
         self.most = max(self.most, len(self.flying))

@@ -1,7 +1,10 @@
 """The batcher: sizes, shapes, company, cancelled pictures, errors, and its end."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 
@@ -101,9 +104,11 @@ class Overlapped(HeldBackend):
     def __init__(self):
         super().__init__()
         self.most = self.now = 0
+        self.busy = []
 
-    def submit(self, pictures):
+    def submit(self, pictures, *, is_busy=False):
         outer = self
+        outer.busy.append(is_busy)
         outer.now += 1
         outer.most = max(outer.most, outer.now)
 
@@ -129,3 +134,20 @@ def test_as_many_batches_are_in_flight_as_the_backend_wants():
         backend.free.set()
         assert all(future.result(10) is not None for future in [first, *rest])
     assert backend.most == 2
+
+
+def test_a_picture_leaves_threads_to_those_that_are_decoded_meanwhile(serve, photo):
+    backend = Overlapped()
+    data = photo.read_bytes()
+    with serve(backend) as server, ThreadPoolExecutor(2) as pool:
+        url = f"{server.url}/v1/mask"
+        assert httpx.post(url, content=data).status_code == 200
+        backend.free.clear()
+        answers = [pool.submit(httpx.post, url, content=data, timeout=60) for _ in range(2)]
+        assert backend.entered.acquire(timeout=10)
+        while server.service._working < 2:
+            time.sleep(0.01)
+        backend.free.set()
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert backend.busy[0] is False
+    assert backend.busy[2] is True

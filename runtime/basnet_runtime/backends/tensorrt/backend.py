@@ -120,7 +120,7 @@ class TensorRTBackend(Closing):
         """
         return self.submit(batch).result()
 
-    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any]) -> RingFuture:
+    def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any], *, is_busy: bool = False) -> RingFuture:  # noqa: ARG002 - a GPU decides by itself
         """Start a batch and return at once; the pictures are copied, and may be changed afterwards.
 
         Raises:
