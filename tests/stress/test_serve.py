@@ -295,14 +295,18 @@ def test_the_price_beside_rembg():
     command = [Path(home, "bin", "rembg"), "s", "--host", "127.0.0.1", "--port", port, "--no-ui"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (
-        subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL) as theirs,
+        subprocess.Popen(
+            list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as theirs,
         served() as (pid, address),
         httpx.Client(timeout=120) as client,
     ):
 
         def rembg():
             answer = client.post(
-                f"http://127.0.0.1:{port}/api/remove", params={"om": "true"}, files={"file": PICTURE.read_bytes()}
+                f"http://127.0.0.1:{port}/api/remove",
+                data={"om": "true", "model": "u2net"},
+                files={"file": PICTURE.read_bytes()},
             )
             assert answer.status_code == 200
 
