@@ -12,16 +12,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from basnet_runtime.manifest import Manifest, read_manifest
+from basnet_runtime.manifest import Manifest, adaptation_for, read_manifest
 from basnet_runtime.model_files import model_kind
+from basnet_runtime.onnx_file.adapt import adapted
+from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_torch.errors import ExportError, UsageError
 from basnet_torch.files import atomic_write
 from basnet_torch.json_values import to_plain
 from basnet_torch.options import OVERWRITE, argument, check, option
+from basnet_torch.spec import TensorSpec
 
 __all__ = ["TritonConfig", "config_text", "write_triton_model"]
 
@@ -73,6 +77,11 @@ def write_triton_model(config: TritonConfig, tell: Callable[[str], None] = lambd
     """
     plans = [(path, read_manifest_of(path)) for path in config.sources]
     _refuse_what_does_not_fit(config, plans)
+    with ExitStack() as stack:
+        return _write_repository(config, [_runnable(*plan, stack) for plan in plans], tell)
+
+
+def _write_repository(config: TritonConfig, plans: Sequence[_Plan], tell: Callable[[str], None]) -> Path:
     manifest = plans[0][1]
     text = config_text(config, plans)
     _check_schema(text, tell)
@@ -89,6 +98,16 @@ def write_triton_model(config: TritonConfig, tell: Callable[[str], None] = lambd
     _write(folder / "client.py", _client(config.model_name, manifest))
     _write(kept, text)
     return folder
+
+
+def _runnable(path: Path, manifest: Manifest, stack: ExitStack) -> _Plan:
+    """The file to serve and its manifest: of an adopted network the copy that runs, which has its weights inside."""
+    adaptation = adaptation_for(path, manifest) if manifest.kind == "onnx" else None
+    if adaptation is None:
+        return path, manifest
+    copy = stack.enter_context(adapted(path, adaptation))
+    header = read_onnx_header(copy)
+    return copy, replace(manifest, input=header.inputs[0], output=header.outputs[0], activation="none")
 
 
 def read_manifest_of(path: Path) -> Manifest:
@@ -115,6 +134,8 @@ def _refuse_what_does_not_fit(config: TritonConfig, plans: Sequence[_Plan]) -> N
     for path, manifest in plans:
         if manifest.engine is not None:
             _refuse_plan(config, path, manifest)
+        elif config.max_batch > 1 and _takes_one(manifest):
+            raise UsageError(f"max-batch: {config.max_batch}, must be 1: {path} takes one picture at a time")
         elif manifest.quantized_for == "openvino":
             raise UsageError(
                 f"{path}: is quantized for OpenVINO; Triton's ONNX Runtime would compute it in FP32. "
@@ -168,15 +189,16 @@ def config_text(config: TritonConfig, plans: Sequence[_Plan]) -> str:
     manifest = plans[0][1]
     is_plan = manifest.kind == "plan"
     on_gpu = is_plan or config.device == "gpu"
+    takes_one = _takes_one(manifest)
     group: dict[str, Any] = {"kind": _Word("KIND_GPU" if on_gpu else "KIND_CPU"), "count": config.instances}
     if is_plan:
         group["profile"] = [str(index) for index in range(len(manifest.engine.profiles if manifest.engine else ()))]
     message: dict[str, Any] = {
         "name": config.model_name,
         "backend": "tensorrt" if is_plan else "onnxruntime",
-        "max_batch_size": config.max_batch,
-        "input": [_tensor(manifest.input)],
-        "output": [_tensor(manifest.output)],
+        "max_batch_size": 0 if takes_one else config.max_batch,  # 0: the batch axis is not Triton's
+        "input": [_tensor(manifest, manifest.input)],
+        "output": [_tensor(manifest, manifest.output)],
         # Written out: Triton takes 2 for ONNX Runtime on a CPU where it is left out.
         "instance_group": [group],
         "dynamic_batching": {
@@ -185,6 +207,8 @@ def config_text(config: TritonConfig, plans: Sequence[_Plan]) -> str:
         },
         "model_warmup": [_warm_up(manifest)],
     }
+    if takes_one:
+        del message["dynamic_batching"]
     if len(plans) > 1:
         message["cc_model_filenames"] = {
             capability: _file_name(own, alone=False) for _, own in plans for capability in _capabilities(own)
@@ -192,9 +216,17 @@ def config_text(config: TritonConfig, plans: Sequence[_Plan]) -> str:
     return _text(message)
 
 
-def _tensor(spec: Any) -> dict[str, Any]:
-    """One tensor without its batch axis, which Triton adds."""
-    dims = [-1 if axis is None else axis for axis in spec.shape[1:]]
+def _takes_one(manifest: Manifest) -> bool:
+    return manifest.kind == "onnx" and manifest.input.shape[0] == 1
+
+
+def _axes(manifest: Manifest, spec: TensorSpec) -> tuple[int | None, ...]:
+    """Those of the configuration: the batch axis is added by Triton, unless it is fixed."""
+    return spec.shape if _takes_one(manifest) else spec.shape[1:]
+
+
+def _tensor(manifest: Manifest, spec: TensorSpec) -> dict[str, Any]:
+    dims = [-1 if axis is None else axis for axis in _axes(manifest, spec)]
     return {"name": spec.name, "data_type": _Word(_TYPES[spec.dtype]), "dims": dims}
 
 
@@ -203,7 +235,7 @@ def _warm_up(manifest: Manifest) -> dict[str, Any]:
     if manifest.engine is not None:
         dims = list(manifest.engine.profiles[0].best[1:])
     else:
-        dims = [_WARM_UP_SIDE if axis is None else axis for axis in manifest.input.shape[1:]]
+        dims = [_WARM_UP_SIDE if axis is None else axis for axis in _axes(manifest, manifest.input)]
     sample = {"data_type": _Word(_TYPES[manifest.input.dtype]), "dims": dims, "zero_data": True}
     return {"name": "one picture", "batch_size": 1, "inputs": {manifest.input.name: sample}}
 
@@ -272,9 +304,12 @@ def _write(target: Path, text: str) -> None:
 def _client(name: str, manifest: Manifest) -> str:
     template = _FRAME_CLIENT if manifest.graph == "frame" else _TENSOR_CLIENT
     plain = to_plain(manifest.preprocess)
-    values = {"NAME": name, "HEIGHT": plain["height"], "WIDTH": plain["width"]}
+    values: dict[str, Any] = {"INPUT": manifest.input.name, "OUTPUT": manifest.output.name}
+    values |= {"NAME": name, "HEIGHT": plain["height"], "WIDTH": plain["width"]}
     values |= {"MEAN": list(plain["mean"]), "STD": list(plain["std"])}
-    values["SCALE"] = "255" if plain["scale"] == "255" else "max(1, image.max())"
+    stretch = "mask = (mask - mask.min()) / max(mask.max() - mask.min(), 1e-6)\n"
+    values["STRETCH"] = stretch if manifest.postprocess.stretch else ""
+    values["SCALE"] = "255" if plain["scale"] == "255" else "max(1, small.max())"
     for key, value in values.items():
         template = template.replace(f"@{key}@", str(value))
     return template
@@ -306,10 +341,11 @@ source, target, *address = sys.argv[1:]
 client = triton.InferenceServerClient(address[0] if address else "127.0.0.1:8000")
 image = cv2.cvtColor(cv2.imread(source), cv2.COLOR_BGR2RGB)
 height, width = image.shape[:2]
-small = cv2.resize(image, (@WIDTH@, @HEIGHT@), interpolation=cv2.INTER_LINEAR).astype(np.float32) / @SCALE@
-normalized = ((small - np.float32(@MEAN@)) / np.float32(@STD@)).astype(np.float32)
-tensor = triton.InferInput("image", [1, 3, @HEIGHT@, @WIDTH@], "FP32")
+small = cv2.resize(image.astype(np.float32), (@WIDTH@, @HEIGHT@), interpolation=cv2.INTER_LINEAR)
+normalized = ((small / @SCALE@ - np.float32(@MEAN@)) / np.float32(@STD@)).astype(np.float32)
+tensor = triton.InferInput("@INPUT@", [1, 3, @HEIGHT@, @WIDTH@], "FP32")
 tensor.set_data_from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]))
-mask = client.infer("@NAME@", [tensor]).as_numpy("mask")[0, 0]
-cv2.imwrite(target, cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) * 255)
+mask = client.infer("@NAME@", [tensor]).as_numpy("@OUTPUT@").reshape(@HEIGHT@, @WIDTH@)
+@STRETCH@mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+cv2.imwrite(target, np.round(mask * 255).astype(np.uint8))
 '''

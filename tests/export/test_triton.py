@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,9 +16,11 @@ from basnet_export.cli import app
 from basnet_export.triton import TritonConfig, config_text, write_triton_model
 from basnet_runtime.engine_facts import EngineFacts, Profile
 from basnet_runtime.manifest import read_manifest
-from basnet_runtime.open import BUILTIN, BUILTIN_INT8
+from basnet_runtime.open import BUILTIN, BUILTIN_INT8, open_model
 from basnet_torch.errors import ExportError, UsageError
 from basnet_torch.spec import TensorSpec
+from tests.foreign import foreign_network
+from tests.models import disc_folder, discs
 
 TENSOR = """\
 name: "lite"
@@ -120,6 +123,41 @@ def test_the_text_of_plans_for_several_gpus():
     assert 'profile: [ "0" ]' in text
     assert 'cc_model_filenames { key: "8.6" value: "8.6.plan" }' in text
     assert 'cc_model_filenames { key: "9.0" value: "9.0.plan" }' in text
+
+
+FOREIGN = {"dtype": "float16", "sigmoid": False, "external": True, "squeezed": True}
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_an_adopted_network_is_served_as_it_runs(batch, tmp_path):
+    """FP32 to masks in 0..1, weights inside, whatever its own file takes and gives; the client knows its names."""
+    ort = pytest.importorskip("onnxruntime")
+    path = foreign_network(tmp_path / "net.onnx", batch=batch, **FOREIGN)
+    recipe = ("--mean", "0.5", "--std", "0.5", "--activation", "sigmoid", "--stretch", "--pictures", disc_folder())
+    assert CliRunner().invoke(app, ["adopt", *map(str, (path, *recipe))]).exit_code == 0
+    if batch == 1:
+        with pytest.raises(UsageError, match=r"^max-batch: 8, must be 1: .*net.onnx takes one picture at a time$"):
+            write_triton_model(config(path, output=tmp_path / "repository"))
+    folder = write_triton_model(config(path, output=tmp_path / "repository", max_batch=1 if batch else 8))
+    text = (folder / "config.pbtxt").read_text()
+    axis = "1, " if batch else ""
+    assert f"dims: [ {axis}3, 48, 80 ]" in text
+    assert f"dims: [ {axis}48, 80 ]" in text
+    assert f"max_batch_size: {0 if batch else 8}\n" in text
+    assert ("dynamic_batching" in text) is (batch is None)  # Triton has none where the batch axis is fixed
+    session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.type, given.type) == ("tensor(float)", "tensor(float)")
+    assert f'name: "{taken.name}"' in text
+    image = discs()[0].image_HWC
+    with open_model(path, backend="onnxruntime") as model:
+        fed = model.prepare(image)[None]
+        masks = session.run(None, {taken.name: fed})[0]
+        assert np.abs(masks - model.infer(list(fed)).reshape(masks.shape)).max() <= 1e-6
+    client = (folder / "client.py").read_text()
+    assert f'InferInput("{taken.name}", [1, 3, 48, 80]' in client
+    assert f'as_numpy("{given.name}").reshape(48, 80)\nmask = (mask - mask.min())' in client
+    compile(client, "client.py", "exec")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.kinds import BackendName, OutputKind, PictureFormat, Precision
+from basnet_runtime.kinds import OutputKind, PictureFormat
 from basnet_runtime.media.video.options import VideoOptions
-from basnet_torch.device import CPU, Device
+from basnet_runtime.model_options import ModelOptions
 from basnet_torch.errors import UsageError
 from basnet_torch.options import GROUP, argument, check, option
 
@@ -20,7 +17,7 @@ _MOST_FEATHER = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
+class RunConfig(ModelOptions):
     """What to run and how; each field's help says what it is."""
 
     inputs: Sequence[str] = field(
@@ -38,24 +35,10 @@ class RunConfig:
             "mask, cutout, overlay, side, color:#rrggbb, image:FILE or blur.", parse=OutputKind.parse, shown="mask"
         ),
     )
-    model: Path | None = field(
-        default=None, metadata=option(".pth, .onnx or .plan. Default: the built-in model.", "--engine", "--model")
-    )
-    backend: BackendName | None = field(
-        default=None, metadata=option("Library to run with. Default: chosen by the file.")
-    )
-    device: Device = field(
-        default=CPU,
-        metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse),
-    )
     threads: int | None = field(
         default=None, metadata=option("Threads of the network. Default: all allowed, 1 a worker.", min=1)
     )
     batch: int = field(default=1, metadata=option("Pictures or frames per network run.", min=1))
-    precision: Precision | None = field(
-        default=None, metadata=option("Compute in this. Default: as the file was written.")
-    )
-    cuda: CudaName = field(default="cuda-core", metadata=option("Library that moves an engine's data on the GPU."))
     overwrite: bool = field(default=False, metadata=option("Replace existing outputs.", "--overwrite"))
     skip_existing: bool = field(
         default=False, metadata=option("Leave out inputs that have outputs.", "--skip-existing")
@@ -115,11 +98,6 @@ class RunConfig:
                     raise UsageError(f"{name} {value}: goes with --cluster; add it")
         elif self.workers is not None and self.cluster != "local":
             raise UsageError(f"--workers {self.workers}: goes with --cluster local; leave it out")
-
-    def model_options(self) -> dict[str, Any]:
-        """What `open_model` is given beside the file."""
-        names = ("backend", "device", "threads", "precision", "cuda")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,14 +35,7 @@ def serve(**values: Any) -> None:
         from basnet_runtime.open import open_model
 
         listening = _listening(config)
-        with open_model(
-            config.model,
-            backend=config.backend,
-            device=config.device,
-            threads=config.threads,
-            precision=config.precision,
-            cuda=config.cuda,
-        ) as opened:
+        with open_model(config.model, **config.model_options()) as opened:
             _serve(opened, config, listening)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from basnet_runtime.cuda.base import CudaName
-from basnet_runtime.kinds import BackendName, Precision
-from basnet_torch.device import CPU, Device
+from basnet_runtime.model_options import ModelOptions
 from basnet_torch.errors import UsageError
 from basnet_torch.options import check, option
 
@@ -18,29 +16,14 @@ _ABOVE_0 = ("above 0 seconds", lambda seconds: seconds > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig:
+class ServeConfig(ModelOptions):
     """What to serve, and the bounds of the server; each field's help says what it is."""
 
-    model: Path | None = field(
-        default=None, metadata=option(".pth, .onnx or .plan. Default: the built-in model.", "--engine", "--model")
-    )
     host: str = field(default="127.0.0.1", metadata=option("Address to listen on."))
     port: int = field(default=8000, metadata=option("TCP port; 0 takes a free one.", min=0, max=65_535))
     metrics_port: int | None = field(
         default=None, metadata=option("Port of /metrics alone. Default: on --port.", min=0, max=65_535)
     )
-    backend: BackendName | None = field(
-        default=None, metadata=option("Library to run with. Default: chosen by the file.")
-    )
-    device: Device = field(
-        default=CPU,
-        metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse),
-    )
-    threads: int | None = field(default=None, metadata=option("Threads of the network. Default: all allowed.", min=1))
-    precision: Precision | None = field(
-        default=None, metadata=option("Compute in this. Default: as the file was written.")
-    )
-    cuda: CudaName = field(default="cuda-core", metadata=option("Library that moves an engine's data on the GPU."))
     queue: int = field(default=32, metadata=option("Pictures that may wait; more are answered 429.", min=1))
     batch: int | None = field(
         default=None, metadata=option("Pictures per network run. Default: 1 on a CPU, 8 on a GPU.", min=1)

@@ -11,12 +11,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -169,6 +171,17 @@ class TestConformance:
         answer = client.infer(NAME, inputs, outputs=wanted, request_id="a1", request_compression_algorithm=packed)
         assert answer.get_response()["id"] == "a1"
         assert np.abs(answer.as_numpy("mask") - masks[:1]).max() <= 1e-4  # the contract of FP32
+
+    def test_the_client_of_the_repository_gives_the_mask_of_the_runtime(self, address, tmp_path):
+        image = discs(1)[0].image_HWC
+        cv2.imwrite(str(tmp_path / "photo.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        written = write_triton_model(TritonConfig(sources=(BUILTIN,), output=tmp_path / "repository"))
+        command = [sys.executable, written / "client.py", tmp_path / "photo.png", tmp_path / "mask.png", address]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        with open_model(BUILTIN, backend="onnxruntime") as model:
+            mask = model.mask(image) * 255
+        assert np.abs(cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED) - mask).max() <= 1
 
     def test_a_batch(self, client, reference):
         batch, masks = reference
