@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from basnet_runtime.onnx_file.header import OnnxHeader, file_content
@@ -73,6 +72,8 @@ def adapted(path: Path, adaptation: Adaptation | None) -> Iterator[Path]:
     if adaptation is None:
         yield path
         return
+    from tempfile import TemporaryDirectory  # a start without an adapted network does without it
+
     with TemporaryDirectory(prefix="basnet-") as folder:
         copy = Path(folder) / path.name
         _write(copy, _model(path, adaptation))
