@@ -11,17 +11,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from basnet_runtime.cluster.buckets import put_text, url_of
 from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, own_versions, worker_facts
+from basnet_runtime.command.buckets import on_copies
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run import Summary, Work, composer_of, opencv_out_of_the_way, opened_model
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model
 from basnet_torch import files
-from basnet_torch.errors import BasnetError, UsageError
+from basnet_torch.errors import BasnetError, MediaError, UsageError
 
 __all__ = ["Item", "Order", "Outcome", "greet", "run_chunk", "stop"]
 
@@ -51,7 +54,8 @@ class Item:
 
     Attributes:
         job: The job.
-        claim: File that says that a worker has begun this job in this run: from then on a target is this run's own.
+        claim: File or object that says that a worker has begun this job in this run: from then on a target is this
+            run's own. Empty where there is one worker.
         ours: Whether an earlier run had begun it.
         segments: Of a video that several workers share: which to make. None runs the job; `joins` what they made.
         joins: Whether the segments of the video are there.
@@ -66,11 +70,12 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a worker did: the summary of its jobs, who it is, and its CPU time."""
+    """What a worker did: the summary of its jobs, who it is, its CPU time, and the bytes of results in buckets."""
 
     summary: Summary
     facts: Facts
     cpu_seconds: float
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 _ONE_AT_A_TIME = threading.RLock()  # a worker with several threads has one model all the same
@@ -130,36 +135,51 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
         if order.expected is not None:  # one that joined late may have been given work before it was asked
             differences(facts, order.expected)
         files.RUN = order.run
-        summary = Summary()
-        begun = {claim for claim in {item.claim for item in items} if not _claimed(Path(claim))}
+        summary, sizes = Summary(), dict[str, int]()
+        begun = {claim for claim in {item.claim for item in items if item.claim} if not _claimed(Path(claim))}
 
         def run(items: Sequence[Item], replaces: bool) -> None:  # noqa: FBT001
             config = replace(order.config, overwrite=order.config.overwrite or replaces)
             if any(item.segments is not None or item.joins for item in items):
                 config = replace(config, video=replace(config.video, resume=True))
-            work = Work(
-                config=config,
-                model=model,
-                composer=composer_of(config),
-                journal=None,
-                listener=_Listener(order.run),
-                summary=summary,
-                joins=any(item.joins for item in items),
-            )
+            joins = any(item.joins for item in items)
+            work = partial(Work, config=config, model=model, composer=composer_of(config), journal=None, joins=joins)
+            work = partial(work, listener=_Listener(order.run))
+            jobs = [item.job for item in items if item.segments is None]
+
+            def ran(copies: list[Job]) -> Summary:
+                own = Summary()
+                work(summary=own).run(copies)
+                return own
+
             for item in items:
                 if item.segments is not None:
-                    work.make_segments(item.job, item.segments)
-            work.run([item.job for item in items if item.segments is None])
+                    work(summary=summary).make_segments(item.job, item.segments)
+            if any(url_of(job.source) or url_of(job.target) for job in jobs):
+                found, there = on_copies(config, jobs, ran)
+                sizes.update(there)
+                summary.merge(found)
+                summary.seconds += found.seconds
+            else:
+                work(summary=summary).run(jobs)
 
         with _named(), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
             for replaces in (False, True):
                 run([item for item in items if (item.ours or item.claim in begun) == replaces], replaces)
-        return Outcome(summary=summary, facts=facts, cpu_seconds=time.process_time() - began)
+        return Outcome(summary=summary, facts=facts, cpu_seconds=time.process_time() - began, sizes=sizes)
 
 
 def _claimed(claim: Path) -> bool:
     """Whether the piece is begun for the first time; else a worker died over it, and its targets may be replaced."""
-    with suppress(OSError):  # a disk that refuses says so of each result
+    if url_of(claim):
+        try:
+            put_text(claim, files.RUN, replace=False)
+        except FileExistsError:
+            return False
+        except MediaError:  # a store that refuses says so of each result
+            pass
+        return True
+    with suppress(OSError):  # so does a disk
         claim.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

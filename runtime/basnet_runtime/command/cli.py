@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from basnet_runtime.cluster.buckets import is_bucket
 from basnet_runtime.command.arguments import plain_arguments
 from basnet_runtime.command.config import RunConfig, Shown
 from basnet_torch.console import progress_bar, say
@@ -78,7 +79,7 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
                 follow(config, bar, summary, tell)
                 tell()  # of what was done in the look that was interrupted
                 return summary
-            if config.cluster is not None:
+            if config.cluster is not None or any(map(is_bucket, (*config.inputs, config.output or ""))):
                 from basnet_runtime.command.cluster import run_on_cluster
 
                 return run_on_cluster(config, bar, summary, say if not shown.quiet else lambda _: None)

@@ -14,11 +14,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from basnet_runtime.cluster.buckets import remove, shown, url_of
 from basnet_runtime.cluster.dask_workers import DaskWorkers, check_address
 from basnet_runtime.cluster.dispatch import WorkerDied, dispatch
 from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences
+from basnet_runtime.command.buckets import JOURNAL_FOLDER, plan_in_buckets, uses_buckets
 from basnet_runtime.command.chunk import Item, Order, Outcome, greet, run_chunk, stop
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Failure, Job, Plan, ProgressListener, failure_of
@@ -45,7 +47,7 @@ def run_on_cluster(
     summary: Summary | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Process all inputs on the workers of `config.cluster`.
+    """Process all inputs on the workers of `config.cluster`; without one, in buckets, by this process.
 
     Args:
         config: What to run.
@@ -58,9 +60,13 @@ def run_on_cluster(
         BackendUnavailable: There is no cluster, a worker does not fit, or all workers are lost.
     """
     summary = summary if summary is not None else Summary()
-    where = str(config.cluster)
-    check_address(where)
-    plan, journal = plan_run(config)
+    if config.cluster is not None:
+        check_address(config.cluster)
+    exists: Callable[[Path], bool] = Path.exists
+    if uses_buckets(config):
+        plan, journal, exists = plan_in_buckets(config)
+    else:
+        plan, journal = plan_run(config)
     summary.failures += plan.failures
     summary.notes += plan.notes
     summary.left_out |= plan.left_out
@@ -69,9 +75,11 @@ def run_on_cluster(
     if any(job.stream for job in plan.jobs):
         raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
     with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
-        order = Order(run=RUN, config=_sent(config), local=where == "local", probe=probe)
-        driver = _Driver(config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell)
-        driver.run(where, plan)
+        order = Order(run=RUN, config=_sent(config), local=config.cluster == "local", probe=probe)
+        driver = _Driver(
+            config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell, exists=exists
+        )
+        driver.run(plan)
     return summary
 
 
@@ -80,8 +88,9 @@ def _sent(config: RunConfig) -> RunConfig:
     kind = config.kind if config.kind.image is None else replace(config.kind, image=config.kind.image.absolute())
     device = Device(config.device.kind) if config.cluster == "local" else config.device
     model = None if config.model is None else config.model.absolute()
-    threads = config.threads or 1
-    return replace(config, inputs=(), output=None, kind=kind, model=model, threads=threads, device=device)
+    threads = config.threads or (1 if config.cluster else None)
+    sent = replace(config, inputs=(), output=None, chunk=None)
+    return replace(sent, kind=kind, model=model, threads=threads, device=device)
 
 
 def slots_of(config: RunConfig) -> list[dict[str, str]]:
@@ -116,7 +125,7 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
     for job in jobs:
         if len(sources) < _PROBES and job.source.is_file():
             sources.setdefault(job.source.parent, job)
-        if len(folders) < _PROBES:
+        if len(folders) < _PROBES and url_of(job.target) is None:
             folders[job.target.parent] = None
     targets = [folder.absolute() / f".{RUN}-probe.partial" for folder in folders]
     try:
@@ -147,6 +156,8 @@ class _Driver:
     listener: ProgressListener
     summary: Summary
     tell: Callable[[str], None]
+    exists: Callable[[Path], bool]
+    folder: Path | None = None
     pictures: list[Job] = field(default_factory=list)
     others: deque[Job] = field(default_factory=deque)
     parts: deque[Item] = field(default_factory=deque)  # of the video in hand, and videos to join
@@ -162,23 +173,13 @@ class _Driver:
     picture_seconds: float = 0.0
     numbers: int = 0
 
-    def run(self, where: str, plan: Plan) -> None:
+    def run(self, plan: Plan) -> None:
+        self.folder = plan.folder
         self.pictures = [job for job in reversed(plan.jobs) if job.media == "picture"]
         self.others = deque(job for job in plan.jobs if job.media != "picture")
         self.total = len(plan.jobs)
         self.listener.started("pictures" if self.pictures else "videos", self.total)
-        with DaskWorkers(
-            where,
-            slots=slots_of(self.config) if where == "local" else (),
-            greet=partial(greet, self.order),
-            accept=self.accept,
-            work=lambda: partial(run_chunk, self.order),
-            stop=partial(stop, RUN),
-        ) as engine:
-            if not self.order.local and not engine.scheduler.startswith("tls://"):
-                self.summary.notes.append(
-                    f"{engine.scheduler} has no authentication: who reaches it runs code there; tls:// has"
-                )
+        with self.engine() as engine:
             self.began = self.told = time.monotonic()
             try:
                 for items, answer in dispatch(self.take, engine, begin=self.begin, patience=_PATIENCE):
@@ -191,10 +192,31 @@ class _Driver:
                 raise
             finally:
                 self.summary.seconds = time.monotonic() - self.began
-                self.summary.workers = list(self.rows.values())
+                self.summary.workers = list(self.rows.values()) if self.config.cluster else []
+        if self.config.cluster is None:
+            return
         # Dask starts pieces of dead workers elsewhere without a word: who left half a file is not known.
-        remove_partials({job.target.parent for job in plan.jobs}, {RUN}, own=True)
+        remove_partials({job.target.parent for job in plan.jobs if not url_of(job.target)}, {RUN}, own=True)
         self.report(len(self.rows), last=True)
+
+    def engine(self) -> _Here | DaskWorkers:
+        """The workers of the cluster, or this process."""
+        where = self.config.cluster
+        if where is None:
+            return _Here(self.order)
+        engine = DaskWorkers(
+            where,
+            slots=slots_of(self.config) if where == "local" else (),
+            greet=partial(greet, self.order),
+            accept=self.accept,
+            work=lambda: partial(run_chunk, self.order),
+            stop=partial(stop, RUN),
+        )
+        if where != "local" and not engine.scheduler.startswith("tls://"):
+            self.summary.notes.append(
+                f"{engine.scheduler} has no authentication: who reaches it runs code there; tls:// has"
+            )
+        return engine
 
     def accept(self, facts: Facts) -> None:
         """Take a worker, or refuse it.
@@ -254,25 +276,33 @@ class _Driver:
     def begun(self, jobs: Sequence[Job]) -> tuple[Item, ...]:
         """Journal jobs and claim their targets."""
         self.numbers += 1
-        claim = str(jobs[0].target.with_name(f".{RUN}-{self.numbers}.partial").absolute())
+        first, claim = jobs[0].target, ""
+        if url_of(first) and self.config.cluster:
+            claim = str((self.folder or first.parent) / JOURNAL_FOLDER / f"{RUN}-{self.numbers}.claim")
+        elif self.config.cluster:
+            claim = str(first.with_name(f".{RUN}-{self.numbers}.partial").absolute())
         items = []
         for job in jobs:
             ours = self.journal is not None and self.journal.was_begun(job)
-            if job.target.exists() and not (ours or self.config.overwrite):
-                self.fail(job, MediaError(f"{job.target} exists already; --overwrite replaces it"))
+            if self.exists(job.target) and not (ours or self.config.overwrite):
+                self.fail(job, MediaError(f"{shown(job.target)} exists already; --overwrite replaces it"))
                 continue
             if self.journal is not None:
                 self.journal.begin(job)
             sent = replace(job, source=job.source.absolute(), target=job.target.absolute())
             self.out[str(sent.source)] = job
             items.append(Item(job=sent, claim=claim, ours=ours))
-        self.claims[claim] = len(items)
+        self.claims[claim] += len(items)
+        if self.journal is not None:
+            self.journal.flush()
         return tuple(items)
 
     def record(self, items: Sequence[Item], answer: Outcome | Exception) -> None:
         """Sum up what came back."""
         if isinstance(answer, Outcome):
             self.add(answer)
+        if self.journal is not None:
+            self.journal.flush()
         for item in items:
             source = str(item.job.source)
             if item.segments is not None and isinstance(answer, Outcome) and source in self.out:
@@ -289,12 +319,15 @@ class _Driver:
         self.claims[item.claim] -= 1
         if not self.claims[item.claim]:
             del self.claims[item.claim]
-            with suppress(OSError):
-                Path(item.claim).unlink()
+            if item.claim:
+                with suppress(OSError):
+                    (remove if url_of(Path(item.claim)) else Path.unlink)(Path(item.claim))
 
     def add(self, outcome: Outcome) -> None:
         """Count results and failures of a piece."""
         found, facts = outcome.summary, outcome.facts
+        if not self.summary.model:
+            self.summary.model, self.summary.runs_on = facts.model.rpartition(" ")[0], facts.runs_on
         row = self.rows.setdefault(
             facts.node,
             {"node": facts.node, "runs_on": facts.runs_on, "done": 0, "failed": 0, "seconds": 0.0, "cpu_seconds": 0.0},
@@ -307,10 +340,10 @@ class _Driver:
         self.summary.spend(found.seconds_by_stage)
         for result in found.results:
             job = self.out.pop(str(result.source))
-            self.summary.results.append(replace(result, source=job.source, target=job.target))
+            self.summary.results.append(replace(result, source=shown(job.source), target=shown(job.target)))
             self.done += 1
             if self.journal is not None:
-                self.journal.done(job)
+                self.journal.done(job, outcome.sizes.get(str(job.target.absolute())))
             if job.media == "picture":
                 self.picture_seconds = found.seconds / max(1, found.frames)
             self.listener.advanced()
@@ -318,11 +351,12 @@ class _Driver:
             failed = self.out.pop(str(failure.source), None)
             if failed is None:
                 continue  # another part of the video has failed
-            self.fail(failed, failure.error.replace(str(failure.source), str(failed.source)))
+            self.fail(failed, failure.error.replace(str(failure.source), str(shown(failed.source))))
 
     def fail(self, job: Job, error: Exception | str) -> None:
         """Note that an input gives no result."""
-        failure = Failure(source=job.source, error=error) if isinstance(error, str) else failure_of(job.source, error)
+        source = shown(job.source)
+        failure = Failure(source=source, error=error) if isinstance(error, str) else failure_of(source, error)
         self.summary.failures.append(failure)
         self.failed += 1
         if self.journal is not None:
@@ -337,11 +371,41 @@ class _Driver:
             self.tell(f"{self.done} of {self.total} done, {self.failed} failed, {workers} workers, {rate}")
 
 
+class _Here:
+    """This process as the engine: one piece after the other."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._answers: list[tuple[int, Any]] = []
+
+    def ready(self) -> int:
+        return 1
+
+    def awaited(self) -> bool:
+        return False
+
+    def start(self, number: int, items: tuple[Any, ...]) -> None:
+        self._answers = [(number, run_chunk(self._order, items))]
+
+    def wait(self, seconds: float) -> list[tuple[int, Any]]:  # noqa: ARG002 - it has run already
+        return self._answers
+
+    def interrupt(self) -> list[tuple[int, Any]]:
+        return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def _reason(job: Job, answer: Any) -> Exception:
     """Why a job came back without result or failure of its own."""
     if isinstance(answer, WorkerDied):
         times = f"{answer.deaths} times"
-        return MediaError(f"{job.source}: the worker died over it {times}; leave it out, or run it alone to see why")
+        return MediaError(
+            f"{shown(job.source)}: the worker died over it {times}; leave it out, or run it alone to see why"
+        )
     if isinstance(answer, Exception):
         return answer
-    return MediaError(f"{job.source}: came back without a result; run it again")
+    return MediaError(f"{shown(job.source)}: came back without a result; run it again")

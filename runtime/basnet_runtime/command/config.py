@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from basnet_runtime.cluster.buckets import is_bucket
 from basnet_runtime.kinds import OutputKind, PictureFormat
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.model_options import ModelOptions
@@ -92,9 +93,10 @@ class RunConfig(ModelOptions):
     def __post_init__(self) -> None:
         check(self)
         if self.cluster is None:
+            in_buckets = any(map(is_bucket, (*self.inputs, self.output or "")))
             named = (("--workers", self.workers), ("--chunk", self.chunk), ("--same-bytes", self.same_bytes))
             for name, value in named:
-                if value:
+                if value and not (name == "--chunk" and in_buckets):
                     raise UsageError(f"{name} {value}: goes with --cluster; add it")
         elif self.workers is not None and self.cluster != "local":
             raise UsageError(f"--workers {self.workers}: goes with --cluster local; leave it out")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from basnet_runtime.cluster.buckets import shown
 from basnet_runtime.command.folders import Entered, files_below, matching
 from basnet_runtime.kinds import KINDS, OutputKind
 from basnet_runtime.media.formats import HEAD_BYTES, PICTURE_SUFFIXES, TAIL_BYTES, is_video_head, picture_format
@@ -24,7 +25,9 @@ from basnet_torch.unexpected import unexpected
 
 __all__ = [
     "Failure",
+    "FoundFile",
     "Job",
+    "LocalFiles",
     "Media",
     "Plan",
     "ProgressListener",
@@ -106,12 +109,36 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """A file and the folder whose tree is mirrored."""
+class FoundFile:
+    """A file and the folder whose tree is mirrored; `named` is one that was given by its own name."""
 
     path: Path
     root: Path
     named: bool
+
+
+class LocalFiles:
+    """What planning asks of the file system."""
+
+    def files_of(self, text: str, *, recursive: bool) -> Iterator[FoundFile]:
+        """Find the files that an input names."""
+        yield from _files_of(text, recursive)
+
+    def is_folder(self, text: str) -> bool:
+        """Whether an input is a folder."""
+        return Path(text).is_dir()
+
+    def is_special(self, path: Path) -> bool:
+        """Whether it is a pipe, device or socket."""
+        return _is_special(path)
+
+    def media_of(self, path: Path) -> Media:
+        """Tell what a file holds; errors as of `media_of`."""
+        return media_of(path)
+
+    def exists(self, path: Path) -> bool:
+        """Whether a result is there."""
+        return path.exists()
 
 
 def plan_jobs(
@@ -123,6 +150,7 @@ def plan_jobs(
     recursive: bool = False,
     keep_suffix: bool = False,
     wanted: Callable[[Path], bool] = lambda _: True,
+    within: LocalFiles | None = None,
 ) -> Plan:
     """Expand the inputs and name the outputs; then call `without_finished`.
 
@@ -134,11 +162,13 @@ def plan_jobs(
         recursive: Take subfolders too.
         keep_suffix: Name outputs by the input's whole name, so that a.jpg and a.webp do not collide.
         wanted: Files found in folders that it denies are left out, and said nothing about.
+        within: The file system; None is the local one.
 
     Raises:
         UsageError: The output is one file and there are several inputs.
     """
-    found, failures, left_out = _expanded(inputs, recursive)
+    within = within or LocalFiles()
+    found, failures, left_out = _expanded(inputs, recursive, within)
     found = [file for file in found if file.named or wanted(file.path)]
     # Results of earlier runs lie beside their inputs; they are taken only where they are named one by one.
     own = {*KINDS, "partial"}
@@ -148,8 +178,8 @@ def plan_jobs(
         notes.insert(0, f"{len(found) - len(files)} files look like results of an earlier run and are left out")
     single = _single_output(output, inputs, files)
 
-    def job(file: _Found) -> Job:
-        media = media_of(file.path)
+    def job(file: FoundFile) -> Job:
+        media = within.media_of(file.path)
         if single:
             return Job(source=file.path, target=Path(str(output)), media=media)
         ending = f".{kind.name}{suffix_of(file.path, media)}"
@@ -174,7 +204,12 @@ def plan_jobs(
 
 
 def without_finished(
-    plan: Plan, *, overwrite: bool = False, skip_existing: bool = False, finished: frozenset[Path] = frozenset()
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    finished: frozenset[Path] = frozenset(),
+    exists: Callable[[Path], bool] = Path.exists,
 ) -> Plan:
     """Take out finished jobs; refuse a plan that would lose a result.
 
@@ -183,6 +218,7 @@ def without_finished(
         overwrite: Existing outputs may be replaced.
         skip_existing: Inputs whose output exists are left out.
         finished: Targets that an earlier run of this job has made.
+        exists: Whether a target is there.
 
     Raises:
         UsageError: Outputs collide with one another, with inputs, or with existing files.
@@ -193,11 +229,11 @@ def without_finished(
     if len(jobs) < len(plan.jobs):
         notes.append(f"{len(plan.jobs) - len(jobs)} of {len(plan.jobs)} were done by an earlier run and are kept")
     if skip_existing:
-        kept = [job for job in jobs if not job.target.exists()]
+        kept = [job for job in jobs if not exists(job.target)]
         if len(kept) < len(jobs):
             notes.append(f"{len(jobs) - len(kept)} inputs have their output already and are skipped")
         jobs = kept
-    elif not overwrite and (existing := [str(job.target) for job in jobs if job.target.exists()]):
+    elif not overwrite and (existing := [str(shown(job.target)) for job in jobs if exists(job.target)]):
         named = ", ".join(existing[:3]) + (f" and {len(existing) - 3} more" if len(existing) > 3 else "")
         raise UsageError(f"already there: {named}; --overwrite replaces, --skip-existing leaves out")
     return replace(plan, jobs=tuple(jobs), notes=tuple(notes))
@@ -209,30 +245,36 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
     for job in jobs:
         target = job.target.resolve()
         if target in sources:
-            raise UsageError(f"{job.target} is an input; it is never written over")
+            raise UsageError(f"{shown(job.target)} is an input; it is never written over")
         other = by_target.setdefault(target, job)
         if other is not job:
             fix = "add --keep-suffix" if other.source.name != job.source.name else "run them apart with -o"
-            raise UsageError(f"{other.source} and {job.source} would both become {job.target}; {fix}")
+            raise UsageError(
+                f"{shown(other.source)} and {shown(job.source)} would both become {shown(job.target)}; {fix}"
+            )
 
 
-def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], list[Failure], Counter[str]]:  # noqa: FBT001
-    found: dict[Path, _Found] = {}
+def _expanded(
+    inputs: Sequence[str],
+    recursive: bool,  # noqa: FBT001
+    within: LocalFiles,
+) -> tuple[list[FoundFile], list[Failure], Counter[str]]:
+    found: dict[Path, FoundFile] = {}
     others: set[Path] = set()
     entered = Entered()
     failures = []
     suffixes = PICTURE_SUFFIXES | _VIDEOS
     for text in inputs:
-        files = list(_files_of(text, recursive))
+        files = list(within.files_of(text, recursive=recursive))
         unnamed = (file.path for file in files if not file.named)
-        others |= {path for path in unnamed if path.suffix.lower() not in suffixes or _is_special(path)}
+        others |= {path for path in unnamed if path.suffix.lower() not in suffixes or within.is_special(path)}
         files = [file for file in files if file.path not in others or file.named]
         if not files:
-            if Path(text).is_dir():
+            if within.is_folder(text):
                 why = "no pictures or video in this folder" + ("" if recursive else "; --recursive looks below it")
             else:
                 why = "no such file" + (" (nothing matches the pattern)" if glob.has_magic(text) else "")
-            failures.append(Failure(source=Path(text), error=f"{text}: {why}"))
+            failures.append(Failure(source=Path(text), error=f"{shown(Path(text))}: {why}"))
         for file in files:
             if not file.named and not entered.first_name(file.path.parent):
                 continue
@@ -242,15 +284,15 @@ def _expanded(inputs: Sequence[str], recursive: bool) -> tuple[list[_Found], lis
     return list(found.values()), failures, left_out
 
 
-def _files_of(text: str, recursive: bool) -> Iterator[_Found]:  # noqa: FBT001
+def _files_of(text: str, recursive: bool) -> Iterator[FoundFile]:  # noqa: FBT001
     path = Path(text)
     if path.is_dir():
-        yield from (_Found(path=file, root=path, named=False) for file in files_below(path, recursive=recursive))
+        yield from (FoundFile(path=file, root=path, named=False) for file in files_below(path, recursive=recursive))
     elif os.path.lexists(path):
-        yield _Found(path=path, root=path.parent, named=True)
+        yield FoundFile(path=path, root=path.parent, named=True)
     elif glob.has_magic(text):
         root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
-        yield from (_Found(path=file, root=root, named=False) for file in matching(text, recursive=recursive))
+        yield from (FoundFile(path=file, root=root, named=False) for file in matching(text, recursive=recursive))
 
 
 def left_out_note(left_out: Mapping[str, int]) -> list[str]:
@@ -270,7 +312,7 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _single_output(output: str | None, inputs: Sequence[str], files: list[_Found]) -> bool:
+def _single_output(output: str | None, inputs: Sequence[str], files: list[FoundFile]) -> bool:
     """Whether `output` names a file: it has a suffix and is no folder."""
     if output is None or output.endswith(os.sep) or Path(output).is_dir():
         return False

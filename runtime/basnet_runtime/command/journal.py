@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from basnet_runtime.command.jobs import Job, Plan
 from basnet_torch.errors import UsageError
 from basnet_torch.files import RUN, disk_errors, file_identity, remove_partials, try_lock
 
-__all__ = ["JOURNAL_NAME", "Journal", "noted", "run_settings"]
+__all__ = ["JOURNAL_NAME", "Journal", "lines_of", "noted", "run_settings"]
 
 JOURNAL_NAME = ".basnet-run.jsonl"
 _VERSION = 1
@@ -65,13 +65,21 @@ class Journal:
         broken_off: Whether the last run did not reach its end.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        identity: Callable[[Path], list[Any]] | None = None,
+    ) -> None:
         """Read what earlier runs left.
 
         Args:
             folder: The output folder.
             settings: Everything that changes the results' bytes; what was made with others does not count as done.
             overwrite: This run replaces results: only what a run that was broken off has replaced already is done.
+            identity: What changes when a source does; None is a file's path, size and time.
 
         Raises:
             MediaError: The journal cannot be read.
@@ -82,8 +90,9 @@ class Journal:
         self._entries: dict[str, _Entry] = {}
         self._runs: list[str] = []
         self._file: IO[str] | None = None
+        self._identity = identity or _identity
         self.broken_off = False
-        for line in _lines(self.path):
+        for line in self._lines():
             with suppress(KeyError, TypeError):  # a line that is not ours
                 self._take(line)
 
@@ -117,13 +126,12 @@ class Journal:
 
     def _is_finished(self, job: Job) -> bool:
         entry = self._entries.get(self._name(job.target))
-        if entry is None or entry.settings != self._settings or entry.source != _identity(job.source):
+        if entry is None or entry.settings != self._settings or entry.source != self._identity(job.source):
             return False
         if self._overwrite and not (self.broken_off and entry.fresh):
             return False
-        try:
-            size = job.target.stat().st_size
-        except OSError:
+        size = self._size(job.target)
+        if size is None:
             return False
         if entry.state == "begun":
             return not entry.overwrite  # where something was replaced, the file may be the old one
@@ -132,7 +140,7 @@ class Journal:
     def was_begun(self, job: Job) -> bool:
         """Whether an earlier run of the same sources and settings had this target in hand when it ended."""
         entry = self._entries.get(self._name(job.target))
-        alike = entry is not None and entry.settings == self._settings and entry.source == _identity(job.source)
+        alike = entry is not None and entry.settings == self._settings and entry.source == self._identity(job.source)
         return alike and entry is not None and entry.state == "begun"
 
     @contextmanager
@@ -167,14 +175,15 @@ class Journal:
 
     def begin(self, job: Job) -> None:
         """Note that this target is about to appear."""
-        source = _identity(job.source)
+        source = self._identity(job.source)
         line = {"state": "begun", "target": self._name(job.target), "source": source, "settings": self._settings}
         self._write({**line, "overwrite": self._overwrite})
 
-    def done(self, job: Job) -> None:
-        """Note that it has."""
-        with suppress(OSError):
-            self._write({"state": "done", "target": self._name(job.target), "size": job.target.stat().st_size})
+    def done(self, job: Job, size: int | None = None) -> None:
+        """Note that it has; `size` where that is known."""
+        size = self._size(job.target) if size is None else size
+        if size is not None:
+            self._write({"state": "done", "target": self._name(job.target), "size": size})
 
     def failed(self, job: Job) -> None:
         """Note that it never will."""
@@ -185,6 +194,22 @@ class Journal:
             with disk_errors(f"{self.path}: cannot be written"):
                 self._file.write(json.dumps(line) + "\n")
                 self._file.flush()
+
+    def flush(self) -> None:
+        """See that what was noted outlives this process; a file's lines do so by themselves."""
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        text = ""
+        with disk_errors(f"{self.path}: cannot be read"), suppress(FileNotFoundError):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        return lines_of(text)
+
+    def _size(self, target: Path) -> int | None:
+        """Bytes of a result that is there."""
+        try:
+            return target.stat().st_size
+        except OSError:
+            return None
 
     def _name(self, target: Path) -> str:
         return os.path.relpath(target, self.path.parent)
@@ -213,12 +238,10 @@ def _identity(source: Path) -> list[Any]:
         return [str(source.absolute())]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    text = ""
-    with disk_errors(f"{path}: cannot be read"), suppress(FileNotFoundError):
-        text = path.read_text(encoding="utf-8", errors="replace")
+def lines_of(text: str) -> Iterator[dict[str, Any]]:
+    """Read the lines of a journal; what a kill cut short is left out."""
     for line in text.splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # the last line may be cut short
+        with suppress(ValueError, KeyError, TypeError):
             value = json.loads(line)
             if isinstance(value, dict):
                 yield value

@@ -48,6 +48,7 @@ __all__ = [
     "RunConfig",
     "Summary",
     "Work",
+    "check_job",
     "composer_of",
     "follow",
     "opencv_out_of_the_way",
@@ -140,6 +141,13 @@ class Summary:
         for stage, (wall, cpu) in spent.items():
             before = self.seconds_by_stage.get(stage, (0.0, 0.0))
             self.seconds_by_stage[stage] = before[0] + wall, before[1] + cpu
+
+    def merge(self, part: Summary) -> None:
+        """Count what a part of the run did; its seconds are not those of the whole."""
+        self.results += part.results
+        self.failures += part.failures
+        self.frames += part.frames
+        self.spend(part.seconds_by_stage)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -286,7 +294,7 @@ def _fit(config: RunConfig, jobs: Sequence[Job], *, refuse: bool) -> tuple[list[
     fit, unfit = [], []
     for job in jobs:
         try:
-            _check_output(config, job)
+            check_job(config, job)
             fit.append(job)
         except Exception as error:
             if refuse and isinstance(error, BasnetError) and error.exit_code != 1:
@@ -325,7 +333,13 @@ def result_suffix(config: RunConfig, path: Path, media: Media) -> str:
     return default_suffix(path, config.kind, config.video)
 
 
-def _check_output(config: RunConfig, job: Job) -> None:
+def check_job(config: RunConfig, job: Job) -> None:
+    """Refuse an output that cannot hold the result.
+
+    Raises:
+        UsageError: With what can.
+        MediaError: The input's own defect.
+    """
     if config.page is not None and job.media != "picture":
         raise MediaError(f"{job.source}: is {_ARTICLES[job.media]}; --page is for pictures")
     if job.media == "picture":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from basnet_runtime.cluster.buckets import url_of
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job, Plan, ProgressListener
 from basnet_runtime.frame import Frame, ResultFrame
@@ -77,7 +78,8 @@ def segments_of(job: Job, config: RunConfig) -> int:
     from basnet_runtime.media.video.reader import VideoSource
     from basnet_runtime.media.video.write.segments import frames_in_segment
 
-    if job.media != "video" or config.stabilize or is_sequence(job.target):
+    in_bucket = url_of(job.source) or url_of(job.target)
+    if job.media != "video" or config.stabilize or is_sequence(job.target) or in_bucket:
         return 0
     try:
         with VideoSource(job.source, max_pixels=config.max_pixels, track=config.video.track) as source:

@@ -91,8 +91,8 @@ def test_naming(folder, monkeypatch):
 def test_checking_the_output(folder, monkeypatch):
     monkeypatch.setattr(
         running,
-        "_check_output",
-        fails_for(running._check_output, lambda _, job: job.source.name == "b.png", KeyError("odd")),
+        "check_job",
+        fails_for(running.check_job, lambda _, job: job.source.name == "b.png", KeyError("odd")),
     )
     summary = run(config(folder), Quiet())
     assert [failure.error.split(";")[0] for failure in summary.failures] == [
