@@ -42,6 +42,7 @@ __all__ = [
     "discs",
     "draw_discs",
     "exported",
+    "fixed_graph",
     "graph_made_before",
     "has_openvino_plugin",
     "needs_bf16",
@@ -190,6 +191,15 @@ def exported(*, authors_recipe=False, **options) -> Path:
     return export_onnx(config)
 
 
+def fixed_graph() -> onnx.ModelProto:
+    """The FP32 `tensor` graph of `exported` with its size and all shapes, as the export quantizes it."""
+    model = onnx.load(exported(precision="fp32", graph="tensor"))
+    for tensor in (model.graph.input[0], model.graph.output[0]):
+        for axis in tensor.type.tensor_type.shape.dim[2:]:
+            axis.dim_value = SIZE
+    return onnx.shape_inference.infer_shapes(model)
+
+
 def says_int8(folder: Path, *, target: str = "cpu") -> Path:
     """An FP32 graph whose manifest says INT8: for who may run such a file, where no INT8 kernel has to."""
     made = exported(precision="fp32", graph="tensor")
@@ -227,10 +237,11 @@ def widened(source: Path, width: int) -> Path:
 
 def graph_made_before(change=lambda _, values: values):
     """Stands for `onnx_from_checkpoint` without its seconds: the exported FP32 `tensor` graph, its weights changed."""
-    made = exported(precision="fp32", graph="tensor")  # now, because what it calls is about to be patched
+    made = fixed_graph()  # now, because what it calls is about to be patched
 
     def graph(_checkpoint, _config):
-        model = onnx.load(made)
+        model = onnx.ModelProto()
+        model.CopyFrom(made)
         model.ClearField("metadata_props")
         for tensor in model.graph.initializer:
             values = change(tensor.name, onnx.numpy_helper.to_array(tensor))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,21 @@ import numpy as np
 from basnet_runtime.manifest import Manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import open_model
-from basnet_runtime.parity import ParityReport, Picture
+from basnet_runtime.parity import MEASURES, ParityReport, Picture
 from basnet_torch.errors import ExportError, ParityError
+from basnet_torch.spec import STRIDE
 
 if TYPE_CHECKING:
     import onnx
 
     from basnet_export.reference import Reference
 
-__all__ = ["BATCHES", "Proof", "check_batches", "check_graph", "measure_parity"]
+__all__ = ["BATCHES", "Proof", "check_batches", "check_graph", "measure_parity", "measure_sizes", "other_sizes"]
 
 BATCHES = (1, 2, 7)
 _DEQUANTIZE = "DequantizeLinear"
 _BATCH_LIMIT = 1e-5
+_PICTURES_OF_A_SIZE = 2
 _CONVOLUTION_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8", "fp8": "FLOAT8E4M3FN"}
 
 
@@ -154,3 +156,38 @@ def measure_parity(path: Path, manifest: Manifest, reference: Reference) -> Proo
         report = reference.report(candidate, manifest.precision)
         ran = candidate.backend.description
     return Proof(report=report, ran=ran, what=f"{manifest.checkpoint} as {manifest.graph} graph")
+
+
+def other_sizes(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two sizes beside the validated one: one larger, one smaller and of another shape.
+
+    >>> other_sizes(256, 256)
+    ((320, 256), (128, 288))
+    """
+    return (height + 2 * STRIDE, width), (max(STRIDE, height // 2 // STRIDE * STRIDE), width + STRIDE)
+
+
+def measure_sizes(
+    path: Path, manifest: Manifest, reference: Reference, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compare a file whose size is free with the reference at two other sizes; return what the receipt keeps.
+
+    Flat masks are allowed there. A reduced precision that misses its contract is told and noted: weights, ranges and
+    limits are those of the size it was validated at, which is what the runtime feeds.
+
+    Raises:
+        ParityError: An FP32 file misses the contract.
+    """
+    found = {}
+    for height, width in other_sizes(*manifest.size):
+        size = f"{height}x{width}"
+        with open_model(path, device=reference.device, size=(height, width)) as candidate:
+            resized = reference.at(height, width)
+            report = resized.report(candidate, manifest.precision, reference.pictures[:_PICTURES_OF_A_SIZE])
+        report = replace(report, informative=report.pictures)
+        if manifest.precision == "fp32":
+            report.raise_if_failed(f"{manifest.checkpoint} at {size}")
+        elif not report:
+            progress(f"at {size} the masks are beyond the contract ({'; '.join(report.failures)})")
+        found[size] = {**{name: getattr(report, name) for name in MEASURES}, "passed": bool(report)}
+    return found

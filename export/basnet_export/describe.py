@@ -14,7 +14,7 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_torch.model.structure import named
-from basnet_torch.spec import Postprocess, Preprocess
+from basnet_torch.spec import STRIDE, Postprocess, Preprocess
 
 __all__ = ["Description", "describe", "receipt"]
 
@@ -197,7 +197,10 @@ def _recipe(preprocess: Preprocess, postprocess: Postprocess) -> dict[str, str]:
 def _feed(manifest: Manifest) -> str:
     if manifest.graph == "frame":
         return "feed: uint8 RGB pictures N,H,W,3 of any size as they are; masks come back as uint8 N,H,W"
-    return f"feed: prepared pictures as {manifest.input}; masks come back as {manifest.output} in 0..1, to be finished"
+    free = manifest.input.shape[2:] == (None, None) and not manifest.adopted
+    size = f" (proven at {manifest.size[0]}x{manifest.size[1]}, takes multiples of {STRIDE})" if free else ""
+    taken, given = f"{manifest.input}{size}", f"{manifest.output} in 0..1"
+    return f"feed: prepared pictures as {taken}; masks come back as {given}, to be finished"
 
 
 def _verdict(manifest: Manifest) -> str:

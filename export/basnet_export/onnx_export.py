@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basnet_export.checks import check_batches, check_graph, measure_parity
+from basnet_export.checks import check_batches, check_graph, measure_parity, measure_sizes
 from basnet_export.config import ExportConfig, refuse_existing
+from basnet_export.graph.free_size import free_size
 from basnet_export.reference import Reference
 from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha256_of
@@ -94,13 +95,13 @@ def _written(config: ExportConfig, reference: Reference, path: Path, progress: P
     if config.check:
         _save(graph, manifest, path)
         progress("checking batches and parity with PyTorch FP32")
-        receipt, failure = _proven(graph, manifest, reference, path)
+        receipt, failure = _proven(graph, manifest, reference, path, progress)
         if failure is not None and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
             progress(str(failure))
             config = replace(config, keep_fp32=_searched_fp32_layers(config, reference, progress))
             graph, manifest = _made(config, reference, progress)
             _save(graph, manifest, path)
-            receipt, failure = _proven(graph, manifest, reference, path)
+            receipt, failure = _proven(graph, manifest, reference, path, progress)
         if failure is not None:
             raise failure
         manifest = replace(manifest, parity=receipt)
@@ -110,7 +111,7 @@ def _written(config: ExportConfig, reference: Reference, path: Path, progress: P
 
 
 def _proven(
-    graph: onnx.ModelProto, manifest: Manifest, reference: Reference, path: Path
+    graph: onnx.ModelProto, manifest: Manifest, reference: Reference, path: Path, progress: Progress
 ) -> tuple[dict[str, Any] | None, ParityError | None]:
     """The receipt of the file, or why it has none."""
     from basnet_export.quantize.rounded import measure_rounded
@@ -119,6 +120,8 @@ def _proven(
         receipt = measure_parity(path, manifest, reference).receipt()
         if manifest.precision in ("fp16", "bf16"):
             receipt["rounded"] = measure_rounded(graph, manifest, reference, reference.pictures).receipt()
+        if manifest.input.shape[-1] is None:
+            receipt["sizes"] = measure_sizes(path, manifest, reference, progress)
     except ParityError as error:
         return None, error
     return receipt, None
@@ -131,10 +134,31 @@ def _made(config: ExportConfig, reference: Reference, progress: Progress) -> tup
         kept, facts = plan.kept, plan.facts
     else:
         graph, kept, facts = onnx_from_checkpoint(reference.checkpoint, config), config.keep_fp32 or (), None
+    if config.graph == "tensor" and not free_size(graph):
+        graph = _with_symbolic_size(graph, config, reference.checkpoint, progress)
     manifest = replace(_manifest(config, reference.checkpoint, graph), keep_fp32=kept, quantization=facts)
     check_graph(graph, manifest)
     digest = graph_content(graph.SerializeToString(), config.target).sha256
     return graph, replace(manifest, graph_sha256=digest)
+
+
+def _with_symbolic_size(
+    graph: onnx.ModelProto, config: ExportConfig, checkpoint: Checkpoint, progress: Progress
+) -> onnx.ModelProto:
+    """Export once more for any size, where the graph holds sizes; keep it where that cannot be done."""
+    import torch
+
+    reason = "quantized graphs of this network hold it"
+    if config.precision not in ("int8", "fp8"):
+        try:
+            traced = onnx_from_checkpoint(checkpoint, config, symbolic_size=True)
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+        else:
+            free_size(traced, traced=True)
+            return traced
+    progress(f"height and width are fixed at {checkpoint.preprocess.height}x{checkpoint.preprocess.width}: {reason}")
+    return graph
 
 
 def _searched_fp32_layers(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[str, ...]:
@@ -167,8 +191,10 @@ def _int8(config: ExportConfig, reference: Reference, progress: Progress) -> tup
     return graph, plan
 
 
-def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.ModelProto:
-    """Export a graph to memory, without a manifest."""
+def onnx_from_checkpoint(
+    checkpoint: Checkpoint, config: ExportConfig, *, symbolic_size: bool = False
+) -> onnx.ModelProto:
+    """Export a graph to memory, without a manifest; a `tensor` graph of the checkpoint's size, or a symbolic one."""
     import torch
 
     from basnet_export.graph.half_precision import deployed_network, scaled_network, torch_dtype
@@ -187,16 +213,19 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, config: ExportConfig) -> onnx.M
     height, width = checkpoint.preprocess.height, checkpoint.preprocess.width
     # A batch of 2, because the exporter takes a batch of 1 for a constant.
     if config.graph == "tensor":
-        graph = _exported(tensor, "image", torch.zeros(2, 3, height, width), ("batch",), config)
+        free = {2: 32 * torch.export.Dim("rows"), 3: 32 * torch.export.Dim("columns")} if symbolic_size else {}
+        axes = {0: torch.export.Dim("batch"), **free}
+        graph = _exported(tensor, "image", torch.zeros(2, 3, height, width), axes, config)
     else:
         frame = FrameGraph(tensor, checkpoint.preprocess, checkpoint.postprocess).eval()
         example = torch.zeros(2, 48, 80, 3, dtype=torch.uint8)
-        graph = _exported(frame, "frame", example, ("batch", "height", "width"), config)
+        axes = {axis: torch.export.Dim(label) for axis, label in enumerate(("batch", "height", "width"))}
+        graph = _exported(frame, "frame", example, axes, config)
     return store_as_fp16(graph) if config.store == "fp16" else graph
 
 
 def _exported(
-    module: nn.Module, name: str, example: Any, dynamic: tuple[str, ...], config: ExportConfig
+    module: nn.Module, name: str, example: Any, axes: dict[int, Any], config: ExportConfig
 ) -> onnx.ModelProto:
     import onnx_ir as ir
     import torch
@@ -204,7 +233,6 @@ def _exported(
 
     from basnet_export.graph.half_precision import OPSETS
 
-    axes = {axis: torch.export.Dim(label) for axis, label in enumerate(dynamic)}
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -278,9 +306,12 @@ def _first_cast_only(graph: ir.Graph) -> None:
 
 
 def _manifest(config: ExportConfig, checkpoint: Checkpoint, graph: onnx.ModelProto) -> Manifest:
-    size = (checkpoint.preprocess.height, checkpoint.preprocess.width)
     if config.graph == "tensor":
-        tensors = checkpoint.preprocess.tensor_spec(), TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
+        size = tuple(axis.dim_value or None for axis in graph.graph.input[0].type.tensor_type.shape.dim[2:])
+        tensors = tuple(
+            TensorSpec(name=name, dtype="float32", shape=(None, channels, *size))
+            for name, channels in (("image", 3), ("mask", 1))
+        )
     else:
         free = (None, None, None)
         tensors = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from basnet_torch.device import CPU, Device
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
+    from basnet_runtime.backends.base import Backend
     from basnet_torch.checkpoint import Checkpoint
 
 __all__ = ["CandidateJudge", "Reference", "RememberingModel"]
@@ -85,12 +87,23 @@ class Reference:
         self.pictures = pictures
         self.device = device
         self._threads = threads
+        self._engines: dict[str, Backend] = {}
+
+    def at(self, height: int, width: int) -> Reference:
+        """The same network, which answers at another size."""
+        preprocess = replace(self.checkpoint.preprocess, height=height, width=width)
+        checkpoint = replace(self.checkpoint, preprocess=preprocess)
+        other = Reference(checkpoint, self.pictures, self.device, self._threads)
+        other._engines = self._engines
+        return other
 
     def _opened(self, precision: Literal["fp32", "fp64"]) -> SaliencyModel:
         from basnet_runtime.backends.pytorch import open_pytorch
 
-        engine = open_pytorch(self.checkpoint, device=self.device, threads=self._threads, precision=precision)
-        return SaliencyModel(engine, self.checkpoint.preprocess, self.checkpoint.postprocess, f"PyTorch {precision}")
+        made, engines = self.checkpoint, self._engines
+        if precision not in engines:
+            engines[precision] = open_pytorch(made, device=self.device, threads=self._threads, precision=precision)
+        return SaliencyModel(engines[precision], made.preprocess, made.postprocess, f"PyTorch {precision}")
 
     @property
     def preprocess(self) -> Preprocess:
@@ -122,7 +135,7 @@ class Reference:
     @property
     def description(self) -> str:
         """What runs in FP32."""
-        return self._model.backend.description
+        return self._fp32.description
 
     def mask(self, image_HWC: UInt8, /) -> Float32:
         """The FP32 mask; see `MaskModel`."""

@@ -222,7 +222,8 @@ def _takes_one(manifest: Manifest) -> bool:
 
 def _axes(manifest: Manifest, spec: TensorSpec) -> tuple[int | None, ...]:
     """Those of the configuration: the batch axis is added by Triton, unless it is fixed."""
-    return spec.shape if _takes_one(manifest) else spec.shape[1:]
+    shape = manifest.at_its_size(spec).shape
+    return shape if _takes_one(manifest) else shape[1:]
 
 
 def _tensor(manifest: Manifest, spec: TensorSpec) -> dict[str, Any]:

@@ -129,6 +129,12 @@ class Manifest:
         """Height and width of the network's input."""
         return self.preprocess.height, self.preprocess.width
 
+    def at_its_size(self, tensor: TensorSpec) -> TensorSpec:
+        """One of the tensors, with the height and width that it was validated at where the file leaves them free."""
+        if self.graph == "frame" or self.adopted or tensor.shape[2:] != (None, None):
+            return tensor
+        return replace(tensor, shape=(*tensor.shape[:2], *self.size))
+
     @property
     def quantized_for(self) -> str | None:
         """What an int8 or fp8 file was quantized for, as `--target` names it; None for others."""
@@ -243,7 +249,8 @@ def adaptation_for(path: Path, manifest: Manifest) -> Adaptation | None:
     """What has to be changed in a copy of an ONNX file for it to run; None where it runs as it is."""
     if manifest.graph == "frame":
         return None
-    return adaptation_of(read_onnx_header(path), manifest.output, manifest.size, manifest.activation)
+    found = adaptation_of(read_onnx_header(path), manifest.output, manifest.size, manifest.activation)
+    return found and replace(found, output=manifest.at_its_size(found.output))
 
 
 def manifest_path(path: Path) -> Path:

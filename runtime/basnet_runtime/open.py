@@ -6,6 +6,7 @@ with open_model(Path("basnet.onnx")) as model:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def open_model(
     threads: int | None = None,
     precision: Precision | None = None,
     cuda: CudaName = "cuda-core",
+    size: tuple[int, int] | None = None,
 ) -> SaliencyModel:
     """Open a model; the returned value is a context manager, and `basnet_runtime.load` wraps it for Python users.
 
@@ -46,6 +48,8 @@ def open_model(
         threads: Processor threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
         cuda: For an engine, the library that moves its data: `cuda-core` or `pycuda`.
+        size: Height and width to run an `.onnx` at that leaves them free, multiples of 32; None takes the size that it
+            was validated at.
 
     Raises:
         BackendUnavailable: The library, device or arithmetic is not there, or an engine is for another library or GPU.
@@ -55,13 +59,16 @@ def open_model(
     """
     device = Device.parse(device)
     if path is None:
-        return _open_onnx(builtin_model(backend, device, precision), backend, device, threads, precision)
+        path = builtin_model(backend, device, precision)
+        return _open_onnx(path, backend, device, threads, precision, size)
     path = Path(path)
     kind = model_kind(path)
+    if size is not None and kind != "onnx":
+        raise UsageError(f"{path.name} with a size: only an .onnx takes one. Leave size out")
     if kind == "checkpoint":
         return _open_checkpoint(path, backend, device, threads, precision)
     if kind == "onnx":
-        return _open_onnx(path, backend, device, threads, precision)
+        return _open_onnx(path, backend, device, threads, precision, size)
     return _open_plan(path, backend, device, precision, cuda)
 
 
@@ -108,9 +115,16 @@ def _open_checkpoint(
 
 
 def _open_onnx(
-    path: Path, backend: BackendName | None, device: Device, threads: int | None, precision: Precision | None
+    path: Path,
+    backend: BackendName | None,
+    device: Device,
+    threads: int | None,
+    precision: Precision | None,
+    size: tuple[int, int] | None,
 ) -> SaliencyModel:
     manifest = read_manifest(path)
+    if size is not None:
+        manifest = _resized(path, manifest, *size)
     backend = backend or _default_backend(manifest, device, precision)
     if "openvino" in (backend, device.kind) and precision == "fp16" == manifest.precision:
         raise UsageError(
@@ -119,6 +133,17 @@ def _open_onnx(
         )
     engine = _engine(path, manifest, backend, device, threads, precision or manifest.precision)
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
+
+
+def _resized(path: Path, manifest: Manifest, height: int, width: int) -> Manifest:
+    if (manifest.graph, manifest.input.shape[2:]) != ("tensor", (None, None)):
+        raise UsageError(
+            f"{path.name} at {height}x{width}: its size is not free. Leave size out, or export it again with --size"
+        )
+    try:
+        return replace(manifest, preprocess=replace(manifest.preprocess, height=height, width=width))
+    except ValueError as error:
+        raise UsageError(f"{path.name}: {error}") from error
 
 
 def _default_backend(manifest: Manifest, device: Device, precision: Precision | None) -> BackendName:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.backends.workers import one_by_one
+from basnet_runtime.backends.workers import run_checked
 from basnet_runtime.kinds import Precision
 from basnet_runtime.onnx_file.adapt import Adaptation, adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
@@ -42,7 +42,7 @@ class OnnxReferenceBackend(Closing):
         if self._evaluator is None:
             raise ValueError("backend: it is closed; open the model again")
         with np.errstate(all="ignore"):  # what overflows is found in the masks
-            return one_by_one(self._run, batch, self.input.shape[0])
+            return run_checked(self._run, batch, self.input)
 
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         try:

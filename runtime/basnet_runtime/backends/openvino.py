@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
-from basnet_runtime.backends.workers import CpuBatches, one_by_one
+from basnet_runtime.backends.workers import CpuBatches, run_checked
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
@@ -62,14 +62,14 @@ class OpenVinoBackend(CpuBatches):
         self.description = description
         self._request = compiled.create_infer_request()
         self._one_at_a_time = threading.Lock()  # a request runs one batch, whichever thread asks
-        super().__init__(threads, lone and (lambda: _on_a_stream(lone(), self.input.shape[0])))
+        super().__init__(threads, lone and (lambda: _on_a_stream(lone(), self.input)))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
         with self._one_at_a_time:
             if self._request is None:
                 raise ValueError("backend: it is closed; open the model again")
-            return _infer(self._request, batch, self.input.shape[0])
+            return _infer(self._request, batch, self.input)
 
     def close(self) -> None:
         """Give the compiled models and their memory back."""
@@ -138,21 +138,21 @@ def open_openvino(
     )
 
 
-def _infer(request: Any, batch: NDArray[Any], axis: int | None) -> NDArray[Any]:
+def _infer(request: Any, batch: NDArray[Any], taken: TensorSpec) -> NDArray[Any]:
     def infer(batch: NDArray[Any]) -> NDArray[Any]:
         return cast(NDArray[Any], request.infer([batch], share_inputs=True)[0])
 
-    return one_by_one(infer, batch, axis)
+    return run_checked(infer, batch, taken)
 
 
-def _on_a_stream(compiled: Any, axis: int | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _on_a_stream(compiled: Any, taken: TensorSpec) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Inference that any thread may call: each has a request of its own."""
     own = threading.local()
 
     def infer(batch: NDArray[Any]) -> NDArray[Any]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        return _infer(own.request, batch, axis)
+        return _infer(own.request, batch, taken)
 
     return infer
 

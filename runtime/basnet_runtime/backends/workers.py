@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.base import WORKER_NAME, FinishedInference, InferenceFuture
+from basnet_torch.errors import UsageError
 from basnet_torch.files import Closing
+from basnet_torch.spec import TensorSpec, check_size
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["CpuBatches", "Workers", "one_by_one"]
+__all__ = ["CpuBatches", "Workers", "run_checked"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
@@ -98,13 +100,25 @@ class CpuBatches(Closing):
         self._workers = self._lone = None
 
 
-def one_by_one(infer: Infer, batch: NDArray[Any], axis: int | None) -> NDArray[Any]:
-    """Run a batch, picture by picture where the network's batch `axis` is fixed at 1, as in many adopted ones.
+def run_checked(infer: Infer, batch: NDArray[Any], taken: TensorSpec) -> NDArray[Any]:
+    """Run a batch, picture by picture where the network's batch axis is fixed at 1, as in many adopted ones.
 
-    >>> one_by_one(lambda batch: batch + len(batch), np.zeros(3), 1)
-    array([1., 1., 1.])
+    >>> run_checked(lambda batch: batch + len(batch), np.zeros((2, 1)), TensorSpec(name="x", dtype="f", shape=(1, 1)))
+    array([[1.],
+           [1.]])
+
+    Raises:
+        UsageError: The batch is of another shape than the network takes, which runtimes find late and say oddly.
     """
-    if axis != 1 or len(batch) == 1:
+    axes = (batch.shape, taken.shape)
+    if len(batch.shape) != len(taken.shape) or any(b not in (None, a) for a, b in list(zip(*axes, strict=True))[1:]):
+        raise UsageError(f"batch: {'x'.join(map(str, batch.shape))}, must be {taken}, ? any")
+    if len(taken.shape) == 4 and taken.shape[1:] == (3, None, None):
+        try:
+            check_size(*batch.shape[2:])
+        except ValueError as error:
+            raise UsageError(f"batch: {error}") from error
+    if taken.shape[0] != 1 or len(batch) == 1:
         return infer(batch)
     return np.concatenate([infer(batch[i : i + 1]) for i in range(len(batch))])
 

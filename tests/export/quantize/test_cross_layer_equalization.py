@@ -11,13 +11,13 @@ from onnx import numpy_helper
 from basnet_export.quantize.activation_ranges import observe, ranges_by
 from basnet_export.quantize.cross_layer_equalization import equalization_scales, equalized
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
-from tests.models import exported, needs_int8
+from tests.models import fixed_graph, needs_int8
 
 
 @pytest.fixture(scope="module")
 def fp32():
     """A network with channels that differ by a factor of a hundred, as trained ones do."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="tensor")))
+    model = fixed_graph()
     loud = np.geomspace(0.1, 10, 97).astype(np.float32)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)

@@ -12,7 +12,7 @@ from basnet_export.quantize.gptq import LARGEST, gptq_kernel, second_moments
 from basnet_export.quantize.qdq import always_fp32, int8_from_onnx, quantized_tensors
 from basnet_export.quantize.smoothquant import smoothquant_scales
 from basnet_torch.checkpoint import load_checkpoint, model_from_checkpoint
-from tests.models import checkpoint_file, draw_discs, exported
+from tests.models import checkpoint_file, draw_discs, fixed_graph
 
 
 def layer(seed=0, channels=8, outputs=5, patches=4000, loud=1.0):
@@ -127,7 +127,7 @@ def test_a_share_is_not_taken_where_it_makes_the_weights_coarse():
 
 @pytest.fixture(scope="module")
 def fp32():
-    return onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="tensor")))
+    return fixed_graph()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from basnet_runtime.open import open_model
 from basnet_runtime.parity import ParityReport, compare, tolerance_for
 from basnet_torch.errors import UsageError
 from tests.export.graph.test_architectures import trained
-from tests.models import checkpoint_file, disc_folder, discs, draw_discs, exported, needs_int8
+from tests.models import checkpoint_file, disc_folder, discs, draw_discs, fixed_graph, needs_int8
 
 LARGE = discs(size=200)  # whose boundaries are not a pixel or two wide
 
@@ -40,7 +40,7 @@ def calibration(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fp32():
-    return onnx.shape_inference.infer_shapes(onnx.load(exported(precision="fp32", graph="tensor")))
+    return fixed_graph()
 
 
 @pytest.fixture(scope="module")
