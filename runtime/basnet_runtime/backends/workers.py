@@ -113,7 +113,7 @@ def run_checked(infer: Infer, batch: NDArray[Any], taken: TensorSpec) -> NDArray
     axes = (batch.shape, taken.shape)
     if len(batch.shape) != len(taken.shape) or any(b not in (None, a) for a, b in list(zip(*axes, strict=True))[1:]):
         raise UsageError(f"batch: {'x'.join(map(str, batch.shape))}, must be {taken}, ? any")
-    if len(taken.shape) == 4 and taken.shape[1:] == (3, None, None):
+    if (taken.name, taken.shape[1:]) == ("image", (3, None, None)):  # of this project's exports
         try:
             check_size(*batch.shape[2:])
         except ValueError as error:
