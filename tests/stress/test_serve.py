@@ -228,14 +228,20 @@ def asked(address, data, count):
         yield connections
 
 
+def wait_until(true):
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def with_the_server(address):
     return read(address, "basnet_pictures_waiting") + read(address, "basnet_pictures_in_flight")
 
 
 def test_nothing_in_flight_is_lost_at_sigterm(large):
     with served() as (pid, address), asked(address, large, 8) as connections:
-        while with_the_server(address) < 8:
-            time.sleep(0.01)
+        wait_until(lambda: with_the_server(address) == 8)
         os.kill(pid, signal.SIGTERM)
         answers = [connection.getresponse() for connection in connections]
         lost = sum(answer.status != 200 or not answer.read().endswith(b"IEND\xaeB`\x82") for answer in answers)
@@ -248,10 +254,8 @@ def test_callers_that_leave_are_not_computed(large):
         assert set(ask(address, 8, 4)) == {200}
         before = read(address, "basnet_batch_size_sum")
         with asked(address, large, 12):
-            while with_the_server(address) < 12:
-                time.sleep(0.01)
-        while with_the_server(address):
-            time.sleep(0.01)
+            wait_until(lambda: with_the_server(address) == 12)
+        wait_until(lambda: with_the_server(address) == 0)
         computed = read(address, "basnet_batch_size_sum") - before
         print(f"12 callers left, {computed:.0f} computed")
         with open_model() as model:
@@ -333,11 +337,25 @@ def test_the_price_beside_rembg():
         assert statistics.median(ratios) >= 20
 
 
+def slowdown():
+    """Wall time of a second of this process's CPU time: what neighbors take, measured in turns with the rest."""
+    began, end = time.perf_counter(), time.thread_time() + 1
+    while time.thread_time() < end:
+        pass
+    return time.perf_counter() - began
+
+
 def test_it_is_ready_within_two_seconds():
-    best = 60.0
-    for _ in range(5):
+    taken, alone = [], []
+    for _ in range(ROUNDS):
+        slow = slowdown()
         began = time.perf_counter()
-        with served():
-            best = min(best, time.perf_counter() - began)
-    print(f"ready after {best:.2f} s at best of five starts")
-    assert best <= 2
+        with served() as (pid, _):
+            taken.append(time.perf_counter() - began)
+            cpu = cpu_ms(pid) / 1000
+        alone.append(taken[-1] / (slow + slowdown()) * 2)
+    seconds = statistics.median(alone)
+    print(
+        f"ready after {statistics.median(taken):.2f} s, {cpu:.2f} s of CPU time; {seconds:.2f} s without the neighbors"
+    )
+    assert seconds <= 2
