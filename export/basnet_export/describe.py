@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
-from basnet_runtime.engine_facts import EngineFacts
+from basnet_runtime.engine_facts import EngineFacts, gpus_of
 from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, read_manifest
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_file.header import read_onnx_header
@@ -136,7 +136,7 @@ def _plan(path: Path) -> _Described:
         "bytes": f"{engine.plan_bytes:,}",
         "library": engine.library,
         "built on": _built_on(engine),
-        "runs on": ", ".join(engine.compute_capabilities) or "what the library supports",
+        "runs on": gpus_of(engine),
         "input": str(manifest.input),
         "output": str(manifest.output),
         "shapes": "; ".join(map(str, engine.profiles)) + " (smallest / best / largest)",

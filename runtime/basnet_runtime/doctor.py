@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import typer
 
 from basnet_runtime.backends.openvino_provider import has_plugin_here
+from basnet_runtime.backends.rtx_provider import RTX_PACKAGES
 from basnet_runtime.machine.cpu_features import processor_flags, why_no_bf16
 from basnet_runtime.machine.installed import installed_version
 from basnet_runtime.machine.threads import allowed_threads, cgroup_quota
@@ -137,11 +138,21 @@ _OPENVINO_PROVIDER = _Library(
     tells_state=True,
 )
 
+_RTX_PROVIDER = _Library(
+    name="rtx provider",
+    packages=RTX_PACKAGES,
+    code="import json, onnxruntime as o; from basnet_runtime.backends import rtx_provider as p; "
+    "n = p.why_no_rtx(o); s = 'ok' if n is None else 'error' if n.is_fault else 'missing'; v = p.rtx_plugin_version(); "
+    "print(json.dumps([s, f'{v}: {n.reason}', n.fix] if n else [s, f'{v}, {len(p.rtx_devices(o))} GPUs', '']))",
+    fix="pip install 'basnet-deploy[rtx-ep]'",
+    tells_state=True,
+)
+
 
 def examine() -> list[Finding]:
     """Look at everything; takes seconds, because each installed library is really imported."""
     with ThreadPoolExecutor(max_workers=allowed_threads()) as pool:
-        asked = (*_LIBRARIES, _OPENVINO_PROVIDER) if has_plugin_here() else _LIBRARIES
+        asked = (*_LIBRARIES, _OPENVINO_PROVIDER, _RTX_PROVIDER) if has_plugin_here() else _LIBRARIES
         libraries = list(pool.map(_examine_library, asked))
     findings = [_examine_program(), _examine_processor(), _examine_threads(), _examine_gpu(), *libraries]
     return [*findings, *_gaps(findings), *_conflicts()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from basnet_runtime.kinds import FLAVOR_NAMES, Flavor
 
-__all__ = ["EngineFacts", "Profile", "Shape"]
+__all__ = ["EngineFacts", "Profile", "Shape", "gpus_of"]
 
 Shape = tuple[int, ...]
 
@@ -75,3 +75,23 @@ class EngineFacts:
     def library(self) -> str:
         """Name and version of the library, for people."""
         return f"{FLAVOR_NAMES[self.flavor]} {self.version}"
+
+
+_GPUS = {
+    "7.5": "GeForce RTX 20",
+    "8.0": "A100",
+    "8.6": "GeForce RTX 30",
+    "8.7": "Jetson Orin",
+    "8.9": "GeForce RTX 40",
+    "9.0": "H100, H200",
+    "10.0": "B200",
+    "12.0": "GeForce RTX 50",
+    "12.1": "GB10",
+}
+
+
+def gpus_of(facts: EngineFacts) -> str:
+    """The GPUs that a plan is for, by compute capability and as they are sold."""
+    if facts.gpu or not facts.compute_capabilities:
+        return facts.gpu or "every GPU that the library supports"
+    return ", ".join(f"{each} ({_GPUS[each]})" if each in _GPUS else each for each in facts.compute_capabilities)

@@ -211,16 +211,10 @@ def _by_graph(path: Path, header: OnnxHeader, inside: Manifest | None, beside: M
     if not manifest.graph_sha256 and (content.precision not in ("int8", "fp8") or manifest.precision != "fp32"):
         _check_tensors(path, manifest, header)  # an older file: what it says is taken, unless it was quantized since
         return manifest
-    return replace(
-        _fed_by_graph(path, manifest, header),
-        precision=content.precision,
-        store=content.store,
-        opset=header.opset,
-        parity=None,
-        quantization=None,
-        keep_fp32=(),
-        changed=True,
-    )
+    fed = replace(_fed_by_graph(path, manifest, header), opset=header.opset, parity=None, changed=True)
+    if content.precision == manifest.precision:
+        return fed  # what it was quantized for still holds
+    return replace(fed, precision=content.precision, store=content.store, quantization=None, keep_fp32=())
 
 
 def _fed_by_graph(path: Path, manifest: Manifest, header: OnnxHeader) -> Manifest:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +25,12 @@ from basnet_export.engine.inspect import engine_report, inspected_precisions
 from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
 from basnet_export.quantize.rounded import check_arithmetic
-from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt
+from basnet_runtime.backends.rtx_provider import is_rtx_plugin_loaded
+from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt, plan_version
 from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
-from basnet_runtime.engine_facts import EngineFacts, Profile
+from basnet_runtime.engine_facts import EngineFacts, Profile, gpus_of
 from basnet_runtime.manifest import Manifest, adaptation_for, manifest_path, read_manifest
 from basnet_runtime.onnx_file.adapt import adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
@@ -61,6 +63,11 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
     """
     progress = progress or BuildProgress()
     library = open_tensorrt(config.flavor)
+    if library.flavor == "rtx" and is_rtx_plugin_loaded():
+        raise BackendUnavailable(
+            "flavor rtx: this process has loaded ONNX Runtime's plug-in for RTX, whose library would build the plan; "
+            "build it in a process of its own, as basnet-export engine does"
+        )
     gpu = _gpu_to_build_on(library, config)
     refuse_existing(config.target, config.model, "model", overwrite=config.overwrite)
     with (
@@ -74,7 +81,7 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
             check_arithmetic(graph, manifest)
         profile = config.profile(manifest)
         cache = EngineCache(config.cache) if config.cache else None
-        key = cache_key(graph, library, gpu, profile, config) if cache else ""
+        key = cache_key(graph, _as_it_builds(library), gpu, profile, config) if cache else ""
         built = cache.find(key) if cache else None
         if built is None:
             built = _built(config, library, gpu, graph, manifest, profile, progress)
@@ -82,12 +89,30 @@ def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> 
                 cache.keep(key, built, progress.say)
         else:
             progress.say(f"found the engine in {config.cache}")
+        progress.say(f"{built.facts.plan_bytes:,} bytes for {gpus_of(built.facts)}")
         record = _record(manifest, built.facts, graph, library)
         plan_path.write_bytes(built.plan)
         if config.check and config.is_checkpoint:
             record = replace(record, parity=_receipt(config, plan_path, record, progress))
         record_path.write_text(record.to_json() + "\n", encoding="utf-8")
     return config.target
+
+
+@cache
+def _as_it_builds(library: TensorRT) -> TensorRT:
+    """The library with the version that it writes into plans, told by a plan of one operation.
+
+    TensorRT builds only on a GPU, where its bindings' version is taken.
+    """
+    if library.flavor != "rtx":
+        return library
+    trt = library.trt
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network.mark_output(network.add_identity(network.add_input("x", trt.float32, (1,))).get_output(0))
+    blob = builder.build_serialized_network(network, builder.create_builder_config())
+    version = plan_version(bytes(memoryview(blob)[:64])) if blob is not None else None
+    return replace(library, version=version or library.version)
 
 
 def _read_graph(path: Path) -> tuple[bytes, Manifest]:
@@ -121,7 +146,7 @@ def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: Tenso
         engine=facts,
         onnx_sha256=manifest.onnx_sha256 or hashlib.sha256(graph).hexdigest(),
         parity=None,
-        exporter={**manifest.exporter, str(library.trt.__name__): library.version, "basnet-deploy": __version__},
+        exporter={**manifest.exporter, str(library.trt.__name__): facts.version, "basnet-deploy": __version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -213,6 +238,8 @@ def _built(
     library.messages.clear()
     builder = library.trt.Builder(library.logger)
     parsed = parse_onnx(library, builder, graph, manifest)
+    for warning in parsed.warnings:
+        progress.say(f"{library} warns: {warning}")
     convolutions = convolutions_of(library, parsed.network)
     share = precision_share(convolutions, manifest.precision)
     _refuse_other_precision(manifest, share)
@@ -234,7 +261,7 @@ def _built(
     _save_timings(config, options, progress)
     facts = EngineFacts(
         flavor=library.flavor,
-        version=library.version,
+        version=plan_version(plan) or library.version,
         gpu=gpu.name if gpu else "",
         compute_capabilities=(gpu.compute_capability,) if gpu else config.compute_capabilities,
         driver=gpu.driver if gpu else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def cache_key(graph: bytes, library: TensorRT, gpu: Gpu | None, profile: Profile
 
 
 class EngineCache:
-    """A folder of plans, each with its facts beside it."""
+    """A folder of compressed plans, each with its facts beside it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -62,8 +63,8 @@ class EngineCache:
         path = self._path(key)
         try:
             facts = from_plain(json.loads(manifest_path(path).read_text(encoding="utf-8")), EngineFacts)
-            plan = path.read_bytes()
-        except (OSError, ValueError):
+            plan = zlib.decompress(path.read_bytes())
+        except (OSError, ValueError, zlib.error):
             return None
         return BuiltEngine(plan=plan, facts=facts) if hashlib.sha256(plan).hexdigest() == facts.plan_sha256 else None
 
@@ -72,7 +73,7 @@ class EngineCache:
         path = self._path(key)
         try:
             with atomic_write(path, overwrite=True) as beside:
-                beside.write_bytes(built.plan)
+                beside.write_bytes(zlib.compress(built.plan))
             with atomic_write(manifest_path(path), overwrite=True) as beside:
                 beside.write_text(json.dumps(to_plain(built.facts), indent=1), encoding="utf-8")
         except (MediaError, OSError) as error:

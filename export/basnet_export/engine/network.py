@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,8 @@ from basnet_torch.errors import EngineBuildError
 
 __all__ = ["Convolution", "ParsedNetwork", "PrecisionShare", "convolutions_of", "parse_onnx", "precision_share"]
 
+# Of warnings: a zero point or scale that is not taken as it is written cuts off half of a range without a word.
+_RANGES = re.compile(r"zero.?point|quantiz", re.IGNORECASE)
 _TYPES: dict[str, Precision] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
 
@@ -49,31 +52,40 @@ class PrecisionShare:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedNetwork:
-    """A network and the parser that owns its weights, which must live as long."""
+    """A network and the parser that owns its weights, which must live as long; what the parser warned of."""
 
     network: Any
     parser: Any
+    warnings: tuple[str, ...] = ()
 
 
 def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest) -> ParsedNetwork:
     """Parse a graph into a strongly typed network.
 
     Raises:
-        EngineBuildError: The parser refuses a node, which is named, or the network is not what the manifest says.
+        EngineBuildError: The parser refuses a node, which is named, or changes what is quantized, or the network is not
+            what the manifest says.
     """
     trt = library.trt
+    library.messages.clear()
     # TensorRT 10 has to be told; 11 and RTX know nothing else and keep the flag for old callers.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse(graph):
         raise EngineBuildError(f"{library} cannot parse the graph: {_errors(parser)}")
+    warnings = tuple(dict.fromkeys(" ".join(text.split())[:300] for text in library.messages.warnings))
+    if changed := [text for text in warnings if _RANGES.search(text)]:
+        raise EngineBuildError(
+            f"{library} would quantize over other ranges than the graph: {changed[0]} Export the model again with "
+            "--precision int8 --target tensorrt"
+        )
     for wanted, tensor in ((manifest.input, network.get_input(0)), (manifest.output, network.get_output(0))):
         found = tuple(axis if axis >= 0 else None for axis in tensor.shape)
         # A free axis of the output may be one that the parser computes from the input's.
         fits = len(found) == len(wanted.shape) and all(w in (None, f) for w, f in zip(wanted.shape, found, strict=True))
         if (network.num_inputs, network.num_outputs, tensor.name, fits) != (1, 1, wanted.name, True):
             raise EngineBuildError(f"{library} read {tensor.name} {found} where the manifest says {wanted}")
-    return ParsedNetwork(network=network, parser=parser)
+    return ParsedNetwork(network=network, parser=parser, warnings=warnings)
 
 
 def _errors(parser: Any) -> str:

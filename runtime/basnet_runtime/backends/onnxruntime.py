@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
+from basnet_runtime.backends.rtx_provider import rtx_devices, rtx_options, rtx_plugin_version
 from basnet_runtime.backends.workers import CpuBatches, run_checked
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
@@ -45,7 +46,6 @@ _PROVIDERS: dict[DeviceKind, tuple[str, ...]] = {
 _MISSING = {
     "cuda": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
     "tensorrt": "pip uninstall -y onnxruntime, then pip install 'basnet-deploy[gpu]'",
-    "rtx": "take a build of ONNX Runtime with it, or build an engine with 'basnet-export engine --flavor rtx'",
 }
 _RULE = "ONNX Runtime runs on cpu, openvino, or on cuda, tensorrt, rtx, each alone or as cuda:N"
 _NO_FALLBACK = "fallback to CPU EP has been explicitly disabled"
@@ -137,7 +137,8 @@ def open_onnxruntime(
         raise BackendUnavailable(f"int8 on the CPU: {reason}; run the model exported in fp32")
     ort = _import_onnxruntime(kind)
     threads = threads or allowed_threads()
-    providers = [] if kind == "openvino" else _provider_options(ort, device)
+    plugged = kind == "openvino" or (kind == "rtx" and _PROVIDERS["rtx"][0] not in ort.get_available_providers())
+    providers = [] if plugged else _provider_options(ort, device)
     keeps = keep and kind == "cpu" and stored != "fp8"
     widens = kind == "cpu" and stored == "fp16"
 
@@ -145,6 +146,8 @@ def open_onnxruntime(
         if kind == "openvino":
             with adapted(path, adaptation) as graph:
                 return _session_in_openvino(ort, graph, path, threads, streams, keep=keep)
+        if plugged:
+            return _with_one_in_and_out(_session_in_rtx(ort, path, device, digest, adaptation, keep=keep), path)
         options = _options(ort, threads if streams == 1 else 1, stored)
         if keeps:
             session = _from_kept_graph(ort, path, providers, options, digest, adaptation, widens=widens)
@@ -155,7 +158,9 @@ def open_onnxruntime(
     session = opened(1)
     _check_active(session.get_providers(), device)
     where = f"{threads} threads" if device.on_cpu else f"device {device.number}"
-    provider = _PROVIDERS[kind][0] + (f" {openvino_version()}" if kind == "openvino" else "")
+    provider = _PROVIDERS[kind][0]
+    if plugged:
+        provider += f" {openvino_version() if kind == 'openvino' else rtx_plugin_version()}"
     description = f"ONNX Runtime {ort.__version__}, {provider}, {_computed(stored, kind)}{where}"
     lone = (lambda: opened(threads)) if device.on_cpu else None
     return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
@@ -206,7 +211,7 @@ def write_folded_graph(path: Path, target: Path) -> None:
 
 
 def _import_onnxruntime(kind: str) -> ModuleType:
-    extra = {"cpu": "cpu", "openvino": "cpu,openvino-ep"}.get(kind, "gpu")
+    extra = {"cpu": "cpu", "openvino": "cpu,openvino-ep", "rtx": "rtx-ep"}.get(kind, "gpu")
     if version("onnxruntime") and version("onnxruntime-gpu"):
         raise BackendUnavailable(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
@@ -279,6 +284,52 @@ def _session_in_openvino(ort: ModuleType, graph: Path, path: Path, threads: int,
     if keep:
         remove_old_optimized_models()
     return _with_one_in_and_out(session, path)
+
+
+def _session_in_rtx(
+    ort: ModuleType, path: Path, device: Device, digest: str, adaptation: Adaptation | None, *, keep: bool
+) -> Any:
+    """A session that TensorRT for RTX compiles as a whole; what it compiled is kept for the next start."""
+    devices = rtx_devices(ort)
+    if device.number >= len(devices):
+        raise BackendUnavailable(f"device {device}: the plug-in offers {len(devices)} GPUs; give a smaller number")
+
+    def options() -> Any:
+        made = _options(ort, 1)
+        made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        made.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        made.log_severity_level = 4
+        made.add_provider_for_devices([devices[device.number]], rtx_options())
+        return made
+
+    kept: Path | None = None
+    failures = (MediaError, ModelFileError, BackendUnavailable, OSError)
+    with suppress(*failures):
+        gpu = sorted(devices[device.number].ep_metadata.items())
+        by = f"onnxruntime-{ort.__version__} rtx-{rtx_plugin_version()} {gpu} {adaptation}"
+        kept = optimized_model_path(path, by=by, digest=digest) if keep else None
+        if kept is not None and not _is_sealed(kept):
+            with atomic_write(kept, overwrite=True) as beside, adapted(path, adaptation) as graph:
+                _compile_context(ort, graph, beside, options())
+                _seal(beside)
+            remove_old_optimized_models()
+    if kept is not None and _is_sealed(kept):
+        with suppress(*failures):
+            session = _opened(ort, kept, None, options(), path, "TensorRT for RTX's")
+            note_use(kept)
+            return session
+    with adapted(path, adaptation) as graph:  # and where it cannot be compiled, this says why
+        return _opened(ort, graph, None, options(), path, "TensorRT for RTX's")
+
+
+def _compile_context(ort: ModuleType, graph: Path, target: Path, options: Any) -> None:
+    """Write a graph whose one node is the compiled network."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        ort.ModelCompiler(options, str(graph), embed_compiled_data_into_model=True).compile_to_file(str(target))
+    except (state.EPFail, state.Fail, state.RuntimeException, state.NotImplemented, RuntimeError) as error:
+        raise BackendUnavailable(f"{graph}: its compiled context is not kept ({_first_line(error)})") from error
 
 
 def _with_one_in_and_out(session: Any, path: Path) -> Any:
@@ -370,7 +421,12 @@ def _sealed(checksum: int) -> bytes:
 
 
 def _opened(
-    ort: ModuleType, graph: Path | bytes, providers: list[Any] | None, options: Any, name: Path | None = None
+    ort: ModuleType,
+    graph: Path | bytes,
+    providers: list[Any] | None,
+    options: Any,
+    name: Path | None = None,
+    whose: str = "OpenVINO's",
 ) -> Any:
     """Open a session; errors name the file `name`, of which the graph may be an adapted copy."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -385,7 +441,7 @@ def _opened(
         ) from error
     except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail, state.NoSuchFile) as error:
         if _NO_FALLBACK in str(error):
-            raise BackendUnavailable(f"{path}: OpenVINO's provider runs only a part of it; use --device cpu") from error
+            raise BackendUnavailable(f"{path}: {whose} provider runs only a part of it; use --device cpu") from error
         raise ModelFileError(f"{path}: ONNX Runtime cannot read it ({_first_line(error)}); export it again") from error
     except (state.EPFail, state.RuntimeException, RuntimeError, ValueError) as error:
         raise BackendUnavailable(

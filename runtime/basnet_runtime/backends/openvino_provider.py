@@ -11,36 +11,17 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import threading
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from basnet_runtime.backends.cache import can_keep_optimized_models, optimized_model_folder
-from basnet_runtime.machine.installed import installed_version
+from basnet_runtime.backends.plugins import NoDevices, registered_devices
 from basnet_torch.errors import BackendUnavailable
 
-__all__ = ["NoDevices", "has_plugin_here", "openvino_devices", "openvino_options", "openvino_version", "why_no_devices"]
+__all__ = ["has_plugin_here", "openvino_devices", "openvino_options", "openvino_version", "why_no_devices"]
 
 _PACKAGE = "onnxruntime-ep-openvino"
 _OLDEST = (1, 23)  # ONNX Runtime, from which on it loads plug-ins from Python
-_lock = threading.Lock()
-_answers: dict[str, str] = {}  # of a plug-in's file: why it cannot be registered, or empty
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoDevices:
-    """Why the plug-in offers none.
-
-    Attributes:
-        reason: For people.
-        fix: The command or option that helps.
-        is_fault: Whether something is broken, and not only absent.
-    """
-
-    reason: str
-    fix: str
-    is_fault: bool = False
 
 
 def openvino_devices(ort: ModuleType) -> list[Any]:
@@ -67,53 +48,12 @@ def _devices_of(ort: ModuleType) -> list[Any] | NoDevices:
         import onnxruntime_ep_openvino as plugin
     except ImportError:
         return _why_no_plugin()
-    if _release(ort.__version__) < _OLDEST or not hasattr(ort, "register_execution_provider_library"):
-        package = "onnxruntime" if installed_version("onnxruntime") else "onnxruntime-gpu"
-        return NoDevices(
-            reason=f"needs ONNX Runtime {'.'.join(map(str, _OLDEST))}, this is {ort.__version__}",
-            fix=f"pip install --upgrade {package}",
-            is_fault=True,
-        )
-    with _lock:  # a library can be registered once, and a second attempt would hide why the first one failed
-        if not _found(ort, plugin) and plugin.get_library_path() not in _answers:
-            _answers[plugin.get_library_path()] = _why_not_registered(ort, plugin)
-    reason = _answers.get(plugin.get_library_path(), "")
-    if reason:
-        return NoDevices(
-            reason=f"ONNX Runtime cannot load its plug-in ({reason})",
-            fix=f"pip install --force-reinstall {_PACKAGE}",
-            is_fault=True,
-        )
-    return _found(ort, plugin) or NoDevices(
+    return registered_devices(
+        ort, plugin, _PACKAGE, _OLDEST, lambda device: device.ep_metadata.get("ov_device") == "CPU"
+    ) or NoDevices(
         reason="its plug-in for ONNX Runtime runs on CPUs of Intel alone and offers nothing on this one",
         fix="use --backend openvino, which has no such limit, or --device cpu",
     )
-
-
-def _release(text: str) -> tuple[int, ...]:
-    """Major and minor of a version.
-
-    >>> _release("1.23.0.dev2")
-    (1, 23)
-    """
-    return tuple(int(part) for part in text.split(".")[:2])
-
-
-def _why_not_registered(ort: ModuleType, plugin: ModuleType) -> str:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    try:
-        ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-    except (state.Fail, state.EPFail, state.InvalidArgument, state.RuntimeException, RuntimeError, OSError) as error:
-        line = str(error).rsplit(" : ", maxsplit=1)[-1].strip().split("\n", maxsplit=1)[0][:160]
-        # No other sign tells that the program around us has registered it: it offers nothing, and cannot be listed.
-        return "" if "already registered" in line else line
-    return ""
-
-
-def _found(ort: ModuleType, plugin: ModuleType) -> list[Any]:
-    name = plugin.get_ep_name()
-    return [d for d in ort.get_ep_devices() if d.ep_name == name and d.ep_metadata.get("ov_device") == "CPU"]
 
 
 def _why_no_plugin() -> NoDevices:

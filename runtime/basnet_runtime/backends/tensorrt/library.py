@@ -19,7 +19,7 @@ from basnet_runtime.kinds import FLAVOR_NAMES, Flavor
 from basnet_runtime.machine.installed import has_nvidia_driver
 from basnet_torch.errors import BackendUnavailable, UsageError
 
-__all__ = ["Messages", "TensorRT", "open_tensorrt"]
+__all__ = ["Messages", "TensorRT", "open_tensorrt", "plan_version"]
 
 _MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _EXTRAS: dict[Flavor, str] = {"tensorrt": "gpu", "rtx": "rtx"}
@@ -62,6 +62,17 @@ class Messages:
     def reason(self) -> str:
         """The last error in one line, for a message to people."""
         return " ".join(self.errors[-1].split())[:300] if self.errors else "the library gave no reason"
+
+
+def plan_version(plan: bytes) -> str | None:
+    """The version that TensorRT for RTX wrote into a plan's header; None for other plans.
+
+    Asked of the plan, because a process may have loaded another library than its bindings were installed with.
+
+    >>> plan_version(b"vtrt" + bytes(21) + bytes((1, 7, 1, 116)))
+    '1.7.1.116'
+    """
+    return ".".join(map(str, plan[25:29])) if plan.startswith(b"vtrt") and len(plan) > 28 else None
 
 
 def open_tensorrt(flavor: Flavor | Literal["auto"] = "auto") -> TensorRT:
