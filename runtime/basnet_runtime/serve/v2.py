@@ -120,7 +120,10 @@ class _Routes:
 def _served(service: Service) -> dict[str, _Served]:
     backend = service.model.backend
     name = PurePath(service.model.name).stem
-    own = _Served(name=name, input=_tensor(backend.input), output=_tensor(backend.output), run=service.tensors)
+    size = None if service.model.takes_frames else (service.model.preprocess.height, service.model.preprocess.width)
+    own = _Served(
+        name=name, input=_tensor(backend.input, size), output=_tensor(backend.output, size), run=service.tensors
+    )
     frames = _Served(
         name=f"{name}-frames",
         input=_Tensor(name="frame", datatype="UINT8", shape=(-1, -1, -1, 3)),
@@ -130,8 +133,10 @@ def _served(service: Service) -> dict[str, _Served]:
     return {model.name: model for model in (own, frames)}
 
 
-def _tensor(spec: TensorSpec) -> _Tensor:
-    shape = tuple(-1 if axis is None else int(axis) for axis in spec.shape)
+def _tensor(spec: TensorSpec, size: tuple[int, int] | None) -> _Tensor:
+    """The tensor; a free height and width are those that the model runs at, since a larger one takes any memory."""
+    axes = (*spec.shape[:2], *size) if size and spec.shape[2:] == (None, None) else spec.shape
+    shape = tuple(-1 if axis is None else int(axis) for axis in axes)
     return _Tensor(name=spec.name, datatype=_NAMES[spec.dtype], shape=shape)
 
 

@@ -1,6 +1,7 @@
 """The Open Inference Protocol v2: stock client, tensors in both forms, and errors that it understands."""
 
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from basnet_runtime.media.image.pictures import read_picture
+from tests.runtime.serve.conftest import HeldBackend
 
 tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 NAME = "brightness"
@@ -55,6 +57,20 @@ def test_metadata(stock):
     assert found["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 32, 32]}]
     frames = stock.get_model_metadata(f"{NAME}-frames", "1")
     assert frames["outputs"] == [{"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]}]
+
+
+def test_a_network_of_free_size_is_served_at_its_own(serve):
+    """As `basnet-export triton` writes it: a larger one would take any memory."""
+    backend = HeldBackend()
+    backend.input = replace(backend.input, shape=(None, 3, None, None))
+    backend.output = replace(backend.output, shape=(None, 1, None, None))
+    with serve(backend) as server, httpx.Client(base_url=server.url) as client:
+        found = client.get(f"/v2/models/{NAME}").json()
+        answer = client.post(f"/v2/models/{NAME}/infer", json=request(shape=[1, 3, 64, 64], data=[0.5] * 3 * 64 * 64))
+        own = client.post(f"/v2/models/{NAME}/infer", json=request())
+    assert [found[side][0]["shape"] for side in ("inputs", "outputs")] == [[-1, 3, 32, 32], [-1, 1, 32, 32]]
+    assert answer.json()["error"] == "input image: shape [1, 3, 64, 64], must be [-1, 3, 32, 32], -1 any from 1"
+    assert (answer.status_code, own.status_code) == (400, 200)
 
 
 def test_the_stock_client_reads_every_refusal(stock):
