@@ -135,7 +135,9 @@ def _refuse_what_does_not_fit(config: TritonConfig, plans: Sequence[_Plan]) -> N
         if manifest.engine is not None:
             _refuse_plan(config, path, manifest)
         elif config.max_batch > 1 and _takes_one(manifest):
-            raise UsageError(f"max-batch: {config.max_batch}, must be 1: {path} takes one picture at a time")
+            raise UsageError(
+                f"max-batch: {config.max_batch}, must be 1: {path} takes one picture at a time. Give --max-batch 1"
+            )
         elif manifest.quantized_for == "openvino":
             raise UsageError(
                 f"{path}: is quantized for OpenVINO; Triton's ONNX Runtime would compute it in FP32. "

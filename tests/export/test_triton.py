@@ -136,7 +136,7 @@ def test_an_adopted_network_is_served_as_it_runs(batch, tmp_path):
     recipe = ("--mean", "0.5", "--std", "0.5", "--activation", "sigmoid", "--stretch", "--pictures", disc_folder())
     assert CliRunner().invoke(app, ["adopt", *map(str, (path, *recipe))]).exit_code == 0
     if batch == 1:
-        with pytest.raises(UsageError, match=r"^max-batch: 8, must be 1: .*net.onnx takes one picture at a time$"):
+        with pytest.raises(UsageError, match=r"^max-batch: 8, must be 1: .*net.onnx takes one picture at a time. Give"):
             write_triton_model(config(path, output=tmp_path / "repository"))
     folder = write_triton_model(config(path, output=tmp_path / "repository", max_batch=1 if batch else 8))
     text = (folder / "config.pbtxt").read_text()
