@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.openvino_provider import openvino_devices, openvino_options, openvino_version
 from basnet_runtime.backends.rtx_provider import rtx_devices, rtx_options, rtx_plugin_version
-from basnet_runtime.backends.workers import CpuBatches, run_checked
+from basnet_runtime.backends.workers import CpuBatches, may_load_twice, run_checked
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
@@ -162,7 +162,7 @@ def open_onnxruntime(
     if plugged:
         provider += f" {openvino_version() if kind == 'openvino' else rtx_plugin_version()}"
     description = f"ONNX Runtime {ort.__version__}, {provider}, {_computed(stored, kind)}{where}"
-    lone = (lambda: opened(threads)) if device.on_cpu else None
+    lone = (lambda: opened(threads)) if device.on_cpu and may_load_twice(path) else None
     return OnnxRuntimeBackend(session, description, threads=threads, lone=lone)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_runtime.backends.cache import note_use, optimized_model_path, remove_old_optimized_models
-from basnet_runtime.backends.workers import CpuBatches, run_checked
+from basnet_runtime.backends.workers import CpuBatches, may_load_twice, run_checked
 from basnet_runtime.kinds import Precision
 from basnet_runtime.machine.cpu_features import why_no_bf16, why_no_int8
 from basnet_runtime.machine.threads import allowed_threads
@@ -134,7 +134,7 @@ def open_openvino(
         compiled,
         description,
         threads=threads,
-        lone=lambda: opened(threads),
+        lone=(lambda: opened(threads)) if may_load_twice(path) else None,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from basnet_torch.spec import TensorSpec, check_size
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["CpuBatches", "Workers", "run_checked"]
+__all__ = ["CpuBatches", "Workers", "may_load_twice", "run_checked"]
 
 Infer = Callable[[NDArray[Any]], NDArray[Any]]
 _START_SECONDS = 60.0
+_LARGE_BYTES = 100_000_000
 
 
 class Workers:
@@ -98,6 +100,14 @@ class CpuBatches(Closing):
         if self._workers is not None:
             self._workers.close()
         self._workers = self._lone = None
+
+
+def may_load_twice(path: Path) -> bool:
+    """Whether a model is loaded once more for batches beside each other: a large one keeps all threads busy by itself.
+
+    U2-Net, 176 MB, took 1.9 GB when it was loaded twice.
+    """
+    return path.stat().st_size <= _LARGE_BYTES
 
 
 def run_checked(infer: Infer, batch: NDArray[Any], taken: TensorSpec) -> NDArray[Any]:

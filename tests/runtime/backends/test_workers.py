@@ -5,8 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from basnet_runtime.backends import workers
 from basnet_runtime.backends.base import OverlappedBackend
 from basnet_runtime.backends.onnxruntime import open_onnxruntime
+from basnet_runtime.backends.openvino import open_openvino
 from basnet_runtime.backends.workers import Workers
 from tests.models import OPENERS, disc_checkpoint, discs, exported
 
@@ -77,3 +79,13 @@ def test_errors_come_with_the_result():
     with pytest.raises(ValueError, match="no such shape"):
         future.result()
     workers.close()
+
+
+@pytest.mark.parametrize("open_backend", [open_onnxruntime, open_openvino])
+def test_a_large_network_is_loaded_once(open_backend, monkeypatch):
+    """Its layers keep all threads busy, and its memory would be taken twice."""
+    path = exported(precision="fp32", graph="tensor")
+    for limit, depth in ((path.stat().st_size, 3), (path.stat().st_size - 1, 1)):
+        monkeypatch.setattr(workers, "_LARGE_BYTES", limit)
+        with open_backend(path, threads=2, keep=False) as backend:
+            assert backend.depth == depth
