@@ -85,12 +85,17 @@ class SalienceThreshold:
         self._found = bool(memory.get("found", False))
 
 
+_NONE_WEAK: list[list[int]] = []  # shared by all that have none; never written to
+
+
 class SalienceLog:
     """The decisions on one output's frames, four bytes a frame."""
 
+    __slots__ = ("_scores", "_weak")  # a summary may hold a million
+
     def __init__(self) -> None:
         self._scores = array("f")
-        self._weak: list[list[int]] = []
+        self._weak: list[list[int]] = _NONE_WEAK
 
     def add(self, decision: SalienceDecision) -> None:
         """Note the next frame's."""
@@ -100,8 +105,10 @@ class SalienceLog:
             return
         if self._weak and self._weak[-1][1] == index - 1:
             self._weak[-1][1] = index
-        else:
+        elif self._weak:
             self._weak.append([index, index])
+        else:
+            self._weak = [[index, index]]
 
     @property
     def weak_frames(self) -> int:

@@ -247,11 +247,11 @@ def on_copies(
     sizes: dict[str, int] = {}
 
     def put(result: Result) -> Result | Failure:
-        job = by_source[result.source]
+        job, made = by_source[Path(result.source)], Path(result.target)
         try:
-            sizes[str(job.target)] = result.target.stat().st_size
+            sizes[str(job.target)] = made.stat().st_size
             if url_of(job.target):
-                buckets.put(result.target, job.target, replace=config.overwrite)
+                buckets.put(made, job.target, replace=config.overwrite)
             return replace(result, source=job.source, target=job.target)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this result's alone
             return failure_of(job.source, error)

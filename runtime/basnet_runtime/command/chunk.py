@@ -162,6 +162,9 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
                 summary.seconds += found.seconds
             else:
                 work(summary=summary).run(jobs)
+                for result in summary.results:
+                    with suppress(OSError):
+                        sizes[str(result.target)] = Path(result.target).stat().st_size
 
         with _named(), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
             for replaces in (False, True):

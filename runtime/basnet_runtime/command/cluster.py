@@ -23,7 +23,7 @@ from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences
 from basnet_runtime.command.buckets import JOURNAL_FOLDER, plan_in_buckets, uses_buckets
 from basnet_runtime.command.chunk import Item, Order, Outcome, greet, run_chunk, stop
 from basnet_runtime.command.config import RunConfig
-from basnet_runtime.command.jobs import Failure, Job, Plan, ProgressListener, failure_of
+from basnet_runtime.command.jobs import Failure, Job, ProgressListener, failure_of
 from basnet_runtime.command.journal import Journal
 from basnet_runtime.command.run import Summary, plan_run
 from basnet_runtime.command.run_video import segments_of
@@ -32,7 +32,7 @@ from basnet_torch.device import Device
 from basnet_torch.errors import MediaError, UsageError
 from basnet_torch.files import RUN, remove_partials
 
-__all__ = ["run_on_cluster", "slots_of"]
+__all__ = ["Driver", "run_on_cluster", "slots_of"]
 
 _SECONDS_A_CHUNK = 5.0
 _FIRST_CHUNK, _LARGEST_CHUNK = 4, 64
@@ -76,10 +76,12 @@ def run_on_cluster(
         raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
     with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
         order = Order(run=RUN, config=_sent(config), local=config.cluster == "local", probe=probe)
-        driver = _Driver(
+        driver = Driver(
             config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell, exists=exists
         )
-        driver.run(plan)
+        jobs, folder = list(plan.jobs), plan.folder
+        del plan  # of a million jobs each is let go of when it is done
+        driver.run(jobs, folder)
     return summary
 
 
@@ -127,6 +129,7 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
             sources.setdefault(job.source.parent, job)
         if len(folders) < _PROBES and url_of(job.target) is None:
             folders[job.target.parent] = None
+    del jobs, job
     targets = [folder.absolute() / f".{RUN}-probe.partial" for folder in folders]
     try:
         for path in targets:
@@ -136,7 +139,7 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
             except OSError as error:
                 raise MediaError(f"{path.parent}: cannot be written: {error.strerror}") from error
         yield Probe(
-            sources=tuple((str(job.source.absolute()), job.source.stat().st_size) for job in sources.values()),
+            sources=tuple((str(each.source.absolute()), each.source.stat().st_size) for each in sources.values()),
             targets=tuple(map(str, targets)),
             token=RUN,
         )
@@ -147,8 +150,8 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Driver:
-    """One run."""
+class Driver:
+    """One run; `open_engine` gives what runs pieces, the cluster of the configuration unless it is given."""
 
     config: RunConfig
     order: Order
@@ -157,6 +160,7 @@ class _Driver:
     summary: Summary
     tell: Callable[[str], None]
     exists: Callable[[Path], bool]
+    open_engine: Callable[[], Any] | None = None
     folder: Path | None = None
     pictures: list[Job] = field(default_factory=list)
     others: deque[Job] = field(default_factory=deque)
@@ -173,13 +177,25 @@ class _Driver:
     picture_seconds: float = 0.0
     numbers: int = 0
 
-    def run(self, plan: Plan) -> None:
-        self.folder = plan.folder
-        self.pictures = [job for job in reversed(plan.jobs) if job.media == "picture"]
-        self.others = deque(job for job in plan.jobs if job.media != "picture")
-        self.total = len(plan.jobs)
+    def run(self, jobs: list[Job], folder: Path | None) -> None:
+        """Hand out everything, and sum up.
+
+        Args:
+            jobs: What is to be done; the list is emptied.
+            folder: Of the plan.
+        """
+        self.folder = folder
+        self.total = len(jobs)
+        self.others = deque(job for job in jobs if job.media != "picture")
+        folders = {job.target.parent for job in jobs if not url_of(job.target)}
+        if self.others:
+            jobs[:] = [job for job in jobs if job.media == "picture"]
+        jobs.reverse()
+        self.pictures = jobs
+        if self.journal is not None:
+            self.journal.buffered = True
         self.listener.started("pictures" if self.pictures else "videos", self.total)
-        with self.engine() as engine:
+        with (self.open_engine or self.engine)() as engine:
             self.began = self.told = time.monotonic()
             try:
                 for items, answer in dispatch(self.take, engine, begin=self.begin, patience=_PATIENCE):
@@ -196,7 +212,7 @@ class _Driver:
         if self.config.cluster is None:
             return
         # Dask starts pieces of dead workers elsewhere without a word: who left half a file is not known.
-        remove_partials({job.target.parent for job in plan.jobs if not url_of(job.target)}, {RUN}, own=True)
+        remove_partials(folders, {RUN}, own=True)
         self.report(len(self.rows), last=True)
 
     def engine(self) -> _Here | DaskWorkers:
@@ -289,7 +305,7 @@ class _Driver:
                 continue
             if self.journal is not None:
                 self.journal.begin(job)
-            sent = replace(job, source=job.source.absolute(), target=job.target.absolute())
+            sent = Job(source=job.source.absolute(), target=job.target.absolute(), media=job.media)
             self.out[str(sent.source)] = job
             items.append(Item(job=sent, claim=claim, ours=ours))
         self.claims[claim] += len(items)
@@ -338,12 +354,13 @@ class _Driver:
         row["failed"] += len(found.failures)
         self.summary.frames += found.frames
         self.summary.spend(found.seconds_by_stage)
-        for result in found.results:
+        while found.results:
+            result = found.results.pop()
             job = self.out.pop(str(result.source))
-            self.summary.results.append(replace(result, source=shown(job.source), target=shown(job.target)))
+            self.summary.results.append(replace(result, source=str(shown(job.source)), target=str(shown(job.target))))
             self.done += 1
             if self.journal is not None:
-                self.journal.done(job, outcome.sizes.get(str(job.target.absolute())))
+                self.journal.done(job, outcome.sizes.get(str(result.target)))
             if job.media == "picture":
                 self.picture_seconds = found.seconds / max(1, found.frames)
             self.listener.advanced()

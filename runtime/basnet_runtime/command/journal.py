@@ -63,6 +63,7 @@ class Journal:
     Attributes:
         path: The journal's file.
         broken_off: Whether the last run did not reach its end.
+        buffered: Whether lines wait for `flush`, which the caller then owes before the work that they announce.
     """
 
     def __init__(
@@ -91,6 +92,9 @@ class Journal:
         self._runs: list[str] = []
         self._file: IO[str] | None = None
         self._identity = identity or _identity
+        self._run_settings = ""
+        self._below = f"{folder}{os.sep}"
+        self.buffered = False
         self.broken_off = False
         for line in self._lines():
             with suppress(KeyError, TypeError):  # a line that is not ours
@@ -106,6 +110,7 @@ class Journal:
         match line.get("state"):
             case "run":
                 self._runs.append(str(line["run"]))
+                self._run_settings = str(line["settings"])
                 if not (self.broken_off and line["settings"] == self._settings):
                     for entry in self._entries.values():
                         entry.fresh = False
@@ -114,7 +119,9 @@ class Journal:
                 self.broken_off = False
             case "begun" if isinstance(name, str):
                 self._entries[name] = _Entry(
-                    source=line["source"], settings=line["settings"], overwrite=line["overwrite"]
+                    source=line["source"],
+                    settings=line.get("settings", self._run_settings),
+                    overwrite=line["overwrite"],
                 )
             case "done" | "failed" as state if name in self._entries:
                 self._entries[name].state = state
@@ -157,6 +164,7 @@ class Journal:
         try:
             self._lock(self._file)
             remove_partials({job.target.parent for job in jobs}, self._runs)
+            del jobs  # a caller that hands out a million lets go of them one by one
             self._write({"state": "run", "run": RUN, "version": _VERSION, "settings": self._settings})
             yield
             self._write({"state": "end"})
@@ -176,8 +184,8 @@ class Journal:
     def begin(self, job: Job) -> None:
         """Note that this target is about to appear."""
         source = self._identity(job.source)
-        line = {"state": "begun", "target": self._name(job.target), "source": source, "settings": self._settings}
-        self._write({**line, "overwrite": self._overwrite})
+        line = {"state": "begun", "target": self._name(job.target), "source": source, "overwrite": self._overwrite}
+        self._write(line)
 
     def done(self, job: Job, size: int | None = None) -> None:
         """Note that it has; `size` where that is known."""
@@ -193,10 +201,14 @@ class Journal:
         if self._file is not None:
             with disk_errors(f"{self.path}: cannot be written"):
                 self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
+                if not self.buffered:
+                    self._file.flush()
 
     def flush(self) -> None:
-        """See that what was noted outlives this process; a file's lines do so by themselves."""
+        """See that what was noted outlives this process."""
+        if self._file is not None:
+            with disk_errors(f"{self.path}: cannot be written"):
+                self._file.flush()
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         text = ""
@@ -212,6 +224,9 @@ class Journal:
             return None
 
     def _name(self, target: Path) -> str:
+        text = str(target)
+        if text.startswith(self._below) and ".." not in text:  # of a million targets
+            return text[len(self._below) :]
         return os.path.relpath(target, self.path.parent)
 
 

@@ -117,7 +117,8 @@ def _rename(summary: Summary, folder: str, made: Path | None) -> None:
         return Path(PIPE) if path == made or str(path.parent) == folder else path
 
     summary.results[:] = [
-        replace(result, source=shown(result.source), target=shown(result.target)) for result in summary.results
+        replace(result, source=shown(Path(result.source)), target=shown(Path(result.target)))
+        for result in summary.results
     ]
     summary.failures[:] = [
         Failure(source=shown(item.source), error=item.error.replace(f"{folder}/stdin", "standard input"))

@@ -64,8 +64,8 @@ class Result:
     """One finished output.
 
     Attributes:
-        source: Input file.
-        target: Output file.
+        source: Input file; plain text in the summary of a cluster, which may be one of a million.
+        target: Output file, as the source.
         frames: Pictures or video frames in it.
         decisions: Whether anything salient was found, by frame.
         notes: What a user should know, such as a truncated input.
@@ -73,8 +73,8 @@ class Result:
         complete: Whether everything that was asked is in it: not of a damaged or interrupted video.
     """
 
-    source: Path
-    target: Path
+    source: Path | str
+    target: Path | str
     frames: int
     decisions: SalienceLog
     notes: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,4 +155,4 @@ def test_a_segment_that_kills_its_worker_fails_the_video_alone(tmp_path, clip, s
     write_video(tmp_path / "in" / "poison.mp4", videos.images(32))
     summary = spread()
     assert [failure.source.name for failure in summary.failures] == ["poison.mp4"]
-    assert [result.source.name for result in summary.results] == ["clip.mp4"]
+    assert [Path(result.source).name for result in summary.results] == ["clip.mp4"]

@@ -1,0 +1,106 @@
+"""The start lines of docs/cluster.md and deploy/ are run as far as one machine can, TLS included."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import draw, results
+
+ROOT = Path(__file__).parents[3]
+GUIDE = (ROOT / "docs" / "cluster.md").read_text()
+SLURM = ROOT / "deploy" / "slurm" / "basnet-run.sbatch"
+
+
+def lines(*starts):
+    found = [line for line in GUIDE.splitlines() if line.startswith(starts)]
+    assert found
+    return found
+
+
+def run_script(folder, text, **environment):
+    """A script in a process group of its own, all of which is ended."""
+    process = subprocess.Popen(
+        ["bash", "-c", text],
+        cwd=folder,
+        env={**os.environ, **environment},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, told = process.communicate(timeout=90)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_start_lines_with_tls(tmp_path):
+    draw(tmp_path / "photos", ["a.png", "b.png"])
+    scheduler, worker, *_ = lines("dask scheduler", "dask worker")
+    command = lines("basnet-run photos -o masks --cluster tcp://SCHEDULER")[0].replace("tcp://", "tls://")
+    port = subprocess.run(
+        ["python", "-c", "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    ).stdout.strip()
+    text = [
+        "set -euo pipefail",
+        *lines("openssl ", "cat node.key"),
+        *lines("export DASK_"),
+        f"{scheduler} --protocol tls --host 127.0.0.1 2>/dev/null &",
+        f"{worker.replace('tcp://', 'tls://')} --protocol tls --host 127.0.0.1 2>/dev/null &",
+        f"{command} --precision fp32 2>told",
+        "kill $(jobs -p)",
+    ]
+    script = "\n".join(text).replace("SCHEDULER:8786", f"127.0.0.1:{port}").replace("--port 8786", f"--port {port}")
+    code, told = run_script(tmp_path, script)
+    said = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else told
+    assert code == 0, said
+    assert results(tmp_path / "masks").keys() == {"a.mask.png", "b.mask.png"}
+    assert "no authentication" not in said
+
+
+@pytest.mark.slow
+def test_lines_of_the_slurm_script(tmp_path):
+    """With two processes in place of srun's tasks."""
+    draw(tmp_path / "photos", ["a.png", "b.png"])
+    (tmp_path / "bin").mkdir()
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text('#!/bin/sh\n"$@" 2>/dev/null &\n"$@" 2>/dev/null &\nwait\n')
+    srun.chmod(0o755)
+    path = f"{srun.parent}:{os.environ['PATH']}"
+    code, told = run_script(tmp_path, f"bash {SLURM} photos masks", SLURM_JOB_ID="7", PATH=path)
+    assert code == 0, told
+    assert results(tmp_path / "masks").keys() == {"a.mask.png", "b.mask.png"}
+    assert not (tmp_path / "scheduler-7.json").exists()
+    assert "NOT RUN" in SLURM.read_text()
+
+
+def test_the_pods_run_the_same_lines():
+    text = (ROOT / "deploy" / "kubernetes" / "batch.yaml").read_text()
+    assert "NOT RUN" in text
+    parts = list(yaml.safe_load_all(text))
+    pods = [part["spec"]["template"]["spec"]["containers"][0] for part in parts if "template" in part.get("spec", {})]
+    scheduler, worker, driver = (" ".join(pod["command"]) for pod in pods)
+    assert scheduler in lines("dask scheduler")
+    assert worker.replace("basnet-scheduler", "SCHEDULER") in lines("dask worker")
+    assert re.fullmatch(
+        r"basnet-run /data/photos -o /data/masks --recursive --cluster tcp://basnet-scheduler:8786", driver
+    )
+    settings = next(part["data"] for part in parts if part["kind"] == "ConfigMap")
+    assert {f"export {name}={value}" for name, value in settings.items()} <= {
+        line.split("  ")[0] for line in lines("export DASK_DISTRIBUTED__SCHEDULER")
+    }
