@@ -81,7 +81,7 @@ def test_inspect_says_how_to_feed(run, tmp_path):
     assert "parameters" in checkpoint.stdout
     assert "basnet-export onnx" in checkpoint.stdout
     tensor = json.loads(run("inspect", exported(precision="fp32", graph="tensor"), "--json").stdout)
-    assert "image float32 ?x3x64x64" in tensor["feed"]
+    assert "image float32 ?x3x?x? (proven at 64x64" in tensor["feed"]
     assert "proven on 4 pictures" in tensor["facts"]["parity"]
     frame = run("inspect", exported(precision="fp32", graph="frame")).stdout
     assert "uint8 RGB pictures N,H,W,3 of any size" in frame
