@@ -344,15 +344,16 @@ def _runnable(ort: ModuleType, path: Path, adaptation: Adaptation | None, *, wid
 
     ONNX Runtime widens them after it has fused what it can, and so leaves each Clip, a ReLU6, beside its convolution.
     """
-    with adapted(path, adaptation) as graph, TemporaryDirectory(prefix="basnet-") as folder:
+    with adapted(path, adaptation) as graph:
         if not widens:
-            yield graph
+            yield graph  # without a temporary folder: a container may have none
             return
-        options = _options(ort, 1)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / path.name)
-        _opened(ort, graph, list(_PROVIDERS["cpu"]), options, path)
-        yield Path(folder) / path.name
+        with TemporaryDirectory(prefix="basnet-") as folder:
+            options = _options(ort, 1)
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath = str(Path(folder) / path.name)
+            _opened(ort, graph, list(_PROVIDERS["cpu"]), options, path)
+            yield Path(folder) / path.name
 
 
 def _from_kept_graph(
