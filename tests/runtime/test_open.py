@@ -197,7 +197,7 @@ def test_exit_codes(name, code, tmp_path):
 def test_the_built_in_model_opens_where_nothing_can_be_written(monkeypatch):
     """As in a container with a read-only root: neither a temporary folder nor a cache."""
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nonexistent")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nonexistent")
     with open_model(opening.BUILTIN, backend="onnxruntime") as model:
         assert model.mask(np.zeros((40, 60, 3), np.uint8)).shape == (40, 60)
