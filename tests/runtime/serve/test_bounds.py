@@ -271,7 +271,7 @@ def test_which_addresses_only_this_machine_reaches():
 
 
 def test_it_needs_no_temporary_folder(client, photo, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nonexistent")
     folder = Path("/proc/self/fd")
     before = len(list(folder.iterdir()))
     big = {"image": photo.read_bytes() + bytes(3 << 20)}  # beyond what a form parser would keep in memory
