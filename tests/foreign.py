@@ -27,8 +27,11 @@ def foreign_network(
     external=False,
     names=True,
     gain=GAIN,
+    channels=2,
 ):
     """Write a network `input` -> `d0`, `d1` ...: a convolution, ReLU, pooling by two, enlarging by two, a convolution.
+
+    With more than two channels, a convolution between them that changes nothing does most of the work.
 
     Args:
         path: File to write.
@@ -44,17 +47,21 @@ def foreign_network(
         external: Whether weights are in a second file.
         names: Whether nodes have names.
         gain: Of the logits.
+        channels: Between the convolutions, an even number.
     """
     kind = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}[dtype]
     real = np.float16 if dtype == "float16" else np.float32
     height, width = size or ("height", "width")
     n = batch or "batch"
     # Two channels, so that ReLU loses nothing: the mean and its negative.
-    mean = np.zeros((2, 3, 3, 3), real)
-    mean[0, :, 1, 1], mean[1, :, 1, 1] = 1 / 3, -1 / 3
-    head = np.zeros((1, 2, 1, 1), real)
-    head[0, :, 0, 0] = gain, -gain
+    mean = np.zeros((channels, 3, 3, 3), real)
+    mean[::2, :, 1, 1], mean[1::2, :, 1, 1] = 1 / 3, -1 / 3
+    head = np.zeros((1, channels, 1, 1), real)
+    head[0, ::2], head[0, 1::2] = 2 * gain / channels, -2 * gain / channels
     weights = {"features.weight": mean, "head.weight": head, "head.bias": np.zeros(1, real)}
+    if channels > 2:
+        weights["inner.weight"] = np.zeros((channels, channels, 3, 3), real)
+        weights["inner.weight"][:, :, 1, 1] = np.eye(channels)
     initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     nodes, x = [], "input"
     if last:
@@ -64,7 +71,8 @@ def foreign_network(
     nodes += [
         helper.make_node("Conv", [x, "features.weight"], ["f"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["f"], ["r"]),
-        helper.make_node("AveragePool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        *([helper.make_node("Conv", ["r", "inner.weight"], ["i"], pads=[1, 1, 1, 1])] if channels > 2 else []),
+        helper.make_node("AveragePool", ["i" if channels > 2 else "r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
         *_enlarged(opset, initializers),
         helper.make_node("Conv", ["u", "head.weight", "head.bias"], ["logits"]),
     ]

@@ -185,6 +185,11 @@ def _made(
         raise ExportError(f"the graph is no valid ONNX: {str(error).strip().splitlines()[0]}") from error
     onnx.save(model, path)
     header, content, source = read_onnx_header(path), read_graph_content(path), reference.manifest
+    if content.precision != config.precision:
+        raise ExportError(
+            f"precision {config.precision}: the graph computes in {content.precision}, no layer that counts is in "
+            f"{config.precision}. Keep fewer parts FP32"
+        )
     manifest = replace(
         source,
         precision=config.precision,

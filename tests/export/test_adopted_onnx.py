@@ -1,6 +1,7 @@
 """FP16 and INT8 of other projects' networks: kept only if their masks are those of the original in ONNX Runtime."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from basnet_export.cli import app
-from basnet_runtime.manifest import manifest_path, read_manifest
+from basnet_runtime.manifest import read_manifest
 from basnet_runtime.onnx_file.content import read_graph_content
 from basnet_runtime.open import open_model
 from tests.foreign import foreign_network
@@ -58,40 +59,72 @@ def test_fp16(form, tmp_path):
     assert len(onnx.load(made).graph.output) == 1
 
 
-def scaled(path, factor):
-    """The same function with values `factor` times as large between the convolutions."""
+def scaled(path, **factors):
+    """The network with the weights of its `features` and its `head` multiplied."""
     model = onnx.load(path)
     for tensor in model.graph.initializer:
-        if tensor.name in ("features.weight", "head.weight"):
-            values = numpy_helper.to_array(tensor) * np.float32(factor if tensor.name[0] == "f" else 1 / factor)
+        part, _, kind = tensor.name.partition(".")
+        if part in factors and kind == "weight":
+            values = numpy_helper.to_array(tensor) * np.float32(factors[part])
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, path)
     return path
 
 
-@pytest.mark.parametrize("factor", [2.0**18, 2.0**-20], ids=["overflow", "underflow"])
-def test_fp16_that_its_own_arithmetic_breaks_is_not_kept(factor, tmp_path):
+@pytest.mark.parametrize(
+    ("factors", "reason"),
+    [
+        ({"features": 2.0**16, "head": 2.0**-16}, "FP16 ends at 65,504"),  # the weights end at 21,845
+        ({"features": 2.0**-14, "head": 2.0**12}, "each value rounded to fp16"),
+    ],
+    ids=["overflow of values", "underflow of weights"],
+)
+def test_fp16_that_its_own_arithmetic_breaks_is_not_kept(factors, reason, tmp_path, monkeypatch):
     """A CPU computes such a file in FP32 and sees nothing."""
-    path = scaled(foreign_network(tmp_path / "net.onnx"), factor)
+    path = scaled(foreign_network(tmp_path / "net.onnx"), **factors)
     assert run("adopt", path, "--mean", "0.5", "--std", "0.3", "--pictures", disc_folder()).exit_code == 0
-    result = run("onnx", path, "--precision", "fp16", "--keep-fp32", "none", "--pictures", disc_folder())
-    assert (result.exit_code, manifest_path(tmp_path / "net-fp16.onnx").exists()) == (4, False), result.stderr
+    options = ("--precision", "fp16", "--keep-fp32", "none", "--pictures", disc_folder())
+    result = run("onnx", path, *options)
+    assert (result.exit_code, reason in result.stderr) == (4, True), result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+    blind = SimpleNamespace(receipt=dict)
+    monkeypatch.setattr("basnet_export.quantize.rounded.measure_rounded", lambda *_: blind)
+    result = run("onnx", path, *options)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_fp16_without_a_convolution_in_fp16(tmp_path):
+    kept = ("--keep-fp32", "Conv_0", "--keep-fp32", "Conv_4")
+    result = run("onnx", adopted(tmp_path), "--precision", "fp16", *kept, "--pictures", disc_folder())
+    assert (result.exit_code, "the graph computes in fp32" in result.stderr) == (1, True), result.stderr
     assert not (tmp_path / "net-fp16.onnx").exists()
+
+
+def to_int8(path, *options):
+    calibration = ("--calibration", calibration_folder(), "--pictures", disc_folder())
+    return run("onnx", path, "--precision", "int8", *calibration, *options)
 
 
 @needs_int8
 @pytest.mark.parametrize("target", ["cpu", "openvino"])
 def test_int8(target, tmp_path):
-    """Its two convolutions stand at the picture and at the map, which stay FP32: the plan is made and says so."""
-    path = adopted(tmp_path, opset=11)
-    result = run(
-        *("onnx", path, "--precision", "int8", "--target", target, "--calibration", calibration_folder()),
-        *("--pictures", disc_folder()),
-    )
+    path = adopted(tmp_path, opset=11, channels=16)
+    result = to_int8(path, "--target", target)
     assert result.exit_code == 0, result.stderr
     (made,) = tmp_path.glob("net-int8*.onnx")
     manifest = read_manifest(made)
     assert (manifest.precision, manifest.quantization["kernel_rounding"]) == ("int8", "nearest")
+    assert manifest.quantization["int8_share"] > 0.8
+    assert read_graph_content(made).precision == "int8"
+
+
+@needs_int8
+@pytest.mark.parametrize("options", [(), ("--keep-fp32", "Conv_2")], ids=["nothing inside", "the inside is kept"])
+def test_int8_of_less_than_half_is_not_kept(options, tmp_path):
+    result = to_int8(adopted(tmp_path, channels=16 if options else 2), *options)
+    assert result.exit_code == 4, result.stderr
+    assert "0.0% of the arithmetic can be INT8, must be 50% at least" in result.stderr
+    assert not list(tmp_path.glob("net-int8*"))
 
 
 @pytest.mark.parametrize(

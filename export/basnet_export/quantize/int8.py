@@ -48,6 +48,7 @@ Progress = Callable[[str], None]
 _MIXED = "mixed"
 _RANKED = 8  # pictures of calibration that ranges and stages are compared on
 _ROUNDED = 24  # pictures of calibration that kernels are rounded by
+_LEAST_SHARE = 0.5  # of the arithmetic: below that the file is not what its name says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +101,12 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
 
     Raises:
         UsageError: For too few calibration pictures or an unknown layer.
-        ParityError: When no small enough set of layers keeps the contract in the time allowed.
+        ParityError: When no small enough set of layers keeps the contract in the time allowed, or too few may be INT8.
     """
     if config.calibration is None:
         raise UsageError("precision int8: give --calibration, a folder of real pictures like those it will see")
     graph = model.graph
-    nodes_of(graph, config.keep_fp32 or ())  # an unknown name is told before minutes of work
+    _refuse_mostly_fp32(graph, config, config.keep_fp32 or ())  # before minutes of work, as is an unknown name
     pictures = calibration_pictures(config.calibration, count=config.calibration_count, seed=config.seed)
     for told in (warning_for(len(pictures)), f"calibrating on {len(pictures)} pictures"):
         if told:
@@ -130,6 +131,7 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
             if config.int8_target != "cpu":
                 layers = {name: cost for name, cost in convolution_shares(graph).items() if name not in fixed}
             method, kept = _searched(judge, methods, parts, end, progress, layers)
+            _refuse_mostly_fp32(graph, config, kept)
     facts = _facts(graph, config, pictures, method, kept)
     facts |= {"method_by_stage": by_stage} if method == _MIXED else {}
     if not reference.has_network:
@@ -305,9 +307,7 @@ def _facts(
     graph: onnx.GraphProto, config: ExportConfig, pictures: Sequence[Picture], method: str, kept: Collection[str]
 ) -> dict[str, Any]:
     """Facts for the manifest: the settings and the result."""
-    shares = convolution_shares(graph)
     fixed = always_fp32(graph, config.int8_target)
-    float_nodes = {*fixed, *nodes_of(graph, kept)}
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(picture.image_HWC.tobytes())
@@ -321,5 +321,19 @@ def _facts(
         "kernel_pictures": len(_spread(pictures, _ROUNDED)),
         "always_fp32": fixed,
         **({"fp32_stored_as": "fp16"} if config.store == "fp16" else {}),
-        "int8_share": round(sum(share for name, share in shares.items() if name not in float_nodes), 4),
+        "int8_share": round(_int8_share(graph, config, kept), 4),
     }
+
+
+def _int8_share(graph: onnx.GraphProto, config: ExportConfig, kept: Collection[str]) -> float:
+    float_nodes = {*always_fp32(graph, config.int8_target), *nodes_of(graph, kept)}
+    return sum(share for name, share in convolution_shares(graph).items() if name not in float_nodes)
+
+
+def _refuse_mostly_fp32(graph: onnx.GraphProto, config: ExportConfig, kept: Collection[str]) -> None:
+    share = _int8_share(graph, config, kept)
+    if share < _LEAST_SHARE:
+        raise ParityError(
+            f"precision int8: {share:.1%} of the arithmetic can be INT8, must be {_LEAST_SHARE:.0%} at least. "
+            "Leave it FP32, or --precision fp16"
+        )

@@ -89,7 +89,8 @@ def nodes_of(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
 def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
     """Names of the tensors that may have a range of their own.
 
-    What only a ReLU or ReLU6 reads is rectified first, and what is enlarged keeps the range of the smaller map.
+    What only a ReLU or ReLU6 reads is rectified first, and what is enlarged keeps the range of the smaller map, unless
+    a convolution reads it by itself.
     """
     nodes = set(quantizable_nodes(graph))
     constant = {tensor.name for tensor in graph.initializer}
@@ -99,7 +100,8 @@ def quantized_tensors(graph: onnx.GraphProto) -> list[str]:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
     passing = {t for t, kinds in readers.items() if len(kinds) == 1 and kinds < {*_RECTIFIERS}}
-    passing |= {node.output[0] for node in graph.node if node.op_type == "Resize"}
+    enlarged = (node.output[0] for node in graph.node if node.op_type == "Resize")
+    passing |= {name for name in enlarged if "Conv" not in readers.get(name, ())}
     return [t for t in dict.fromkeys(touched) if t and t not in constant and t not in passing]
 
 
