@@ -11,7 +11,6 @@ import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from basnet_runtime.machine.cpu_features import processor_flags
@@ -20,7 +19,7 @@ from basnet_runtime.machine.threads import without_threads
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable
 
-__all__ = ["Facts", "Probe", "Refused", "differences", "own_versions", "worker_facts"]
+__all__ = ["Facts", "Probe", "Refused", "differences", "model_fact", "own_versions", "worker_facts"]
 
 _INSTRUCTIONS = re.compile(r"avx2|avx512f|\w*vnni|avx512_bf16|amx_\w+|avx512_fp16|asimd\w*|sve\w*|i8mm|bf16")
 _PRECISIONS = re.compile(r"\b(fp32|fp16|bf16|int8|fp8)\b", re.IGNORECASE)
@@ -65,7 +64,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What a worker answers before it gets work.
+    """What a worker answers before it gets work; as a reference, an empty string asks for nothing.
 
     Attributes:
         node: Host name and process id.
@@ -81,10 +80,10 @@ class Facts:
     """
 
     node: str
-    product: str
-    python: str
-    distributed: str
-    numpy: str
+    product: str = ""
+    python: str = ""
+    distributed: str = ""
+    numpy: str = ""
     model: str = ""
     precision: str = ""
     device: str = ""
@@ -118,17 +117,17 @@ def worker_facts(model: Path, *, device: str, runs_on: str) -> Facts:
     """
     return replace(
         own_versions(),
-        model=f"{model.name} {_sha256(model)}",
+        model=model_fact(model),
         precision=" ".join(sorted({found.lower() for found in _PRECISIONS.findall(runs_on)})),
         device=device,
         runs_on=without_threads(runs_on),
     )
 
 
-@lru_cache(maxsize=8)
-def _sha256(path: Path) -> str:
+def model_fact(path: Path) -> str:
+    """Name and SHA-256 of a model's file as it is now."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def differences(facts: Facts, reference: Facts, *, like: Iterable[str] = _LIKE) -> list[str]:

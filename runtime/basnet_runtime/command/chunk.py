@@ -21,6 +21,7 @@ from basnet_runtime.command.buckets import on_copies
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Job
 from basnet_runtime.command.run import Summary, Work, composer_of, opencv_out_of_the_way, opened_model
+from basnet_runtime.manifest import manifest_path
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model
 from basnet_torch import files
@@ -38,7 +39,7 @@ class Order:
         config: How, with absolute paths.
         local: Whether the worker was started by the driver and has its standard output.
         probe: What a worker has to see.
-        expected: Facts of the worker that was accepted first; None before that.
+        expected: Facts of the worker that was accepted first; before that, the model that the driver has.
     """
 
     run: str
@@ -79,7 +80,7 @@ class Outcome:
 
 
 _ONE_AT_A_TIME = threading.RLock()  # a worker with several threads has one model all the same
-_OPENED: dict[RunConfig, tuple[SaliencyModel, Facts]] = {}
+_OPENED: dict[tuple[RunConfig, str], tuple[SaliencyModel, Facts]] = {}
 _STOPPED: set[str] = set()
 
 
@@ -112,7 +113,9 @@ def _named() -> Iterator[None]:
 
 
 def _opened(config: RunConfig) -> tuple[SaliencyModel, Facts]:
-    key = RunConfig(inputs=(), model=config.model, **config.model_options())
+    there = () if config.model is None else (config.model, manifest_path(config.model))
+    identity = str([files.file_identity(path) for path in there if path.is_file()])  # a worker outlives its files
+    key = RunConfig(inputs=(), model=config.model, **config.model_options()), identity
     if key not in _OPENED:
         for model, _ in _OPENED.values():
             model.close()  # of another job: a device's memory holds one

@@ -19,7 +19,7 @@ from typing import Any, Self
 from basnet_runtime.cluster.buckets import remove, shown, url_of
 from basnet_runtime.cluster.dask_workers import DaskWorkers, check_address
 from basnet_runtime.cluster.dispatch import WorkerDied, dispatch
-from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences
+from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, model_fact
 from basnet_runtime.command.buckets import JOURNAL_FOLDER, plan_in_buckets, uses_buckets
 from basnet_runtime.command.chunk import Item, Order, Outcome, greet, run_chunk, stop
 from basnet_runtime.command.config import RunConfig
@@ -75,7 +75,9 @@ def run_on_cluster(
     if any(job.stream for job in plan.jobs):
         raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
     with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
-        order = Order(run=RUN, config=_sent(config), local=config.cluster == "local", probe=probe)
+        order = Order(
+            run=RUN, config=_sent(config), local=config.cluster == "local", probe=probe, expected=_own_model(config)
+        )
         driver = Driver(
             config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell, exists=exists
         )
@@ -93,6 +95,13 @@ def _sent(config: RunConfig) -> RunConfig:
     threads = config.threads or (1 if config.cluster else None)
     sent = replace(config, inputs=(), output=None, chunk=None)
     return replace(sent, kind=kind, model=model, threads=threads, device=device)
+
+
+def _own_model(config: RunConfig) -> Facts | None:
+    """The model that workers have to have, where the driver sees its file."""
+    if config.cluster is None or config.model is None or not config.model.is_file():
+        return None
+    return Facts(node="the driver", model=model_fact(config.model))
 
 
 def slots_of(config: RunConfig) -> list[dict[str, str]]:
@@ -246,7 +255,7 @@ class Driver:
             raise Refused(f"{notes[0]}; without --same-bytes it may work")
         new = [f"{note}; bytes may differ by a level" for note in notes]
         self.summary.notes += [note for note in new if note not in self.summary.notes]
-        if expected is None:
+        if expected is None or not expected.product:
             self.order = replace(self.order, expected=facts)
             self.summary.model, self.summary.runs_on = facts.model.rpartition(" ")[0], facts.runs_on
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from basnet_runtime.cluster.dask_workers import start_local
 from basnet_runtime.cluster.facts import Probe, Refused, differences, own_versions, worker_facts
+from basnet_runtime.command import cluster as cluster_command
 from basnet_runtime.open import BUILTIN
 from basnet_torch import __version__
 from basnet_torch.errors import BackendUnavailable
@@ -174,3 +176,36 @@ def test_a_nanny_for_each_gpu(monkeypatch, options, device):
         wait_until(lambda: sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES", on_error="ignore").values()) == wanted)
     with pytest.raises(UsageError, match=r"one worker a GPU"):
         slots_of(options("out", cluster="local", device=Device.parse("cuda:2"), workers=3))
+
+
+def other_model(path):
+    """The built-in model with other weights."""
+    import onnx
+
+    model = onnx.load(BUILTIN)
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2}
+    for tensor in model.graph.initializer:
+        if tensor.name in biases:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.5, tensor.name))
+    onnx.save(model, path)
+
+
+def test_a_model_that_is_replaced_between_two_runs(tmp_path, spread, alone):
+    """Workers outlive runs; the second run is of the new file."""
+    draw(tmp_path / "in", ["a.png", "b.png"])
+    model = tmp_path / "model.onnx"
+    shutil.copy(BUILTIN, model)
+    spread("before", model=model)
+    other_model(model)
+    spread("after", model=model)
+    alone("alone", model=model)
+    assert results(tmp_path / "after") == results(tmp_path / "alone") != results(tmp_path / "before")
+
+
+def test_the_drivers_own_model_is_the_measure(tmp_path, spread, monkeypatch):
+    draw(tmp_path / "in", ["a.png"])
+    model = tmp_path / "model.onnx"
+    shutil.copy(BUILTIN, model)
+    monkeypatch.setattr(cluster_command, "model_fact", lambda path: f"{path.name} 0123")
+    with pytest.raises(Refused, match=r"node .*: model is model.onnx \w{64}, and model.onnx 0123 on the driver; all"):
+        spread(model=model)
