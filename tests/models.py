@@ -226,6 +226,8 @@ def widened(source: Path, width: int) -> Path:
         # Channels grow; the picture's three, a map's one, and the window of the kernel do not.
         shape = [n * factor if axis < 2 and n not in (1, 3) else n for axis, n in enumerate(values.shape)]
         grown = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]) or 1)
+        if tensor.name.endswith("_scale"):  # of a quantized kernel; TensorRT takes positive ones alone
+            grown = np.abs(grown) + 0.001
         grown = grown if values.dtype.kind == "f" else np.zeros(shape)
         tensor.CopyFrom(onnx.numpy_helper.from_array(grown.astype(values.dtype), tensor.name))
     model.graph.ClearField("value_info")
