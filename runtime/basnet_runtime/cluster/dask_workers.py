@@ -4,12 +4,13 @@
         for items, answer in dispatch(take, engine): ...
 
 A worker gets work once its versions fit, it has answered `greet` and `accept` has taken the answer; late ones too.
-Chunks are submitted without `workers=` or `resources=`: Dask would charge a death to all that it had assigned to that
-worker.
+While no worker is joining, chunks are submitted without `workers=` or `resources=`: Dask would charge a death to all
+that it had assigned to that worker.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import threading
@@ -31,6 +32,8 @@ __all__ = ["DaskWorkers", "check_address", "start_local"]
 
 _CONNECT_SECONDS = 15
 _ANSWER_SECONDS = 30  # of a scheduler that is there
+_MEET_SECONDS = 30.0  # in which a worker says its versions
+_OPEN_SECONDS = 900.0  # in which it opens its model; TensorRT builds an engine meanwhile
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 3.0
 _RESTART_SECONDS = 4.0
@@ -76,6 +79,7 @@ class DaskWorkers(Closing):
         accept: Callable[[Any], None],
         work: Callable[[], Callable[[tuple[Any, ...]], Any]],
         stop: Callable[[], None],
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Connect, or start a cluster.
 
@@ -86,6 +90,7 @@ class DaskWorkers(Closing):
             accept: Called with that answer; raises to end the run.
             work: Gives what runs items on a worker.
             stop: Called on workers when the run is interrupted.
+            tell: Told of workers that are there and do not answer.
 
         Raises:
             BackendUnavailable: Dask is not installed, or there is no cluster.
@@ -97,8 +102,11 @@ class DaskWorkers(Closing):
                 f"--cluster needs Dask distributed ({error}); pip install 'basnet-deploy[cluster]'"
             ) from error
         self._greet, self._accept, self._work, self._stop = greet, accept, work, stop
+        self._tell = tell
         self._answers: SimpleQueue[Any] = SimpleQueue()
-        self._asked: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}  # greetings by address; None while a worker says its versions
+        self._since: dict[str, float] = {}  # when the answer that is waited for was first asked for
+        self._silent: set[str] = set()
         self._ready: set[str] = set()
         self._running: dict[str, tuple[int, Any]] = {}
         self._looked = 0.0
@@ -138,8 +146,13 @@ class DaskWorkers(Closing):
         return len(self._ready)
 
     def awaited(self) -> bool:
-        """Whether some worker is there that has not answered yet."""
-        return len(self._asked) > len(self._ready)
+        """Whether some worker is there that may still answer."""
+        now = time.monotonic()
+        return any(
+            now - self._since[address] < (_MEET_SECONDS if greeting is None else _OPEN_SECONDS)
+            for address, greeting in self._asked.items()
+            if address not in self._ready
+        )
 
     def _look(self) -> None:
         """Ask those who are new, forget those who have gone."""
@@ -148,20 +161,27 @@ class DaskWorkers(Closing):
         except Exception as error:
             raise self._lost() from error
         self._ready &= there
-        for address in self._asked.keys() - there:
-            if (greeting := self._asked.pop(address)) is not None:
+        for address in self._since.keys() - there:
+            del self._since[address]
+            if (greeting := self._asked.pop(address, None)) is not None:
                 greeting.cancel()
-        new = sorted(there - self._asked.keys())
-        self._asked |= dict.fromkeys(new)
-        if new:
-            threading.Thread(target=self._meet, args=(new,), daemon=True).start()
         self._looked = time.monotonic()
+        for address in sorted(there - self._asked.keys()):
+            self._asked[address] = None
+            self._since.setdefault(address, self._looked)
+            self._client.loop.add_callback(self._meet, address)
 
-    def _meet(self, new: list[str]) -> None:
-        """Ask new workers for their versions before they get a task: one they cannot load would end them."""
-        with suppress(Exception):  # the scheduler is lost, which the next look says
-            for address, answer in self._client.run(own_versions, workers=new, on_error="return").items():
-                self._answers.put((address, answer))
+    async def _meet(self, address: str) -> None:
+        """Ask a new worker for its versions before it gets a task: one it cannot load would end it.
+
+        Each by itself: one that hangs holds up nobody else.
+        """
+        try:
+            asked = self._client.run(own_versions, workers=[address], on_error="return")
+            answers = await asyncio.wait_for(asked, _MEET_SECONDS)
+            self._answers.put((address, answers[address]))
+        except Exception as error:  # noqa: BLE001 - it is sorted where it is taken
+            self._answers.put((address, error))
 
     def _lost(self) -> BackendUnavailable:
         return BackendUnavailable(f"{self.scheduler}: the scheduler is lost; {GOES_ON}")
@@ -169,7 +189,9 @@ class DaskWorkers(Closing):
     def start(self, number: int, items: tuple[Any, ...]) -> None:
         """Submit a piece; its key is used once, since Dask takes equal keys for one task."""
         key = f"basnet-{RUN}-{number}"
-        self._running[key] = number, self._submitted(self._work(), items, key=key)
+        joining = self._asked.keys() - self._ready  # one of them may hang
+        place = {"workers": sorted(self._ready), "allow_other_workers": True} if joining else {}
+        self._running[key] = number, self._submitted(self._work(), items, key=key, **place)
 
     def _submitted(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         future = self._client.submit(function, *arguments, pure=False, retries=0, **options)
@@ -189,11 +211,21 @@ class DaskWorkers(Closing):
         """Sort what came: the versions of a worker, its greeting, or the answer of a piece."""
         if isinstance(came, tuple):
             address, versions = came
+            if self._asked.get(address, self) is not None:
+                return  # it has gone meanwhile
+            if isinstance(versions, OSError):  # it died, hangs or cannot be reached: asked again while it is there
+                del self._asked[address]
+                if address not in self._silent:
+                    self._silent.add(address)
+                    line = " ".join(str(versions).split())[:200] or f"none in {_MEET_SECONDS:.0f} s"
+                    self._tell(f"node {address}: gives no answer ({line}); it gets no work until it does")
+                return
             if isinstance(versions, Exception):
                 self._refuse(address, versions)
             differences(versions, own_versions(), like=())
             key = f"greet-{RUN}-{address}"
             self._asked[address] = self._submitted(self._greet, key=key, workers=[address], allow_other_workers=False)
+            self._since[address] = time.monotonic()
             return
         if came.key in self._running:
             number, future = self._running.pop(came.key)

@@ -236,6 +236,7 @@ class Driver:
             accept=self.accept,
             work=lambda: partial(run_chunk, self.order),
             stop=partial(stop, RUN),
+            tell=self.tell,
         )
         if where != "local" and not engine.scheduler.startswith("tls://"):
             self.summary.notes.append(

@@ -50,6 +50,8 @@ def as_other(function):
 if "BASNET_TEST_FACTS" in os.environ:
     facts.own_versions = as_other(facts.own_versions)
     chunk.worker_facts = as_other(chunk.worker_facts)
+if "BASNET_TEST_DIES" in os.environ:
+    facts.own_versions = lambda: os._exit(1)
 segments.SEGMENT_FRAMES = 15
 picture_files.PictureFile = Faulty
 run_video.VideoRun = FaultyVideo

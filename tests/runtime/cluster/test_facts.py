@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
+from basnet_runtime.cluster import dask_workers
 from basnet_runtime.cluster.dask_workers import start_local
 from basnet_runtime.cluster.facts import Probe, Refused, differences, own_versions, worker_facts
 from basnet_runtime.command import cluster as cluster_command
@@ -129,6 +132,46 @@ def test_one_that_joins_late_is_asked_too(tmp_path, spread):
     ):
         spread(cluster=cluster.scheduler_address, chunk=1)
     assert len(results(tmp_path / "out")) < 60
+
+
+def test_one_that_dies_while_it_joins_does_not_end_the_run(tmp_path, spread):
+    draw(tmp_path / "in", [f"{number}-slow.png" for number in range(20)])
+    dies = {"DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(FAULTS)]), "BASNET_TEST_DIES": "1"}
+    told = []
+    with started({}) as cluster, joined(cluster, **dies):
+        wait_until(lambda: len(cluster.scheduler.workers) == 2)
+        assert len(spread(cluster=cluster.scheduler_address, chunk=1, tell=told.append).results) == 20
+    assert any("gives no answer" in line for line in told)
+
+
+def test_one_that_is_stopped_holds_nobody_up(tmp_path, spread, monkeypatch):
+    monkeypatch.setattr(dask_workers, "_MEET_SECONDS", 1.5)
+    draw(tmp_path / "in", [f"{number}-slow.png" for number in range(12)])
+    told = []
+    with started({}, {}) as cluster:
+        wait_until(lambda: len(cluster.scheduler.workers) == 2)
+        os.kill(cluster.workers[0].pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert len(spread(cluster=cluster.scheduler_address, chunk=1, tell=told.append).results) == 12
+            assert time.monotonic() - began < 30  # after a minute the scheduler would forget it
+        finally:
+            os.kill(cluster.workers[0].pid, signal.SIGCONT)
+    assert sum("gives no answer (none in 2 s); it gets no work until it does" in line for line in told) == 1
+
+
+def test_one_that_never_answers_is_not_waited_for(tmp_path, spread, monkeypatch):
+    monkeypatch.setattr(dask_workers, "_MEET_SECONDS", 1)
+    monkeypatch.setattr(cluster_command, "_PATIENCE", 1.5)
+    draw(tmp_path / "in", ["a.png"])
+    with started({}) as cluster:
+        wait_until(lambda: cluster.scheduler.workers)
+        os.kill(cluster.workers[0].pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BackendUnavailable, match="no worker for 2 s"):
+                spread(cluster=cluster.scheduler_address)
+        finally:
+            os.kill(cluster.workers[0].pid, signal.SIGCONT)
 
 
 def test_a_node_without_the_product(tmp_path, spread):
