@@ -172,10 +172,9 @@ class ModelSource:
         if kind == "onnx":
             self.__dict__["onnx"] = path  # what `onnx` would otherwise export
         self.width = found.width
-        adopted = isinstance(found, Manifest) and found.adopted and kind == "onnx"
         # What its masks and times are compared with: an adopted network is its own reference, in ONNX Runtime.
         self.reference = REFERENCE if self.checkpoint else None
-        if adopted:
+        if isinstance(found, Manifest) and found.original:
             self.reference = Variant(backend="onnxruntime", precision=self.precision)
         # Which files are one network at one size: they do the same work.
         self.network: tuple[Any, ...] = (found.width, *_size(found))

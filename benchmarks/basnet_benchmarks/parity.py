@@ -75,9 +75,9 @@ class ParityConfig:
 
     def __post_init__(self) -> None:
         kind = model_kind(self.reference)
-        if kind != "checkpoint" and not (kind == "onnx" and read_manifest(self.reference).adopted):
+        if kind != "checkpoint" and not (kind == "onnx" and read_manifest(self.reference).original):
             raise UsageError(
-                f"reference {self.reference}: is none; give the checkpoint that was exported, or an adopted .onnx"
+                f"reference {self.reference}: is none; give the exported checkpoint, or the .onnx that was adopted"
             )
         if len({path.name for path in self.candidates}) < len(self.candidates):
             raise UsageError(f"candidates {', '.join(map(str, self.candidates))}: each needs a name of its own")

@@ -98,10 +98,10 @@ def _onnx(path: Path) -> _Described:
     if METADATA_KEY not in header.metadata and not manifest_path(path).exists():
         return "ONNX graph without a manifest: not of basnet-export", facts, ""
     manifest = read_manifest(path, header)
+    if manifest.changed:
+        facts["changed after export"] = "precision, input and output are read from the graph"
     if manifest.adopted:
         return _adopted(path, manifest, facts)
-    if manifest.changed:
-        facts["changed after export"] = f"by {header.producer}; precision, input and output are read from the graph"
     facts |= {
         "precision": manifest.precision + (f", stored as {manifest.store}" if manifest.store != "fp32" else ""),
         **_source(manifest),
@@ -114,7 +114,8 @@ def _adopted(path: Path, manifest: Manifest, facts: dict[str, Any]) -> _Describe
     recipe = _recipe(manifest.preprocess, manifest.postprocess)
     facts |= {
         "mask": f"output {manifest.output.name}; others are cut in the copy that runs",
-        "precision": f"{manifest.precision}, stored as {manifest.store}, read from the graph",
+        "precision": f"{manifest.precision}, stored as {manifest.store}"
+        + (", read from the graph" if manifest.original else ""),
         "recipe": f"as told to basnet-export adopt: {manifest.arch}",
         **recipe,
         "finish": finish + recipe["finish"],
@@ -205,17 +206,19 @@ def _feed(manifest: Manifest) -> str:
 
 def _verdict(manifest: Manifest) -> str:
     parity = manifest.parity
-    if manifest.adopted and parity is None and manifest.engine is None:
+    if manifest.original:
         return "adopted, not BASNet: it is its own reference, in ONNX Runtime"
     if parity is None and manifest.engine is not None:
         return "not proven: run 'basnet-bench parity' on the GPU it is for"
     if manifest.changed:
         return "not proven: changed after export"
+    exact = f"PyTorch {'FP64' if parity and parity.get('pytorch_fp32') else 'FP32'}"
+    if manifest.adopted:
+        exact = f"{manifest.checkpoint} in ONNX Runtime FP32"
     if parity is None:
-        return "masks not checked against PyTorch (--no-check)"
-    exact = "FP64" if parity.get("pytorch_fp32") else "FP32"
+        return f"masks not checked against {exact} (--no-check)"
     return (
-        f"{manifest.precision} parity with PyTorch {exact} proven on {parity['pictures']} pictures: "
+        f"{manifest.precision} parity with {exact} proven on {parity['pictures']} pictures: "
         f"max {parity['max_abs']:.2g}, mean {parity['mean_abs']:.2g}, "
         f"{100 * parity['flips']:.3f} % of pixels change side, "
         f"boundary IoU {parity['boundary_iou']:.4f} ({parity['ran']})"

@@ -125,6 +125,12 @@ class Manifest:
         return self.origin == ADOPTED
 
     @property
+    def original(self) -> bool:
+        """Whether it is an adopted file as it came: converted or changed ones are compared with that one."""
+        as_it_came = self.kind == "onnx" and not self.changed and self.onnx_sha256 == self.checkpoint_sha256
+        return self.adopted and as_it_came
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
         return self.preprocess.height, self.preprocess.width
@@ -183,7 +189,8 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
     digest = sha256_of(path) if beside is not None else ""
     if beside is not None and inside is not None and beside.onnx_sha256 == digest:
         _refuse_contradiction(path, inside, beside)
-    if beside is None or beside.onnx_sha256 != digest:
+    weighed = header.external and bool(manifest.graph_sha256)  # the file's digest says nothing of weights beside it
+    if beside is None or beside.onnx_sha256 != digest or weighed:
         return replace(_by_graph(path, header, inside, beside), onnx_sha256=digest)
     _check_tensors(path, manifest, header)
     return replace(manifest, onnx_sha256=digest)
@@ -203,13 +210,14 @@ def _by_graph(path: Path, header: OnnxHeader, inside: Manifest | None, beside: M
         known = inside is not None and bool(inside.graph_sha256) and not _differing(inside, beside)
         if not known and content.sha256 != beside.graph_sha256:
             name = manifest_path(path).name
-            raise ModelFileError(
-                f"{path}: is not the file that {name} describes (SHA-256 differs); remove {name} or export again"
-            )
+            way = f"remove {name} or export again"
+            if beside.original:
+                way = f"describe it with 'basnet-export adopt {path.name} ... --overwrite'"
+            raise ModelFileError(f"{path}: is not the file that {name} describes (SHA-256 differs); {way}")
     if content.sha256 == manifest.graph_sha256:
         return _fed_by_graph(path, manifest, header)
-    if not manifest.graph_sha256 and (content.precision not in ("int8", "fp8") or manifest.precision != "fp32"):
-        _check_tensors(path, manifest, header)  # an older file: what it says is taken, unless it was quantized since
+    if not manifest.graph_sha256 and content.precision == manifest.precision:
+        _check_tensors(path, manifest, header)  # an older file: what it says is taken, unless it was converted since
         return manifest
     fed = replace(_fed_by_graph(path, manifest, header), opset=header.opset, parity=None, changed=True)
     if content.precision == manifest.precision:

@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from basnet_benchmarks.candidates import ModelSource
 from basnet_benchmarks.cli import app
 from basnet_export.cli import app as export
 from basnet_runtime.media.image.pictures import write_picture
@@ -45,6 +48,33 @@ def test_parity(net):
 def test_parity_needs_something_to_compare(net):
     result = CliRunner().invoke(app, ["parity", str(net), "--backend", "onnxruntime", "--pictures", str(disc_folder())])
     assert (result.exit_code, "is the reference itself" in result.stderr) == (2, True)
+
+
+def test_only_what_was_adopted_is_a_reference(tmp_path):
+    """A conversion, and one that was changed, would agree with themselves."""
+    path = foreign_network(tmp_path / "net.onnx")
+    options = ("--pictures", str(disc_folder()))
+    assert CliRunner().invoke(export, ["adopt", str(path), "--mean", "0.5", "--std", "0.3", *options]).exit_code == 0
+    half, changed = tmp_path / "net-fp16.onnx", tmp_path / "changed.onnx"
+    made = CliRunner().invoke(export, ["onnx", str(path), "--precision", "fp16", "--no-check", *options])
+    assert made.exit_code == 0, made.stderr
+    graph = onnx.load(half)
+    (head,) = (t for t in graph.graph.initializer if t.name == "head.weight")
+    head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
+    onnx.save(graph, changed)
+    for file, verdict in (
+        (half, "masks not checked against net.onnx in ONNX Runtime FP32"),
+        (changed, "not proven: changed after export"),
+    ):
+        result = CliRunner().invoke(app, ["parity", str(file), *options])
+        assert (result.exit_code, "or the .onnx that was adopted" in result.stderr) == (2, True), result.output
+        assert ModelSource(str(file), tmp_path).reference is None
+        assert verdict in CliRunner().invoke(export, ["inspect", str(file)]).stdout
+    verdicts = [
+        row["verdict"]
+        for row in bench("parity", path, half, changed, *options, "--backend", "onnxruntime")["candidates"]
+    ]
+    assert verdicts == ["passed", "failed"]
 
 
 def test_latency(net):

@@ -16,6 +16,7 @@ from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.onnx_file.adapt import adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_runtime.open import open_model
+from basnet_torch.errors import ModelFileError
 from basnet_torch.spec import Preprocess
 from tests.foreign import expected_map, foreign_network
 from tests.models import disc_folder, discs, needs_openvino_plugin
@@ -167,7 +168,28 @@ def test_weights_in_another_file_must_be_there(tmp_path):
     assert adopt(path, *RECIPE).exit_code == 1
     (tmp_path / "net.onnx.data").unlink()
     result = adopt(path, *RECIPE)
-    assert (result.exit_code, "no such file" in result.stderr) == (1, True)
+    assert (result.exit_code, "keeps weights in net.onnx.data, which is not there" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_in_another_file_count(backend, tmp_path):
+    """What was kept of the first start is not taken for another file's weights."""
+    path = foreign_network(tmp_path / "net.onnx", external=True)
+    assert adopt(path, *RECIPE).exit_code == 0
+    with open_model(path, backend=backend) as model:
+        before = model.mask(IMAGE)
+    (tmp_path / "other").mkdir()
+    other = foreign_network(tmp_path / "other" / "net.onnx", external=True, gain=-12.0)
+    assert sha256_of(other) == sha256_of(path)
+    other.with_name("net.onnx.data").replace(tmp_path / "net.onnx.data")
+    with pytest.raises(ModelFileError, match=r"is not the file that .* describes .*adopt net.onnx ... --overwrite"):
+        open_model(path, backend=backend)
+    assert adopt(path, *RECIPE, "--overwrite").exit_code == 0
+    with open_model(path, backend=backend) as model:
+        np.testing.assert_allclose(model.mask(IMAGE), 1 - before, atol=1e-5)
+    (tmp_path / "net.onnx.data").unlink()
+    with pytest.raises(ModelFileError, match="which is not there"):
+        open_model(path, backend=backend)
 
 
 def test_a_manifest_is_replaced_only_when_asked(tmp_path):
@@ -214,6 +236,7 @@ def test_a_changed_file_is_not_what_was_adopted(tmp_path):
     foreign_network(path, gain=1)
     result = CliRunner().invoke(app, ["inspect", str(path)])
     assert (result.exit_code, "is not the file that net.onnx.json describes" in result.stderr) == (1, True)
+    assert "basnet-export adopt net.onnx ... --overwrite" in result.stderr
 
 
 def basnet_run(monkeypatch, *arguments):

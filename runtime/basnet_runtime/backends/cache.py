@@ -16,6 +16,8 @@ from pathlib import Path
 
 from basnet_runtime.machine.cpu_features import processor_flags
 from basnet_runtime.manifest import sha256_of
+from basnet_runtime.onnx_file.content import read_graph_content
+from basnet_runtime.onnx_file.header import read_onnx_header
 
 __all__ = [
     "can_keep_optimized_models",
@@ -39,7 +41,10 @@ def optimized_model_path(path: Path, *, by: str, digest: str = "", suffix: str =
 
     Raises:
         OSError: The file cannot be read.
+        ModelFileError: Weights beside it cannot be read.
     """
+    if read_onnx_header(path).external:
+        digest = read_graph_content(path).sha256  # of the weights beside it too
     processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
     key = hashlib.sha256(f"{digest or sha256_of(path)} {by} {processor}".encode()).hexdigest()
     return optimized_model_folder() / f"{key[:32]}{suffix}"

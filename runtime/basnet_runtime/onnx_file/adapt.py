@@ -174,6 +174,8 @@ def external_data(path: Path, tensor: int | memoryview) -> memoryview:
     place = path.parent / told.get("location", "")
     if not place.resolve().is_relative_to(path.parent.resolve()):
         raise ModelFileError(f"{path}: keeps weights in {place}, they must be in its own folder. Save it as one file")
+    if not place.is_file():
+        raise ModelFileError(f"{path}: keeps weights in {place.name}, which is not there. Put that file beside it")
     start = int(told.get("offset", "0"))
     content = memoryview(file_content(place))
     stop = start + int(told["length"]) if "length" in told else len(content)

@@ -343,3 +343,5 @@ def test_older_files_load_and_their_quantized_copies_are_found_too(ours, tmp_pat
     assert (manifest.graph_sha256, manifest.changed, manifest.precision) == ("", False, "fp32")
     assert manifest.parity is not None
     assert read_manifest(by_a_foreign_tool("qdq", older, tmp_path / "quantized.onnx")).precision == "int8"
+    half = read_manifest(by_a_foreign_tool("fp16", older, tmp_path / "half.onnx"))
+    assert (half.precision, half.changed, half.parity) == ("fp16", True, None)
