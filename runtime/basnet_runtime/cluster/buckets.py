@@ -21,6 +21,8 @@ from basnet_torch.errors import BackendUnavailable, MediaError
 __all__ = [
     "fetch",
     "is_bucket",
+    "is_prefix",
+    "is_whole",
     "listed",
     "matching",
     "path_of",
@@ -165,6 +167,20 @@ def listed(path: Path, *, recursive: bool) -> Iterator[tuple[Path, int, str]]:
     for name, info in _call(path, find).items():
         if info.get("type") == "file" and not name.endswith("/"):
             yield path_of(f"{scheme}://{name}"), int(info["size"]), _identity(info)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether this is a bucket without a prefix.
+
+    >>> is_whole(path_of("s3://photos.2026/")), is_whole(path_of("s3://photos/2026"))
+    (True, False)
+    """
+    return (url_of(path) or "").count("/") == 2
+
+
+def is_prefix(path: Path) -> bool:
+    """Whether this is a bucket, or something lies below it; errors as of `_call`."""
+    return bool(_call(path, lambda system, name: system.isdir(name)))
 
 
 def matching(path: Path) -> Iterator[tuple[Path, int, str]]:

@@ -34,7 +34,7 @@ from basnet_runtime.command.jobs import (
     without_finished,
 )
 from basnet_runtime.command.journal import Journal, lines_of, run_settings
-from basnet_runtime.command.run import Result, Summary, check_job, result_suffix
+from basnet_runtime.command.run import Result, Summary, check_job, checked, result_suffix
 from basnet_runtime.media.formats import PICTURE_SUFFIXES
 from basnet_runtime.media.video.write.numbered_pictures import is_sequence
 from basnet_torch.errors import BasnetError, UsageError
@@ -55,28 +55,42 @@ def uses_buckets(config: RunConfig) -> bool:
 
 
 class _Objects(LocalFiles):
-    """Local files and objects of buckets, as planning asks for them; each prefix is listed once."""
+    """Local files and objects of buckets, as planning asks for them; each prefix is listed once.
 
-    def __init__(self, config: RunConfig, output: str | None) -> None:
+    Copies are in `scratch`, one at a time.
+    """
+
+    def __init__(self, config: RunConfig, output: str | None, scratch: Path) -> None:
         self._config = config
+        self._beside = output is None
+        self._scratch = scratch
+        self._copied: tuple[Path, int | None] | None = None
         self.sources: dict[Path, tuple[int, str]] = {}
         self.targets: dict[Path, int] = {}
         self._folders: set[str] = set()
-        if output is not None and url_of(Path(output)):
-            self.targets = {path: size for path, size, _ in _listed(Path(output), recursive=True)}
+        self._complete: set[Path] = set()  # prefixes of which every object is known
+        if output is not None and url_of(root := Path(output)):
+            self.targets = {path: size for path, size, _ in _there(buckets.listed(root, recursive=True))}
+            if buckets.is_whole(root) or self.targets.keys() - {root}:
+                self._folders.add(output)
 
     def files_of(self, text: str, *, recursive: bool) -> Iterator[FoundFile]:
         root = Path(text)
         if url_of(root) is None:
             yield from super().files_of(text, recursive=recursive)
             return
-        found = list(_listed(root, recursive=recursive))
+        found = list(_there(buckets.listed(root, recursive=recursive)))
         named = bool(found) and found[0][0] == root
         if not found and glob.has_magic(text):
-            found = list(buckets.matching(root))
+            found = list(_there(buckets.matching(root)))
             root = Path(*root.parts[: next(i for i, part in enumerate(root.parts) if glob.has_magic(part))])
-        elif found and not named:
+            if self._beside:
+                for folder in {path.parent for path, _, _ in found}:
+                    self.targets |= {path: size for path, size, _ in _there(buckets.listed(folder, recursive=False))}
+                    self._complete.add(folder)
+        elif not named and (found or buckets.is_prefix(root)):
             self._folders.add(text)
+            self._complete |= {path.parent for path, _, _ in found}
         for path, size, tag in found:
             if named or not any(part.startswith(".") for part in path.relative_to(root).parts):
                 self.sources[path] = size, tag
@@ -95,18 +109,47 @@ class _Objects(LocalFiles):
             return super().media_of(path)
         if suffix in PICTURE_SUFFIXES and suffix not in _MAY_MOVE:
             return "picture"
-        with _copy(path, None if suffix not in _MAY_MOVE else _HEAD_BYTES) as local:
+        with self._copy(path, None if suffix not in _MAY_MOVE else _HEAD_BYTES) as local:
             return media_of(local)
 
     def suffix_of(self, path: Path, media: Media) -> str:
         """Choose the format of a result, by a copy where its content decides."""
         if path not in self.sources or media == "picture":
             return result_suffix(self._config, path, media)
-        with _copy(path, None if media == "video" else _HEAD_BYTES) as local:
+        with self._copy(path, None if media == "video" else _HEAD_BYTES) as local:
             return result_suffix(self._config, local, media)
 
+    def check(self, config: RunConfig, job: Job) -> None:
+        """Refuse an output as `check_job`; of a video only while its copy is here, since it is checked again."""
+        with _shown(job.target, job.target):
+            if job.media != "video" or job.source not in self.sources:
+                check_job(config, replace(job, source=shown(job.source)))
+            elif self._copied == (job.source, None):
+                with self._copy(job.source, None) as local:
+                    check_job(config, replace(job, source=local))
+
+    @contextmanager
+    def _copy(self, path: Path, most: int | None) -> Iterator[Path]:
+        """A copy of an object or of its first `most` bytes; the last one is kept, for the next question."""
+        local = self._scratch / path.name
+        if self._copied != (path, most):
+            if self._copied is not None:
+                (self._scratch / self._copied[0].name).unlink(missing_ok=True)
+            self._copied = None
+            size, _ = self.sources[path]
+            buckets.fetch(path, local, most=most if most is not None and size > most else None)
+            self._copied = path, most
+        with _shown(local, path):
+            yield local
+
     def exists(self, path: Path) -> bool:
-        return path in self.targets if url_of(path) else super().exists(path)
+        return self.size(path) is not None if url_of(path) else super().exists(path)
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a target; beside an object that was named alone, the store is asked for each."""
+        if self._beside and path not in self.targets and path.parent not in self._complete:
+            self.targets |= {found: size for found, size, _ in _there(buckets.listed(path, recursive=False))}
+        return self.targets.get(path)
 
     def identity(self, path: Path) -> list[Any]:
         """Name, size and ETag of an object."""
@@ -118,22 +161,20 @@ class _Objects(LocalFiles):
             return [str(path.absolute())]
 
 
-def _listed(path: Path, *, recursive: bool) -> Iterator[tuple[Path, int, str]]:
+def _there(objects: Iterator[tuple[Path, int, str]]) -> Iterator[tuple[Path, int, str]]:
     try:
-        yield from buckets.listed(path, recursive=recursive)
+        yield from objects
     except FileNotFoundError:
         return  # planning says that nothing is there
 
 
 @contextmanager
-def _copy(path: Path, most: int | None) -> Iterator[Path]:
-    with TemporaryDirectory(prefix="basnet-plan-") as folder:
-        local = Path(folder) / path.name
-        buckets.fetch(path, local, most=most)
-        try:
-            yield local
-        except BasnetError as error:
-            raise type(error)(str(error).replace(str(local), str(shown(path)))) from error
+def _shown(local: Path, path: Path) -> Iterator[None]:
+    """Errors call an object by its URL, not by the file or path that stands for it."""
+    try:
+        yield
+    except BasnetError as error:
+        raise type(error)(str(error).replace(str(local), str(shown(path)))) from error
 
 
 def plan_in_buckets(config: RunConfig) -> tuple[Plan, Journal | None, Callable[[Path], bool]]:
@@ -151,7 +192,13 @@ def plan_in_buckets(config: RunConfig) -> tuple[Plan, Journal | None, Callable[[
     output = config.output
     if output is not None and is_bucket(output):
         output = str(path_of(output)) + ("/" if output.endswith("/") else "")
-    within = _Objects(config, output)
+    with TemporaryDirectory(prefix="basnet-plan-") as scratch:
+        return _planned(config, inputs, output, _Objects(config, output, Path(scratch)))
+
+
+def _planned(
+    config: RunConfig, inputs: Sequence[str], output: str | None, within: _Objects
+) -> tuple[Plan, Journal | None, Callable[[Path], bool]]:
     plan = plan_jobs(
         inputs,
         kind=config.kind,
@@ -161,8 +208,7 @@ def plan_in_buckets(config: RunConfig) -> tuple[Plan, Journal | None, Callable[[
         keep_suffix=config.keep_suffix,
         within=within,
     )
-    folder = Path(inputs[0]) if output is None and len(inputs) == 1 and within.is_folder(inputs[0]) else plan.folder
-    journal = _journal(folder, config, within)
+    journal = _journal(plan.folder, config, within)
     finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
     plan = without_finished(
         plan,
@@ -171,8 +217,9 @@ def plan_in_buckets(config: RunConfig) -> tuple[Plan, Journal | None, Callable[[
         finished=finished,
         exists=within.exists,
     )
+    plan = checked(config, plan, within.check)
     failures = tuple(Failure(source=shown(item.source), error=_told(item.error)) for item in plan.failures)
-    return replace(plan, failures=failures, folder=folder), journal, within.exists
+    return replace(plan, failures=failures), journal, within.exists
 
 
 def _told(error: str) -> str:
@@ -222,13 +269,14 @@ class _ObjectJournal(Journal):
         self._pending.append(json.dumps(line) + "\n")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        names = sorted(path for path, _, _ in _listed(self._objects, recursive=False) if path.suffix == ".jsonl")
+        found = _there(buckets.listed(self._objects, recursive=False))
+        names = sorted(path for path, _, _ in found if path.suffix == ".jsonl")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for text in pool.map(buckets.read_text, names):
                 yield from lines_of(text)
 
     def _size(self, target: Path) -> int | None:
-        return self._within.targets.get(target)
+        return self._within.size(target)
 
 
 def on_copies(
@@ -257,12 +305,14 @@ def on_copies(
             return failure_of(job.source, error)
 
     def original(failure: Failure) -> Failure:
-        source = by_source[failure.source].source
-        return Failure(source=source, error=failure.error.replace(str(failure.source), str(shown(source))))
+        job = by_source[failure.source]
+        error = failure.error.replace(str(failure.source), str(shown(job.source)))
+        return Failure(source=job.source, error=error.replace(str(targets[job]), str(shown(job.target))))
 
     with TemporaryDirectory(prefix="basnet-run-") as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
         fetched = list(pool.map(partial(_fetched, config, Path(scratch)), range(len(jobs)), jobs))
         by_source = {own.source: job for job, own in zip(jobs, fetched, strict=True) if isinstance(own, Job)}
+        targets = {job: own.target for job, own in zip(jobs, fetched, strict=True) if isinstance(own, Job)}
         summary = run([own for own in fetched if isinstance(own, Job)])
         failures = [own for own in fetched if isinstance(own, Failure)] + [original(each) for each in summary.failures]
         put_in_place = list(pool.map(put, summary.results))
@@ -282,7 +332,8 @@ def _fetched(config: RunConfig, scratch: Path, number: int, job: Job) -> Job | F
         if url_of(target):
             target = scratch / "out" / str(number) / target.name
         own = replace(job, source=source, target=target, media=media_of(source))
-        check_job(config, own)
+        with _shown(target, job.target), _shown(source, job.source):
+            check_job(config, own)
         return own
     except Exception as error:
         if isinstance(error, BasnetError) and error.exit_code != 1:

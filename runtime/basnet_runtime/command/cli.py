@@ -64,12 +64,18 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
     from basnet_runtime.command.pipes import is_piped, run_piped
     from basnet_runtime.command.run import Summary, follow
     from basnet_runtime.command.run import run as run_files
+    from basnet_runtime.media.video.open import camera_of, is_address
 
     if shown.as_json and is_piped(config) and config.output in (None, "-"):
         raise UsageError("--json and the result would both go to standard output; give -o FILE")
 
-    if config.cluster is not None and (shown.watch or is_piped(config)):
-        raise UsageError(f"--cluster {config.cluster}: goes with files alone, not with --watch or '-'; leave it out")
+    bucket = next(filter(is_bucket, (*config.inputs, config.output or "")), None)
+    where = bucket if config.cluster is None else f"--cluster {config.cluster}"
+    streams = any(is_address(text) or camera_of(text) is not None for text in config.inputs if not is_bucket(text))
+    if where is not None and (shown.watch or is_piped(config) or streams):
+        raise UsageError(
+            f"{where}: goes with files alone, not with --watch, '-', cameras or network streams; leave it out"
+        )
 
     summary = Summary()
     try:
@@ -79,7 +85,7 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
                 follow(config, bar, summary, tell)
                 tell()  # of what was done in the look that was interrupted
                 return summary
-            if config.cluster is not None or any(map(is_bucket, (*config.inputs, config.output or ""))):
+            if where is not None:
                 from basnet_runtime.command.cluster import run_on_cluster
 
                 return run_on_cluster(config, bar, summary, say if not shown.quiet else lambda _: None)

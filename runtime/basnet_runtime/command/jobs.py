@@ -125,7 +125,7 @@ class LocalFiles:
         yield from _files_of(text, recursive)
 
     def is_folder(self, text: str) -> bool:
-        """Whether an input is a folder."""
+        """Whether an input or the output is a folder."""
         return Path(text).is_dir()
 
     def is_special(self, path: Path) -> bool:
@@ -176,7 +176,7 @@ def plan_jobs(
     notes = left_out_note(left_out)
     if len(files) < len(found):
         notes.insert(0, f"{len(found) - len(files)} files look like results of an earlier run and are left out")
-    single = _single_output(output, inputs, files)
+    single = _single_output(output, inputs, files, within)
 
     def job(file: FoundFile) -> Job:
         media = within.media_of(file.path)
@@ -196,9 +196,9 @@ def plan_jobs(
             failures.append(failure_of(file.path, error))
     # The folder below which all results lie: the output folder, or the one input folder.
     folder = None if output is None else Path(output)
-    if single or (len(inputs) == 1 and Path(inputs[0]).is_file()):
+    if single or (len(inputs) == 1 and any(file.named for file in files)):
         folder = None
-    elif output is None and len(inputs) == 1 and Path(inputs[0]).is_dir():
+    elif output is None and len(inputs) == 1 and within.is_folder(inputs[0]):
         folder = Path(inputs[0])
     return Plan(jobs=tuple(jobs), failures=tuple(failures), notes=tuple(notes), left_out=dict(left_out), folder=folder)
 
@@ -312,18 +312,20 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _single_output(output: str | None, inputs: Sequence[str], files: list[FoundFile]) -> bool:
+def _single_output(output: str | None, inputs: Sequence[str], files: list[FoundFile], within: LocalFiles) -> bool:
     """Whether `output` names a file: it has a suffix and is no folder."""
-    if output is None or output.endswith(os.sep) or Path(output).is_dir():
+    if output is None or output.endswith(os.sep) or within.is_folder(output):
         return False
     if not Path(output).suffix:
         if Path(output).exists():
             raise UsageError(f"--output {output} is a file and no folder; name a folder, a file with a suffix, or '-'")
         return False
-    if len(inputs) == 1 and len(files) <= 1 and not Path(inputs[0]).is_dir():
+    if len(inputs) == 1 and len(files) <= 1 and not within.is_folder(inputs[0]):
         return True
     if Path(output).suffix.lower() in PICTURE_SUFFIXES | _VIDEOS:
-        raise UsageError(f"--output {output} is one file, but there are {len(files)} inputs; name a folder")
+        raise UsageError(
+            f"--output {shown(Path(output))} is one file, but there are {len(files)} inputs; name a folder"
+        )
     return False
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "Summary",
     "Work",
     "check_job",
+    "checked",
     "composer_of",
     "follow",
     "opencv_out_of_the_way",
@@ -267,7 +268,7 @@ def plan_run(config: RunConfig) -> tuple[Plan, Journal | None]:
 
         streams = stream_plan(config.inputs, config.output)
         plan = without_finished(streams, overwrite=config.overwrite, skip_existing=config.skip_existing)
-        return _checked(config, plan), None
+        return checked(config, plan), None
     plan = _named(config)
     journal = Journal.of(plan, config)
     finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
@@ -276,16 +277,22 @@ def plan_run(config: RunConfig) -> tuple[Plan, Journal | None]:
 
         finished |= clear_finished(plan.jobs, config, run_settings(config))
     plan = without_finished(plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished)
-    return _checked(config, plan), journal
+    return checked(config, plan), journal
 
 
-def _checked(config: RunConfig, plan: Plan) -> Plan:
-    """Take out inputs whose own defect shows only when their output is checked."""
-    fit, unfit = _fit(config, plan.jobs, refuse=True)
+def checked(config: RunConfig, plan: Plan, check: Callable[[RunConfig, Job], None] | None = None) -> Plan:
+    """Take out inputs whose own defect shows only when their output is checked, by `check_job` or `check`."""
+    fit, unfit = _fit(config, plan.jobs, refuse=True, check=check)
     return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *unfit))
 
 
-def _fit(config: RunConfig, jobs: Sequence[Job], *, refuse: bool) -> tuple[list[Job], list[Failure]]:
+def _fit(
+    config: RunConfig,
+    jobs: Sequence[Job],
+    *,
+    refuse: bool,
+    check: Callable[[RunConfig, Job], None] | None = None,
+) -> tuple[list[Job], list[Failure]]:
     """Split jobs by whether their output can hold the result.
 
     Raises:
@@ -294,7 +301,7 @@ def _fit(config: RunConfig, jobs: Sequence[Job], *, refuse: bool) -> tuple[list[
     fit, unfit = [], []
     for job in jobs:
         try:
-            check_job(config, job)
+            (check or check_job)(config, job)
             fit.append(job)
         except Exception as error:
             if refuse and isinstance(error, BasnetError) and error.exit_code != 1:

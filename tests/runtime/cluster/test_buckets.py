@@ -14,6 +14,7 @@ from basnet_runtime.cluster import buckets
 from basnet_runtime.cluster.buckets import path_of, url_of
 from basnet_runtime.command import buckets as jobs_in_buckets
 from basnet_runtime.command.cluster import run_on_cluster
+from basnet_runtime.kinds import OutputKind
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 from tests import videos
 from tests.processes import HEARS_CTRL_C
@@ -309,6 +310,104 @@ def test_nothing_there(tmp_path, store, bucket, options):
     assert [failure.error for failure in summary.failures] == [f"s3://{bucket}/nothing: no such file"]
     summary = in_buckets(options, "s3://no-such-bucket/nothing", str(tmp_path / "out"))
     assert [failure.error for failure in summary.failures] == ["s3://no-such-bucket/nothing: no such file"]
+
+
+def test_a_pattern_on_a_bucket_that_is_not_there(tmp_path, store, options):
+    summary = in_buckets(options, "s3://no-such-bucket/p?.png", str(tmp_path / "out"))
+    (failure,) = summary.failures
+    assert failure.error == "s3://no-such-bucket/p?.png: no such file (nothing matches the pattern)"
+
+
+@pytest.mark.parametrize("below", ["", "/deep"])
+def test_prefixes_alone_are_below(tmp_path, store, bucket, options, below):
+    store.pipe_file(f"{bucket}/deep/er/a.png", b"x")
+    (failure,) = in_buckets(options, f"s3://{bucket}{below}", str(tmp_path / "out")).failures
+    assert failure.error == f"s3://{bucket}{below}: no pictures or video in this folder; --recursive looks below it"
+
+
+@pytest.mark.parametrize("name", ["p0.png", "p?.png", ""])
+def test_what_is_there_beside_the_inputs(tmp_path, store, bucket, options, name):
+    draw(tmp_path / "in", ["p0.png"])
+    put_all(store, tmp_path / "in", f"{bucket}/in")
+    store.pipe_file(f"{bucket}/in/p0.mask.png", b"mine")
+    source = f"s3://{bucket}/in/{name}".rstrip("/")
+    with pytest.raises(UsageError, match=f"already there: s3://{bucket}/in/p0.mask.png"):
+        in_buckets(options, source, None)
+    summary = in_buckets(options, source, None, skip_existing=True)
+    assert summary.results == summary.failures == []
+    assert store.cat_file(f"{bucket}/in/p0.mask.png") == b"mine"
+
+
+@pytest.mark.parametrize("output", ["", "/out.v1"])
+def test_folders_with_a_dot(tmp_path, store, bucket, options, output):
+    """A bucket is a folder whatever its name, and so is a prefix below which something lies."""
+    store.mkdir(f"{bucket}.dot")
+    store.pipe_file(f"{bucket}.dot/out.v1/other.txt", b"x")
+    draw(tmp_path / "in", ["a.png"])
+    put_all(store, tmp_path / "in", f"{bucket}/in")
+    target = f"s3://{bucket}.dot{output}"
+    (result,) = in_buckets(options, f"s3://{bucket}/in/a.png", target).results
+    assert str(result.target) == f"{target}/a.mask.png"
+    assert not [name for name in store.find(f"{bucket}.dot") if ".basnet-run" in name]  # as of one file on disk
+    (result,) = in_buckets(options, f"s3://{bucket}/in", target, overwrite=True).results
+    assert str(result.target) == f"{target}/a.mask.png"
+
+
+def test_outputs_are_checked_before_work(tmp_path, store, bucket, options):
+    draw(tmp_path / "in", ["a.png"])
+    put_all(store, tmp_path / "in", f"{bucket}/in")
+    with pytest.raises(UsageError) as raised:
+        in_buckets(
+            options, f"s3://{bucket}/in", f"s3://{bucket}/out", kind=OutputKind(name="cutout"), picture_format="jpg"
+        )
+    assert str(raised.value).startswith(f"s3://{bucket}/out/a.cutout.jpg: .jpg holds no transparency")
+    assert store.find(f"{bucket}/out") == []
+
+
+def test_a_video_is_read_once_while_planning(tmp_path, store, bucket, options, write_video, monkeypatch):
+    write_video(tmp_path / "clip.mov", videos.images(2), audio="aac")
+    store.put_file(str(tmp_path / "clip.mov"), f"{bucket}/clip.mov")
+    fetched = []
+    fetch = buckets.fetch
+    monkeypatch.setattr(
+        buckets, "fetch", lambda path, local, **more: fetched.append(path) or fetch(path, local, **more)
+    )
+    source = f"s3://{bucket}/clip.mov"
+    with pytest.raises(UsageError) as raised:
+        in_buckets(options, source, f"s3://{bucket}/clip.webm")
+    assert str(raised.value).startswith(f"s3://{bucket}/clip.webm: .webm cannot hold the aac")
+    assert len(fetched) == 1
+    assert in_buckets(options, source, f"s3://{bucket}/out/").failures == []
+    assert len(fetched) == 3  # while planning, and for the work
+
+
+def test_an_empty_object(store, bucket, options):
+    store.pipe_file(f"{bucket}/empty.gif", b"")
+    (failure,) = in_buckets(options, f"s3://{bucket}/empty.gif", None).failures
+    assert failure.error.startswith(f"s3://{bucket}/empty.gif: the file is empty"), failure.error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "in -o s3://b/x --watch",
+        "s3://b/p.png --watch",
+        "s3://b/p.png -o -",
+        "- -o s3://b/x.png",
+        "rtsp://127.0.0.1/x -o s3://b/x.mp4",
+    ],
+)
+def test_buckets_go_with_files_alone(tmp_path, monkeypatch, capsys, words):
+    from basnet_runtime.command import cli
+
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["basnet-run", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "goes with files alone" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize(("url", "package"), [("gs://b/p", "gcsfs"), ("az://b/p", "adlfs")])
