@@ -150,8 +150,8 @@ class ParityReport:
         worst: For each of the five, the picture's name.
         mae_change: Candidate minus reference, where truth is known.
         max_f_change: Candidate minus reference, where truth is known.
-        pytorch_fp32: PyTorch FP32's own distances where the reference is FP64, which may widen limits; its flips are
-            the pixels that are no farther from 0.5 than its largest difference. None elsewhere.
+        pytorch_fp32: PyTorch FP32's own distances where the reference is FP64, which may widen limits, on the pictures
+            where both are finite; None elsewhere.
         differences: Every picture's own, in the order they came.
     """
 
@@ -283,15 +283,18 @@ def compare(
         rows.append(replace(difference(picture.name, want, got, rounded=rounded), mae_change=change))
         if pytorch_fp32 is not None:
             apart = difference(picture.name, want, pytorch_fp32.mask(picture.image_HWC))
-            # Pixels that FP32 cannot tell from 0.5, whichever side they happen to be on here.
-            undecided = float(np.mean(np.abs(want - 0.5) <= apart.max_abs))
-            own.append(replace(apart, flips=undecided))
+            if np.isfinite(apart.max_abs):  # an infinite distance would allow everything
+                own.append(apart)
     if not rows:
         raise UsageError("pictures: there are none, so parity cannot be measured; give a folder of pictures")
-    if not own:
+    if pytorch_fp32 is None:
         return _report(rows, scores, tolerance)
-    distances, _ = worst_of(own)
-    wider = {name: max(limit, _OWN * distances[name]) for name in _WIDENED if (limit := getattr(tolerance, name))}
+    distances = worst_of(own)[0] if own else {}
+    wider = {
+        name: max(limit, _OWN * distances[name])
+        for name in _WIDENED
+        if name in distances and (limit := getattr(tolerance, name))
+    }
     return replace(_report(rows, scores, replace(tolerance, **wider)), pytorch_fp32=distances)
 
 
