@@ -215,9 +215,12 @@ def _decompressor(encoding: str) -> Any:
 def _inflated(inflate: Any, chunk: bytes, left: int) -> bytes:
     """What a chunk expands to, at most one byte more than may come: a small body may expand to gigabytes."""
     try:
-        return bytes(inflate.decompress(chunk, left + 1)) if chunk else b""
+        plain = bytes(inflate.decompress(chunk, left + 1)) if chunk else b""
     except zlib.error as error:
         raise Problem(400, "body: it is no valid gzip or deflate stream. Send it again") from error
+    if inflate.unused_data:
+        raise Problem(400, "body: something comes after its compressed stream. Send one stream", headers=_CLOSE)
+    return plain
 
 
 async def _read_away(request: Request) -> None:

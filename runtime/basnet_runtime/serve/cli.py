@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,9 +34,13 @@ def serve(**values: Any) -> None:
         _require_packages()
         from basnet_runtime.open import open_model
 
-        listening = _listening(config)
-        with open_model(config.model, **config.model_options()) as opened:
-            _serve(opened, config, listening)
+        with ExitStack() as held:
+            listening = held.enter_context(_listening(config.host, config.port, "--port"))
+            metrics = None
+            if config.metrics_port is not None:
+                metrics = held.enter_context(_listening(config.host, config.metrics_port, "--metrics-port"))
+            opened = held.enter_context(open_model(config.model, **config.model_options()))
+            _serve(opened, config, listening, metrics)
 
 
 def _require_packages() -> None:
@@ -52,22 +56,22 @@ def _require_packages() -> None:
     del fastapi, prometheus_client, python_multipart, uvicorn
 
 
-def _listening(config: ServeConfig) -> socket.socket:
-    """The port, taken before the model is opened, so that a second server fails at once."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _listening(host: str, port: int, option: str) -> socket.socket:
+    """A port, taken before the model is opened, so that a second server fails at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((config.host, config.port))
+        listening.bind((host, port))
         listening.listen()  # from now on callers wait for the start instead of being refused
     except OSError as error:
         listening.close()
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"address: {config.host}:{config.port}, {reason}. Give another --host or --port") from error
+        raise UsageError(f"address: {host}:{port}, {reason}. Give another --host or {option}") from error
     return listening
 
 
-def _serve(model: SaliencyModel, config: ServeConfig, listening: socket.socket) -> None:
+def _serve(model: SaliencyModel, config: ServeConfig, listening: socket.socket, metrics: socket.socket | None) -> None:
     import uvicorn
 
     from basnet_runtime.serve.app import create_app
@@ -85,10 +89,15 @@ def _serve(model: SaliencyModel, config: ServeConfig, listening: socket.socket) 
         ),
         service,
     )
-    if config.metrics_port is not None:
+    if metrics is not None:
         from prometheus_client import start_http_server
 
-        start_http_server(config.metrics_port, config.host, service.metrics.registry)
+        port = metrics.getsockname()[1]
+        metrics.close()  # the library takes a port, and no socket
+        try:
+            start_http_server(port, config.host, service.metrics.registry)
+        except OSError as error:  # taken in this very moment
+            raise UsageError(f"address: {config.host}:{port}, {error.strerror}. Give another --metrics-port") from error
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"serving {model.name} ({model.backend.description}) on http://{shown}:{port}")

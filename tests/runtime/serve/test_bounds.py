@@ -251,11 +251,22 @@ def test_grace_ends_what_does_not(photo):
         stuck.close()
 
 
-def test_a_port_that_is_taken(tmp_path):
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_that_is_taken(monkeypatch, option):
+    monkeypatch.setattr("basnet_runtime.open.open_model", None)  # it is said before
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = CliRunner().invoke(cli.app, ["--port", str(taken.getsockname()[1])])
+        result = CliRunner().invoke(cli.app, ["--port", "0", option, str(taken.getsockname()[1])])
     assert result.exit_code == 2
     assert "address already in use" in result.output
+    assert option in result.output
+
+
+def test_a_port_for_metrics():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with process("--metrics-port", port) as (_, url):
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert "basnet_model_info" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
 
 def test_a_missing_package_is_named(monkeypatch):

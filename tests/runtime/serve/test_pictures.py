@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from unittest.mock import Mock
 
 import httpx
@@ -137,6 +138,8 @@ FILE = b'; filename="a.jpg"'
         ({"content": b"x", "headers": {"content-encoding": "br"}}, 415, "content encoding: br"),
         ({"content": b"hello", "headers": {"content-encoding": "gzip"}}, 400, "body: it is no valid gzip"),
         ({"content": gzip.compress(b"a" * 99)[:-4], "headers": {"content-encoding": "gzip"}}, 400, "body: its gzip"),
+        ({"content": gzip.compress(b"a") * 2, "headers": {"content-encoding": "gzip"}}, 400, "body: something comes"),
+        ({"content": zlib.compress(b"a") + b"x", "headers": {"content-encoding": "deflate"}}, 400, "body: something"),
         (form((b"image", b"", b"http://127.0.0.1/x.jpg")), 422, "form field image: is text"),
         (form((b"url", b"", b"http://127.0.0.1/x.jpg")), 422, "form field: 'url'"),
         (form((b"image", FILE, b"x"), (b"image", FILE, b"y")), 422, "form field image: is there twice"),
