@@ -136,6 +136,8 @@ class Preprocess:
     stride: int = STRIDE
 
     def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride is {self.stride}; it must be at least 1")
         check_size(self.height, self.width, self.stride)
         if self.scale not in ("255", "image_max"):
             raise ValueError(f"scale is {self.scale!r}; it must be '255' or 'image_max'")

@@ -208,9 +208,9 @@ class ParityReport:
     def raise_if_failed(self, what: str = "model") -> None:
         """Raise ParityError with every reason unless the report passed."""
         if self.failures:
-            exact = "FP32" if self.pytorch_fp32 is None else "FP64"
+            exact = "FP32" if self.pytorch_fp32 is None else "PyTorch FP64"
             raise ParityError(
-                f"{what}: {self.tolerance.precision} parity with PyTorch {exact} fails: {'; '.join(self.failures)}"
+                f"{what}: {self.tolerance.precision} parity with {exact} fails: {'; '.join(self.failures)}"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Adopting other people's networks: every form of graph runs with the right masks, wrong guesses are one line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from basnet_export.adopt import PRESETS
 from basnet_export.cli import app
+from basnet_runtime.backends.onnx_reference import OnnxReferenceBackend
 from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_runtime.command.cli import main as run_main
 from basnet_runtime.manifest import adaptation_for, manifest_path, read_manifest, sha256_of
@@ -16,7 +18,7 @@ from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.onnx_file.adapt import adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_runtime.open import open_model
-from basnet_torch.errors import ModelFileError
+from basnet_torch.errors import BackendUnavailable, ModelFileError
 from basnet_torch.spec import Preprocess
 from tests.foreign import expected_map, foreign_network
 from tests.models import disc_folder, discs, needs_openvino_plugin
@@ -279,6 +281,28 @@ def test_it_runs_in_the_provider_too(tmp_path):
     prepared = Preprocess(height=48, width=80, **PREPARED).apply(IMAGE)
     with open_model(path, device="openvino") as model:
         np.testing.assert_allclose(model.infer([prepared])[0, 0], expected_map(prepared), atol=5e-3)
+
+
+def test_free_channels_are_three_in_the_copy_that_runs(tmp_path):
+    """Engines are built of fixed sizes."""
+    path = foreign_network(tmp_path / "net.onnx")
+    graph = onnx.load(path)
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
+    onnx.save(graph, path)
+    assert adopt(path, *RECIPE).exit_code == 0
+    with adapted(path, adaptation_for(path, read_manifest(path))) as runnable:
+        assert read_onnx_header(runnable).inputs[0].shape == (1, 3, 48, 80)
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), KeyError("w")])
+def test_what_the_reference_evaluator_raises_is_one_line(error, tmp_path):
+    def run(*_):
+        raise error
+
+    path = foreign_network(tmp_path / "net.onnx", side_outputs=0)
+    backend = OnnxReferenceBackend(SimpleNamespace(run=run), path, "evaluator")
+    with pytest.raises(BackendUnavailable, match="evaluator: cannot run this graph"):
+        backend.infer(np.zeros((1, 3, 48, 80), np.float32))
 
 
 def test_the_copy_that_runs_has_one_input_and_one_output(tmp_path):

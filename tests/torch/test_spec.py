@@ -82,7 +82,7 @@ def test_sizes(height, width):
         check_size(height, width)
 
 
-@pytest.mark.parametrize("fields", [{"height": 100}, {"scale": "1"}, {"std": (1.0, 0.0, 1.0)}])
+@pytest.mark.parametrize("fields", [{"height": 100}, {"scale": "1"}, {"std": (1.0, 0.0, 1.0)}, {"stride": 0}])
 def test_preprocess_refuses_nonsense(fields):
-    with pytest.raises(ValueError, match=r"size|scale|std"):
+    with pytest.raises(ValueError, match=r"size|scale|std|stride is 0"):
         Preprocess(**fields)

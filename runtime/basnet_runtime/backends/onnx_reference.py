@@ -47,7 +47,7 @@ class OnnxReferenceBackend(Closing):
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         try:
             return cast(NDArray[Any], self._evaluator.run([self.output.name], {self.input.name: batch})[0])
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             line = str(error).strip().split("\n", maxsplit=1)[0][:160]
             raise BackendUnavailable(
                 f"{self.description}: cannot run this graph ({line}); use another --backend"

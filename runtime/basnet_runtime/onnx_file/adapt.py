@@ -55,7 +55,7 @@ def adaptation_of(
     as_it_is = (
         header.outputs == (output,)
         and taken.dtype == output.dtype == "float32"
-        and taken.shape[2:] == size
+        and taken.shape[1:] == (3, *size)
         and activation == "none"
         and not header.external
     )
@@ -104,7 +104,7 @@ def _model(path: Path, adaptation: Adaptation) -> list[bytes | memoryview]:
 
 def _graph(path: Path, graph: memoryview, adaptation: Adaptation) -> list[bytes | memoryview]:
     taken, given = adaptation.input, adaptation.output
-    (batch, channels), size = taken.shape[:2], adaptation.size
+    batch, size = taken.shape[0], adaptation.size
     fed, made = taken.name, given.name
     before: list[bytes] = []
     after: list[bytes] = []
@@ -127,7 +127,7 @@ def _graph(path: Path, graph: memoryview, adaptation: Adaptation) -> list[bytes 
     return [
         *pieces,
         *after,
-        encoded(_INPUT, _value_info(fed, (batch, channels, *size))),
+        encoded(_INPUT, _value_info(fed, (batch, 3, *size))),
         encoded(_OUTPUT, _value_info(made, given.shape)),
     ]
 

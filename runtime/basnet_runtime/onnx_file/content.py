@@ -24,7 +24,7 @@ from basnet_torch.errors import ModelFileError
 __all__ = ["GraphContent", "graph_content", "read_graph_content"]
 
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # of a ModelProto
-_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of a GraphProto
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of a GraphProto
 # Of a TensorProto
 _DIMS, _TYPE, _FLOATS, _INT32S, _STRINGS, _INT64S, _TENSOR_NAME, _RAW, _DOUBLES, _UINT64S = (
     1,
@@ -39,13 +39,14 @@ _DIMS, _TYPE, _FLOATS, _INT32S, _STRINGS, _INT64S, _TENSOR_NAME, _RAW, _DOUBLES,
     11,
 )
 _LOCATION = 14
-_EIGHT_BITS = (2, 3)
+_INTEGERS = (2, 3, 4, 5, 21, 22)  # of 8, 16 and 4 bits
 _EIGHT_BIT_FLOATS = (17, 18, 19, 20)
 _FLOAT_TYPES: dict[int, Precision] = {1: "fp32", 10: "fp16", 16: "bf16"}
 _BYTES = {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 16: 2, 17: 1, 18: 1, 19: 1, 20: 1}  # of what int32_data holds
+_BYTES |= dict.fromkeys(range(21, 27), 1)  # two or four packed numbers
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _PASSING = ("Identity", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
-_INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+_INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantize", "QLinear", "QGemm", "QAttention")  # begin so
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ def graph_content(model: bytes | memoryview, path: Path) -> GraphContent:
     """As `read_graph_content`, of a file's bytes; `path` is where they are, for errors and weights in other files."""
     try:
         return _Walk(path).result(memoryview(model))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{path}: is no complete ONNX file ({error}); get it again") from error
@@ -100,6 +101,7 @@ class _Walk:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen = _Arithmetic()
+        self._functions: dict[tuple[str, str], memoryview] = {}
 
     def result(self, model: memoryview) -> GraphContent:
         opsets: dict[str, int] = {}
@@ -112,6 +114,9 @@ class _Walk:
                 opsets[text(entry.get(1, 0)).replace("ai.onnx", "")] = int(entry.get(2, 0))
             elif number == _FUNCTION:
                 functions.append(_hashed(value))
+                entry = dict(fields(value))
+                if isinstance(value, memoryview):
+                    self._functions[text(entry.get(10, 0)).replace("ai.onnx", ""), text(entry.get(1, 0))] = value
         if graph is None:
             raise ValueError("it holds no graph")
         digest = _hashed(*sorted(functions), self._graph(graph, {}, {}, opsets))
@@ -138,6 +143,9 @@ class _Walk:
         for tensor in parts.get(_INITIALIZER, ()):
             name = text(dict(fields(tensor)).get(_TENSOR_NAME, 0))
             values[name], types[name] = self._tensor(tensor)
+        for sparse in parts.get(_SPARSE, ()):
+            name = text(dict(fields(dict(fields(sparse)).get(1, 0))).get(_TENSOR_NAME, 0))
+            values[name], types[name] = self._sparse(sparse)
         for node in parts.get(_NODE, ()):
             self._node(node, values, types, opsets)
         names = [text(dict(fields(value)).get(1, 0)) for value in parts.get(_OUTPUT, ())]
@@ -179,6 +187,17 @@ class _Walk:
         for place, name in enumerate(given):
             values[name] = _hashed(made, place)
         self._note_types(operation, taken, given, attributes, types)
+        if (domain, operation) in self._functions:
+            self._called(self._functions[domain, operation], taken, types)
+
+    def _called(self, function: memoryview, taken: list[str], types: Mapping[str, tuple[int, int]]) -> None:
+        """See the types inside a function; its digest is that of its bytes."""
+        names = [text(value) for number, value in fields(function) if number == 4]
+        inside = {name: types[given] for name, given in zip(names, taken, strict=False) if given in types}
+        values: dict[str, bytes] = {}
+        for number, node in fields(function):
+            if number == 7:
+                self._node(node, values, inside, {})
 
     def _attribute(
         self,
@@ -192,6 +211,8 @@ class _Walk:
         for number, value in sorted(entry, key=lambda item: item[0]):
             if number in (5, 10):
                 items.append(self._tensor(value)[0])
+            elif number in (22, 23):
+                items.append(self._sparse(value)[0])
             elif number in (6, 11):
                 items.append(self._graph(value, values, types, opsets))
             elif number in (3, 8):
@@ -205,7 +226,8 @@ class _Walk:
         entry = dict(fields(tensor))
         dims = [n for number, value in fields(tensor) if number == _DIMS for n in numbers_of(value)]
         kind = entry.get(_TYPE, 0)
-        assert isinstance(kind, int)  # noqa: S101 - for the type checker
+        if not isinstance(kind, int):
+            raise TypeError("a tensor's type is no number")
         if entry.get(_LOCATION) == 1:
             data: bytes | memoryview = external_data(self._path, tensor)
         elif isinstance(raw := entry.get(_RAW), memoryview):
@@ -213,6 +235,13 @@ class _Walk:
         else:
             data = b"".join(_typed(kind, number, value) for number, value in fields(tensor))
         return _hashed(kind, *dims, data), (kind, int(np.prod(dims, dtype=np.int64)))
+
+    def _sparse(self, sparse: int | memoryview) -> tuple[bytes, tuple[int, int]]:
+        """As `_tensor`, of the values that are not 0 and where they stand."""
+        entry = dict(fields(sparse))
+        dims = [n for number, value in fields(sparse) if number == 3 for n in numbers_of(value)]
+        (kept, (kind, _)), (places, _) = self._tensor(entry.get(1, 0)), self._tensor(entry.get(2, 0))
+        return _hashed(kept, places, *dims), (kind, int(np.prod(dims, dtype=np.int64)))
 
     def _note_types(
         self,
@@ -223,7 +252,7 @@ class _Walk:
         types: dict[str, tuple[int, int]],
     ) -> None:
         seen = self._seen
-        if operation in _INTEGER or operation.startswith(("QLinear", "QGemm")):
+        if operation.startswith(_INTEGER):
             seen.quantized.add("int8")
         elif operation in ("QuantizeLinear", "DequantizeLinear"):
             self._note_quantization(operation, taken, given, attributes, types)
@@ -246,7 +275,7 @@ class _Walk:
         attributes: Mapping[str, list[tuple[int, int | memoryview]]],
         types: dict[str, tuple[int, int]],
     ) -> None:
-        """Eight bits between layers count; weights alone, which are widened when a file is loaded, do not."""
+        """Small numbers between layers count; weights alone, which are widened when a file is loaded, do not."""
         if operation == "DequantizeLinear":
             if taken[0] in types:
                 types[given[0]] = (types[taken[1]][0] if taken[1] in types else 1, types[taken[0]][1])
@@ -257,7 +286,7 @@ class _Walk:
         kind = kind or 2  # without a zero point it is uint8
         if taken[0] in types:
             types[given[0]] = (int(kind), types[taken[0]][1])
-        elif kind in _EIGHT_BITS:
+        elif kind in _INTEGERS:
             self._seen.quantized.add("int8")
         elif kind in _EIGHT_BIT_FLOATS:
             self._seen.quantized.add("fp8")

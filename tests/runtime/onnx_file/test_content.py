@@ -151,6 +151,76 @@ def other_output(model):
     model.graph.output.pop()
 
 
+def tiny(tmp_path, *nodes, sparse=(), functions=(), opset=21, **weights):
+    """Digest and precision of `x` -> nodes -> `y`."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xy")
+    tensors = [
+        value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+        for name, value in weights.items()
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors, sparse_initializer=sparse)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=functions), tmp_path / "tiny.onnx")
+    return read_graph_content(tmp_path / "tiny.onnx")
+
+
+@pytest.mark.parametrize("kept", ["initializer", "attribute"])
+def test_sparse_weights_count(kept, tmp_path):
+    def content(value, place):
+        values = helper.make_tensor("w", TensorProto.FLOAT, [1], [value])
+        sparse = helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [place]), [4])
+        add = helper.make_node("Add", ["x", "w"], ["y"])
+        if kept == "initializer":
+            return tiny(tmp_path, add, sparse=[sparse])
+        return tiny(tmp_path, helper.make_node("Constant", [], ["w"], sparse_value=sparse), add)
+
+    assert content(1.0, 2) == content(1.0, 2)
+    assert len({content(*other).sha256 for other in ((1.0, 2), (2.0, 2), (1.0, 3))}) == 3
+
+
+def test_packed_weights_count(tmp_path):
+    def content(value):
+        w = helper.make_tensor("w", TensorProto.INT4, [2], [value, 1])
+        return tiny(
+            tmp_path,
+            helper.make_node("DequantizeLinear", ["w", "s"], ["v"]),
+            helper.make_node("Add", ["x", "v"], ["y"]),
+            w=w,
+            s=np.float32(1),
+        )
+
+    assert content(2).sha256 != content(3).sha256
+
+
+_QUANTIZE = [
+    helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+    helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+]
+
+
+@pytest.mark.parametrize("kind", ["INT16", "UINT16", "INT4", "UINT4", "INT8"])
+def test_every_quantization_of_values_is_found(kind, tmp_path):
+    zero = helper.make_tensor("z", getattr(TensorProto, kind), [], [0])
+    assert tiny(tmp_path, *_QUANTIZE, s=np.float32(1), z=zero).precision == "int8"
+
+
+def test_quantization_inside_of_operations_is_found(tmp_path):
+    opsets = [helper.make_opsetid("", 21)]
+    function = helper.make_function("own", "Quantized", ["x", "s", "z"], ["y"], _QUANTIZE, opsets)
+    call = helper.make_node("Quantized", ["x", "s", "z"], ["y"], domain="own")
+    assert tiny(tmp_path, call, functions=[function], s=np.float32(1), z=np.int8(0)).precision == "int8"
+    product = helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s"], ["y"], domain="com.microsoft")
+    assert tiny(tmp_path, product, w=np.zeros((4, 4), np.int8), s=np.float32(1)).precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("operation", "taken"), [("Cast", ["w"]), ("Cast", []), ("Identity", []), ("QuantizeLinear", [])]
+)
+def test_nodes_that_lack_something_are_told_in_one_line(operation, taken, tmp_path):
+    with pytest.raises(ModelFileError, match="is no complete ONNX file"):
+        tiny(tmp_path, helper.make_node(operation, taken, ["y"]), w=np.float32(1))
+
+
 @pytest.mark.parametrize(
     "change",
     [other_weight, other_attribute, other_operation, other_size, other_opset, other_output],
