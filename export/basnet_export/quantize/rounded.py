@@ -39,13 +39,18 @@ __all__ = ["RoundedModel", "check_arithmetic", "measure_rounded", "rounded_candi
 _LARGEST = 65_504.0
 _SMALLEST_NORMAL = 2.0**-14
 _PEAK = "peak/"
-_KERNELS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool")
-_SQUARES = ("ReduceL2", "ReduceSumSquare", "LpNormalization", "InstanceNormalization")
+_KERNELS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "CumSum", "Sum", "Mean")
+_POOLED = ("GlobalAveragePool", "InstanceNormalization", "GroupNormalization")
+_FLATTENED = ("LayerNormalization", "RMSNormalization")
+_SUMS = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceLogSum", "GlobalAveragePool")
+_SQUARES = (
+    *("ReduceL2", "ReduceSumSquare", "LpNormalization", "MeanVarianceNormalization"),
+    *("InstanceNormalization", "GroupNormalization", *_FLATTENED),
+)
 # These give values that they read, so that nothing is to be rounded where those are.
 _SELECTIONS = ("MaxPool", "Concat", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Identity")
 _RECTIFIERS = ("Relu", "Clip")
-_NEVER_LARGER = (*_SELECTIONS, *_RECTIFIERS, "Resize", "Sigmoid", "Tanh", "Softmax", "AveragePool", "Cast", "Constant")
+_NEVER_LARGER = (*_SELECTIONS, *_RECTIFIERS, "Resize", "Sigmoid", "Tanh", "Softmax", "Cast", "Constant")
 
 
 def rounded_graph(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelProto:
@@ -62,16 +67,23 @@ def rounded_graph(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelP
 
     found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     graph = found.graph
+    for node in graph:  # shape inference knows no type of GroupNormalization and what follows it
+        dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] else None
+        if dtype is not None and _is_half(dtype):
+            for value in node.outputs:
+                value.dtype = value.dtype or dtype
     types = {value: value.dtype for value in _values(graph) if _is_half(value.dtype)}
     for value in types:
         if value.const_value is not None:
             value.const_value = ir.tensor(_widened(value.const_value, exact=exact), name=value.name)
         value.dtype = ir.DataType.FLOAT
     for node in graph:
-        to, tensor = node.attributes.get("to"), node.attributes.get("value")
-        if node.op_type == "Cast" and to is not None and _is_half(ir.DataType(to.as_int())):
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-        if node.op_type == "Constant" and tensor is not None and _is_half(tensor.as_tensor().dtype):
+        for key in ("to", "dtype"):  # of Cast, of EyeLike
+            given = node.attributes.get(key)
+            if given is not None and given.type == ir.AttributeType.INT and _is_half(ir.DataType(given.as_int())):
+                node.attributes[key] = ir.AttrInt64(key, ir.DataType.FLOAT)
+        tensor = node.attributes.get("value")  # of Constant, of ConstantOfShape
+        if tensor is not None and tensor.type == ir.AttributeType.TENSOR and _is_half(tensor.as_tensor().dtype):
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_widened(tensor.as_tensor(), exact=exact)))
     return _rounded(found, {} if exact else types)
 
@@ -188,28 +200,58 @@ def _watch(graph: ir.Graph, node: ir.Node) -> None:
     """Output the largest magnitude that a node's result, or a sum on the way to it, may have."""
     import onnx_ir as ir
 
-    name = f"{node.name}/bound"
-    if node.op_type in _KERNELS:
+    layer = node.name or str(node.outputs[0].name)
+    name, kind, read = f"{layer}/bound", node.op_type, node.inputs[0]
+    if kind in _KERNELS:
         inputs = [value and _magnitude(graph, value) for value in node.inputs]
-        bound = _added(graph, node.op_type, *inputs, name=name, **node.attributes)
-    elif node.op_type in (*_SUMS, *_SQUARES):
-        kind = "ReduceSumSquare" if node.op_type in _SQUARES else "ReduceL1"
-        taken, kept = list(node.inputs), dict(node.attributes)
-        if not node.op_type.startswith("Reduce"):
-            axis = kept["axis"].as_int() if "axis" in kept else -1
-            over = [axis] if node.op_type == "LpNormalization" else [2, 3]
-            taken = [taken[0], constant(graph, f"{name}/axes", np.array(over, np.int64))]
-            kept = {}
-        bound = _added(graph, kind, *taken, name=name, **kept)
+        bound = _added(graph, "Sum" if kind == "Mean" else kind, *inputs, name=name, **node.attributes)
+    elif kind == "AveragePool" and read is not None:
+        taken = {**node.attributes, "count_include_pad": ir.AttrInt64("count_include_pad", 1)}
+        mean = _added(graph, kind, _magnitude(graph, read), name=f"{name}/mean", **taken)
+        area = constant(graph, f"{name}/area", np.float32(np.prod(node.attributes["kernel_shape"].as_ints())))
+        bound = _added(graph, "Mul", mean, area, name=name)
+    elif kind in (*_SUMS, *_SQUARES) and read is not None:
+        square = kind in _SQUARES
+        terms = _added(graph, "Mul", read, read, name=f"{name}/terms") if square else _magnitude(graph, read)
+        bound = _summed(graph, node, terms, name)
     else:
         bound = _added(graph, "Abs", node.outputs[0], name=name)
-    peak = _added(graph, "ReduceMax", bound, name=f"{_PEAK}{node.name}", keepdims=0)
+    peak = _added(graph, "ReduceMax", bound, name=f"{_PEAK}{layer}", keepdims=0)
     peak.type, peak.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(())
     graph.outputs.append(peak)
 
 
+def _summed(graph: ir.Graph, node: ir.Node, terms: ir.Value, name: str) -> ir.Value:
+    """Sum the terms over the axes that a layer sums over."""
+    given, kind = node.attributes, node.op_type
+    axes: Any = None
+    options: dict[str, Any] = {}
+    if kind in _FLATTENED:
+        axis = given["axis"].as_int() if "axis" in given else -1
+        terms, axes = _added(graph, "Flatten", terms, name=f"{name}/flat", axis=axis), [1]
+    elif kind in _POOLED:
+        groups = given["num_groups"].as_int() if "num_groups" in given else 0
+        shape = constant(graph, f"{name}/shape", np.array([0, groups, -1], np.int64))
+        terms, axes = _added(graph, "Reshape", terms, shape, name=f"{name}/flat"), [2]
+    elif kind == "LpNormalization":
+        axes = [given["axis"].as_int() if "axis" in given else -1]
+    else:
+        options = {key: value for key, value in given.items() if key != "axes"}
+        axes = [0, 2, 3] if kind == "MeanVarianceNormalization" else node.inputs[1] if len(node.inputs) > 1 else None
+        axes = list(given["axes"].as_ints()) if "axes" in given else axes
+    if graph.opset_imports[""] < 13:  # the first in which ReduceSum, alone of its kind, reads its axes
+        return _added(graph, "ReduceSum", terms, name=name, **options, **({"axes": axes} if axes else {}))
+    if isinstance(axes, list):
+        axes = constant(graph, f"{name}/axes", np.array(axes, np.int64))
+    return _added(graph, "ReduceSum", terms, *([axes] if axes is not None else []), name=name, **options)
+
+
 def _magnitude(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
     name = f"{value.name}/abs"
+    if value.dtype in (ir.DataType.INT32, ir.DataType.INT64):  # the axis of CumSum
+        return value
     if name in graph.initializers:
         return graph.initializers[name]
     if value.const_value is not None:

@@ -21,9 +21,17 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; p
         ({"opset": 11, "side_outputs": 6}, "fp32", 1),
         ({"size": None, "batch": None, "opset": 17}, "fp32", 4),
         ({"dtype": "float16", "sigmoid": False, "opset": 20}, "fp16", 1),
+        ({"dtype": "float16", "opset": 13, "names": False}, "fp16", 1),
         ({"squeezed": True, "external": True}, "fp32", 1),
     ],
-    ids=["opset 9", "seven outputs", "free axes", "FP16 logits", "N,H,W, weights in another file"],
+    ids=[
+        "opset 9",
+        "seven outputs",
+        "free axes",
+        "FP16 logits",
+        "FP16 of opset 13 without names",
+        "N,H,W, weights in another file",
+    ],
 )
 def test_a_plan_of_an_adopted_network(form, precision, largest, tmp_path):
     net = foreign_network(tmp_path / "net.onnx", **form)

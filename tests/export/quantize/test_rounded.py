@@ -17,14 +17,14 @@ SIDE = 32
 MASK = np.float32
 
 
-def graph_of(*nodes, weights=(), half=TensorProto.FLOAT16, channels=2):
+def graph_of(*nodes, weights=(), half=TensorProto.FLOAT16, channels=2, opset=19):
     """`image` cast to 16 bits as `x`, the nodes, and `y` cast to FP32 as `mask`."""
     first = helper.make_node("Cast", ["image"], ["x"], to=half, name="first")
     last = helper.make_node("Cast", ["y"], ["mask"], to=TensorProto.FLOAT, name="last")
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, SIDE, SIDE])
     mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, None)
     graph = helper.make_graph([first, *nodes, last], "small", [image], [mask], list(weights))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=min(opset, 9))
 
 
 def run(model, value, channels=2):
@@ -101,6 +101,87 @@ def test_sums_in_the_middle_of_a_layer_overflow(node, weights):
     assert np.isfinite(result).all()
     assert list(overflows) == ["sum"]
     assert run(graph_of(node, weights=weights), 1)[1] == {}
+
+
+def ones(*shape):
+    return numpy_helper.from_array(np.ones(shape, np.float16), "ones")
+
+
+AVERAGE = helper.make_node("AveragePool", ["x"], ["y"], name="sum", kernel_shape=[5, 5], pads=[2, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("node", "weights", "opset", "fits", "exceeds"),
+    [
+        (AVERAGE, [], 19, 2600, 2640),  # 25 terms
+        (AVERAGE, [], 11, 2600, 2640),
+        (helper.make_node("LayerNormalization", ["x", "ones"], ["y"], name="sum"), [ones(SIDE)], 17, 45, 46),
+        (
+            helper.make_node("LayerNormalization", ["x", "ones"], ["y"], name="sum", axis=2),
+            *([ones(SIDE, SIDE)], 17, 7.9, 8.1),
+        ),
+        (
+            helper.make_node("GroupNormalization", ["signed", "ones", "ones"], ["y"], name="sum", num_groups=1),
+            *([ones(2)], 21, 5.6, 5.7),
+        ),
+        (helper.make_node("RMSNormalization", ["x", "ones"], ["y"], name="sum"), [ones(SIDE)], 23, 45, 46),
+        (helper.make_node("MeanVarianceNormalization", ["signed"], ["y"], name="sum"), [], 13, 7.9, 8.1),
+        (helper.make_node("Sum", ["x", "x", "minus"], ["y"], name="sum"), [], 19, 21e3, 22e3),
+        (helper.make_node("Mean", ["x", "x", "minus"], ["y"], name="sum"), [], 19, 21e3, 22e3),
+        (helper.make_node("Einsum", ["signed"], ["y"], name="sum", equation="bchw->bc"), [], 13, 63, 65),
+        (helper.make_node("CumSum", ["signed", "axes"], ["y"], name="sum"), [axes(-1)], 14, 2040, 2060),
+        (helper.make_node("GlobalAveragePool", ["x"], ["y"], name="sum"), [], 13, 63, 65),
+        (helper.make_node("GlobalAveragePool", ["x"], ["y"], name="sum"), [], 9, 63, 65),
+        (helper.make_node("ReduceSum", ["signed", "axes"], ["y"], name="sum"), [axes(2, 3)], 13, 63, 65),
+        (helper.make_node("ReduceSum", ["signed"], ["y"], name="sum", axes=[2, 3]), [], 11, 63, 65),
+        (helper.make_node("ReduceMean", ["x"], ["y"], name="sum", axes=[2, 3]), [], 13, 63, 65),
+        (helper.make_node("ReduceL2", ["x"], ["y"], name="sum", axes=[3]), [], 11, 45, 46),
+        (helper.make_node("InstanceNormalization", ["x", "ones", "ones"], ["y"], name="sum"), [ones(2)], 13, 7.9, 8.1),
+    ],
+    ids=lambda value: getattr(value, "op_type", None),
+)
+def test_sums_are_bounded_in_every_form_and_opset(node, weights, opset, fits, exceeds):
+    """The result itself is small: the terms have one magnitude, or cancel."""
+    sign = np.where(np.arange(SIDE) % 2, 1, -1).astype(np.float16)
+    before = [
+        helper.make_node("Mul", ["x", "sign"], ["signed"], name="signed"),
+        helper.make_node("Neg", ["x"], ["minus"], name="minus"),
+    ]
+    model = graph_of(*before, node, weights=[*weights, numpy_helper.from_array(sign, "sign")], opset=opset)
+    assert run(model, fits)[1] == {}
+    result, overflows = run(model, exceeds)
+    assert np.isfinite(result).all()
+    assert list(overflows) == ["sum"]
+
+
+def test_a_sum_before_and_after_scaling_is_found():
+    """Nodes without a name are called after what they give."""
+    factors = [
+        numpy_helper.from_array(np.array(value, np.float16), name) for name, value in (("up", 2500), ("down", 1 / 2500))
+    ]
+    nodes = [
+        helper.make_node("Mul", ["x", "up"], ["large"]),
+        helper.make_node("AveragePool", ["large"], ["mean"], kernel_shape=[5, 5]),
+        helper.make_node("Mul", ["mean", "down"], ["y"]),
+    ]
+    result, overflows = run(graph_of(*nodes, weights=factors), 12)
+    assert np.allclose(result, 12, rtol=1e-2)
+    assert overflows == {"mean": 25 * 30000}
+
+
+def test_constants_of_any_node_are_widened():
+    shape = numpy_helper.from_array(np.array([1, 2, SIDE, SIDE], np.int64), "shape")
+    third = numpy_helper.from_array(np.array([1 / 3], np.float16))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["c"], value=third, name="filled"),
+        helper.make_node("EyeLike", ["plane"], ["eye"], dtype=TensorProto.FLOAT16, name="eye"),
+        helper.make_node("Add", ["c", "eye"], ["d"], name="sum"),
+        helper.make_node("Mul", ["x", "d"], ["y"], name="mul"),
+    ]
+    plane = numpy_helper.from_array(np.zeros((SIDE, SIDE), np.int64), "plane")
+    result, _ = run(graph_of(*nodes, weights=[shape, plane]), 2)
+    assert result[0, 0, 0, 1] == MASK(2 * np.float16(1 / 3))
+    assert result[0, 0, 1, 1] == MASK(2 * np.float16(1 + np.float16(1 / 3)))
 
 
 def test_subnormal_weights_are_lost():
