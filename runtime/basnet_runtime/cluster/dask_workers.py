@@ -11,9 +11,9 @@ that it had assigned to that worker.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from urllib.parse import urlsplit
 
 from basnet_runtime.cluster.dispatch import GOES_ON, WorkerDied
 from basnet_runtime.cluster.facts import Refused, differences, own_versions
@@ -31,6 +32,7 @@ from basnet_torch.files import RUN, Closing
 __all__ = ["DaskWorkers", "check_address", "start_local"]
 
 _CONNECT_SECONDS = 15
+_FILE_SECONDS = 1.0  # in which a scheduler writes its file
 _ANSWER_SECONDS = 30  # of a scheduler that is there
 _MEET_SECONDS = 30.0  # in which a worker says its versions
 _OPEN_SECONDS = 900.0  # in which it opens its model; TensorRT builds an engine meanwhile
@@ -57,14 +59,57 @@ def check_address(where: str) -> None:
 
     Raises:
         UsageError: It is not `local`, an address or a scheduler file.
-        BackendUnavailable: The scheduler file is not there.
+        BackendUnavailable: The scheduler file is not there, or is none.
     """
-    if where == "local" or where.startswith(("tcp://", "tls://")):
+    if where == "local" or (where.startswith(("tcp://", "tls://")) and _has_port(where)):
         return
     if not where.endswith(".json"):
         raise UsageError(f"cluster is {where!r}; it must be local, tcp://HOST:PORT, tls://HOST:PORT or SCHEDULER.json")
     if not Path(where).is_file():
         raise BackendUnavailable(f"{where}: no such scheduler file; start one with 'dask scheduler --scheduler-file'")
+    until = time.monotonic() + _FILE_SECONDS
+    while _address_of(where) is None:
+        if time.monotonic() > until:
+            raise BackendUnavailable(
+                f"{where}: no scheduler file, it holds no address; start one with 'dask scheduler --scheduler-file'"
+            )
+        time.sleep(0.1)
+
+
+def _has_port(address: str) -> bool:
+    """Whether this is a scheduler's address, whole."""
+    try:
+        parts = urlsplit(address)
+        return bool(parts.scheme and parts.hostname and parts.port)
+    except ValueError:  # the port is no number, or too large
+        return False
+
+
+def _address_of(where: str) -> str | None:
+    """The scheduler's address; None of a file that holds none, or not yet."""
+    if not where.endswith(".json"):
+        return where
+    try:
+        known = json.loads(Path(where).read_text())
+    except (OSError, ValueError):
+        return None
+    address = known.get("address") if isinstance(known, dict) else None
+    return address if isinstance(address, str) and _has_port(address) else None
+
+
+def _check_tls(address: str) -> None:
+    """Refuse a `tls://` address for which this machine has no keys.
+
+    Raises:
+        BackendUnavailable: Dask's configuration names none.
+    """
+    from distributed.security import Security
+
+    if address.startswith("tls://") and Security().get_connection_args("client")["ssl_context"] is None:
+        raise BackendUnavailable(
+            f"{address}: Dask's configuration has no keys for TLS; set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+            "..__TLS__CLIENT__CERT and ..__TLS__CLIENT__KEY"
+        )
 
 
 class DaskWorkers(Closing):
@@ -113,24 +158,31 @@ class DaskWorkers(Closing):
         self._cluster: Any = None
         for name in ("distributed", "tornado.application", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, not 36
+        # Kept while it connects: one that could not would wait for half a minute when it is forgotten.
+        self._client: Any = distributed.Client.__new__(distributed.Client)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # other versions are refused by facts, not by a warning
                 if where == "local":
                     self._cluster = start_local(slots)
-                self._client: Any = distributed.Client(
-                    self._cluster or (None if where.endswith(".json") else where),
-                    scheduler_file=where if where.endswith(".json") else None,
+                else:
+                    _check_tls(_address_of(where) or "")
+                self._client.__init__(
+                    self._cluster or _address_of(where),
                     timeout=_CONNECT_SECONDS,
                     set_as_default=False,
                 )
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+        except BackendUnavailable:
+            raise
+        except Exception as error:
+            self._client.status = "closed"
             self._close_cluster()
-            line = " ".join(str(error).split())[:200]
+            line = " ".join(str(error).split())[:200] or type(error).__name__
             raise BackendUnavailable(
                 f"{where}: no cluster there ({line}); start a scheduler, or name its address"
             ) from error
         except BaseException:
+            self._client.status = "closed"
             self._close_cluster()
             raise
 
@@ -266,9 +318,7 @@ class DaskWorkers(Closing):
     def interrupt(self) -> list[tuple[int, Any]]:
         """Stop what runs, and give the answers that came of it; afterwards nothing is written any more."""
         found: list[tuple[int, Any]] = []
-        # Not waited for: a worker that hangs would hold up Ctrl-C as well.
-        told = {"workers": list(self._ready), "on_error": "ignore"}
-        threading.Thread(target=self._client.run, args=(self._stop,), kwargs=told, daemon=True).start()
+        self._client.loop.add_callback(self._say_stop)
         with suppress(Exception):
             until = time.monotonic() + _STOP_SECONDS
             while self._running and (left := until - time.monotonic()) > 0:
@@ -279,6 +329,11 @@ class DaskWorkers(Closing):
                 self._client.cancel([future for _, future in self._running.values()], force=True)
                 self._client.restart_workers(busy, timeout=_RESTART_SECONDS, raise_for_error=False)
         return found
+
+    async def _say_stop(self) -> None:
+        """Tell all workers to stop; not waited for: one that hangs would hold up Ctrl-C as well."""
+        with suppress(Exception):
+            await self._client.run(self._stop, workers=list(self._ready), on_error="ignore")
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""

@@ -25,7 +25,7 @@ from basnet_runtime.manifest import manifest_path
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model
 from basnet_torch import files
-from basnet_torch.errors import BasnetError, MediaError, UsageError
+from basnet_torch.errors import BasnetError, MediaError
 
 __all__ = ["Item", "Order", "Outcome", "greet", "run_chunk", "stop"]
 
@@ -94,22 +94,24 @@ def greet(order: Order) -> Facts:
         if order.local:  # what is printed here, by C code too, must not get into the driver's --json
             sys.stdout.flush()
             os.dup2(2, 1)
-        with _named():
+        with _named(order.config):
+            model = order.config.model
+            if model is not None and order.expected is not None and not model.is_file():
+                raise Refused(f"does not see the model {model}; mount it there under the same path")
             _, facts = _opened(order.config)
         order.probe.check(facts.node)
         return facts
 
 
 @contextmanager
-def _named() -> Iterator[None]:
-    """Name the node in what ends the run; only wrong options stay an error of usage."""
+def _named(config: RunConfig) -> Iterator[None]:
+    """Name the node in what ends the run; the kind of the error stays, and with it the exit code."""
     try:
         yield
-    except Refused:
-        raise
     except BasnetError as error:
-        kind = UsageError if isinstance(error, UsageError) else Refused
-        raise kind(f"node {own_versions().node}: {error}") from error
+        if config.cluster is None:
+            raise
+        raise type(error)(f"node {own_versions().node}: {error}") from error
 
 
 def _opened(config: RunConfig) -> tuple[SaliencyModel, Facts]:
@@ -169,7 +171,7 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
                     with suppress(OSError):
                         sizes[str(result.target)] = Path(result.target).stat().st_size
 
-        with _named(), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
+        with _named(order.config), opencv_out_of_the_way(order.config.device), suppress(_Interrupted):
             for replaces in (False, True):
                 run([item for item in items if (item.ours or item.claim in begun) == replaces], replaces)
         return Outcome(summary=summary, facts=facts, cpu_seconds=time.process_time() - began, sizes=sizes)

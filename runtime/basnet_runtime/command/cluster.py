@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from basnet_runtime.cluster.buckets import remove, shown, url_of
+from basnet_runtime.cluster.buckets import listed, remove, shown, url_of
 from basnet_runtime.cluster.dask_workers import DaskWorkers, check_address
 from basnet_runtime.cluster.dispatch import WorkerDied, dispatch
 from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, model_fact
@@ -25,7 +25,7 @@ from basnet_runtime.command.chunk import Item, Order, Outcome, greet, run_chunk,
 from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.jobs import Failure, Job, ProgressListener, failure_of
 from basnet_runtime.command.journal import Journal
-from basnet_runtime.command.run import Summary, plan_run
+from basnet_runtime.command.run import Summary, composer_of, plan_run
 from basnet_runtime.command.run_video import segments_of
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import Device
@@ -72,6 +72,8 @@ def run_on_cluster(
     summary.left_out |= plan.left_out
     if not plan.jobs:
         return summary
+    if config.kind.image is not None:
+        composer_of(config)  # a background that cannot be read is told before any work
     if any(job.stream for job in plan.jobs):
         raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
     with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
@@ -82,6 +84,8 @@ def run_on_cluster(
             config=config, order=order, journal=journal, listener=listener, summary=summary, tell=tell, exists=exists
         )
         jobs, folder = list(plan.jobs), plan.folder
+        if config.cluster is not None and journal is not None and folder is not None and url_of(folder):
+            _remove_old_claims(folder)
         del plan  # of a million jobs each is let go of when it is done
         driver.run(jobs, folder)
     return summary
@@ -158,6 +162,24 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
                 path.unlink()
 
 
+def remove_claims(claims: Iterable[str]) -> None:
+    """Remove claims, those too that no worker has made yet; a store that does not answer is not asked again."""
+    for claim in map(Path, claims):
+        try:
+            (remove if url_of(claim) else Path.unlink)(claim)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return
+
+
+def _remove_old_claims(folder: Path) -> None:
+    """Remove the claims of drivers that were killed; their journal says what they had begun."""
+    with suppress(OSError):
+        found = (str(path) for path, _, _ in listed(folder / JOURNAL_FOLDER, recursive=False))
+        remove_claims([path for path in found if path.endswith(".claim")])
+
+
 @dataclass(kw_only=True, slots=True)
 class Driver:
     """One run; `open_engine` gives what runs pieces, the cluster of the configuration unless it is given."""
@@ -204,6 +226,18 @@ class Driver:
         if self.journal is not None:
             self.journal.buffered = True
         self.listener.started("pictures" if self.pictures else "videos", self.total)
+        try:
+            self.hand_out()
+        finally:  # the workers have ended, or are through
+            if self.config.cluster is not None:
+                remove_claims(filter(None, self.claims))
+                # Dask starts pieces of dead workers elsewhere without a word: who left half a file is not known.
+                remove_partials(folders, {RUN}, own=True)
+        if self.config.cluster is not None:
+            self.report(len(self.rows), last=True)
+
+    def hand_out(self) -> None:
+        """Give everything to the engine."""
         with (self.open_engine or self.engine)() as engine:
             self.began = self.told = time.monotonic()
             try:
@@ -218,11 +252,6 @@ class Driver:
             finally:
                 self.summary.seconds = time.monotonic() - self.began
                 self.summary.workers = list(self.rows.values()) if self.config.cluster else []
-        if self.config.cluster is None:
-            return
-        # Dask starts pieces of dead workers elsewhere without a word: who left half a file is not known.
-        remove_partials(folders, {RUN}, own=True)
-        self.report(len(self.rows), last=True)
 
     def engine(self) -> _Here | DaskWorkers:
         """The workers of the cluster, or this process."""
@@ -345,9 +374,7 @@ class Driver:
         self.claims[item.claim] -= 1
         if not self.claims[item.claim]:
             del self.claims[item.claim]
-            if item.claim:
-                with suppress(OSError):
-                    (remove if url_of(Path(item.claim)) else Path.unlink)(Path(item.claim))
+            remove_claims(filter(None, [item.claim]))
 
     def add(self, outcome: Outcome) -> None:
         """Count results and failures of a piece."""

@@ -13,6 +13,7 @@ import pytest
 from basnet_runtime.cluster import buckets
 from basnet_runtime.cluster.buckets import path_of, url_of
 from basnet_runtime.command import buckets as jobs_in_buckets
+from basnet_runtime.command import cluster as cluster_command
 from basnet_runtime.command.cluster import run_on_cluster
 from basnet_runtime.kinds import OutputKind
 from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
@@ -98,6 +99,24 @@ def test_the_bytes_of_files(tmp_path, store, bucket, options, alone, request, sp
     again = in_buckets(options, f"s3://{bucket}/photos", f"s3://{bucket}/masks", **given)
     assert again.results == []
     assert "6 of 7 were done by an earlier run and are kept" in again.notes
+
+
+def test_no_claims_stay(tmp_path, store, bucket, options, request, monkeypatch):
+    """Neither of an interrupted run nor of a driver that was killed before."""
+    where = request.getfixturevalue("cluster").scheduler_address
+    put_all(store, draw(tmp_path / "in", ["a.png"]), f"{bucket}/in")
+    store.pipe_file(f"{bucket}/out/.basnet-run/188647af9d78-1.claim", b"188647af9d78")
+    claims = lambda: [name for name in store.find(f"{bucket}/out/.basnet-run") if name.endswith(".claim")]  # noqa: E731
+
+    def record(self, items, answer):
+        assert len(claims()) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster_command.Driver, "record", record)
+    with pytest.raises(KeyboardInterrupt):
+        in_buckets(options, f"s3://{bucket}/in", f"s3://{bucket}/out", cluster=where)
+    assert claims() == []
+    assert "a.mask.png" in objects(store, f"{bucket}/out")
 
 
 def test_between_disk_and_bucket(tmp_path, store, bucket, options, alone):

@@ -14,11 +14,12 @@ import pytest
 
 from basnet_runtime.cluster import dask_workers
 from basnet_runtime.cluster.dask_workers import start_local
-from basnet_runtime.cluster.facts import Probe, Refused, differences, own_versions, worker_facts
+from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, own_versions, worker_facts
 from basnet_runtime.command import cluster as cluster_command
+from basnet_runtime.command.chunk import Order, greet
 from basnet_runtime.open import BUILTIN
 from basnet_torch import __version__
-from basnet_torch.errors import BackendUnavailable
+from basnet_torch.errors import BackendUnavailable, ModelFileError
 
 from .conftest import FAULTS, draw, results, wait_until
 
@@ -191,8 +192,16 @@ def test_a_node_without_the_product(tmp_path, spread):
 def test_a_node_whose_model_does_not_open(tmp_path, spread, cluster):
     draw(tmp_path / "in", ["a.png"])
     (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(Refused, match=r"node .*:\d+: .*model.onnx"):
+    with pytest.raises(ModelFileError, match=r"node .*:\d+: .*model.onnx") as raised:
         spread(model=tmp_path / "model.onnx")
+    assert raised.value.exit_code == 1  # as on one machine
+
+
+def test_a_node_that_does_not_see_the_model(tmp_path, options):
+    config = options("out", cluster="tcp://h:1", model=tmp_path / "gone.onnx")
+    order = Order(run="r", config=config, local=False, probe=Probe(), expected=Facts(node="the driver"))
+    with pytest.raises(Refused, match=r"node .*:\d+: does not see the model .*gone.onnx; mount it there"):
+        greet(order)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])

@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from basnet_runtime.command import cluster as cluster_command
 from basnet_runtime.command.journal import JOURNAL_NAME
-from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.errors import BackendUnavailable, MediaError, UsageError
 
 from .conftest import command, draw, results
 
@@ -113,6 +115,8 @@ def test_a_running_job_has_its_folder_alone(tmp_path, options, spread):
         ("somewhere", UsageError, "it must be local, tcp://HOST:PORT, tls://HOST:PORT or SCHEDULER.json"),
         ("/no/such/scheduler.json", BackendUnavailable, "no such scheduler file"),
         ("tcp://127.0.0.1:1", BackendUnavailable, "no cluster there"),
+        ("tls://127.0.0.1:1", BackendUnavailable, "Dask's configuration has no keys for TLS; set DASK_"),
+        *((text, UsageError, "it must be local, tcp://HOST:PORT") for text in ("tcp://", "tcp://h", "tls://h:x")),
     ],
 )
 def test_no_cluster(tmp_path, spread, monkeypatch, where, error, text):
@@ -122,6 +126,69 @@ def test_no_cluster(tmp_path, spread, monkeypatch, where, error, text):
     draw(tmp_path / "in", ["a.png"])
     with pytest.raises(error, match=text):
         spread(cluster=where)
+
+
+@pytest.mark.parametrize("text", ["", "x", "{}", "[1]", '{"address": 5}', '{"address": "tcp://h"}'])
+def test_no_scheduler_file(tmp_path, spread, text):
+    draw(tmp_path / "in", ["a.png"])
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(BackendUnavailable, match=r"s\.json: no scheduler file, it holds no address"):
+        spread(cluster=str(tmp_path / "s.json"))
+
+
+def test_a_connection_that_fails_is_told_at_once(tmp_path):
+    """Also at the end of the process, when what did not connect is forgotten."""
+    draw(tmp_path / "in", ["a.png"])
+    began = time.monotonic()
+    words = command("in", "-o", "out", "--cluster", "tls://127.0.0.1:1")
+    done = subprocess.run(words, cwd=tmp_path, timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, time.monotonic() - began < 25) == (3, True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: tls://127.0.0.1:1: Dask's configuration has no keys")
+
+
+def test_a_client_that_does_not_connect_is_not_waited_for(monkeypatch):
+    import gc
+
+    import distributed
+
+    from basnet_runtime.cluster import dask_workers
+
+    def fails(self, *_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(distributed.Client, "_ensure_connected", fails)
+    closed = []
+    monkeypatch.setattr(distributed.Client, "_close", lambda self, **_: closed.append(self))
+    nothing = dict.fromkeys(("greet", "accept", "work", "stop"), lambda *_: None)
+    with pytest.raises(BackendUnavailable, match=r"no cluster there \(AssertionError\)"):
+        dask_workers.DaskWorkers("tcp://127.0.0.1:1", slots=(), **nothing)
+    gc.collect()
+    assert not closed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BackendUnavailable])
+def test_an_ended_run_leaves_no_claims(tmp_path, spread, monkeypatch, error):
+    draw(tmp_path / "in", ["a.png"])
+
+    def record(self, items, answer):
+        assert list(tmp_path.glob(".*.partial"))
+        raise error
+
+    monkeypatch.setattr(cluster_command.Driver, "record", record)
+    with pytest.raises(error):
+        spread("a.mask.png", inputs=(str(tmp_path / "in" / "a.png"),))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mask.png", "in"]
+
+
+def test_exit_codes_are_those_of_one_machine(tmp_path, alone, spread):
+    draw(tmp_path / "in", ["a.png"])
+    from basnet_runtime.kinds import OutputKind
+
+    for run in (alone, spread):
+        with pytest.raises(MediaError, match=r"^/nope.png") as raised:
+            run(kind=OutputKind.parse("image:/nope.png"))
+        assert raised.value.exit_code == 1
 
 
 @pytest.mark.parametrize(
