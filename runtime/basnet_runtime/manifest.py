@@ -191,7 +191,9 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
         _refuse_contradiction(path, inside, beside)
     weighed = header.external and bool(manifest.graph_sha256)  # the file's digest says nothing of weights beside it
     if beside is None or beside.onnx_sha256 != digest or weighed:
-        return replace(_by_graph(path, header, inside, beside), onnx_sha256=digest)
+        found = replace(_by_graph(path, header, inside, beside), onnx_sha256=digest)
+        # An adopted file that another tool wrote again is still what was adopted.
+        return replace(found, checkpoint_sha256=digest) if beside is not None and beside.original else found
     _check_tensors(path, manifest, header)
     return replace(manifest, onnx_sha256=digest)
 

@@ -13,7 +13,7 @@ from basnet_benchmarks.cli import app
 from basnet_export.cli import app as export
 from basnet_runtime.media.image.pictures import write_picture
 from tests.foreign import foreign_network
-from tests.models import disc_folder, discs
+from tests.models import calibration_folder, disc_folder, discs, needs_int8
 
 
 @pytest.fixture(params=[{}, {"size": None, "batch": None, "opset": 11}, {"dtype": "float16", "sigmoid": False}])
@@ -75,6 +75,28 @@ def test_only_what_was_adopted_is_a_reference(tmp_path):
         for row in bench("parity", path, half, changed, *options, "--backend", "onnxruntime")["candidates"]
     ]
     assert verdicts == ["passed", "failed"]
+
+
+@needs_int8
+def test_latency_of_int8_for_openvino(tmp_path):
+    """ONNX Runtime's own kernels are not for it, so that it is measured without a reference."""
+    path, options = foreign_network(tmp_path / "net.onnx", channels=16), ("--pictures", str(disc_folder()))
+    assert CliRunner().invoke(export, ["adopt", str(path), "--mean", "0.5", "--std", "0.3", *options]).exit_code == 0
+    made = [
+        "onnx",
+        str(path),
+        "--precision",
+        "int8",
+        "--target",
+        "openvino",
+        "--calibration",
+        str(calibration_folder()),
+    ]
+    result = CliRunner().invoke(export, [*made, *options])
+    assert result.exit_code == 0, result.stderr
+    (made,) = tmp_path.glob("net-int8*.onnx")
+    found = bench("latency", made, "--rounds", 1, "--calls", 1, "--batch", "1", "--backend", "openvino")
+    assert [(row["backend"], row["precision"]) for row in found["results"]] == [("openvino", "int8")]
 
 
 def test_latency(net):

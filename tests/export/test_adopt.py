@@ -232,6 +232,17 @@ def test_inspect_says_what_is_known_and_what_is_not(tmp_path):
         assert part in told
 
 
+def test_a_file_that_was_written_again_is_what_was_adopted(tmp_path):
+    path = foreign_network(tmp_path / "net.onnx")
+    assert adopt(path, *RECIPE).exit_code == 0
+    before, graph = read_manifest(path), onnx.load(path)
+    graph.producer_name = "another tool"
+    onnx.save(graph, path)
+    manifest = read_manifest(path)
+    assert (before.original, manifest.original, manifest.changed) == (True, True, False)
+    assert manifest.onnx_sha256 == sha256_of(path) != before.onnx_sha256
+
+
 def test_a_changed_file_is_not_what_was_adopted(tmp_path):
     path = foreign_network(tmp_path / "net.onnx")
     assert adopt(path, *RECIPE).exit_code == 0

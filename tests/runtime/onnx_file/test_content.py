@@ -338,6 +338,7 @@ def test_a_file_that_was_quantized_after_export_is_int8(how, ours, tmp_path, cpu
     assert (manifest.precision, manifest.changed, manifest.parity) == ("int8", True, None)
     told = CliRunner().invoke(app, ["inspect", str(made)]).stdout
     assert "changed after export" in told
+    assert "by " not in told.split("changed after export", 1)[1].split("\n", 1)[0]
     assert "proven on" not in told
     cpu("avx2")
     with pytest.raises(BackendUnavailable, match="int8 on the CPU"):
