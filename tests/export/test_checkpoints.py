@@ -91,7 +91,7 @@ def test_what_is_no_model_is_one_line(tmp_path):
     assert "is a folder" in inspected(tmp_path).stderr
     assert "no such file" in inspected(tmp_path / "absent.bin").stderr
     refused = CliRunner().invoke(app, ["onnx", str(shutil.copy(BUILTIN, tmp_path / "graph.pth"))])
-    assert (refused.exit_code, "is no PyTorch checkpoint" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "is an export already" in refused.stderr) == (2, True)
 
 
 def test_a_checkpoint_named_like_its_export_is_not_overwritten(tmp_path):
