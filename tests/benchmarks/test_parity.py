@@ -92,7 +92,7 @@ def test_what_does_not_run_is_not_proven(bench_models, picture_folder, monkeypat
 def test_the_reference_is_not_compared_with_itself(bench_models, picture_folder):
     with pytest.raises(UsageError, match="reference itself"):
         measure_parity(config_of(bench_models.checkpoint, pictures=picture_folder, backends=("pytorch:fp32",)))
-    with pytest.raises(UsageError, match="give the checkpoint"):
+    with pytest.raises(UsageError, match="give the exported checkpoint"):
         config_of(bench_models.onnx)
 
 

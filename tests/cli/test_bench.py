@@ -92,7 +92,7 @@ def test_video_counts_frames_and_shares_time(bench_models, tmp_path, write_video
         (("latency", "x.onnx", "--batch", "one"), 2, "numbers with commas"),
         (("latency", "x.onnx", "--backend", "tvm"), 2, "tvm"),
         (("latency", "x.onnx", "-o", "x.txt"), 2, ".json, .md or .html"),
-        (("parity", "x.onnx"), 2, "give the checkpoint"),
+        (("parity", "x.onnx"), 1, "no such file"),
         (("parity", "absent.pth"), 1, "no such file"),
     ],
 )

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -348,6 +347,8 @@ def _runnable(ort: ModuleType, path: Path, adaptation: Adaptation | None, *, wid
         if not widens:
             yield graph  # without a temporary folder: a container may have none
             return
+        from tempfile import TemporaryDirectory  # an FP32 start does without it
+
         with TemporaryDirectory(prefix="basnet-") as folder:
             options = _options(ort, 1)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,9 @@ GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 SLURM = ROOT / "deploy" / "slurm" / "basnet-run.sbatch"
 
 
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the commands of this environment
+
+
 def lines(*starts):
     found = [line for line in GUIDE.splitlines() if line.startswith(starts)]
     assert found
@@ -29,7 +33,7 @@ def run_script(folder, text, **environment):
     process = subprocess.Popen(
         ["bash", "-c", text],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": PATH, **environment},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -81,7 +85,7 @@ def test_lines_of_the_slurm_script(tmp_path):
     srun = tmp_path / "bin" / "srun"
     srun.write_text('#!/bin/sh\n"$@" 2>/dev/null &\n"$@" 2>/dev/null &\nwait\n')
     srun.chmod(0o755)
-    path = f"{srun.parent}:{os.environ['PATH']}"
+    path = f"{srun.parent}:{PATH}"
     code, told = run_script(tmp_path, f"bash {SLURM} photos masks", SLURM_JOB_ID="7", PATH=path)
     assert code == 0, told
     assert results(tmp_path / "masks").keys() == {"a.mask.png", "b.mask.png"}
