@@ -54,7 +54,11 @@ def test_start_lines_with_tls(tmp_path):
     scheduler, worker, *_ = lines("dask scheduler", "dask worker")
     command = lines("basnet-run photos -o masks --cluster tcp://SCHEDULER")[0].replace("tcp://", "tls://")
     port = subprocess.run(
-        ["python", "-c", "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"],
+        [
+            sys.executable,
+            "-c",
+            "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -147,6 +147,7 @@ def test_a_picture_leaves_threads_to_those_that_are_decoded_meanwhile(serve, pho
         assert backend.entered.acquire(timeout=10)
         while server.service._working < 2:
             time.sleep(0.01)
+        time.sleep(1)  # the second is decoded and waits, so that it begins while the first is being written
         backend.free.set()
         assert [answer.result().status_code for answer in answers] == [200, 200]
     assert backend.busy[0] is False
