@@ -1,7 +1,7 @@
 """The driver of `--cluster`: plan, hand out, journal and sum up; the workers do everything else.
 
 A run is planned as on one machine and keeps the same journal, so the same command goes on after the death of anything,
-with `--cluster` or without.
+with `--cluster` or without; a video without it needs `--resume`.
 """
 
 from __future__ import annotations
