@@ -171,10 +171,6 @@ class Preprocess:
         offset = -np.asarray(self.mean, np.float64) / std
         return gain.astype(np.float32), offset.astype(np.float32)
 
-    def tensor_spec(self) -> TensorSpec:
-        """The network input this produces, batch dynamic."""
-        return TensorSpec(name="image", dtype="float32", shape=(None, 3, self.height, self.width))
-
     def digest(self) -> str:
         """Twelve hex digits that change when any field does; stored in manifests.
 
