@@ -209,6 +209,8 @@ def _config(threads: int, precision: Precision, streams: int) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
         "NUM_STREAMS": streams,
+        # Each process would put its threads on the same first cores: two on a machine were as slow as one.
+        "ENABLE_CPU_PINNING": False,
     }
 
 

@@ -89,6 +89,7 @@ def openvino_options(*, threads: int, streams: int, keep: bool) -> dict[str, str
         "INFERENCE_NUM_THREADS": str(threads),
         "NUM_STREAMS": str(streams),
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "ENABLE_CPU_PINNING": "NO",  # as in `openvino`: processes would share the first cores
     }
     if keep and can_keep_optimized_models():
         config["CACHE_DIR"] = str(optimized_model_folder())

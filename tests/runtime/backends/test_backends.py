@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +99,21 @@ def test_closing_twice_is_fine_and_using_after_is_an_error(name, batch):
     backend.close()
     with pytest.raises(ValueError, match="it is closed"):
         backend.infer(batch)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor alone")
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime", "openvino", PROVIDER])
+def test_no_thread_is_bound_to_a_processor(name, batch):
+    """Else each process takes the same ones: two at once were as slow as one after the other."""
+    with opened(name) as backend, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: [backend.infer(batch) for _ in range(50)])
+        bound = set()
+        while not running.done():  # a thread may be bound for the time of a batch alone
+            for thread in Path("/proc/self/task").iterdir():
+                with suppress(ProcessLookupError):
+                    bound.add(frozenset(os.sched_getaffinity(int(thread.name))))
+        running.result()
+    assert bound == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_a_batch_that_is_not_contiguous_is_read_right(batch, masks):
