@@ -8,7 +8,7 @@ REPORT_VENV = $(if $(shell command -v nvidia-smi),$(GPU_VENV),$(VENV))
 RESULTS ?= demo-results
 DEMO_PICTURE ?= $(RESULTS)/demo.jpg
 CONSTRAINTS = .ci/constraints.txt
-LOWEST = cpu openvino train export accuracy heic serve
+LOWEST = cpu openvino train export accuracy heic serve triton cluster s3
 comma = ,
 empty =
 space = $(empty) $(empty)
@@ -75,7 +75,6 @@ $(DEMO_VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(DEMO_VENV)/bin/python $(INSTALL) --editable '.[cpu,openvino]'
 	@touch $@
 
-# Without OpenVINO's plug-in, which asks for a later ONNX Runtime than the rest
 $(LOWEST_VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST_VENV)
 	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -83,7 +82,7 @@ $(LOWEST_VENV)/ready: pyproject.toml
 		--output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
 	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(LOWEST_VENV)/lowest.txt --editable '.[$(subst $(space),$(comma),$(LOWEST))]' \
-		httpx hypothesis pytest pytest-xdist scikit-image
+		flask flask-cors httpx hypothesis moto pillow psutil pytest pytest-xdist pyyaml scikit-image scipy
 	@touch $@
 
 # The two flavors of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from basnet_runtime.backends import openvino_provider
+from basnet_runtime.backends import plugins
 
 ROOT = Path(__file__).parents[1]
 BROUGHT = {"pycuda"}  # taken in place of cuda-core where a user has it; it is compiled against the user's CUDA
@@ -72,10 +72,10 @@ def test_the_license_travels(names):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_extra_for_openvinos_plugin_asks_for_an_onnxruntime_that_loads_it():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    asked = next(line for line in extras["openvino-ep"] if line.startswith("onnxruntime>="))
-    assert asked.split(";")[0] == f"onnxruntime>={'.'.join(map(str, openvino_provider._OLDEST))}"
+@pytest.mark.parametrize("extra", ["cpu", "gpu", "openvino-ep", "rtx-ep"])
+def test_the_extras_ask_for_an_onnxruntime_that_loads_plugins(extra):
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra][0]
+    assert asked.split(";")[0].split(">=")[1] == ".".join(map(str, plugins.OLDEST))
 
 
 def declared(*extras: str) -> set[str]:

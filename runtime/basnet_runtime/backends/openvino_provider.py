@@ -21,7 +21,6 @@ from basnet_torch.errors import BackendUnavailable
 __all__ = ["has_plugin_here", "openvino_devices", "openvino_options", "openvino_version", "why_no_devices"]
 
 _PACKAGE = "onnxruntime-ep-openvino"
-_OLDEST = (1, 23)  # ONNX Runtime, from which on it loads plug-ins from Python
 
 
 def openvino_devices(ort: ModuleType) -> list[Any]:
@@ -49,7 +48,7 @@ def _devices_of(ort: ModuleType) -> list[Any] | NoDevices:
     except ImportError:
         return _why_no_plugin()
     return registered_devices(
-        ort, plugin, _PACKAGE, _OLDEST, lambda device: device.ep_metadata.get("ov_device") == "CPU"
+        ort, plugin, _PACKAGE, lambda device: device.ep_metadata.get("ov_device") == "CPU"
     ) or NoDevices(
         reason="its plug-in for ONNX Runtime runs on CPUs of Intel alone and offers nothing on this one",
         fix="use --backend openvino, which has no such limit, or --device cpu",

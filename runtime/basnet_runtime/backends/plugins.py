@@ -10,8 +10,9 @@ from typing import Any
 
 from basnet_runtime.machine.installed import installed_version
 
-__all__ = ["NoDevices", "registered_devices"]
+__all__ = ["OLDEST", "NoDevices", "registered_devices"]
 
+OLDEST = (1, 24)  # ONNX Runtime's major and minor version, as in pyproject.toml; the plug-ins ask for it too
 _lock = threading.Lock()
 _answers: dict[str, str] = {}  # of a plug-in's file: why it cannot be registered, or empty
 
@@ -32,7 +33,7 @@ class NoDevices:
 
 
 def registered_devices(
-    ort: ModuleType, plugin: ModuleType, package: str, oldest: tuple[int, int], fits: Callable[[Any], bool]
+    ort: ModuleType, plugin: ModuleType, package: str, fits: Callable[[Any], bool]
 ) -> list[Any] | NoDevices:
     """The devices that an imported plug-in offers, or why it is not loaded; an empty list where none of them fits.
 
@@ -40,13 +41,12 @@ def registered_devices(
         ort: `onnxruntime`.
         plugin: The plug-in's module.
         package: What it is installed as.
-        oldest: Major and minor version of the ONNX Runtime that it needs.
         fits: Whether a device of the plug-in is one that is meant.
     """
-    if _release(ort.__version__) < oldest or not hasattr(ort, "register_execution_provider_library"):
+    if _release(ort.__version__) < OLDEST or not hasattr(ort, "register_execution_provider_library"):
         runtime = "onnxruntime" if installed_version("onnxruntime") else "onnxruntime-gpu"
         return NoDevices(
-            reason=f"needs ONNX Runtime {'.'.join(map(str, oldest))}, this is {ort.__version__}",
+            reason=f"needs ONNX Runtime {'.'.join(map(str, OLDEST))}, this is {ort.__version__}",
             fix=f"pip install --upgrade {runtime}",
             is_fault=True,
         )

@@ -26,7 +26,6 @@ RTX_PACKAGES = (
     "onnxruntime-ep-nv-tensorrt-rtx-cu12",
 )
 _MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
-_OLDEST = (1, 24)  # ONNX Runtime, by the package's own notes
 _ENGINE = "build an engine with 'basnet-export engine --flavor rtx'"
 
 
@@ -78,7 +77,7 @@ def _devices_of(ort: ModuleType) -> list[Any] | NoDevices:
             fix=f"pip install --force-reinstall {RTX_PACKAGES[0]}",
             is_fault=True,
         )
-    return registered_devices(ort, plugin, RTX_PACKAGES[0], _OLDEST, lambda _: True) or NoDevices(
+    return registered_devices(ort, plugin, RTX_PACKAGES[0], lambda _: True) or NoDevices(
         reason="its plug-in for ONNX Runtime offers no GPU here, only compute capability 8.6, 8.9 and from 12.0 on",
         fix="use --device cuda, or --device tensorrt",
     )

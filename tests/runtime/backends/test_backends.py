@@ -237,9 +237,9 @@ def _elsewhere(monkeypatch, onnxruntime, plugin, folder):
 @pytest.mark.parametrize(
     ("state", "line"),
     [
-        (_older, "needs ONNX Runtime 1.23, this is .*; pip install --upgrade onnxruntime"),
+        (_older, "needs ONNX Runtime 1.24, this is .*; pip install --upgrade onnxruntime"),
         (_broken, r"cannot load its plug-in \(.*empty.so.*\); pip install --force-reinstall onnxruntime-ep-openvino"),
-        (_old, "needs ONNX Runtime 1.23, this is 1.22.1; pip install --upgrade onnxruntime"),
+        (_old, "needs ONNX Runtime 1.24, this is 1.22.1; pip install --upgrade onnxruntime"),
         (_elsewhere, "runs on CPUs of Intel alone and offers nothing on this one; use --backend openvino, which has"),
     ],
 )
