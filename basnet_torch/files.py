@@ -25,6 +25,8 @@ __all__ = [
     "host_token",
     "reason",
     "remove_partials",
+    "remove_scratch",
+    "scratch_folder",
     "try_lock",
 ]
 
@@ -153,7 +155,7 @@ def file_identity(path: Path) -> list[str | int]:
     return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
 
 
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+def try_lock(file: IO[Any] | int, *, shared: bool = False) -> bool:
     """Lock an open file until it is closed, alone or `shared`; False on a file system without locks.
 
     Raises:
@@ -181,6 +183,49 @@ def remove_partials(folders: Iterable[Path], runs: Iterable[str], *, own: bool =
             for path in folder.glob(".*-*.partial*"):
                 if path.name[1:].partition("-")[0] in killed:
                     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder for temporary files; what killed processes left is removed first.
+
+    It is locked while it is in use, by the open folder itself: a lock ends with its process, however that ends.
+    """
+    import tempfile  # most starts need none
+
+    remove_scratch()
+    new = Path(tempfile.mkdtemp(prefix="basnet-new-"))
+    descriptor = os.open(new, os.O_RDONLY)
+    try:
+        try_lock(descriptor)  # before it has the name by which `remove_scratch` finds it
+        folder = new.rename(new.with_name(new.name.replace("new", host_token(), 1)))
+        try:
+            yield folder
+        finally:
+            _remove_tree(folder)
+    finally:
+        os.close(descriptor)
+
+
+def remove_scratch() -> None:
+    """Remove the scratch folders of this host that no process has in use."""
+    import tempfile
+
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"basnet-{host_token()}-*"):
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    if try_lock(descriptor):
+                        _remove_tree(folder)
+                finally:
+                    os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def fitting_name(stem: str, ending: str) -> str:

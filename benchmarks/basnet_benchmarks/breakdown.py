@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from basnet_benchmarks.statistics import Estimate, median_estimate, round_order,
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.device import Device
 from basnet_torch.errors import MediaError
+from basnet_torch.files import scratch_folder
 
 __all__ = ["STEPS", "Memory", "StageSplit", "highest_bytes", "measure_stages", "memory_of", "resident_bytes"]
 
@@ -84,12 +84,12 @@ def measure_stages(
     by_name = {candidate.name: (candidate, model) for candidate, model in opened}
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in by_name}
     size = (0, 0)
-    with TemporaryDirectory(prefix="basnet-bench-") as folder:
+    with scratch_folder() as folder:
         for index in range(rounds + 1):
             progress(f"whole way of {picture.name}, round {index} of {rounds}")
             for name in round_order(list(by_name), index):
                 wait_until_quiet()
-                seconds, size = _once(by_name[name][1], picture, Path(folder) / f"{index}-{len(passes[name])}.png")
+                seconds, size = _once(by_name[name][1], picture, folder / f"{index}-{len(passes[name])}.png")
                 passes[name].append(seconds)
     splits = []
     for name, (candidate, _) in by_name.items():

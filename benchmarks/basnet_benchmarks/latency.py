@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from itertools import product
 from operator import not_
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 from basnet_benchmarks.breakdown import Memory, StageSplit, measure_stages, memory_of
@@ -40,6 +40,7 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, UsageError
+from basnet_torch.files import scratch_folder
 from basnet_torch.options import argument, check, option
 
 __all__ = ["COVERS", "LatencyConfig", "LatencyReport", "LatencyRow", "NotRun", "measure_latency"]
@@ -214,7 +215,7 @@ def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None)
     """
     threads = config.threads or allowed_threads()
     before = environment(threads)
-    with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
+    with scratch_folder() as folder, ExitStack() as stack:
         sources = [ModelSource(text, Path(mkdtemp(dir=folder)), progress) for text in config.models]
         candidates = _candidates(sources, config, threads)
         needs = _needs(candidates, config, progress)  # before this process opens them all and takes the memory

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ from basnet_runtime.parity import Difference, ParityReport, Picture
 from basnet_torch.data.options import MaskValues, OnBadPair
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import BackendUnavailable, BadPairError, UsageError
+from basnet_torch.files import scratch_folder
 from basnet_torch.options import argument
 
 __all__ = ["ParityConfig", "ParityResult", "ParityRow", "Pictures", "measure_parity"]
@@ -242,7 +243,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
     """
     threads = config.threads or allowed_threads()
     pictures = Pictures(config.pictures, mask_values=config.mask_values)
-    with TemporaryDirectory(prefix="basnet-bench-") as folder, ExitStack() as stack:
+    with scratch_folder() as folder, ExitStack() as stack:
         source = ModelSource(str(config.reference), Path(mkdtemp(dir=folder)), progress)
         reference: Reference | RememberingModel
         if source.checkpoint:
@@ -255,7 +256,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
         runs_on = reference.description  # opened first, so that what is missing is told before anything is exported
         rows = tuple(
             _row(candidate, reference, pictures, config.panels, progress)
-            for candidate in _candidates(config, source, Path(folder), threads, progress)
+            for candidate in _candidates(config, source, folder, threads, progress)
         )
         return ParityResult(
             reference=source.name,

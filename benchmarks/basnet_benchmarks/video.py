@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from basnet_benchmarks.candidates import BACKEND, PRECISION, RUN_DEVICE, THREADS
@@ -22,6 +21,7 @@ from basnet_runtime.command.run import RunConfig, Summary, run
 from basnet_runtime.kinds import BackendName, OutputKind, Precision
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
+from basnet_torch.files import scratch_folder
 from basnet_torch.options import argument, check, option
 
 __all__ = ["VideoConfig", "VideoReport", "VideoResult", "VideoRun", "measure_video"]
@@ -130,7 +130,7 @@ def measure_video(config: VideoConfig, progress: _Progress = lambda _: None) -> 
     for index in range(config.runs):
         for name in round_order(list(models), index):
             progress(f"run {index + 1} of {config.runs}: {name}")
-            with TemporaryDirectory(prefix="basnet-bench-") as folder:
+            with scratch_folder() as folder:
                 summaries[name].append(_run(config, models[name], folder))
     first, *_ = runs = {name: [_measured(one, before.processors) for one in own] for name, own in summaries.items()}
     results = (
@@ -150,11 +150,11 @@ class _Unwatched:
         """See `basnet_runtime.command.run.ProgressListener`."""
 
 
-def _run(config: VideoConfig, model: Path | None, folder: str) -> Summary:
+def _run(config: VideoConfig, model: Path | None, folder: Path) -> Summary:
     summary = run(
         RunConfig(
             inputs=(str(config.source),),
-            output=folder,
+            output=str(folder),
             kind=OutputKind.parse(config.kind),
             model=model,
             backend=config.backend,

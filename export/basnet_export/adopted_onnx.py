@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from basnet_export.checks import check_batches, measure_parity
@@ -29,7 +28,7 @@ from basnet_runtime.parity import Picture
 from basnet_torch import __version__
 from basnet_torch.device import CPU
 from basnet_torch.errors import ExportError, ParityError, UsageError
-from basnet_torch.files import atomic_write
+from basnet_torch.files import atomic_write, scratch_folder
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
@@ -122,9 +121,9 @@ def folded_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
     import onnx_ir as ir
     from onnx_ir.passes import common as passes
 
-    with TemporaryDirectory(prefix="basnet-") as folder, adapted(path, adaptation_for(path, manifest)) as runnable:
-        write_folded_graph(runnable, Path(folder) / "folded.onnx")
-        model = onnx.load(Path(folder) / "folded.onnx")
+    with scratch_folder() as folder, adapted(path, adaptation_for(path, manifest)) as runnable:
+        write_folded_graph(runnable, folder / "folded.onnx")
+        model = onnx.load(folder / "folded.onnx")
     try:
         if max(entry.version for entry in model.opset_import if not entry.domain) < _OPSET:
             model = onnx.version_converter.convert_version(model, _OPSET)

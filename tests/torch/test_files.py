@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from basnet_torch.errors import MediaError
-from basnet_torch.files import atomic_write, host_token
+from basnet_torch.files import atomic_write, host_token, remove_scratch, scratch_folder
 
 
 def test_the_token_is_of_the_host(tmp_path, monkeypatch):
@@ -64,3 +66,34 @@ def test_an_atomic_write_without_hard_links(tmp_path, monkeypatch):
     with atomic_write(tmp_path / "a", overwrite=False) as path:
         path.write_bytes(b"x")
     assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_scratch_of_killed_processes_is_removed_and_no_other(tmp_path, monkeypatch):
+    holds = (
+        "from basnet_torch.files import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'big.bin').touch()\n"
+        "    print(folder, flush=True)\n"
+        "    input()\n"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    foreign = tmp_path / "basnet-00000000-other"  # of another host, whose locks are not seen everywhere
+    foreign.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    try:
+        theirs = Path(process.stdout.readline().strip())
+        with scratch_folder() as own:
+            remove_scratch()
+            assert set(tmp_path.iterdir()) == {theirs, own, foreign}
+        process.kill()
+        process.wait()
+        assert (theirs / "big.bin").exists()
+        with scratch_folder() as own:
+            assert set(tmp_path.iterdir()) == {own, foreign}
+        assert set(tmp_path.iterdir()) == {foreign}
+    finally:
+        process.kill()
+        process.communicate()

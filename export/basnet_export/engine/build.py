@@ -15,7 +15,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from basnet_export.config import refuse_existing
@@ -38,7 +37,7 @@ from basnet_runtime.parity import Picture
 from basnet_torch import __version__
 from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
-from basnet_torch.files import atomic_write
+from basnet_torch.files import atomic_write, scratch_folder
 
 __all__ = ["build_engine"]
 
@@ -165,8 +164,8 @@ def _receipt(config: BuildConfig, plan: Path, record: Manifest, progress: BuildP
         return None
     progress.say("checking parity with PyTorch FP32 on the GPU")
     checkpoint = replace(load_checkpoint(config.model), preprocess=record.preprocess)
-    with TemporaryDirectory(prefix="basnet-") as folder:
-        path = Path(folder) / config.target.name
+    with scratch_folder() as folder:
+        path = folder / config.target.name
         path.symlink_to(plan.resolve())
         manifest_path(path).write_text(record.to_json(), encoding="utf-8")
         return measure_parity(path, record, Reference(checkpoint, pictures, Device("cuda"))).receipt()
@@ -202,11 +201,11 @@ def _onnx_file(config: BuildConfig, progress: BuildProgress) -> Iterator[Path]:
     from basnet_export.config import ExportConfig
     from basnet_export.onnx_export import export_onnx
 
-    with TemporaryDirectory(prefix="basnet-") as folder:
+    with scratch_folder() as folder:
         yield export_onnx(
             ExportConfig(
                 checkpoint=config.model,
-                output=Path(folder) / f"{config.model.stem}.onnx",
+                output=folder / f"{config.model.stem}.onnx",
                 precision=config.precision or "fp16",
                 graph=config.graph or "tensor",
                 size=config.size,

@@ -9,7 +9,6 @@ All of it is found on the `tensor` graph; parts and values have the same names i
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from basnet_export.reference import CandidateJudge, Reference
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import Picture
 from basnet_torch.errors import ParityError, UsageError
+from basnet_torch.files import scratch_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -111,9 +111,9 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
     for told in (warning_for(len(pictures)), f"calibrating on {len(pictures)} pictures"):
         if told:
             progress(told)
-    with tempfile.TemporaryDirectory(prefix="basnet-int8-") as folder:
-        plan, ranges = _calibrated(model, reference, config, pictures, Path(folder), progress)
-        judge = _QuantizedGraphs(model, reference, config, Path(folder), plan, ranges, _spread(pictures, _RANKED))
+    with scratch_folder() as folder:
+        plan, ranges = _calibrated(model, reference, config, pictures, folder, progress)
+        judge = _QuantizedGraphs(model, reference, config, folder, plan, ranges, _spread(pictures, _RANKED))
         methods, by_stage = _ranked_methods(judge, progress), None
         method, kept = methods[0], config.keep_fp32
         if kept is None:

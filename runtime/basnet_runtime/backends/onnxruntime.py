@@ -29,7 +29,7 @@ from basnet_runtime.machine.threads import allowed_threads
 from basnet_runtime.onnx_file.adapt import Adaptation, adapted
 from basnet_torch.device import CPU, Device, DeviceKind
 from basnet_torch.errors import BackendUnavailable, MediaError, ModelFileError
-from basnet_torch.files import atomic_write
+from basnet_torch.files import atomic_write, scratch_folder
 from basnet_torch.spec import TensorSpec
 
 __all__ = ["OnnxRuntimeBackend", "open_onnxruntime", "session_of", "write_folded_graph"]
@@ -347,14 +347,12 @@ def _runnable(ort: ModuleType, path: Path, adaptation: Adaptation | None, *, wid
         if not widens:
             yield graph  # without a temporary folder: a container may have none
             return
-        from tempfile import TemporaryDirectory  # an FP32 start does without it
-
-        with TemporaryDirectory(prefix="basnet-") as folder:
+        with scratch_folder() as folder:
             options = _options(ort, 1)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.optimized_model_filepath = str(Path(folder) / path.name)
+            options.optimized_model_filepath = str(folder / path.name)
             _opened(ort, graph, list(_PROVIDERS["cpu"]), options, path)
-            yield Path(folder) / path.name
+            yield folder / path.name
 
 
 def _from_kept_graph(

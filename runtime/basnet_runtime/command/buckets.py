@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from basnet_runtime.cluster import buckets
@@ -38,7 +37,7 @@ from basnet_runtime.command.run import Result, Summary, check_job, checked, resu
 from basnet_runtime.media.formats import PICTURE_SUFFIXES
 from basnet_runtime.media.video.write.numbered_pictures import is_sequence
 from basnet_torch.errors import BasnetError, UsageError
-from basnet_torch.files import RUN, file_identity
+from basnet_torch.files import RUN, file_identity, scratch_folder
 
 __all__ = ["JOURNAL_FOLDER", "on_copies", "plan_in_buckets", "uses_buckets"]
 
@@ -70,7 +69,12 @@ class _Objects(LocalFiles):
         self._folders: set[str] = set()
         self._complete: set[Path] = set()  # prefixes of which every object is known
         if output is not None and url_of(root := Path(output)):
-            self.targets = {path: size for path, size, _ in _there(buckets.listed(root, recursive=True))}
+            try:
+                self.targets = {path: size for path, size, _ in buckets.listed(root, recursive=True)}
+            except FileNotFoundError:
+                bucket = Path(*root.parts[:3])
+                if not buckets.is_prefix(bucket):
+                    raise UsageError(f"{shown(bucket)}: no such bucket; create it, or name another with -o") from None
             if buckets.is_whole(root) or self.targets.keys() - {root}:
                 self._folders.add(output)
 
@@ -188,12 +192,15 @@ def plan_in_buckets(config: RunConfig) -> tuple[Plan, Journal | None, Callable[[
         raise UsageError("--resume does not go with buckets, whose videos are done whole; leave it out")
     if config.output is not None and is_sequence(Path(config.output)):
         raise UsageError(f"--output {config.output}: numbered pictures go into a folder here, not into a bucket")
+    for text in filter(is_bucket, (*config.inputs, config.output or "")):
+        if glob.has_magic(bucket := text.split("/")[2]):
+            raise UsageError(f"{text}: {bucket!r} is a pattern, which a bucket's name cannot be; name one bucket")
     inputs = [str(path_of(text)) if is_bucket(text) else text for text in config.inputs]
     output = config.output
     if output is not None and is_bucket(output):
         output = str(path_of(output)) + ("/" if output.endswith("/") else "")
-    with TemporaryDirectory(prefix="basnet-plan-") as scratch:
-        return _planned(config, inputs, output, _Objects(config, output, Path(scratch)))
+    with scratch_folder() as scratch:
+        return _planned(config, inputs, output, _Objects(config, output, scratch))
 
 
 def _planned(
@@ -271,6 +278,8 @@ class _ObjectJournal(Journal):
     def _lines(self) -> Iterator[dict[str, Any]]:
         found = _there(buckets.listed(self._objects, recursive=False))
         names = sorted(path for path, _, _ in found if path.suffix == ".jsonl")
+        if names and (latest := names[-1].name.partition("-")[0]).isdigit():  # by another machine's clock
+            self._began = max(self._began, f"{int(latest) + 1:020d}")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for text in pool.map(buckets.read_text, names):
                 yield from lines_of(text)
@@ -309,8 +318,8 @@ def on_copies(
         error = failure.error.replace(str(failure.source), str(shown(job.source)))
         return Failure(source=job.source, error=error.replace(str(targets[job]), str(shown(job.target))))
 
-    with TemporaryDirectory(prefix="basnet-run-") as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
-        fetched = list(pool.map(partial(_fetched, config, Path(scratch)), range(len(jobs)), jobs))
+    with scratch_folder() as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
+        fetched = list(pool.map(partial(_fetched, config, scratch), range(len(jobs)), jobs))
         by_source = {own.source: job for job, own in zip(jobs, fetched, strict=True) if isinstance(own, Job)}
         targets = {job: own.target for job, own in zip(jobs, fetched, strict=True) if isinstance(own, Job)}
         summary = run([own for own in fetched if isinstance(own, Job)])

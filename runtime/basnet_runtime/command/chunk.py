@@ -5,6 +5,7 @@ The driver sends these functions by name with an `Order`; Dask knows nothing of 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import threading
@@ -12,8 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Self
 
 from basnet_runtime.cluster.buckets import put_text, url_of
 from basnet_runtime.cluster.facts import Facts, Probe, Refused, differences, own_versions, worker_facts
@@ -26,6 +28,7 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.open import builtin_model
 from basnet_torch import files
 from basnet_torch.errors import BasnetError, MediaError
+from basnet_torch.files import Closing
 
 __all__ = ["Item", "Order", "Outcome", "greet", "run_chunk", "stop"]
 
@@ -82,6 +85,8 @@ class Outcome:
 _ONE_AT_A_TIME = threading.RLock()  # a worker with several threads has one model all the same
 _OPENED: dict[tuple[RunConfig, str], tuple[SaliencyModel, Facts]] = {}
 _STOPPED: set[str] = set()
+_IDLE_SECONDS = 900.0  # without a picture or frame, after which a worker ends itself
+_IDLE_TIMES = 100.0  # of the mean of its piece, where that is longer
 
 
 def greet(order: Order) -> Facts:
@@ -141,6 +146,7 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
             differences(facts, order.expected)
         files.RUN = order.run
         summary, sizes = Summary(), dict[str, int]()
+        watch = _Watch(order)
         begun = {claim for claim in {item.claim for item in items if item.claim} if not _claimed(Path(claim))}
 
         def run(items: Sequence[Item], replaces: bool) -> None:  # noqa: FBT001
@@ -149,24 +155,27 @@ def run_chunk(order: Order, items: Sequence[Item]) -> Outcome:
                 config = replace(config, video=replace(config.video, resume=True))
             joins = any(item.joins for item in items)
             work = partial(Work, config=config, model=model, composer=composer_of(config), journal=None, joins=joins)
-            work = partial(work, listener=_Listener(order.run))
+            work = partial(work, listener=watch, alive=watch.alive)
             jobs = [item.job for item in items if item.segments is None]
 
             def ran(copies: list[Job]) -> Summary:
                 own = Summary()
-                work(summary=own).run(copies)
+                with watch:
+                    work(summary=own).run(copies)
                 return own
 
-            for item in items:
-                if item.segments is not None:
-                    work(summary=summary).make_segments(item.job, item.segments)
+            with watch:
+                for item in items:
+                    if item.segments is not None:
+                        work(summary=summary).make_segments(item.job, item.segments)
             if any(url_of(job.source) or url_of(job.target) for job in jobs):
                 found, there = on_copies(config, jobs, ran)
                 sizes.update(there)
                 summary.merge(found)
                 summary.seconds += found.seconds
             else:
-                work(summary=summary).run(jobs)
+                with watch:
+                    work(summary=summary).run(jobs)
                 for result in summary.results:
                     with suppress(OSError):
                         sizes[str(result.target)] = Path(result.target).stat().st_size
@@ -205,16 +214,47 @@ class _Interrupted(KeyboardInterrupt):
     """The driver wants no more of this piece."""
 
 
-class _Listener:
-    """Ends a piece when its run was stopped; nobody watches a worker's progress."""
+class _Watch(Closing):
+    """Ends a piece when its run was stopped, and its worker when that does nothing any more.
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    Only the end of the process ends a thread that hangs. The nanny starts another, as after any death.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._began = self._armed = 0.0
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self._began, self._armed, self._count = time.monotonic(), 0.0, 0
+        self.alive()
+        return self
+
+    def close(self) -> None:
+        """Nothing is waited for any more."""
+        faulthandler.cancel_dump_traceback_later()
 
     def started(self, what: str, total: int) -> None:
-        """Nothing is shown."""
+        """Nobody watches a worker's progress."""
 
     def advanced(self) -> None:
         """After each picture or frame."""
-        if self._run in _STOPPED:
+        if self._order.run in _STOPPED:
             raise _Interrupted
+        self._count += 1
+        self.alive()
+
+    def alive(self) -> None:
+        """Give it the whole time again."""
+        now = time.monotonic()
+        if self._order.config.cluster is None or now - self._armed < min(1.0, _IDLE_SECONDS / 2):
+            return
+        self._armed = now
+        limit = max(_IDLE_SECONDS, _IDLE_TIMES * (now - self._began) / max(1, self._count))
+        # A thread of C, which needs no Python. Where it hung is for a worker's log, not for a terminal.
+        faulthandler.dump_traceback_later(limit, exit=True, file=_nowhere() if self._order.local else 2)
+
+
+@cache
+def _nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)

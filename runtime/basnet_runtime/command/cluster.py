@@ -30,7 +30,7 @@ from basnet_runtime.command.run_video import segments_of
 from basnet_runtime.machine.threads import allowed_threads
 from basnet_torch.device import Device
 from basnet_torch.errors import MediaError, UsageError
-from basnet_torch.files import RUN, remove_partials
+from basnet_torch.files import RUN, remove_partials, remove_scratch
 
 __all__ = ["Driver", "run_on_cluster", "slots_of"]
 
@@ -233,6 +233,7 @@ class Driver:
                 remove_claims(filter(None, self.claims))
                 # Dask starts pieces of dead workers elsewhere without a word: who left half a file is not known.
                 remove_partials(folders, {RUN}, own=True)
+                remove_scratch()
         if self.config.cluster is not None:
             self.report(len(self.rows), last=True)
 
@@ -456,9 +457,9 @@ class _Here:
 def _reason(job: Job, answer: Any) -> Exception:
     """Why a job came back without result or failure of its own."""
     if isinstance(answer, WorkerDied):
-        times = f"{answer.deaths} times"
         return MediaError(
-            f"{shown(job.source)}: the worker died over it {times}; leave it out, or run it alone to see why"
+            f"{shown(job.source)}: the worker died over it {answer.deaths} times (it ends itself when nothing happens "
+            "for 15 minutes); leave it out, or run it alone to see why"
         )
     if isinstance(answer, Exception):
         return answer

@@ -16,7 +16,7 @@ from typing import BinaryIO, TextIO
 from basnet_runtime.command.jobs import Failure, media_of
 from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, result_suffix, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
-from basnet_torch.files import disk_errors
+from basnet_torch.files import disk_errors, scratch_folder
 from basnet_torch.unexpected import unexpected
 
 __all__ = ["PIPE", "is_piped", "run_piped"]
@@ -61,14 +61,12 @@ def run_piped(
         target = target or _open_stream("output", sys.stdout)
         if target.isatty():
             raise UsageError("the result would be written to the terminal; give -o FILE, or send it on with > or |")
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory(prefix="basnet-") as folder, _named_pipes(folder):
-        path = Path(folder) / "stdin" if config.inputs[0] == PIPE else Path(config.inputs[0])
+    with scratch_folder() as folder, _named_pipes(folder):
+        path = folder / "stdin" if config.inputs[0] == PIPE else Path(config.inputs[0])
         if config.inputs[0] == PIPE:
             with disk_errors("standard input: cannot be read"), path.open("wb") as file:
                 shutil.copyfileobj(source or _open_stream("input", sys.stdin), file)
-        made = Path(folder) / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
+        made = folder / f"result{_suffix(path, config)}" if to_pipe else Path(str(config.output))
         try:
             run(replace(config, inputs=(str(path),), output=str(made)), listener, summary)
         except KeyboardInterrupt:
@@ -92,7 +90,7 @@ def _open_stream(name: str, stream: TextIO | None) -> BinaryIO:
 
 
 @contextmanager
-def _named_pipes(folder: str) -> Iterator[None]:
+def _named_pipes(folder: Path) -> Iterator[None]:
     """Errors call the pipe by its name, not by the file it passed through."""
     try:
         yield
@@ -110,11 +108,11 @@ def _suffix(path: Path, config: RunConfig) -> str:
     return result_suffix(config, path, media)
 
 
-def _rename(summary: Summary, folder: str, made: Path | None) -> None:
+def _rename(summary: Summary, folder: Path, made: Path | None) -> None:
     """Call the pipe by its name, not by the file it passed through."""
 
     def shown(path: Path) -> Path:
-        return Path(PIPE) if path == made or str(path.parent) == folder else path
+        return Path(PIPE) if path == made or path.parent == folder else path
 
     summary.results[:] = [
         replace(result, source=shown(Path(result.source)), target=shown(Path(result.target)))

@@ -398,7 +398,7 @@ def opencv_out_of_the_way(device: Device) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What all jobs of a run share; `joins` as of `VideoRun`."""
+    """What all jobs of a run share; `joins` and `alive` as of `VideoRun`."""
 
     config: RunConfig
     model: SaliencyModel
@@ -407,6 +407,7 @@ class Work:
     listener: ProgressListener
     summary: Summary
     joins: bool = False
+    alive: Callable[[], None] = lambda: None
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Pictures together, then animations and video one by one."""
@@ -523,6 +524,7 @@ class Work:
             pipeline=partial(self._pipeline, stream=True),
             identity={**run_settings(self.config), "runs on": f"{self.model.name}, {runs_on}"},
             joins=self.joins,
+            alive=self.alive,
         )
 
     def _video(self, job: Job) -> Result:

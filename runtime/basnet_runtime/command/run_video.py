@@ -135,6 +135,7 @@ class VideoRun:
         pipeline: Makes the pipeline, given what it calls after each frame and more of `Pipeline`'s arguments.
         identity: What else decides the result's bytes, as plain values.
         joins: Whether segments that are there are of this run, made by others.
+        alive: Called where frames are passed over, which are no progress.
         decisions: Of the frames done.
         notes: What a user should know.
         coding: Which decoder and encoder ran, and on what.
@@ -150,6 +151,7 @@ class VideoRun:
     pipeline: Callable[..., Pipeline]
     identity: Mapping[str, Any] = field(default_factory=dict)
     joins: bool = False
+    alive: Callable[[], None] = lambda: None
     decisions: SalienceLog = field(default_factory=SalienceLog)
     notes: list[str] = field(default_factory=list)
     coding: str = ""
@@ -188,6 +190,7 @@ class VideoRun:
             source,
             span=options.span,
             skip=skip,
+            passed_over=self.alive,
             hwaccel=options.hwaccel,
             max_pixels=self.config.max_pixels,
             track=options.track,
@@ -266,6 +269,7 @@ class VideoRun:
             with self._opened(skip=first) as source:
                 frames = islice(source.frames(), frame - first)
                 for _, raw in self.pipeline(lambda _: None).maps(frames, StageClock()):
+                    self.alive()
                     for state in states:
                         state.decide(raw)
             found = [state.memory for state in states]

@@ -17,6 +17,7 @@ from typing import Literal
 from basnet_runtime.onnx_file.header import OnnxHeader, file_content
 from basnet_runtime.onnx_file.protobuf import encoded, fields, spans, text, varint
 from basnet_torch.errors import ModelFileError
+from basnet_torch.files import scratch_folder
 from basnet_torch.spec import TensorSpec
 
 __all__ = ["Activation", "Adaptation", "adaptation_of", "adapted", "external_data"]
@@ -72,10 +73,8 @@ def adapted(path: Path, adaptation: Adaptation | None) -> Iterator[Path]:
     if adaptation is None:
         yield path
         return
-    from tempfile import TemporaryDirectory  # a start without an adapted network does without it
-
-    with TemporaryDirectory(prefix="basnet-") as folder:
-        copy = Path(folder) / path.name
+    with scratch_folder() as folder:
+        copy = folder / path.name
         _write(copy, _model(path, adaptation))
         yield copy
 

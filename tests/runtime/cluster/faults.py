@@ -17,6 +17,8 @@ class Faulty(picture_files.PictureFile):
         name = Path(path).name
         if "poison" in name:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "hangs" in name:
+            time.sleep(1000)
         if "slow" in name:
             time.sleep(0.3)
         once = Path(path).with_name(f"{name}.met")
@@ -32,6 +34,8 @@ class FaultyVideo(run_video.VideoRun):
     def run_segments(self, segments):
         if "poison" in self.job.source.name:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "hangs" in self.job.source.name:
+            time.sleep(1000)
         return super().run_segments(segments)
 
 
@@ -53,6 +57,7 @@ if "BASNET_TEST_FACTS" in os.environ:
 if "BASNET_TEST_DIES" in os.environ:
     facts.own_versions = lambda: os._exit(1)
 segments.SEGMENT_FRAMES = 15
+chunk._IDLE_SECONDS = float(os.environ.get("BASNET_TEST_IDLE_SECONDS", chunk._IDLE_SECONDS))
 picture_files.PictureFile = Faulty
 run_video.VideoRun = FaultyVideo
 chunk.Work = Raising

@@ -337,6 +337,41 @@ def test_a_pattern_on_a_bucket_that_is_not_there(tmp_path, store, options):
     assert failure.error == "s3://no-such-bucket/p?.png: no such file (nothing matches the pattern)"
 
 
+@pytest.mark.parametrize("source", ["s3://buck*/x", "s3://b[12]", "in"])
+def test_a_pattern_is_no_buckets_name(tmp_path, store, options, source):
+    draw(tmp_path / "in", ["a.png"])
+    output = "s3://out?/x" if source == "in" else str(tmp_path / "out")
+    named = output if source == "in" else source
+    with pytest.raises(UsageError) as raised:
+        in_buckets(options, str(tmp_path / "in") if source == "in" else source, output)
+    name = named.split("/")[2]
+    assert str(raised.value) == f"{named}: {name!r} is a pattern, which a bucket's name cannot be; name one bucket"
+
+
+@pytest.mark.parametrize("below", ["", "/", "/deep/er", "/a.mask.png"])
+def test_an_output_bucket_that_is_not_there(tmp_path, store, options, below):
+    draw(tmp_path / "in", ["a.png"])
+    with pytest.raises(UsageError) as raised:
+        in_buckets(options, str(tmp_path / "in" / "a.png"), f"s3://no-such-bucket{below}")
+    assert str(raised.value) == "s3://no-such-bucket: no such bucket; create it, or name another with -o"
+
+
+def test_the_journal_is_in_order_whatever_the_clocks(tmp_path, store, bucket, options, monkeypatch):
+    """Two drivers, the second with a clock that is an hour behind: what it notes comes last all the same."""
+    draw(tmp_path / "in", ["a.png"])
+    put_all(store, tmp_path / "in", f"{bucket}/in")
+    source, target = f"s3://{bucket}/in", f"s3://{bucket}/out"
+    in_buckets(options, source, target)
+    behind = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: behind)
+    kind = OutputKind(name="cutout")
+    in_buckets(options, source, target, kind=kind)
+    text = b"".join(store.cat_file(name) for name in store.find(f"{bucket}/out/.basnet-run"))
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["state"] for line in lines] == ["run", "begun", "done", "end"] * 2
+    assert [line["target"] for line in lines if line["state"] == "done"] == ["a.mask.png", "a.cutout.png"]
+
+
 @pytest.mark.parametrize("below", ["", "/deep"])
 def test_prefixes_alone_are_below(tmp_path, store, bucket, options, below):
     store.pipe_file(f"{bucket}/deep/er/a.png", b"x")

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from basnet_runtime.command import cluster as driver
+from basnet_runtime.media.video.write import segments
 from basnet_torch.errors import BackendUnavailable
 from basnet_torch.files import RUN
+from tests import videos
 from tests.processes import HEARS_CTRL_C
 
 from .conftest import FAULTS, command, done_once, draw, journal_lines, results, wait_until
@@ -64,6 +67,25 @@ def test_exactly_the_poisonous_fail_and_the_unlucky_do_not(tmp_path, spread):
     assert [line["target"] for line in journal_lines(tmp_path / "out") if line["state"] == "failed"] == [
         "x-poison.mask.png"
     ]
+
+
+def test_what_hangs_in_a_living_worker_fails_alone(tmp_path, spread, write_video, monkeypatch):
+    """Its worker answers all the same, so nobody but the worker itself sees that nothing happens."""
+    import dask
+
+    from basnet_runtime.cluster.dask_workers import start_local
+
+    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 15)  # as in `faults.py`
+    draw(tmp_path / "in", ["a.png", "hangs.png", "z.png"])
+    write_video(tmp_path / "in" / "hangs.mp4", videos.images(32))
+    slots = [{"BASNET_TEST_IDLE_SECONDS": "2"}] * 2
+    with dask.config.set({"distributed.worker.preload": [str(FAULTS)]}), start_local(slots) as started:
+        summary = spread(chunk=3, cluster=started.scheduler_address)
+    assert {failure.source.name for failure in summary.failures} == {"hangs.png", "hangs.mp4"}
+    for failure in summary.failures:
+        assert "the worker died over it" in failure.error
+        assert "ends itself when nothing happens for 15 minutes" in failure.error
+    assert {Path(result.source).name for result in summary.results} == {"a.png", "z.png"}
 
 
 def test_the_workers_code_raises(tmp_path, spread):

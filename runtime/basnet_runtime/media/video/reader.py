@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -73,6 +73,7 @@ class VideoSource(Closing):
         *,
         span: Span | None = None,
         skip: int = 0,
+        passed_over: Callable[[], None] = lambda: None,
         hwaccel: HwAccel = "none",
         max_pixels: int = MAX_FRAME_PIXELS,
         track: int | None = None,
@@ -83,6 +84,7 @@ class VideoSource(Closing):
             source: A file or an address.
             span: The part to read.
             skip: Frames of that part that an earlier run has done; they are decoded, for exactness, and passed over.
+            passed_over: Called after each of them.
             hwaccel: Where decoding runs.
             max_pixels: Larger frames are refused before they are decoded.
             track: Which video track, counted from 1; None takes the default one.
@@ -96,6 +98,7 @@ class VideoSource(Closing):
         self.whole = True
         self._span = span or Span()
         self._skip = skip
+        self._passed_over = passed_over
         self._max_pixels = min(max_pixels, MAX_FRAME_PIXELS)
         self.codec_threads = LibraryThreads()
         self._track = track
@@ -355,6 +358,7 @@ class VideoSource(Closing):
             self._corrupt += raw.is_corrupt
             if self._shown < self._skip:
                 self._shown += 1
+                self._passed_over()
             elif budget is not None and is_late(seconds) and budget.used > _LIVE_FRAMES * nbytes:
                 self._dropped += 1  # it would wait ever longer; the next one is nearer to now
             else:
