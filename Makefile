@@ -82,7 +82,7 @@ $(LOWEST_VENV)/ready: pyproject.toml
 		--output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
 	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(LOWEST_VENV)/lowest.txt --editable '.[$(subst $(space),$(comma),$(LOWEST))]' \
-		flask flask-cors httpx hypothesis moto pillow psutil pytest pytest-xdist pyyaml scikit-image scipy
+		flask flask-cors httpx hypothesis moto pillow psutil pytest pytest-xdist pyyaml scikit-image scipy 'tritonclient[http]'
 	@touch $@
 
 # The two flavors of ONNX Runtime overwrite each other: the CPU's goes before the GPU's comes

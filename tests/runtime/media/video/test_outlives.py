@@ -43,11 +43,12 @@ def folder(tmp_path, monkeypatch, make_model, write_video):
 
 def odd_after(calls, method, error):
     """The method, but with an error from so many calls on, which only the long clip reaches."""
-    seen = {}
+    seen = {}  # objects are kept: an address given away again would count on
 
     def wrapped(this, *arguments, **options):
-        seen[id(this)] = seen.get(id(this), 0) + 1
-        if seen[id(this)] > calls:
+        _, count = seen.get(id(this), (this, 0))
+        seen[id(this)] = (this, count + 1)
+        if count >= calls:
             raise error
         return method(this, *arguments, **options)
 
