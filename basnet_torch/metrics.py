@@ -57,10 +57,7 @@ class AccuracyMeter:
         self._pictures = 0
 
     def add(
-        self,
-        mask_HW: NDArray[np.float32],
-        truth_HW: NDArray[np.float32],
-        ignored_HW: NDArray[np.bool_] | None = None,
+        self, mask_HW: NDArray[np.float32], truth_HW: NDArray[np.float32], ignored_HW: NDArray[np.bool_] | None = None
     ) -> None:
         """Count one picture: `mask_HW` in 0..1 and `truth_HW` in 0..1, foreground above 0.5; not where it is ignored.
 

@@ -188,9 +188,7 @@ class Decoder(nn.Module):
 def _decoder_stage(in_channels: int, inner: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
     """Three conv-BN-ReLU; `dilation` applies to the second and third."""
     return nn.Sequential(
-        ConvBNReLU(in_channels, inner),
-        ConvBNReLU(inner, inner, dilation),
-        ConvBNReLU(inner, out_channels, dilation),
+        ConvBNReLU(in_channels, inner), ConvBNReLU(inner, inner, dilation), ConvBNReLU(inner, out_channels, dilation)
     )
 
 

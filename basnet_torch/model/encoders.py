@@ -22,15 +22,7 @@ from torch.nn import functional as F
 from basnet_torch.errors import BackendUnavailable, UsageError
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = [
-    "LITE",
-    "FeatureEncoder",
-    "LiteEncoder",
-    "TimmEncoder",
-    "feature_encoder",
-    "normalization",
-    "timm_library",
-]
+__all__ = ["LITE", "FeatureEncoder", "LiteEncoder", "TimmEncoder", "feature_encoder", "normalization", "timm_library"]
 
 _STRIDES = (2, 4, 8, 16, 32)
 _TF_EPSILON = 1e-3

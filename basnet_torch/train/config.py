@@ -114,8 +114,7 @@ class TrainConfig:
     optimizer: Optimizer = field(default="adamw", metadata=option("Optimizer."))
     momentum: float = field(default=0.9, metadata=option("Of sgd and rmsprop.", must=_NOT_ALL))
     lr: float = field(
-        default=1e-3,
-        metadata=option("Highest learning rate.", must=("above 0", lambda rate: 0 < rate < math.inf)),
+        default=1e-3, metadata=option("Highest learning rate.", must=("above 0", lambda rate: 0 < rate < math.inf))
     )
     encoder_lr: float = field(default=1.0, metadata=option("Learning rate of the encoder, as a share.", must=_SOME))
     layer_decay: float = field(

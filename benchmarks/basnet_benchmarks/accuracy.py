@@ -69,8 +69,7 @@ class AccuracyConfig:
     device: Device = field(default=CPU, metadata=RUN_DEVICE)
     mask_values: MaskValues = field(default="auto", metadata=MASKS)
     refine_edges: bool = field(
-        default=False,
-        metadata=option("Score masks with refined edges, as basnet-run has them.", "--refine-edges"),
+        default=False, metadata=option("Score masks with refined edges, as basnet-run has them.", "--refine-edges")
     )
     panels: bool = field(default=False, metadata=PANELS)
 

@@ -125,8 +125,7 @@ class GateConfig:
     update: bool = field(default=False, metadata=option("Write what is measured into BASELINE.", "--update"))
     speed: bool = field(default=True, metadata=option("Compare masks only.", "--no-speed", parse=not_))
     candidates: tuple[Path, ...] = field(
-        default=(),
-        metadata=option("Measure this .onnx too; with --update it stays. Repeatable.", "--candidate"),
+        default=(), metadata=option("Measure this .onnx too; with --update it stays. Repeatable.", "--candidate")
     )
     require_all: bool = field(default=False, metadata=option("What cannot run here fails too.", "--require-all"))
     pictures: Path | None = field(default=None, metadata=PICTURES)

@@ -65,8 +65,7 @@ class LatencyConfig:
 
     models: tuple[str, ...] = field(metadata=argument("MODEL...", ".pth, .safetensors, .onnx, .plan, or random:WIDTH."))
     batches: tuple[int, ...] = field(
-        default=(1,),
-        metadata=option("Pictures per call; several sizes with commas.", "--batch", parse=_numbers),
+        default=(1,), metadata=option("Pictures per call; several sizes with commas.", "--batch", parse=_numbers)
     )
     rounds: int = field(default=10, metadata=option("Turns of each candidate.", min=1))
     calls: int = field(default=3, metadata=option("Timed calls in a turn.", min=1))
@@ -79,8 +78,7 @@ class LatencyConfig:
     )
     stages: bool = field(default=True, metadata=option("Time the network alone.", "--no-stages", parse=not_))
     memory: bool = field(
-        default=True,
-        metadata=option("Start no processes to measure memory.", "--no-memory", parse=not_),
+        default=True, metadata=option("Start no processes to measure memory.", "--no-memory", parse=not_)
     )
     device_runs: int = 50  # timed by events on a CUDA device; 0 times none
 

@@ -64,8 +64,7 @@ class ParityConfig:
         metadata=argument("REFERENCE", "Checkpoint, for PyTorch FP32; or an adopted .onnx, for ONNX Runtime.")
     )
     candidates: tuple[Path, ...] = field(
-        default=(),
-        metadata=argument("[CANDIDATE]...", ".onnx, .plan or checkpoint. Default: REFERENCE, exported."),
+        default=(), metadata=argument("[CANDIDATE]...", ".onnx, .plan or checkpoint. Default: REFERENCE, exported.")
     )
     pictures: Path | None = field(default=None, metadata=PICTURES)
     mask_values: MaskValues = field(default="auto", metadata=MASKS)

@@ -48,10 +48,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def keep_fp32(text: str) -> dict[str, Any]:
     """Make the option that names parts of a network which stay FP32."""
     return option(
-        text,
-        metavar="PART",
-        typed=list[str],
-        parse=lambda parts: tuple(part for part in parts if part != "none"),
+        text, metavar="PART", typed=list[str], parse=lambda parts: tuple(part for part in parts if part != "none")
     )
 
 

@@ -77,11 +77,7 @@ class Reference:
     takes_frames = False
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        pictures: Sequence[Picture],
-        device: Device = CPU,
-        threads: int | None = None,
+        self, checkpoint: Checkpoint, pictures: Sequence[Picture], device: Device = CPU, threads: int | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.pictures = pictures

@@ -217,12 +217,7 @@ class Predictor(Closing):
         return self.predict(image, empty_weak=empty_weak).cutout(**options)
 
     def video(
-        self,
-        source: str | os.PathLike[str],
-        *,
-        batch: int = 1,
-        stabilize: bool = False,
-        empty_weak: bool = False,
+        self, source: str | os.PathLike[str], *, batch: int = 1, stabilize: bool = False, empty_weak: bool = False
     ) -> Iterator[VideoPrediction]:
         """The frames of a video file, upright and in order, each with its mask, decision and time.
 

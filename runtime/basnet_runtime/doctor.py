@@ -193,11 +193,7 @@ def _examine_library(library: _Library) -> Finding:
         return Finding(name=library.name, state=state, detail="not installed", fix=library.fix)
     try:
         answer = subprocess.run(  # noqa: S603 - the code is a constant of this module
-            (*_PYTHON, library.code),
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
+            (*_PYTHON, library.code), capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Finding(name=library.name, state="error", detail=f"does not answer within {_PROBE_SECONDS} s")

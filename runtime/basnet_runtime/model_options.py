@@ -28,8 +28,7 @@ class ModelOptions:
         default=None, metadata=option("Library to run with. Default: chosen by the file.")
     )
     device: Device = field(
-        default=CPU,
-        metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse),
+        default=CPU, metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse)
     )
     threads: int | None = field(default=None, metadata=option("Threads of the network. Default: all allowed.", min=1))
     precision: Precision | None = field(

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
     from basnet_runtime.kinds import BackendName
     from basnet_torch.spec import TensorSpec
 
-__all__ = [
-    "WORKER_NAME",
-    "Backend",
-    "FinishedInference",
-    "InferenceFuture",
-    "OverlappedBackend",
-]
+__all__ = ["WORKER_NAME", "Backend", "FinishedInference", "InferenceFuture", "OverlappedBackend"]
 
 WORKER_NAME = "network"  # what the threads of batches beside each other are called, by which their time is found
 

@@ -379,10 +379,7 @@ def _from_kept_graph(
     options.graph_optimization_level = level
     if kept is not None:
         with suppress(*failures):
-            with (
-                atomic_write(kept, overwrite=True) as beside,
-                _runnable(ort, path, adaptation, widens=widens) as graph,
-            ):
+            with atomic_write(kept, overwrite=True) as beside, _runnable(ort, path, adaptation, widens=widens) as graph:
                 options.optimized_model_filepath = str(beside)
                 session = _opened(ort, graph, providers, options, path)
                 _seal(beside)

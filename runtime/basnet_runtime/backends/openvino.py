@@ -131,10 +131,7 @@ def open_openvino(
     computes = _computed(stored, precision)
     description = f"OpenVINO {ov.__version__.partition('-')[0]}, CPU, {computes}, {threads} threads"
     return OpenVinoBackend(
-        compiled,
-        description,
-        threads=threads,
-        lone=(lambda: opened(threads)) if may_load_twice(path) else None,
+        compiled, description, threads=threads, lone=(lambda: opened(threads)) if may_load_twice(path) else None
     )
 
 

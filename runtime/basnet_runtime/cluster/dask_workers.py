@@ -171,9 +171,7 @@ class DaskWorkers(Closing):
                 else:
                     _check_tls(_address_of(where) or "")
                 self._client.__init__(
-                    self._cluster or _address_of(where),
-                    timeout=_CONNECT_SECONDS,
-                    set_as_default=False,
+                    self._cluster or _address_of(where), timeout=_CONNECT_SECONDS, set_as_default=False
                 )
         except BackendUnavailable:
             raise

@@ -218,11 +218,7 @@ def _planned(
     journal = _journal(plan.folder, config, within)
     finished = frozenset[Path]() if journal is None else journal.finished(plan.jobs)
     plan = without_finished(
-        plan,
-        overwrite=config.overwrite,
-        skip_existing=config.skip_existing,
-        finished=finished,
-        exists=within.exists,
+        plan, overwrite=config.overwrite, skip_existing=config.skip_existing, finished=finished, exists=within.exists
     )
     plan = checked(config, plan, within.check)
     failures = tuple(Failure(source=shown(item.source), error=_told(item.error)) for item in plan.failures)

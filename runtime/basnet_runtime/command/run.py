@@ -287,11 +287,7 @@ def checked(config: RunConfig, plan: Plan, check: Callable[[RunConfig, Job], Non
 
 
 def _fit(
-    config: RunConfig,
-    jobs: Sequence[Job],
-    *,
-    refuse: bool,
-    check: Callable[[RunConfig, Job], None] | None = None,
+    config: RunConfig, jobs: Sequence[Job], *, refuse: bool, check: Callable[[RunConfig, Job], None] | None = None
 ) -> tuple[list[Job], list[Failure]]:
     """Split jobs by whether their output can hold the result.
 

@@ -29,8 +29,7 @@ class ServeConfig(ModelOptions):
         default=None, metadata=option("Pictures per network run. Default: 1 on a CPU, 8 on a GPU.", min=1)
     )
     batch_wait: float | None = field(
-        default=None,
-        metadata=option("Seconds a batch waits for company. Default: 0 on a CPU, 0.002 on a GPU.", min=0),
+        default=None, metadata=option("Seconds a batch waits for company. Default: 0 on a CPU, 0.002 on a GPU.", min=0)
     )
     max_bytes: int = field(default=32 << 20, metadata=option("Largest body, bytes.", min=1))
     max_pixels: int = field(default=50_000_000, metadata=option("Largest picture, pixels.", min=1))

@@ -165,9 +165,7 @@ async def _infer(request: Request, service: Service, model: _Served) -> Response
     if not as_binary:
         return Response(head, media_type="application/json")
     return Response(
-        head + data,
-        media_type="application/octet-stream",
-        headers={"Inference-Header-Content-Length": str(len(head))},
+        head + data, media_type="application/octet-stream", headers={"Inference-Header-Content-Length": str(len(head))}
     )
 
 
