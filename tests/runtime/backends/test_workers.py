@@ -20,6 +20,7 @@ def pictures():
 
 @pytest.mark.parametrize("opener", OPENERS)
 def test_masks_are_those_of_infer(opener, pictures):
+    before = set(threading.enumerate())  # other tests' models may still be open
     with opener(exported(precision="fp32", graph="tensor"), threads=2) as backend:
         assert isinstance(backend, OverlappedBackend)
         assert backend.depth == 3
@@ -27,7 +28,7 @@ def test_masks_are_those_of_infer(opener, pictures):
         found = [future.result() for future in futures]
         for picture, masks in zip(pictures, found, strict=True):
             np.testing.assert_allclose(masks, backend.infer(picture[None]), rtol=0, atol=1e-5)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("network")]
+    assert not {thread for thread in threading.enumerate() if thread.name.startswith("network")} - before
 
 
 def test_one_thread_runs_one_after_the_other(pictures):
