@@ -249,11 +249,14 @@ def _fed_by_graph(path: Path, manifest: Manifest, header: OnnxHeader) -> Manifes
     return replace(manifest, input=taken, output=outputs[0], preprocess=size)
 
 
-def adaptation_for(path: Path, manifest: Manifest) -> Adaptation | None:
-    """What has to be changed in a copy of an ONNX file for it to run; None where it runs as it is."""
+def adaptation_for(path: Path, manifest: Manifest, header: OnnxHeader | None = None) -> Adaptation | None:
+    """What has to be changed in a copy of an ONNX file for it to run; None where it runs as it is.
+
+    `header` saves reading the file twice.
+    """
     if manifest.graph == "frame":
         return None
-    found = adaptation_of(read_onnx_header(path), manifest.output, manifest.size, manifest.activation)
+    found = adaptation_of(header or read_onnx_header(path), manifest.output, manifest.size, manifest.activation)
     return found and replace(found, output=manifest.at_its_size(found.output))
 
 

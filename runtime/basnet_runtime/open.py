@@ -17,6 +17,7 @@ from basnet_runtime.machine.cpu_features import why_no_int8
 from basnet_runtime.manifest import Manifest, adaptation_for, read_manifest, read_manifest_beside
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.model_files import model_kind
+from basnet_runtime.onnx_file.header import OnnxHeader, read_onnx_header
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import UsageError
 
@@ -122,7 +123,8 @@ def _open_onnx(
     precision: Precision | None,
     size: tuple[int, int] | None,
 ) -> SaliencyModel:
-    manifest = read_manifest(path)
+    header = read_onnx_header(path)
+    manifest = read_manifest(path, header)
     if size is not None:
         manifest = _resized(path, manifest, *size)
     backend = backend or _default_backend(manifest, device, precision)
@@ -131,7 +133,7 @@ def _open_onnx(
             f"{path.name} with precision fp16: OpenVINO computes fp16 files in fp32 on the CPU; "
             "leave --precision out to allow that, or run it with --backend onnxruntime --device cuda"
         )
-    engine = _engine(path, manifest, backend, device, threads, precision or manifest.precision)
+    engine = _engine(path, header, manifest, backend, device, threads, precision or manifest.precision)
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
 
 
@@ -158,8 +160,15 @@ def _default_backend(manifest: Manifest, device: Device, precision: Precision | 
 
 
 def _engine(
-    path: Path, manifest: Manifest, backend: BackendName, device: Device, threads: int | None, precision: Precision
+    path: Path,
+    header: OnnxHeader,
+    manifest: Manifest,
+    backend: BackendName,
+    device: Device,
+    threads: int | None,
+    precision: Precision,
 ) -> Backend:
+    digest = "" if header.external else manifest.onnx_sha256
     if backend == "openvino":
         from basnet_runtime.backends.openvino import open_openvino
 
@@ -171,8 +180,8 @@ def _engine(
             threads=threads,
             precision=compute,
             stored=manifest.precision,
-            digest=manifest.onnx_sha256,
-            adaptation=adaptation_for(path, manifest),
+            digest=digest,
+            adaptation=adaptation_for(path, manifest, header),
         )
     if backend == "onnxruntime":
         from basnet_runtime.backends.onnxruntime import open_onnxruntime
@@ -188,15 +197,15 @@ def _engine(
             device=device,
             threads=threads,
             stored=manifest.precision,
-            digest=manifest.onnx_sha256,
-            adaptation=adaptation_for(path, manifest),
+            digest=digest,
+            adaptation=adaptation_for(path, manifest, header),
         )
     if backend == "onnx-reference":
         from basnet_runtime.backends.onnx_reference import open_onnx_reference
 
         _refuse_other_precision(path, manifest, precision, allowed=())
         return open_onnx_reference(
-            path, device=device, stored=manifest.precision, adaptation=adaptation_for(path, manifest)
+            path, device=device, stored=manifest.precision, adaptation=adaptation_for(path, manifest, header)
         )
     if backend == "pytorch":
         raise UsageError(

@@ -524,3 +524,15 @@ def test_outputs_that_contradict_themselves_are_one_line(folder):
         assert answer.stderr.startswith(f"error: {told}")
     assert (folder / "plain").read_text() == "a file"
     assert call("photo.jpg", "-o", "a.jpeg", "--format", "jpg").exit_code == 0
+
+
+def test_a_plain_run_starts_no_idle_threads():
+    code = (
+        "import os\n"
+        "from basnet_runtime.command.cli import _import_arrays\n"
+        "_import_arrays()\n"
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    free = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=free)
+    assert answer.stdout.split() == ["1", "None"]

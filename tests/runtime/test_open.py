@@ -201,3 +201,13 @@ def test_the_built_in_model_opens_where_nothing_can_be_written(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nonexistent")
     with open_model(opening.BUILTIN, backend="onnxruntime") as model:
         assert model.mask(np.zeros((40, 60, 3), np.uint8)).shape == (40, 60)
+
+
+def test_a_described_file_is_walked_twice(monkeypatch):
+    from basnet_runtime.onnx_file import header
+
+    walked = []
+    whole = header._header
+    monkeypatch.setattr(header, "_header", lambda view: walked.append(len(view)) or whole(view))
+    open_model(opening.BUILTIN, threads=1).close()
+    assert walked == 2 * [opening.BUILTIN.stat().st_size]  # to tell its kind, and to read it

@@ -36,17 +36,18 @@ def optimized_model_path(path: Path, *, by: str, digest: str = "", suffix: str =
     Args:
         path: The model's file.
         by: The library's name and version, and the settings that shape what it makes.
-        digest: The file's SHA-256 where the caller has just computed it; empty computes it here.
+        digest: The file's SHA-256 where it is known and all weights are inside; empty computes one of all weights.
         suffix: Of the kept file.
 
     Raises:
         OSError: The file cannot be read.
         ModelFileError: Weights beside it cannot be read.
     """
-    if read_onnx_header(path).external:
-        digest = read_graph_content(path).sha256  # of the weights beside it too
+    if not digest:
+        external = read_onnx_header(path).external
+        digest = read_graph_content(path).sha256 if external else sha256_of(path)
     processor = " ".join((platform.machine(), *sorted(processor_flags() or ())))
-    key = hashlib.sha256(f"{digest or sha256_of(path)} {by} {processor}".encode()).hexdigest()
+    key = hashlib.sha256(f"{digest} {by} {processor}".encode()).hexdigest()
     return optimized_model_folder() / f"{key[:32]}{suffix}"
 
 

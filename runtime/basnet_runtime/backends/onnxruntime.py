@@ -117,7 +117,7 @@ def open_onnxruntime(
         threads: Processor threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the optimized graph is kept for the next start, on the processor.
-        digest: The file's SHA-256 where it is known already.
+        digest: The file's SHA-256 where it is known already and all weights are inside.
         adaptation: What to change in the copy that runs.
 
     Raises:

@@ -97,7 +97,7 @@ def open_openvino(
         precision: `fp32` or `bf16`, what convolutions compute in.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the compiled model is kept for the next start.
-        digest: The file's SHA-256 where it is known already.
+        digest: The file's SHA-256 where it is known already and all weights are inside.
         adaptation: What to change in the copy that runs.
 
     Raises:

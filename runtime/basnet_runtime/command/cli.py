@@ -193,7 +193,7 @@ def main() -> None:
     if values is None:
         _app()()
         return
-    _import_numpy()
+    _import_arrays()
     try:
         run(**values)
     except KeyboardInterrupt:
@@ -205,13 +205,17 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _import_numpy() -> None:
-    """Load numpy without the threads of its matrix library: nothing here multiplies matrices, and they cost 25 ms."""
+def _import_arrays() -> None:
+    """Load numpy and OpenCV without the threads of their matrix libraries.
+
+    Nothing here multiplies matrices, and new threads wait busily for work, which costs 25 ms and more of each.
+    """
     name = "OPENBLAS_NUM_THREADS"
     if name in os.environ:
         return
     os.environ[name] = "1"
     try:
-        import numpy  # noqa: F401 - the number is read when it loads
+        import cv2  # noqa: F401
+        import numpy  # noqa: F401 - the number is read when they load
     finally:
         del os.environ[name]  # other libraries have matrix libraries of their own

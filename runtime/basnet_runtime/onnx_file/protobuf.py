@@ -19,22 +19,28 @@ def spans(view: int | memoryview) -> Iterator[tuple[int, int | memoryview, memor
     """As `fields`, each with all the bytes that hold it, so that a message can be written again without some."""
     if isinstance(view, int):
         return
-    at = 0
-    while at < len(view):
+    at, end = 0, len(view)
+    while at < end:
         start = at
-        tag, at = _varint(view, at)
+        tag = view[at]  # most tags and lengths are one byte: a call for each would double the time
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(view, start)
         field, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(view, at)
             yield field, value, view[start:at]
             continue
         if wire == _BYTES:
-            length, at = _varint(view, at)
+            length = view[at] if at < end else 0x80
+            at += 1
+            if length > 0x7F:
+                length, at = _varint(view, at - 1)
         elif wire in (_FIXED64, _FIXED32):
             length = 8 if wire == _FIXED64 else 4
         else:
             raise ValueError("it is no protobuf message")
-        if not field or at + length > len(view):
+        if not field or at + length > end:
             raise ValueError("it ends in the middle" if field else "it is no protobuf message")
         yield field, view[at : at + length], view[start : at + length]
         at += length
