@@ -5,25 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from basnet_export.engine.build import build_engine
+from basnet_export.engine.build import build_engine, cannot_build_here
 from basnet_export.engine.config import BuildConfig
 from basnet_export.samples import load_pictures
-from basnet_runtime.backends.tensorrt.library import open_tensorrt
 from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
-from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.open import BUILTIN, open_model
 from basnet_runtime.parity import compare, tolerance_for
 
 pytestmark = pytest.mark.gpu
 
 
-def for_this_gpu():
-    """How TensorRT for RTX builds for a device that it cannot name: there."""
-    library, gpu = open_tensorrt("auto"), find_gpu()
-    if library.flavor != "rtx" or gpu is None:
-        return {}
-    named = "SM" + gpu.compute_capability.replace(".", "") in library.trt.ComputeCapability.__members__
-    return {} if named else {"flavor": "rtx", "compute_capabilities": ("current",)}
+@pytest.fixture
+def engines():
+    """Skips where no engine can be built for this device."""
+    if reason := cannot_build_here():
+        pytest.skip(reason)
 
 
 def test_pytorch_on_cuda_equals_the_cpu(cuda, lite_checkpoint):
@@ -49,10 +45,8 @@ def test_onnx_runtime_on_cuda_equals_pytorch_on_the_same_device(cuda, lite_onnx,
 
 
 @pytest.mark.parametrize("graph", ["tensor", "frame"])
-def test_an_fp16_engine_keeps_the_contract_on_the_same_device(cuda, lite_checkpoint, tmp_path, graph):
-    plan = build_engine(
-        BuildConfig(model=lite_checkpoint, output=tmp_path / "fp16.plan", graph=graph, **for_this_gpu())
-    )
+def test_an_fp16_engine_keeps_the_contract_on_the_same_device(cuda, engines, lite_checkpoint, tmp_path, graph):
+    plan = build_engine(BuildConfig(model=lite_checkpoint, output=tmp_path / "fp16.plan", graph=graph))
     with open_model(lite_checkpoint, device=cuda) as reference, open_model(plan) as candidate:
         assert candidate.backend.name == "tensorrt"
         report = compare(reference, candidate, load_pictures(None), tolerance_for("fp16"))
@@ -61,12 +55,12 @@ def test_an_fp16_engine_keeps_the_contract_on_the_same_device(cuda, lite_checkpo
 
 
 @pytest.fixture
-def lite_plan(cuda, tmp_path_factory):
+def lite_plan(cuda, engines, tmp_path_factory):
     """One FP16 engine of the built-in model for what follows, built once."""
     target = tmp_path_factory.getbasetemp() / "fp16.plan"
     if not target.exists():
         source = BUILTIN.with_suffix(".safetensors")
-        build_engine(BuildConfig(model=source, output=target, batch=(1, 4, 8), check=False, **for_this_gpu()))
+        build_engine(BuildConfig(model=source, output=target, batch=(1, 4, 8), check=False))
     return target
 
 

@@ -39,7 +39,7 @@ from basnet_torch.device import Device
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, UsageError
 from basnet_torch.files import atomic_write, scratch_folder
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "cannot_build_here", "flavor_here"]
 
 _LEAST_SHARE = 0.9
 
@@ -135,6 +135,42 @@ def _gpu_to_build_on(library: TensorRT, config: BuildConfig) -> Gpu | None:
             f"build there, or take {other}"
         )
     return gpu
+
+
+def flavor_here() -> str:
+    """The flavor that builds where none is asked; empty where none is installed."""
+    try:
+        return open_tensorrt("auto").flavor
+    except BackendUnavailable:
+        return ""
+
+
+def cannot_build_here() -> str:
+    """Say why no engine can be built for this machine's GPU; empty where it can be tried, or there is no GPU.
+
+    Raises:
+        BackendUnavailable: CUDA cannot use the GPU.
+    """
+    try:
+        library = open_tensorrt("auto")
+    except BackendUnavailable as error:
+        return str(error)
+    gpu = find_gpu()
+    if library.flavor != "rtx" or gpu is None:
+        return ""
+    listed = _compute_capabilities(library)
+    if gpu.compute_capability in listed:
+        return ""
+    return (
+        f"{library} builds for compute capability {', '.join(listed)}, and {gpu.name} has {gpu.compute_capability}; "
+        "install TensorRT"
+    )
+
+
+def _compute_capabilities(library: TensorRT) -> list[str]:
+    """What TensorRT for RTX builds for, such as `8.6`."""
+    known = library.trt.ComputeCapability.__members__
+    return [f"{name[2:-1]}.{name[-1]}" for name in known if name.startswith("SM")]
 
 
 def _record(manifest: Manifest, facts: EngineFacts, graph: bytes, library: TensorRT) -> Manifest:
@@ -331,8 +367,9 @@ def _set_compute_capabilities(config: BuildConfig, library: TensorRT, options: A
     for index, text in enumerate(config.compute_capabilities):
         name = "CURRENT" if text == CURRENT else "SM" + text.replace(".", "")
         if name not in known:
-            there = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
-            raise UsageError(f"compute capability {text}: {library} builds for {there}")
+            raise UsageError(
+                f"compute capability {text}: {library} builds for {', '.join(_compute_capabilities(library))}"
+            )
         options.set_compute_capability(known[name], index)
 
 

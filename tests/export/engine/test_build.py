@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from basnet_export.describe import describe
 from basnet_export.engine import build as engine
-from basnet_export.engine.build import build_engine
+from basnet_export.engine.build import build_engine, cannot_build_here
 from basnet_export.engine.config import BuildConfig, parse_range
 from basnet_export.engine.network import convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress
@@ -24,6 +25,7 @@ from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, ParityError, UsageError
+from tests.runtime.backends.fake_cuda import FakeCuda
 from tests.models import SIZE, checkpoint_file, disc_folder, exported, widened
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
@@ -233,6 +235,23 @@ def test_compute_capabilities_of_rtx(capabilities, tmp_path):
 def test_this_machines_gpu_has_to_be_there(tmp_path):
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver; build there, or take another --compute-capability"):
         build_engine(config(tmp_path, compute_capabilities=("current",)))
+
+
+@pytest.mark.parametrize(("capability", "listed"), [("9.0", False), ("8.9", True), ("12.0", True)])
+def test_a_gpu_that_rtx_does_not_list(capability, listed, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "_chosen", lambda: "rtx")
+    gpu = replace(FakeCuda().gpu, name="NVIDIA H200", compute_capability=capability)
+    monkeypatch.setattr(engine, "find_gpu", lambda: gpu)
+    reason = cannot_build_here()
+    assert (reason == "") == listed
+    if not listed:
+        assert re.match(r"TensorRT for RTX .* builds for compute capability 7\.5, 8\.0, .*12\.", reason)
+        assert reason.endswith("and NVIDIA H200 has 9.0; install TensorRT")
+
+
+def test_no_library_builds_nothing(monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "find_spec", lambda _: None)
+    assert cannot_build_here().startswith("no TensorRT is installed")
 
 
 def test_unknown_compute_capability(tmp_path):
