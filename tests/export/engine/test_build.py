@@ -25,8 +25,8 @@ from basnet_runtime.engine_facts import Profile
 from basnet_runtime.manifest import manifest_path, read_manifest, sha256_of
 from basnet_runtime.open import BUILTIN
 from basnet_torch.errors import BackendUnavailable, EngineBuildError, MediaError, ParityError, UsageError
-from tests.runtime.backends.fake_cuda import FakeCuda
 from tests.models import SIZE, checkpoint_file, disc_folder, exported, widened
+from tests.runtime.backends.fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; pip install 'basnet-deploy[rtx]'")
 
