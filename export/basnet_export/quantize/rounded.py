@@ -6,6 +6,7 @@
 CPU runtimes keep FP32 values between the layers of an FP16 file, so that FP16's limits show nowhere. Here they show. A
 value beyond 65,504 is an overflow, and so is a sum whose terms together are larger than that: a GPU may sum in FP16, in
 any order. Weights below the smallest normal FP16 number count as zero, which they are where hardware flushes them.
+Bodies of If, Loop and Scan are not computed so, and a graph whose bodies hold 16-bit values is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from basnet_runtime.manifest import Manifest
 from basnet_runtime.model import SaliencyModel
 from basnet_runtime.parity import MaskModel, ParityReport, Picture, Tolerance, compare, tolerance_for
 from basnet_torch.arrays import Float32
-from basnet_torch.errors import BackendUnavailable, ParityError
+from basnet_torch.errors import BackendUnavailable, ExportError, ParityError
 from basnet_torch.spec import Postprocess, Preprocess
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _LARGEST = 65_504.0
 _SMALLEST_NORMAL = 2.0**-14
 _PEAK = "peak/"
 _KERNELS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "CumSum", "Sum", "Mean")
-_POOLED = ("GlobalAveragePool", "InstanceNormalization", "GroupNormalization")
+_POOLED = ("GlobalAveragePool", "GlobalLpPool", "InstanceNormalization", "GroupNormalization")
 _FLATTENED = ("LayerNormalization", "RMSNormalization")
 _SUMS = ("ReduceMean", "ReduceSum", "ReduceL1", "ReduceLogSum", "GlobalAveragePool")
 _SQUARES = (
@@ -61,17 +62,21 @@ def rounded_graph(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelP
     Args:
         model: Any graph; what is FP32 in it stays so.
         exact: Round nothing but the weights, for what the masks of such a file are compared with.
+
+    Raises:
+        ExportError: A body of If, Loop or Scan computes in 16 bits.
     """
     import onnx
     import onnx_ir as ir
 
-    found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    found = ir.from_proto(onnx.shape_inference.infer_shapes(_inlined(model)))
     graph = found.graph
     for node in graph:  # shape inference knows no type of GroupNormalization and what follows it
         dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] else None
         if dtype is not None and _is_half(dtype):
             for value in node.outputs:
                 value.dtype = value.dtype or dtype
+    _refuse_bodies(graph, _is_half)
     types = {value: value.dtype for value in _values(graph) if _is_half(value.dtype)}
     for value in types:
         if value.const_value is not None:
@@ -101,11 +106,15 @@ def rounded_candidate(
         precision: `fp16` or `bf16`.
         keep_fp32: Parts of the network that stay FP32.
         kernels: Rounds a convolution's weights, given their name.
+
+    Raises:
+        ExportError: A body of If, Loop or Scan computes in floats.
     """
     import onnx_ir as ir
 
     found = ir.from_proto(model)
     graph = found.graph
+    _refuse_bodies(graph, lambda dtype: dtype is not None and dtype.is_floating_point())
     dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
 
     def part(node: ir.Node) -> str | None:
@@ -138,6 +147,33 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
 
 def _is_half(dtype: ir.DataType | None) -> bool:
     return dtype is not None and dtype.name in ("FLOAT16", "BFLOAT16")
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the nodes of a file's own functions into its graph."""
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def _refuse_bodies(graph: ir.Graph, is_rounded: Callable[[ir.DataType | None], bool]) -> None:
+    """Refuse a graph in whose bodies something would have to be rounded.
+
+    What shape inference knows no type of counts as such, but for what is left out (an empty input).
+    """
+    import onnx_ir as ir
+
+    for node in graph:
+        bodies = [a for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
+        for attribute in bodies:
+            for body in [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs():
+                inside = [*_values(body), *(v for each in body.all_nodes() for v in (*each.inputs, *each.outputs) if v)]
+                if any(value.dtype is None or is_rounded(value.dtype) for value in inside):
+                    raise ExportError(
+                        f"{node.name or node.op_type} ({node.op_type}): what its body computes in 16 bits cannot be "
+                        "checked, so nothing is proven. Export the network without it, or go on without proof: "
+                        "--no-check"
+                    )
 
 
 def _widened(tensor: ir.TensorProtocol, *, exact: bool) -> Float32:
@@ -206,10 +242,13 @@ def _watch(graph: ir.Graph, node: ir.Node) -> None:
         inputs = [value and _magnitude(graph, value) for value in node.inputs]
         bound = _added(graph, "Sum" if kind == "Mean" else kind, *inputs, name=name, **node.attributes)
     elif kind == "AveragePool" and read is not None:
-        taken = {**node.attributes, "count_include_pad": ir.AttrInt64("count_include_pad", 1)}
-        mean = _added(graph, kind, _magnitude(graph, read), name=f"{name}/mean", **taken)
-        area = constant(graph, f"{name}/area", np.float32(np.prod(node.attributes["kernel_shape"].as_ints())))
-        bound = _added(graph, "Mul", mean, area, name=name)
+        bound = _summed_windows(graph, node, _magnitude(graph, read), name)
+    elif kind == "LpPool" and read is not None:
+        bound = _summed_windows(graph, node, _powers(graph, node, read, name), name)
+    elif kind == "LRN" and read is not None:
+        bound = _summed_channels(graph, node, _added(graph, "Mul", read, read, name=f"{name}/terms"), name)
+    elif kind == "GlobalLpPool" and read is not None:
+        bound = _summed(graph, node, _powers(graph, node, read, name), name)
     elif kind in (*_SUMS, *_SQUARES) and read is not None:
         square = kind in _SQUARES
         terms = _added(graph, "Mul", read, read, name=f"{name}/terms") if square else _magnitude(graph, read)
@@ -219,6 +258,47 @@ def _watch(graph: ir.Graph, node: ir.Node) -> None:
     peak = _added(graph, "ReduceMax", bound, name=f"{_PEAK}{layer}", keepdims=0)
     peak.type, peak.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(())
     graph.outputs.append(peak)
+
+
+def _powers(graph: ir.Graph, node: ir.Node, read: ir.Value, name: str) -> ir.Value:
+    """Raise magnitudes to the power that a layer sums."""
+    power = node.attributes["p"].as_int() if "p" in node.attributes else 2
+    exponent = constant(graph, f"{name}/p", np.float32(power))
+    return _added(graph, "Pow", _magnitude(graph, read), exponent, name=f"{name}/terms")
+
+
+def _summed_windows(graph: ir.Graph, node: ir.Node, terms: ir.Value, name: str) -> ir.Value:
+    """Sum the terms over the windows of a pooling layer."""
+    import onnx_ir as ir
+
+    taken = {key: value for key, value in node.attributes.items() if key != "p"}
+    area = float(np.prod(taken["kernel_shape"].as_ints()))
+    # Average pooling has dilations from opset 19 on; before, a window's largest term stands for all of them
+    if "dilations" in taken and graph.opset_imports[""] < 19:
+        pooled = _added(graph, "MaxPool", terms, name=f"{name}/largest", **taken)
+    else:
+        taken["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
+        pooled = _added(graph, "AveragePool", terms, name=f"{name}/mean", **taken)
+    return _added(graph, "Mul", pooled, constant(graph, f"{name}/area", np.float32(area)), name=name)
+
+
+def _summed_channels(graph: ir.Graph, node: ir.Node, terms: ir.Value, name: str) -> ir.Value:
+    """Sum the terms N,C,H,W over the channels beside each that a local response normalization takes."""
+    size = node.attributes["size"].as_int()
+    before, after = (size - 1) // 2, size // 2
+    if graph.opset_imports[""] < 13:
+        planes = _added(graph, "Unsqueeze", terms, name=f"{name}/planes", axes=[1])
+    else:
+        axes = constant(graph, f"{name}/axes", np.array([1], np.int64))
+        planes = _added(graph, "Unsqueeze", terms, axes, name=f"{name}/planes")
+    mean = _added(
+        *(graph, "AveragePool", planes),
+        name=f"{name}/mean",
+        kernel_shape=[size, 1, 1],
+        pads=[before, 0, 0, after, 0, 0],
+        count_include_pad=1,
+    )
+    return _added(graph, "Mul", mean, constant(graph, f"{name}/size", np.float32(size)), name=name)
 
 
 def _summed(graph: ir.Graph, node: ir.Node, terms: ir.Value, name: str) -> ir.Value:
@@ -311,6 +391,7 @@ def measure_rounded(
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
+        ExportError: See `rounded_graph`.
     """
     with RoundedModel(rounded_graph(graph), manifest.preprocess, manifest.postprocess) as model:
         report = model.judged(reference, pictures, tolerance_for(manifest.precision))
@@ -327,6 +408,7 @@ def check_arithmetic(graph: bytes, manifest: Manifest) -> None:
 
     Raises:
         BackendUnavailable: onnx or ONNX Runtime is not installed.
+        ExportError: See `rounded_graph`.
         ParityError: They differ by more than the contract allows, or something overflows.
     """
     if find_spec("onnx") is None:

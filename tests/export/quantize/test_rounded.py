@@ -10,6 +10,7 @@ from basnet_export.graph.half_precision import rounded_kernels
 from basnet_export.quantize.rounded import RoundedModel, rounded_candidate, rounded_graph
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
+from basnet_torch.errors import ExportError
 from basnet_torch.spec import Postprocess, Preprocess
 from tests.models import checkpoint_file, discs, exported
 
@@ -109,12 +110,25 @@ def ones(*shape):
 
 AVERAGE = helper.make_node("AveragePool", ["x"], ["y"], name="sum", kernel_shape=[5, 5], pads=[2, 2, 2, 2])
 
+POWERS = helper.make_node("LpPool", ["x"], ["y"], name="sum", kernel_shape=[5, 5], pads=[2, 2, 2, 2])
+
 
 @pytest.mark.parametrize(
     ("node", "weights", "opset", "fits", "exceeds"),
     [
         (AVERAGE, [], 19, 2600, 2640),  # 25 terms
         (AVERAGE, [], 11, 2600, 2640),
+        (POWERS, [], 18, 50, 52),  # 25 squares
+        (POWERS, [], 11, 50, 52),
+        (helper.make_node("LpPool", ["x"], ["y"], name="sum", kernel_shape=[2, 2], p=3), [], 18, 25, 26),
+        (
+            helper.make_node("LpPool", ["x"], ["y"], name="sum", kernel_shape=[5, 5], dilations=[2, 2]),
+            *([], 18, 50, 52),
+        ),
+        (helper.make_node("GlobalLpPool", ["x"], ["y"], name="sum"), [], 13, 7.9, 8.1),
+        (helper.make_node("LRN", ["x"], ["y"], name="sum", size=3), [], 13, 180, 182),  # 2 channels
+        (helper.make_node("LRN", ["x"], ["y"], name="sum", size=3), [], 9, 180, 182),
+        (helper.make_node("LRN", ["x"], ["y"], name="sum", size=1), [], 13, 255, 257),
         (helper.make_node("LayerNormalization", ["x", "ones"], ["y"], name="sum"), [ones(SIDE)], 17, 45, 46),
         (
             helper.make_node("LayerNormalization", ["x", "ones"], ["y"], name="sum", axis=2),
@@ -167,6 +181,72 @@ def test_a_sum_before_and_after_scaling_is_found():
     result, overflows = run(graph_of(*nodes, weights=factors), 12)
     assert np.allclose(result, 12, rtol=1e-2)
     assert overflows == {"mean": 25 * 30000}
+
+
+def body(kind, half=TensorProto.FLOAT16):
+    """If or Loop, whose body squares `x` and so overflows beyond 255, and divides by it again."""
+    nodes = [helper.make_node("Mul", ["x", "x"], ["s"]), helper.make_node("Div", ["s", "x"], ["r"])]
+    result = helper.make_tensor_value_info("r", half, None)
+    flag = helper.make_tensor_value_info("go", TensorProto.BOOL, [])
+    if kind == "If":
+        branch = helper.make_graph(nodes, "branch", [], [result])
+        return [helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=branch, else_branch=branch)]
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    again = helper.make_node("Identity", ["go"], ["again"])
+    told = helper.make_tensor_value_info("again", TensorProto.BOOL, [])
+    graph = helper.make_graph([*nodes, again], "body", [count, flag], [told, result])
+    return [
+        helper.make_node("Loop", ["once", "flag"], ["all"], name="choice", body=graph),
+        helper.make_node("Squeeze", ["all", "axes"], ["y"], name="squeeze"),
+    ]
+
+
+FLAG = [
+    numpy_helper.from_array(np.array(True), "flag"),
+    numpy_helper.from_array(np.array(1, np.int64), "once"),
+    axes(0),
+]
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_bodies_that_compute_in_16_bits_are_refused(kind, exact):
+    with pytest.raises(ExportError, match=rf"choice \({kind}\): .* cannot be checked, so nothing is proven") as caught:
+        rounded_graph(graph_of(*body(kind), weights=FLAG), exact=exact)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop"])
+def test_a_candidate_with_float_bodies_is_refused(kind):
+    model = graph_of(*body(kind, TensorProto.FLOAT), weights=FLAG, half=TensorProto.FLOAT)
+    with pytest.raises(ExportError, match="nothing is proven"):
+        rounded_candidate(onnx.shape_inference.infer_shapes(model), "fp16", (), lambda _, weight: weight)
+
+
+def test_bodies_in_fp32_or_of_integers_are_taken():
+    wide = [helper.make_node("Cast", ["x"], ["w"], to=TensorProto.FLOAT, name="wide")]
+    inside = body("If", TensorProto.FLOAT)
+    for branch in inside[0].attribute:
+        for node in branch.g.node:
+            node.input[:] = ["w" if name == "x" else name for name in node.input]
+    inside[0].output[0] = "v"
+    short = helper.make_node("Cast", ["v"], ["y"], to=TensorProto.FLOAT16, name="short")
+    result, overflows = run(graph_of(*wide, *inside, short, weights=FLAG), 300)
+    assert set(result.ravel()) == {300}
+    assert overflows == {}
+
+
+def test_functions_of_the_file_are_watched():
+    square = helper.make_function(
+        *("own", "Square", ["a"], ["b"], [helper.make_node("Mul", ["a", "a"], ["b"], name="mul")]),
+        opset_imports=[helper.make_opsetid("", 19)],
+    )
+    model = graph_of(helper.make_node("Square", ["x"], ["y"], domain="own", name="call"))
+    model.functions.append(square)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    assert run(model, 250)[1] == {}
+    (peak,) = run(model, 300)[1].values()
+    assert peak == np.inf
 
 
 def test_constants_of_any_node_are_widened():
