@@ -92,12 +92,8 @@ class Checkpoint:
         }
 
 
-def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
-    """Read and fully check a checkpoint; its tensors are known to fit `checkpoint.build()`.
-
-    Args:
-        path: A `.pth`, `.pt` or `.safetensors` file.
-        width: Refuse another width than this; None takes the file's own.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and fully check a `.pth`, `.pt` or `.safetensors` file; its tensors are known to fit `checkpoint.build()`.
 
     Raises:
         CheckpointError: Naming what was found and what to do.
@@ -113,10 +109,6 @@ def load_checkpoint(path: Path, *, width: int | None = None) -> Checkpoint:
     arch = _arch(path, content) if ours else "basnet"
     encoder, decoder_widths = _encoder(path, content) if ours else (RESNET34, DECODER_WIDTHS)
     found = int(content["width"]) if encoder != RESNET34 else _check_width(path, state, arch)
-    if width is not None and width != found:
-        raise CheckpointError(
-            f"{path}: holds a network of width {found}, not {width}; leave the width out or ask {found}"
-        )
     checkpoint = Checkpoint(
         arch=arch,
         width=found,

@@ -164,9 +164,9 @@ class BatchStream:
             image, mask = image[:, ::-1], mask[:, ::-1]
         return self._augment(image, mask, rng)
 
-    def ahead(self, first: int, last: int, depth: int = 3) -> Ahead[tuple[UInt8, UInt8]]:
-        """Iterate over the batches of steps `first`..`last`-1, prepared up to `depth` ahead; a context manager."""
-        return Ahead(self.at, range(first, last), depth)
+    def ahead(self, first: int, last: int) -> Ahead[tuple[UInt8, UInt8]]:
+        """Iterate over the batches of steps `first`..`last`-1, prepared up to three ahead; a context manager."""
+        return Ahead(self.at, range(first, last))
 
 
 class DeviceStream:
@@ -212,9 +212,9 @@ class DeviceStream:
                 largest=rules.scale[1] * rules.stretch**0.5,
             )
 
-    def ahead(self, first: int, last: int, depth: int = 3) -> Ahead[tuple[Tensor, Tensor]]:
-        """Iterate over the batches of steps `first`..`last`-1, prepared up to `depth` ahead; a context manager."""
-        return Ahead(self.at, range(first, last), depth)
+    def ahead(self, first: int, last: int) -> Ahead[tuple[Tensor, Tensor]]:
+        """Iterate over the batches of steps `first`..`last`-1, prepared up to three ahead; a context manager."""
+        return Ahead(self.at, range(first, last))
 
 
 def _check_batch(batch: int, pairs: int) -> None:
@@ -225,10 +225,10 @@ def _check_batch(batch: int, pairs: int) -> None:
 class Ahead(Generic[Item]):
     """Runs `make(step)` in a thread; the iteration raises its error, and leaving the block ends it."""
 
-    def __init__(self, make: Callable[[int], Item], steps: range, depth: int) -> None:
+    def __init__(self, make: Callable[[int], Item], steps: range) -> None:
         self._make = make
         self._steps = steps
-        self._ready: queue.Queue[Item | BaseException] = queue.Queue(depth)
+        self._ready: queue.Queue[Item | BaseException] = queue.Queue(3)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 

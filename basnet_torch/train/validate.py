@@ -21,6 +21,8 @@ from basnet_torch.train.config import Autocast
 
 __all__ = ["Validator"]
 
+_BATCH = 8  # pictures
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Case:
@@ -75,21 +77,21 @@ class Validator:
     def __len__(self) -> int:
         return len(self._cases)
 
-    def scores(self, model: SaliencyNetwork, *, batch: int = 8, autocast: Autocast = "fp32") -> Scores:
+    def scores(self, model: SaliencyNetwork, *, autocast: Autocast = "fp32") -> Scores:
         """Run all pictures through `model`, which is left in the mode it had."""
         was_training = model.training
         model.eval()
         try:
             meter = AccuracyMeter()
-            for start in range(0, len(self._cases), batch):
-                self._add(meter, model, self._cases[start : start + batch], autocast)
+            for start in range(0, len(self._cases), _BATCH):
+                self._add(meter, model, self._cases[start : start + _BATCH], autocast)
             return meter.scores()
         finally:
             model.train(was_training)
 
-    def panel(self, model: SaliencyNetwork, *, count: int = 4, autocast: Autocast = "fp32") -> NDArray[np.uint8]:
-        """The first `count` pictures, each a row of picture, truth and mask: uint8 H,W,3."""
-        cases = self._cases[:count]
+    def panel(self, model: SaliencyNetwork, *, autocast: Autocast = "fp32") -> NDArray[np.uint8]:
+        """The first four pictures, each a row of picture, truth and mask: uint8 H,W,3."""
+        cases = self._cases[:4]
         was_training = model.training
         model.eval()
         try:

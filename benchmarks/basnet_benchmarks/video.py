@@ -17,7 +17,8 @@ from typing import ClassVar
 from basnet_benchmarks.candidates import BACKEND, PRECISION, RUN_DEVICE, THREADS
 from basnet_benchmarks.environment import Environment, environment
 from basnet_benchmarks.statistics import Estimate, median_estimate, round_order
-from basnet_runtime.command.run import RunConfig, Summary, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run import Summary, run
 from basnet_runtime.kinds import BackendName, OutputKind, Precision
 from basnet_torch.device import CPU, Device
 from basnet_torch.errors import MediaError, UsageError
@@ -144,10 +145,10 @@ class _Unwatched:
     """Shows no progress: while frames are timed that would be timed too."""
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.command.run.ProgressListener`."""
+        """See `basnet_runtime.command.jobs.ProgressListener`."""
 
     def advanced(self) -> None:
-        """See `basnet_runtime.command.run.ProgressListener`."""
+        """See `basnet_runtime.command.jobs.ProgressListener`."""
 
 
 def _run(config: VideoConfig, model: Path | None, folder: Path) -> Summary:

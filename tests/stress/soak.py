@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basnet_benchmarks.breakdown import resident_bytes
-from basnet_runtime.command.run import RunConfig, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run import run
 from basnet_torch.errors import MediaError
 
 if TYPE_CHECKING:
@@ -90,11 +91,11 @@ class SoakWatcher:
     _start: float = field(default_factory=time.perf_counter)
 
     def started(self, what: str, total: int) -> None:
-        """See `basnet_runtime.command.run.ProgressListener`."""
+        """See `basnet_runtime.command.jobs.ProgressListener`."""
         self._start = time.perf_counter()
 
     def advanced(self) -> None:
-        """See `basnet_runtime.command.run.ProgressListener`."""
+        """See `basnet_runtime.command.jobs.ProgressListener`."""
         self._frame += 1
         if self._frame % self.every == 0:
             seconds = time.perf_counter() - self._start

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from basnet_torch.arrays import Float32
 from basnet_torch.errors import ExportError
 
-__all__ = ["AUTO", "METHODS", "Method", "Observed", "Ranges", "observe", "ranges_by"]
+__all__ = ["AUTO", "Method", "Observed", "Ranges", "observe", "ranges_by"]
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = ("mse", "percentile", "minmax", "entropy")
 AUTO: tuple[Method, ...] = ("mse", "minmax", "percentile")  # what is tried unasked; entropy takes minutes
 Ranges: TypeAlias = dict[str, tuple[float, float]]
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from basnet_runtime.parity import Picture
     from basnet_torch.checkpoint import Checkpoint
 
-__all__ = ["LARGEST", "Kernels", "Moments", "gptq_kernel", "second_moments"]
+__all__ = ["LARGEST", "Kernels", "gptq_kernel", "second_moments"]
 
-Moments: TypeAlias = "Mapping[str, torch.Tensor]"
 Kernels: TypeAlias = Mapping[str, Float32]
 
 LARGEST = 127  # whole number that a weight becomes

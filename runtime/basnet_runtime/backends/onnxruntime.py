@@ -184,7 +184,7 @@ def _computed(stored: Precision | None, kind: str) -> str:
     return "int8, " if stored == "int8" else ""
 
 
-def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
+def session_of(graph: Path | bytes) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU, of a graph with any inputs and outputs.
 
     Raises:
@@ -192,7 +192,7 @@ def session_of(graph: Path | bytes, *, threads: int | None = None) -> Any:
         ModelFileError: The graph cannot be read.
     """
     ort = _import_onnxruntime("cpu")
-    return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, threads or allowed_threads()))
+    return _opened(ort, graph, list(_PROVIDERS["cpu"]), _options(ort, allowed_threads()))
 
 
 def write_folded_graph(path: Path, target: Path) -> None:

@@ -45,7 +45,6 @@ JOURNAL_FOLDER = ".basnet-run"
 _HEAD_BYTES = 1 << 20
 _MAY_MOVE = (".gif", ".webp", ".avif", ".heic", ".heif")
 _AT_ONCE = 8  # transfers
-_OF_TODAY = "%Y%m%d%H%M%S"
 
 
 def uses_buckets(config: RunConfig) -> bool:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from basnet_runtime.command.jobs import Failure, media_of
-from basnet_runtime.command.run import ProgressListener, RunConfig, Summary, result_suffix, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.jobs import Failure, ProgressListener, media_of
+from basnet_runtime.command.run import Summary, result_suffix, run
 from basnet_torch.errors import BasnetError, MediaError, UsageError
 from basnet_torch.files import disk_errors, scratch_folder
 from basnet_torch.unexpected import unexpected

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from basnet_runtime.command.run_video import VideoRun
 
 __all__ = [
-    "ProgressListener",
     "Result",
-    "RunConfig",
     "Summary",
     "Work",
     "check_job",

@@ -42,15 +42,15 @@ def _opened(index: int, name: CudaName) -> Cuda:
     return PyCuda(index)
 
 
-def find_gpu(index: int = 0, name: CudaName = "cuda-core") -> Gpu | None:
-    """What the device of that index is, or None where there is no NVIDIA driver.
+def find_gpu() -> Gpu | None:
+    """What the first device is, or None where there is no NVIDIA driver.
 
     Raises:
         BackendUnavailable: See `open_cuda`.
     """
     if not has_nvidia_driver():
         return None
-    cuda = open_cuda(index, name)
+    cuda = open_cuda(0, "cuda-core")
     try:
         return cuda.gpu
     finally:

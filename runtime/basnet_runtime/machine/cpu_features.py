@@ -19,9 +19,9 @@ def processor_flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
     return None if value is None else frozenset(value.split())
 
 
-def processor_vendor(cpuinfo: Path | None = None) -> str:
+def processor_vendor() -> str:
     """Who made the first processor, as the system writes it; empty where it does not tell."""
-    return _listed(cpuinfo, "vendor_id", "cpu implementer") or ""
+    return _listed(None, "vendor_id", "cpu implementer") or ""
 
 
 def _listed(cpuinfo: Path | None, *names: str) -> str | None:

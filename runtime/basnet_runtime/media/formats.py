@@ -13,14 +13,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
-from basnet_runtime.kinds import PictureFormat
 from basnet_torch.errors import MediaError
 
 __all__ = [
     "HEAD_BYTES",
-    "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
     "TAIL_BYTES",
     "PictureKind",
@@ -31,7 +29,6 @@ __all__ = [
     "picture_format",
 ]
 
-PICTURE_FORMATS: tuple[PictureFormat, ...] = get_args(PictureFormat)
 HEAD_BYTES = 4096
 TAIL_BYTES = 26
 _SUFFIXES = """

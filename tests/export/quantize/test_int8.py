@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from basnet_export.checks import check_graph
 from basnet_export.config import ExportConfig
 from basnet_export.graph.fp32_layer_search import search_fp32_layers
 from basnet_export.onnx_export import export_onnx
-from basnet_export.quantize.activation_ranges import METHODS, Observed, ranges_by
+from basnet_export.quantize.activation_ranges import Method, Observed, ranges_by
 from basnet_export.quantize.calibration import calibration_pictures, warning_for
 from basnet_export.quantize.cross_layer_equalization import equalized
 from basnet_export.quantize.int8 import best_by_stage
@@ -242,7 +243,7 @@ def test_ranges_cut_outliers_but_for_minmax():
     values = np.random.default_rng(0).normal(0, 1, (200_000, 1)).astype(np.float32)
     values[0] = 20
     observed = {"x": Observed(low_C=values.min(0), high_C=values.max(0), sample_SC=values)}
-    highest = {method: ranges_by(method, observed, symmetric=False)["x"][1] for method in METHODS}
+    highest = {method: ranges_by(method, observed, symmetric=False)["x"][1] for method in get_args(Method)}
     assert highest["minmax"] == 20
     assert 5 < highest["mse"] < 18
     assert highest["percentile"] < 20

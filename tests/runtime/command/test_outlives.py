@@ -9,8 +9,9 @@ import pyvips
 
 from basnet_runtime.command import jobs, pipes, watch
 from basnet_runtime.command import run as running
+from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.pipes import run_piped
-from basnet_runtime.command.run import RunConfig, Summary, follow, run
+from basnet_runtime.command.run import Summary, follow, run
 from basnet_runtime.media.compose import large
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.image import pictures

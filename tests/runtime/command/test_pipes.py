@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from basnet_runtime.command import run as run_module
+from basnet_runtime.command.config import RunConfig
 from basnet_runtime.command.pipes import is_piped, run_piped
-from basnet_runtime.command.run import RunConfig, Summary
+from basnet_runtime.command.run import Summary
 from basnet_runtime.kinds import OutputKind
 from basnet_torch.errors import MediaError, UsageError
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.command import run as running
-from basnet_runtime.command.run import RunConfig, Summary, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run import Summary, run
 from basnet_runtime.media.image.pictures import write_picture
 from basnet_torch.device import Device
 from basnet_torch.errors import UsageError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends.fake import FakeBackend
-from basnet_runtime.command.run import RunConfig, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run import run
 from basnet_runtime.kinds import OutputKind
 from basnet_runtime.model import SaliencyModel
 from basnet_torch.spec import Postprocess, Preprocess

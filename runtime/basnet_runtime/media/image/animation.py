@@ -26,12 +26,11 @@ from basnet_runtime.media.image.metadata import hdr_note, upright
 from basnet_runtime.media.image.pictures import (
     DEFAULT_MAX_PIXELS,
     PictureFile,
-    cv2_module,
     encode,
     library_detail,
     vips_module,
 )
-from basnet_runtime.media.image.stills import Still, still_of
+from basnet_runtime.media.image.stills import Still, cv2_module, still_of
 from basnet_runtime.media.image.strip_file import StripFile
 from basnet_runtime.pipeline.queues import ByteBudget
 from basnet_torch.arrays import UInt8

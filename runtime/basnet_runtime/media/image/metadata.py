@@ -20,7 +20,6 @@ from basnet_runtime.frame import Metadata
 
 __all__ = [
     "LATE_BYTES",
-    "Metadata",
     "clean_exif",
     "hdr_note",
     "metadata_of",

@@ -24,7 +24,6 @@ import numpy as np
 from basnet_runtime.frame import Frame, Metadata
 from basnet_runtime.media.formats import (
     HEAD_BYTES,
-    PICTURE_FORMATS,
     TAIL_BYTES,
     PictureKind,
     is_heic,
@@ -41,7 +40,7 @@ from basnet_runtime.media.image.metadata import (
     tagged,
     with_late_chunks,
 )
-from basnet_runtime.media.image.stills import STILL_PIXELS, Still, cv2_module, ffmpeg_still, needs_ffmpeg, opencv_still
+from basnet_runtime.media.image.stills import STILL_PIXELS, Still, ffmpeg_still, needs_ffmpeg, opencv_still
 from basnet_runtime.media.image.tiff import TiffPage, check_blocks, check_page, chosen_page, compression_name, is_tiff
 from basnet_torch.arrays import UInt8
 from basnet_torch.errors import MediaError, UsageError
@@ -50,11 +49,9 @@ from basnet_torch.files import Closing, atomic_write, disk_errors
 __all__ = [
     "ALPHA_SUFFIXES",
     "DEFAULT_MAX_PIXELS",
-    "PICTURE_FORMATS",
     "PICTURE_OUTPUTS",
     "PictureFile",
     "check_picture_output",
-    "cv2_module",
     "encode",
     "encode_picture",
     "is_picture",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from operator import not_
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self
 
 from basnet_runtime.kinds import HwAccel
 from basnet_torch.errors import UsageError
@@ -14,10 +14,9 @@ from basnet_torch.options import GROUP, check, option
 if TYPE_CHECKING:
     from fractions import Fraction
 
-__all__ = ["CODECS", "Codec", "Moment", "Span", "VideoOptions"]
+__all__ = ["Codec", "Moment", "Span", "VideoOptions"]
 
 Codec = Literal["h264", "hevc", "av1", "vp9", "prores", "ffv1"]
-CODECS: tuple[Codec, ...] = get_args(Codec)
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 _FRAME = re.compile(r"(\d+)f")
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from basnet_runtime.command import run as running
-from basnet_runtime.command.run import RunConfig, run
+from basnet_runtime.command.config import RunConfig
+from basnet_runtime.command.run import run
 from basnet_runtime.media.compose.compose import Composer
 from basnet_runtime.media.video.options import VideoOptions
 from basnet_runtime.media.video.pixels import FrameReader

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 __all__ = [
-    "ALPHA_OUTPUTS",
+    "FULL_RANGE",
+    "LIMITED_RANGE",
     "VIDEO_OUTPUTS",
     "Encoder",
     "check_rate",
@@ -47,7 +48,6 @@ _ALPHA_CODECS: dict[str, tuple[Codec, ...]] = {
 }
 _BY_USE = (".mp4", ".mov", ".webm", ".mkv")
 VIDEO_OUTPUTS = tuple(sorted(_CODECS))
-ALPHA_OUTPUTS = tuple(sorted(_ALPHA_CODECS))
 _LIBRARIES: dict[Codec, str] = {
     "h264": "libx264",
     "hevc": "libx265",
@@ -63,7 +63,7 @@ _USUAL_CRF: dict[Codec, int] = {"h264": 18, "hevc": 20, "av1": 26, "vp9": 24}
 _LARGE_PIXELS = 4_000_000
 _ENCODE_THREADS = 4  # whatever the machine has: the bytes of H.264, HEVC and VP9 depend on it
 _AV1_RATE = 240  # SVT-AV1 takes no more frames a second
-_LIMITED, _FULL = 1, 2
+LIMITED_RANGE, FULL_RANGE = 1, 2  # FFmpeg's numbers
 _UNSPECIFIED, _SMPTE170M = 2, 6
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273 number to swscale's; others decode as BT.601
 
@@ -281,7 +281,7 @@ def set_up(context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) 
         context.codec_tag = encoder.tag
     if encoder.codec == "ffv1":
         return  # RGB or gray, with nothing to describe
-    context.color_range = _FULL if encoded_full_range(encoder, info) else _LIMITED
+    context.color_range = FULL_RANGE if encoded_full_range(encoder, info) else LIMITED_RANGE
     color = encoded_color(info.color)
     context.colorspace, context.color_primaries, context.color_trc = color.matrix, color.primaries, color.transfer
 

@@ -28,6 +28,8 @@ from basnet_runtime.media.video.options import Span, VideoOptions
 from basnet_runtime.media.video.stream_info import VideoStreamInfo
 from basnet_runtime.media.video.write.container import FORMATS, named
 from basnet_runtime.media.video.write.encoder import (
+    FULL_RANGE,
+    LIMITED_RANGE,
     Encoder,
     check_rate,
     choose_encoder,
@@ -56,7 +58,6 @@ _BITEXACT = 0x0400  # AVFMT_FLAG_BITEXACT
 _MAX_TIMESCALE = 1_000_000_000
 _MAX_DURATION = 1 << 31  # of a packet in .mp4 and .mov, ticks
 _OF_THE_PACKET = (errno.EINVAL, errno.ERANGE, errno.EPERM, errno.ENOSYS, None)
-_LIMITED, _FULL = 1, 2
 _FROM_FULL_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 
 
@@ -224,14 +225,14 @@ class FrameEncoder:
         self._context = context
         self._pixels = encoder.pixels
         self._time_base = info.time_base
-        self._range = _FULL if encoded_full_range(encoder, info) else _LIMITED
+        self._range = FULL_RANGE if encoded_full_range(encoder, info) else LIMITED_RANGE
         self._matrix = swscale_matrix(info.color)
         self._durations: dict[int, int] = {}
 
     def encode(self, item: ResultFrame) -> Iterator[Packet[Any]]:
         """The packets that are ready after this frame."""
         if item.pixels.ndim == 2 and self._pixels in ("gray", "yuv420p"):
-            frame = _gray_frame(item.pixels, self._pixels, full_range=self._range == _FULL)
+            frame = _gray_frame(item.pixels, self._pixels, full_range=self._range == FULL_RANGE)
         else:
             image_HWC = np.repeat(item.pixels[..., None], 3, axis=2) if item.pixels.ndim == 2 else item.pixels
             frame = self._color_frame(image_HWC, item.alpha_HW)
