@@ -47,7 +47,9 @@ def curves_html(title: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 def _drawing(name: str, points: Sequence[tuple[int, float]]) -> str:
     """One curve: the mean over each stretch of steps, so that a long run stays a small file."""
-    points = _thinned(points)
+    stretch = math.ceil(len(points) / _POINTS)
+    parts = (points[i : i + stretch] for i in range(0, len(points), stretch))
+    points = [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
     steps, values = [p[0] for p in points], [p[1] for p in points]
     low, high = min(values), max(values)
     span_x, span_y = max(1, steps[-1] - steps[0]), (high - low) or 1.0
@@ -66,9 +68,3 @@ def _drawing(name: str, points: Sequence[tuple[int, float]]) -> str:
     label = escape(name)
     frame = f'<svg width={_WIDTH} height={_HEIGHT} role=img aria-label="{label}">'
     return f'<h2>{label}</h2><p>{last}</p>{frame}{marks}<polyline points="{path}"/></svg>'
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    stretch = math.ceil(len(points) / _POINTS)
-    parts = (points[i : i + stretch] for i in range(0, len(points), stretch))
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]

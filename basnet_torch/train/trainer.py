@@ -100,18 +100,25 @@ class Trainer:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.world = world or World()
-        _check_shares(config, self.world)
+        if config.batch % (self.world.size * config.accumulate):
+            parts = f"{self.world.size} processes of {config.accumulate} parts"
+            raise UsageError(f"batch is {config.batch}; it must be a multiple of what {parts} share")
         refuse_single_values(config)
         torch.manual_seed(config.seed)
         self.config = config
         self.run = run
         self.device = torch.device(device)
         self.validator = validator
-        self._layout = _memory_format(config, self.device)
+        # On processors without AVX-512, torch 2.13's backward pass of a 1x1 convolution with stride 2 writes beyond its
+        # memory when it has fewer than 8 input channels and channels come last.
+        too_narrow = self.device.type == "cpu" and config.width < 8
+        self._layout = torch.channels_last if config.channels_last and not too_narrow else torch.contiguous_format
         self.model = (init or network_from_config(config)).to(self.device)
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.average = deepcopy(self.model).requires_grad_(requires_grad=False) if config.ema else self.model
-        self._network = _compiled(config, self.world.wrapped(self.model))
+        self._network = self.world.wrapped(self.model)
+        if config.compiler != "off":
+            self._network = cast(nn.Module, torch.compile(self._network, backend=config.compiler))
         self.optimizer = _optimizer(config, self.model)
         # Where it is disabled it does nothing at all.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "fp16")
@@ -150,16 +157,12 @@ class Trainer:
                     yield result
                 except GeneratorExit:
                     break
-                if self._ends:
+                # Several processes stop after the step in which they agreed to.
+                if self._agreed if self.world.size > 1 else self.stopping:
                     self.stopping = True
                     break
         self.save_last()
         self._record.finish()
-
-    @property
-    def _ends(self) -> bool:
-        """Whether to stop here; several processes stop after the step in which they agreed to."""
-        return self._agreed if self.world.size > 1 else self.stopping
 
     def _step_and_records(self, images: _Images, masks: _Images, last: int) -> StepResult:
         result = self._train_step(images, masks)
@@ -407,12 +410,6 @@ def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
     return preprocess, Postprocess(stretch=config.scale == "image_max")
 
 
-def _check_shares(config: TrainConfig, world: World) -> None:
-    if config.batch % (world.size * config.accumulate):
-        parts = f"{world.size} processes of {config.accumulate} parts"
-        raise UsageError(f"batch is {config.batch}; it must be a multiple of what {parts} share")
-
-
 def refuse_single_values(config: TrainConfig) -> None:
     """Raise UsageError when a batch norm would get one value a channel, which has no variance.
 
@@ -464,22 +461,6 @@ def _teacher(config: TrainConfig, preprocess: Preprocess, device: torch.device) 
             "give a teacher of the same scale, or --scale"
         )
     return model_from_checkpoint(checkpoint).requires_grad_(requires_grad=False).to(device)
-
-
-def _compiled(config: TrainConfig, network: nn.Module) -> nn.Module:
-    if config.compiler == "off":
-        return network
-    return cast(nn.Module, torch.compile(network, backend=config.compiler))
-
-
-def _memory_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
-    """As configured, except that networks of fewer than 8 channels stay contiguous on the CPU.
-
-    There, on processors without AVX-512, torch 2.13's backward pass of a 1x1 convolution with stride 2 writes beyond
-    its memory when it has fewer than 8 input channels and channels come last.
-    """
-    too_narrow = device.type == "cpu" and config.width < 8
-    return torch.channels_last if config.channels_last and not too_narrow else torch.contiguous_format
 
 
 def _optimizer(config: TrainConfig, model: SaliencyNetwork) -> torch.optim.Optimizer:

@@ -178,7 +178,9 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
         ModelFileError: When there is none, when it cannot be read, or when two contradict each other or the file.
     """
     header = header or read_onnx_header(path)
-    inside, beside = _inside(path, header), read_manifest_beside(path)
+    text = header.metadata.get(METADATA_KEY)
+    inside = None if text is None else _parsed(f"{path}: its manifest", text)
+    beside = read_manifest_beside(path)
     manifest = inside or beside
     if manifest is None:
         raise ModelFileError(
@@ -269,11 +271,6 @@ def sha256_of(path: Path) -> str:
     """The file's digest, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _inside(path: Path, header: OnnxHeader) -> Manifest | None:
-    text = header.metadata.get(METADATA_KEY)
-    return None if text is None else _parsed(f"{path}: its manifest", text)
 
 
 def read_manifest_beside(path: Path) -> Manifest | None:

@@ -318,6 +318,7 @@ def difference(name: str, want_HW: Float32, got_HW: Float32, *, rounded: bool = 
         mean = np.abs(got_HW - _rounded(want_HW)).mean(dtype=np.float64)
         apart = np.maximum(apart - _HALF_STEP, 0)
     want, got = want_HW > 0.5, got_HW > 0.5
+    share = float(want.mean())
     return Difference(
         name=name,
         max_abs=float(apart.max()),
@@ -326,17 +327,12 @@ def difference(name: str, want_HW: Float32, got_HW: Float32, *, rounded: bool = 
         flips=float(np.mean(want != got)),
         boundary_iou=boundary_iou(want, got),
         finite=bool(np.isfinite(got_HW).all()),
-        informative=_informative(want_HW, want),
+        informative=_SIDE_SHARE <= share <= 1 - _SIDE_SHARE and float(np.ptp(want_HW)) >= _CONTRAST,
     )
 
 
 def _rounded(mask_HW: Float32) -> Float32:
     return cast(Float32, np.rint(mask_HW * 255) / np.float32(255))
-
-
-def _informative(mask_HW: Float32, inside_HW: Bool) -> bool:
-    share = float(inside_HW.mean())
-    return _SIDE_SHARE <= share <= 1 - _SIDE_SHARE and float(np.ptp(mask_HW)) >= _CONTRAST
 
 
 class _ScorePair:

@@ -67,10 +67,7 @@ def run_on_cluster(
         plan, journal, exists = plan_in_buckets(config)
     else:
         plan, journal = plan_run(config)
-    summary.failures += plan.failures
-    summary.notes += plan.notes
-    summary.left_out |= plan.left_out
-    if not plan.jobs:
+    if not summary.begin(plan):
         return summary
     if config.kind.image is not None:
         composer_of(config)  # a background that cannot be read is told before any work
@@ -85,7 +82,9 @@ def run_on_cluster(
         )
         jobs, folder = list(plan.jobs), plan.folder
         if config.cluster is not None and journal is not None and folder is not None and url_of(folder):
-            _remove_old_claims(folder)
+            with suppress(OSError):  # of drivers that were killed; their journal says what they had begun
+                found = (str(path) for path, _, _ in listed(folder / JOURNAL_FOLDER, recursive=False))
+                remove_claims([path for path in found if path.endswith(".claim")])
         del plan  # of a million jobs each is let go of when it is done
         driver.run(jobs, folder)
     return summary
@@ -117,7 +116,9 @@ def slots_of(config: RunConfig) -> list[dict[str, str]]:
     device = config.device
     if device.on_cpu:
         return [{}] * (config.workers or max(1, allowed_threads() // (config.threads or 1)))
-    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or _gpus()
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not gpus:
+        gpus = sorted((path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
     if device.index is not None:
         gpus = gpus[device.index : device.index + 1]
     if not gpus or (config.workers or 1) > len(gpus):
@@ -125,11 +126,6 @@ def slots_of(config: RunConfig) -> list[dict[str, str]]:
             f"--device {device} with {config.workers or 1} workers: there are {len(gpus)} GPUs here; one worker a GPU"
         )
     return [{"CUDA_VISIBLE_DEVICES": name} for name in gpus[: config.workers]]
-
-
-def _gpus() -> list[str]:
-    """The numbers of this machine's NVIDIA GPUs."""
-    return sorted((path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
 @contextmanager
@@ -171,13 +167,6 @@ def remove_claims(claims: Iterable[str]) -> None:
             continue
         except OSError:
             return
-
-
-def _remove_old_claims(folder: Path) -> None:
-    """Remove the claims of drivers that were killed; their journal says what they had begun."""
-    with suppress(OSError):
-        found = (str(path) for path, _, _ in listed(folder / JOURNAL_FOLDER, recursive=False))
-        remove_claims([path for path in found if path.endswith(".claim")])
 
 
 @dataclass(kw_only=True, slots=True)

@@ -126,6 +126,13 @@ class Summary:
         total = sum(cpu for _, cpu in self.seconds_by_stage.values())
         return self.seconds_by_stage.get("network", (0.0, 0.0))[1] / total if total > 0 else 0.0
 
+    def begin(self, plan: Plan) -> bool:
+        """Take over what a plan says already; whether it leaves something to do."""
+        self.failures += plan.failures
+        self.notes += plan.notes
+        self.left_out |= plan.left_out
+        return bool(plan.jobs)
+
     def add(self, report: RunReport) -> None:
         """Count one pipeline run."""
         self.frames += report.frames
@@ -183,10 +190,7 @@ def run(config: RunConfig, listener: ProgressListener, summary: Summary | None =
     """
     summary = summary if summary is not None else Summary()
     plan, journal = plan_run(config)
-    summary.failures += plan.failures
-    summary.notes += plan.notes
-    summary.left_out |= plan.left_out
-    if not plan.jobs:
+    if not summary.begin(plan):
         return summary
     with _working(config, listener, summary, journal, plan.jobs) as work:
         work.run(plan.jobs)

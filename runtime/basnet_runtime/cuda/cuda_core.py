@@ -40,12 +40,10 @@ class CudaCore:
 
     @property
     def label(self) -> str:
-        """See `Cuda`."""
         return f"cuda-core {version('cuda-core')}"
 
     @property
     def gpu(self) -> Gpu:
-        """See `Cuda`."""
         from cuda.core import system
 
         capability = self._device.compute_capability
@@ -83,7 +81,6 @@ class CudaCore:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """See `Cuda`."""
         self._checked(self._driver.cuCtxPushCurrent(self._primary))
         try:
             yield
@@ -91,54 +88,42 @@ class CudaCore:
             self._checked(self._driver.cuCtxPopCurrent())
 
     def stream(self) -> Any:
-        """See `Cuda`."""
         return self._device.create_stream()
 
     def handle(self, stream: Any) -> int:
-        """See `Cuda`."""
         return int(stream.handle)
 
     def event(self, *, timing: bool = False) -> Any:
-        """See `Cuda`."""
         return self._device.create_event({"timing_enabled": timing, "blocking_sync": not timing})
 
     def record(self, event: Any, stream: Any) -> None:
-        """See `Cuda`."""
         stream.record(event)
 
     def wait(self, stream: Any, event: Any) -> None:
-        """See `Cuda`."""
         stream.wait(event)
 
     def reached(self, event: Any) -> bool:
-        """See `Cuda`."""
         return bool(event.is_done)
 
     def synchronize(self, point: Any) -> None:
-        """See `Cuda`."""
         point.sync()
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """See `Cuda`."""
         return float(end - start)
 
     def follow(self, stream: Any, foreign: int) -> None:
-        """See `Cuda`."""
         stream.wait(self._foreign(foreign))
 
     def lead(self, foreign: int, stream: Any) -> None:
-        """See `Cuda`."""
         self._foreign(foreign).wait(stream)
 
     def synchronize_foreign(self, foreign: int | None) -> None:
-        """See `Cuda`."""
         if foreign is None:
             self._device.sync()
         else:
             self._foreign(foreign).sync()
 
     def device_bytes(self, size: int) -> DeviceBytes:
-        """See `Cuda`."""
         try:
             owner = self._device.allocate(size, stream=self._allocator)
             self._allocator.sync()  # allocation is in order with one stream only, and several use the bytes
@@ -147,7 +132,6 @@ class CudaCore:
         return DeviceBytes(address=int(owner.handle), size=size, owner=owner)
 
     def pinned_bytes(self, size: int) -> PinnedBytes:
-        """See `Cuda`."""
         try:
             owner = self._pinned.allocate(size)
         except Exception as error:
@@ -156,15 +140,12 @@ class CudaCore:
         return PinnedBytes(array=array, owner=owner)
 
     def upload(self, there: DeviceBytes, here: PinnedBytes, stream: Any) -> None:
-        """See `Cuda`."""
         there.owner.copy_from(here.owner, stream=stream)
 
     def download(self, here: PinnedBytes, there: DeviceBytes, stream: Any) -> None:
-        """See `Cuda`."""
         here.owner.copy_from(there.owner, stream=stream)
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
-        """See `Cuda`."""
         builder = stream.create_graph_builder()
         try:
             builder.begin_building("thread_local")  # other threads may allocate meanwhile
@@ -177,20 +158,16 @@ class CudaCore:
                 builder.close()
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """See `Cuda`."""
         graph.launch(stream)
 
     def view(self, array: Any, stream: Any) -> DeviceView:
-        """See `Cuda`."""
         return view_of(array, self.handle(stream))
 
     def free(self, item: Any) -> None:
-        """See `Cuda`."""
         if isinstance(item, DeviceBytes | PinnedBytes):
             item = item.owner
         item.close()
 
     def close(self) -> None:
-        """See `Cuda`."""
         with self.current():
             self._allocator.close()

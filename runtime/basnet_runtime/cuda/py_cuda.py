@@ -35,12 +35,10 @@ class PyCuda:
 
     @property
     def label(self) -> str:
-        """See `Cuda`."""
         return f"PyCUDA {version('pycuda')}"
 
     @property
     def gpu(self) -> Gpu:
-        """See `Cuda`."""
         major, minor = self._device.compute_capability()
         number = int(self._driver.get_driver_version())  # 13000 is 13.0
         return Gpu(
@@ -52,7 +50,6 @@ class PyCuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """See `Cuda`."""
         self._primary.push()
         try:
             yield
@@ -60,52 +57,40 @@ class PyCuda:
             self._driver.Context.pop()
 
     def stream(self) -> Any:
-        """See `Cuda`."""
         return self._driver.Stream(1)  # CU_STREAM_NON_BLOCKING
 
     def handle(self, stream: Any) -> int:
-        """See `Cuda`."""
         return int(stream.handle)
 
     def event(self, *, timing: bool = False) -> Any:
-        """See `Cuda`."""
         kinds = self._driver.event_flags
         return self._driver.Event(kinds.DEFAULT if timing else kinds.DISABLE_TIMING | kinds.BLOCKING_SYNC)
 
     def record(self, event: Any, stream: Any) -> None:
-        """See `Cuda`."""
         event.record(stream)
 
     def wait(self, stream: Any, event: Any) -> None:
-        """See `Cuda`."""
         stream.wait_for_event(event)
 
     def reached(self, event: Any) -> bool:
-        """See `Cuda`."""
         return bool(event.query())
 
     def synchronize(self, point: Any) -> None:
-        """See `Cuda`."""
         point.synchronize()
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """See `Cuda`."""
         return float(start.time_till(end))
 
     def follow(self, stream: Any, foreign: int) -> None:  # noqa: ARG002 - waits for all streams, as it can name none
-        """See `Cuda`."""
         self._driver.Context.synchronize()
 
     def lead(self, foreign: int, stream: Any) -> None:  # noqa: ARG002 - what is done need not be waited for
-        """See `Cuda`."""
         stream.synchronize()
 
     def synchronize_foreign(self, foreign: int | None) -> None:  # noqa: ARG002 - waits for all streams, as it can name none
-        """See `Cuda`."""
         self._driver.Context.synchronize()
 
     def device_bytes(self, size: int) -> DeviceBytes:
-        """See `Cuda`."""
         try:
             owner = self._driver.mem_alloc(size)
         except self._driver.Error as error:
@@ -113,7 +98,6 @@ class PyCuda:
         return DeviceBytes(address=int(owner), size=size, owner=owner)
 
     def pinned_bytes(self, size: int) -> PinnedBytes:
-        """See `Cuda`."""
         try:
             array = self._driver.pagelocked_empty(size, "uint8")
         except self._driver.Error as error:
@@ -121,32 +105,25 @@ class PyCuda:
         return PinnedBytes(array=array, owner=array.base)
 
     def upload(self, there: DeviceBytes, here: PinnedBytes, stream: Any) -> None:
-        """See `Cuda`."""
         self._driver.memcpy_htod_async(there.address, here.array, stream)
 
     def download(self, here: PinnedBytes, there: DeviceBytes, stream: Any) -> None:
-        """See `Cuda`."""
         self._driver.memcpy_dtoh_async(here.array, there.address, stream)
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:  # noqa: ARG002 - the shape is `Cuda`'s
-        """See `Cuda`."""
         raise CaptureFailed("PyCUDA has no CUDA graphs")
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """See `Cuda`."""
         raise NotImplementedError  # there is no graph, because `capture` makes none
 
     def view(self, array: Any, stream: Any) -> DeviceView:
-        """See `Cuda`."""
         self.follow(stream, 0)  # whoever wrote the array has then finished
         return view_of(array, -1)
 
     def free(self, item: Any) -> None:
-        """See `Cuda`."""
         if isinstance(item, DeviceBytes | PinnedBytes):
             item.owner.free()
         # Streams and events have no method for it: PyCUDA destroys them with their last reference.
 
     def close(self) -> None:
-        """See `Cuda`."""
         self._primary.detach()

@@ -95,7 +95,7 @@ def picture_format(head: bytes, suffix: str = "", tail: Callable[[], bytes] = la
         tail: Reads the last `TAIL_BYTES` of the file; called where nothing else has told.
     """
     if head[4:8] == b"ftyp":
-        return _ofbrands_of(brands_of(head))
+        return _by_brands(brands_of(head))
     if head.startswith(b"\xff\xd8"):
         return _JPEG_LS if _jpeg_ls_size(head) else _JPEG
     for signature, kind in _SIGNATURES:
@@ -123,7 +123,7 @@ def brands_of(head: bytes) -> list[bytes]:
     return [brands[at : at + 4] for at in range(0, len(brands), 4)]
 
 
-def _ofbrands_of(brands: list[bytes]) -> PictureKind | None:
+def _by_brands(brands: list[bytes]) -> PictureKind | None:
     if any(brand in _HEVC_BRANDS for brand in brands):
         return _HEIC
     if any(brand in _AV1_BRANDS for brand in brands):

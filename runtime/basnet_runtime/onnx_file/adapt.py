@@ -75,14 +75,9 @@ def adapted(path: Path, adaptation: Adaptation | None) -> Iterator[Path]:
         return
     with scratch_folder() as folder:
         copy = folder / path.name
-        _write(copy, _model(path, adaptation))
+        with copy.open("wb") as file:
+            file.writelines(_model(path, adaptation))
         yield copy
-
-
-def _write(copy: Path, pieces: Sequence[bytes | memoryview]) -> None:
-    with copy.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
 
 
 def _model(path: Path, adaptation: Adaptation) -> list[bytes | memoryview]:
@@ -116,7 +111,7 @@ def _graph(path: Path, graph: memoryview, adaptation: Adaptation) -> list[bytes 
         after.append(_node("Sigmoid", made, made := f"{given.name}/sigmoid"))
     pieces: list[bytes | memoryview] = list(before)
     for field, value, whole in spans(graph):
-        if field == _OUTPUT or (field == _INPUT and _name_of(value) == taken.name):
+        if field == _OUTPUT or (field == _INPUT and text(dict(fields(value)).get(1, 0)) == taken.name):
             continue
         inlined = _inlined(path, value) if field == _INITIALIZER else None
         if inlined is None:
@@ -129,10 +124,6 @@ def _graph(path: Path, graph: memoryview, adaptation: Adaptation) -> list[bytes 
         encoded(_INPUT, _value_info(fed, (batch, 3, *size))),
         encoded(_OUTPUT, _value_info(made, given.shape)),
     ]
-
-
-def _name_of(value: int | memoryview) -> str:
-    return text(dict(fields(value)).get(1, 0))
 
 
 def _node(operation: str, taken: str, given: str, **numbers: int) -> bytes:

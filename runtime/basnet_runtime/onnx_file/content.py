@@ -26,19 +26,8 @@ __all__ = ["GraphContent", "graph_content", "read_graph_content"]
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25  # of a ModelProto
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # of a GraphProto
 # Of a TensorProto
-_DIMS, _TYPE, _FLOATS, _INT32S, _STRINGS, _INT64S, _TENSOR_NAME, _RAW, _DOUBLES, _UINT64S = (
-    1,
-    2,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
-)
-_LOCATION = 14
+_DIMS, _TYPE, _FLOATS, _INT32S, _STRINGS, _INT64S = 1, 2, 4, 5, 6, 7
+_TENSOR_NAME, _RAW, _DOUBLES, _UINT64S, _LOCATION = 8, 9, 10, 11, 14
 _INTEGERS = (2, 3, 4, 5, 21, 22)  # of 8, 16 and 4 bits
 _EIGHT_BIT_FLOATS = (17, 18, 19, 20)
 _FLOAT_TYPES: dict[int, Precision] = {1: "fp32", 10: "fp16", 16: "bf16"}
@@ -46,6 +35,9 @@ _BYTES = {2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 16: 2, 17: 1, 18: 1, 19: 1,
 _BYTES |= dict.fromkeys(range(21, 27), 1)  # two or four packed numbers
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _PASSING = ("Identity", "Mul", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
+_Field = int | memoryview
+_Attributes = Mapping[str, list[tuple[int, _Field]]]
+_Types = dict[str, tuple[int, int]]  # of weights: their type, and how many numbers
 _INTEGER = ("ConvInteger", "MatMulInteger", "DynamicQuantize", "QLinear", "QGemm", "QAttention")  # begin so
 
 
@@ -125,16 +117,10 @@ class _Walk:
         store = (stored.most_common(1)[0][0] if stored else precision) if floats else precision
         return GraphContent(sha256=digest.hex(), precision=precision, store=store)
 
-    def _graph(
-        self,
-        graph: int | memoryview,
-        outer: Mapping[str, bytes],
-        outer_types: Mapping[str, tuple[int, int]],
-        opsets: Mapping[str, int],
-    ) -> bytes:
+    def _graph(self, graph: _Field, outer: Mapping[str, bytes], known: _Types, opsets: Mapping[str, int]) -> bytes:
         """Digest a graph; `outer` has the digests of the values that a branch sees."""
-        values, types = dict(outer), dict(outer_types)  # of weights: their type, and how many numbers
-        parts: dict[int, list[int | memoryview]] = {}
+        values, types = dict(outer), dict(known)
+        parts: dict[int, list[_Field]] = {}
         for number, value in fields(graph):
             parts.setdefault(number, []).append(value)
         for place, value in enumerate(parts.get(_INPUT, ())):
@@ -151,17 +137,11 @@ class _Walk:
         names = [text(dict(fields(value)).get(1, 0)) for value in parts.get(_OUTPUT, ())]
         return _hashed(*(values.get(name, name.encode()) for name in names))
 
-    def _node(
-        self,
-        node: int | memoryview,
-        values: dict[str, bytes],
-        types: dict[str, tuple[int, int]],
-        opsets: Mapping[str, int],
-    ) -> None:
+    def _node(self, node: _Field, values: dict[str, bytes], types: _Types, opsets: Mapping[str, int]) -> None:
         taken: list[str] = []
         given: list[str] = []
         operation = domain = ""
-        attributes: dict[str, list[tuple[int, int | memoryview]]] = {}
+        attributes: dict[str, list[tuple[int, _Field]]] = {}
         for number, value in fields(node):
             if number == 1:
                 taken.append(text(value))
@@ -190,7 +170,7 @@ class _Walk:
         if (domain, operation) in self._functions:
             self._called(self._functions[domain, operation], taken, types)
 
-    def _called(self, function: memoryview, taken: list[str], types: Mapping[str, tuple[int, int]]) -> None:
+    def _called(self, function: memoryview, taken: list[str], types: _Types) -> None:
         """See the types inside a function; its digest is that of its bytes."""
         names = [text(value) for number, value in fields(function) if number == 4]
         inside = {name: types[given] for name, given in zip(names, taken, strict=False) if given in types}
@@ -200,11 +180,7 @@ class _Walk:
                 self._node(node, values, inside, {})
 
     def _attribute(
-        self,
-        entry: list[tuple[int, int | memoryview]],
-        values: Mapping[str, bytes],
-        types: Mapping[str, tuple[int, int]],
-        opsets: Mapping[str, int],
+        self, entry: list[tuple[int, _Field]], values: Mapping[str, bytes], types: _Types, opsets: Mapping[str, int]
     ) -> bytes:
         """Digest an attribute's value; `ints` may be packed or not."""
         items: list[object] = []
@@ -244,12 +220,7 @@ class _Walk:
         return _hashed(kept, places, *dims), (kind, int(np.prod(dims, dtype=np.int64)))
 
     def _note_types(
-        self,
-        operation: str,
-        taken: list[str],
-        given: list[str],
-        attributes: Mapping[str, list[tuple[int, int | memoryview]]],
-        types: dict[str, tuple[int, int]],
+        self, operation: str, taken: list[str], given: list[str], attributes: _Attributes, types: _Types
     ) -> None:
         seen = self._seen
         if operation.startswith(_INTEGER):
@@ -268,12 +239,7 @@ class _Walk:
             self._note(seen.stored, types[taken[1]])
 
     def _note_quantization(
-        self,
-        operation: str,
-        taken: list[str],
-        given: list[str],
-        attributes: Mapping[str, list[tuple[int, int | memoryview]]],
-        types: dict[str, tuple[int, int]],
+        self, operation: str, taken: list[str], given: list[str], attributes: _Attributes, types: _Types
     ) -> None:
         """Small numbers between layers count; weights alone, which are widened when a file is loaded, do not."""
         if operation == "DequantizeLinear":

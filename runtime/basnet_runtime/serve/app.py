@@ -96,7 +96,8 @@ def create_app(model: SaliencyModel, config: ServeConfig) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    _add_handlers(app)
+    for raised in (Problem, HTTPException, ClientDisconnect):  # one form for every refusal, whoever raised it
+        app.add_exception_handler(raised, _refused)
     _add_health(app, service)
     for kind in ("mask", "cutout", "overlay"):
         _add_picture_route(app, service, kind)
@@ -246,12 +247,6 @@ def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
         return Response(content, media_type=media_type, headers=headers)
 
     return page
-
-
-def _add_handlers(app: FastAPI) -> None:
-    """One form for every refusal, whoever raised it."""
-    for kind in (Problem, HTTPException, ClientDisconnect):
-        app.add_exception_handler(kind, _refused)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -72,13 +72,14 @@ def _listening(host: str, port: int, option: str) -> socket.socket:
 
 
 def _serve(model: SaliencyModel, config: ServeConfig, listening: socket.socket, metrics: socket.socket | None) -> None:
+    import numpy as np
     import uvicorn
 
     from basnet_runtime.serve.app import create_app
 
     application = create_app(model, config)
     service: Service = application.state.service
-    _warm_up(model)
+    model.mask(np.zeros((*model.plain_size, 3), np.uint8))  # so that the first caller does not pay for it
     server = _Server(
         uvicorn.Config(
             application,
@@ -109,13 +110,6 @@ def _serve(model: SaliencyModel, config: ServeConfig, listening: socket.socket, 
         service.close()
         listening.close()
     say("stopped")
-
-
-def _warm_up(model: SaliencyModel) -> None:
-    """One run before "ready", so that the first caller does not pay for it."""
-    import numpy as np
-
-    model.mask(np.zeros((*model.plain_size, 3), np.uint8))
 
 
 class _Server:

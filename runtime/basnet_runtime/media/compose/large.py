@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_runtime.frame import Frame, Metadata
+from basnet_runtime.frame import Frame
 from basnet_runtime.media.compose.compose import Composer, StripComposer
 from basnet_runtime.media.image.metadata import surviving
 from basnet_runtime.media.image.pictures import PictureFile, save_image
@@ -57,12 +57,17 @@ def run_large(
     rows = _Rows(height, width)
     model.prepare(cast(UInt8, rows))  # only to learn which rows it asks for
     reduced = _Reduced(height, width)
-    for strip, frame in picture.strips(_strips(height, width, reduced.factor)):
+    whole = max(1, _STRIP_PIXELS // width // reduced.factor) * reduced.factor  # rows of a strip
+    for strip, frame in picture.strips(row_strips(height, width, whole * width)):
         rows.keep(strip, frame.flattened)
         reduced.add(strip, frame)
     map_hw, decision = postprocess.decide(model.infer([model.prepare(cast(UInt8, rows))])[0])
     strips = composer.in_strips(reduced.frame(), map_hw, height, width)
-    _write(target, _composed(picture, strips), height, picture.metadata, overwrite=overwrite)
+    with StripFile(target, height) as file:
+        for made in _composed(picture, strips):
+            file.add(made)
+        kept = surviving(picture.metadata, is_mask=file.bands == 1)
+        save_image(target, file.image(), metadata=kept, overwrite=overwrite)
     return decision
 
 
@@ -75,11 +80,6 @@ def _composed(picture: PictureFile, strips: StripComposer) -> Iterator[UInt8]:
     else:
         for rows in cut:
             yield strips(rows, None)
-
-
-def _strips(height: int, width: int, multiple: int) -> list[slice]:
-    rows = max(1, _STRIP_PIXELS // width // multiple) * multiple
-    return row_strips(height, width, rows * width)
 
 
 class _Rows:
@@ -140,11 +140,3 @@ class _Reduced:
         alpha_HW = np.ascontiguousarray(self._rgba[..., 3])
         opaque = alpha_HW.min() == 255
         return Frame(image_HWC=np.ascontiguousarray(self._rgba[..., :3]), alpha_HW=None if opaque else alpha_HW)
-
-
-def _write(target: Path, strips: Iterator[UInt8], height: int, metadata: Metadata | None, *, overwrite: bool) -> None:
-    with StripFile(target, height) as file:
-        for strip in strips:
-            file.add(strip)
-        kept = surviving(metadata, is_mask=file.bands == 1)
-        save_image(target, file.image(), metadata=kept, overwrite=overwrite)

@@ -118,11 +118,6 @@ def _png_frames(head: bytes) -> int:
     return 0
 
 
-def _png_is_whole(data: bytes) -> bool:
-    """Whether every chunk lies within the file: OpenCV makes room for what a chunk promises before it reads it."""
-    return all(end <= len(data) for _, _, end in _png_chunks(data))
-
-
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name of each chunk of a PNG up to IEND, where its data begin, and where the chunk promises to end."""
     at, name = 8, b""
@@ -220,7 +215,8 @@ class AnimationSource(Closing):
         with disk_errors(f"{self.path}: cannot be read"):
             data = self.path.read_bytes()
         if _kind(head) == ".png":
-            if not _png_is_whole(data):
+            # OpenCV makes room for what a chunk promises before it reads it.
+            if not all(end <= len(data) for _, _, end in _png_chunks(data)):
                 raise MediaError(f"{self.path}: cannot be read: the file is cut short or damaged")
             with PictureFile(self.path, max_pixels=max_pixels) as first:
                 self._orientation = first.orientation
