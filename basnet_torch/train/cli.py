@@ -205,11 +205,7 @@ def _refuse_used_run(run: Path, *, resume: bool) -> None:
 
 
 def _saved(run: Path) -> dict[str, Any]:
-    """The configuration that a run was begun with; what is not typed again stays as it was.
-
-    Raises:
-        CheckpointError: `last.pth` cannot be read or holds none.
-    """
+    """The configuration that a run was begun with; what is not typed again stays as it was."""
     from basnet_torch.checkpoint import read_file
 
     path = run / "last.pth"

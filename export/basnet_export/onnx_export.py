@@ -86,11 +86,7 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
 
 
 def _written(config: ExportConfig, reference: Reference, path: Path, progress: Progress) -> Manifest:
-    """Write the file, check it and return its manifest.
-
-    Raises:
-        ParityError: It does not compute what the checkpoint computes.
-    """
+    """Write the file, check it and return its manifest."""
     graph, manifest = _made(config, reference, progress)
     if config.check:
         _save(graph, manifest, path)

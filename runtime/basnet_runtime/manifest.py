@@ -201,11 +201,7 @@ def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
 
 
 def _by_graph(path: Path, header: OnnxHeader, inside: Manifest | None, beside: Manifest | None) -> Manifest:
-    """The manifest of a file whose bytes no `FILE.json` vouches for: its graph decides.
-
-    Raises:
-        ModelFileError: The graph is another than the manifest beside it describes, or cannot be fed.
-    """
+    """The manifest of a file whose bytes no `FILE.json` vouches for: its graph decides."""
     content = read_graph_content(path)
     manifest = inside or beside
     assert manifest is not None  # noqa: S101 - the caller has one
@@ -230,11 +226,7 @@ def _by_graph(path: Path, header: OnnxHeader, inside: Manifest | None, beside: M
 
 
 def _fed_by_graph(path: Path, manifest: Manifest, header: OnnxHeader) -> Manifest:
-    """With the input, output and size that the graph has.
-
-    Raises:
-        ModelFileError: It is not fed like the manifest's graph.
-    """
+    """With the input, output and size that the graph has."""
     outputs = [tensor for tensor in header.outputs if tensor.name == manifest.output.name] or header.outputs
     types = ("uint8",) if manifest.graph == "frame" else ("float32", "float16")
     rank = len(manifest.input.shape)

@@ -101,11 +101,7 @@ def _address_of(where: str) -> str | None:
 
 
 def _check_tls(address: str) -> None:
-    """Refuse a `tls://` address for which this machine has no keys.
-
-    Raises:
-        BackendUnavailable: Dask's configuration names none.
-    """
+    """Refuse a `tls://` address for which this machine has no keys."""
     from distributed.security import Security
 
     if address.startswith("tls://") and Security().get_connection_args("client")["ssl_context"] is None:

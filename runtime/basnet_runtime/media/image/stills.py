@@ -46,7 +46,7 @@ class Still:
 
 @lru_cache(maxsize=1)
 def cv2_module() -> Any:
-    """OpenCV, quiet."""
+    """OpenCV without its own warnings, which would stand between ours."""
     import cv2
 
     if hasattr(cv2, "utils") and hasattr(cv2.utils, "logging"):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from basnet_runtime.frame import Frame
+from basnet_runtime.media.image.stills import cv2_module
 from basnet_runtime.media.video.options import Span
 from basnet_runtime.media.video.stream_info import Color, VideoStreamInfo
 from basnet_runtime.media.video.write.passthrough import NoPassthrough, PassthroughStreams
@@ -124,8 +124,5 @@ class CameraSource(Closing):
 
 
 def _opened(number: int) -> Any:
-    import cv2
-
-    with suppress(AttributeError):  # its own warnings would stand between ours
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    cv2 = cv2_module()
     return cv2.VideoCapture(number, cv2.CAP_V4L2)
