@@ -7,27 +7,43 @@ import struct
 import zlib
 from typing import Final
 
-__all__ = ["is_damaged_tiff", "palette_as_gray", "unread_format"]
+__all__ = ["TIFF_COMPRESSIONS", "is_damaged_tiff", "palette_as_gray", "unread_format"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
 _BITS, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262
 _PALETTE, _BLACK_IS_ZERO = 3, 1
 _READ_IN_TIFF = (1, 2, 3, 4, 5, 7, 8, 32773, 32809, 32946, 34676, 34677)
-_NOT_READ_IN_TIFF: Final = {
+TIFF_COMPRESSIONS: Final = {
+    1: "none",
+    2: "CCITT run length",
+    3: "CCITT fax 3",
+    4: "CCITT fax 4",
+    5: "LZW",
     6: "old JPEG",
-    9: "JBIG",
-    10: "JBIG",
-    33003: "JPEG 2000",
-    33005: "JPEG 2000",
+    7: "JPEG",
+    8: "deflate",
+    9: "JBIG (T.85)",
+    10: "JBIG (T.43)",
+    32766: "NeXT",
+    32773: "PackBits",
+    32809: "ThunderScan",
+    32908: "Pixar film",
+    32909: "PixarLog",
+    32946: "deflate",
+    33003: "JPEG 2000 (Aperio)",
+    33005: "JPEG 2000 (Aperio)",
     34661: "JBIG",
+    34676: "SGI LogLuv",
+    34677: "SGI LogLuv",
     34712: "JPEG 2000",
     34887: "LERC",
+    34892: "lossy JPEG (DNG)",
     34925: "LZMA",
     50000: "Zstandard",
     50001: "WebP",
     50002: "JPEG XL",
-    52546: "JPEG XL",
+    52546: "JPEG XL (DNG)",
 }
 _NOT_READ: Final = {
     (0, b"\xff\x0a"): "JPEG XL",
@@ -51,7 +67,7 @@ def unread_format(data: bytes) -> str:
         number = tags[1].get(_COMPRESSION, (0, 1))[1]
         if number in _READ_IN_TIFF:
             return ""
-        return f"a TIFF compressed with {_NOT_READ_IN_TIFF.get(number, f'method {number}')}"
+        return f"a TIFF compressed with {TIFF_COMPRESSIONS.get(number, f'method {number}')}"
     return next((name for (at, mark), name in _NOT_READ.items() if data[at : at + len(mark)] == mark), "")
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from basnet_runtime.media.formats import no_page
 from basnet_torch.errors import MediaError
+from basnet_torch.picture_bytes import TIFF_COMPRESSIONS
 
 __all__ = ["TiffPage", "check_blocks", "check_page", "chosen_page", "compression_name", "is_tiff"]
 
@@ -45,37 +46,6 @@ _OTHER_MEANINGS = {
     34892: "raw data of a camera's sensor",
     51177: "a depth map",
     52527: "a semantic mask",
-}
-_COMPRESSIONS = {
-    1: "none",
-    2: "CCITT run length",
-    3: "CCITT fax 3",
-    4: "CCITT fax 4",
-    5: "LZW",
-    6: "old JPEG",
-    7: "JPEG",
-    8: "deflate",
-    9: "JBIG (T.85)",
-    10: "JBIG (T.43)",
-    32766: "NeXT",
-    32773: "PackBits",
-    32809: "ThunderScan",
-    32908: "Pixar film",
-    32909: "PixarLog",
-    32946: "deflate",
-    33003: "JPEG 2000 (Aperio)",
-    33005: "JPEG 2000 (Aperio)",
-    34661: "JBIG",
-    34676: "SGI LogLuv",
-    34677: "SGI LogLuv",
-    34712: "JPEG 2000",
-    34887: "LERC",
-    34892: "lossy JPEG (DNG)",
-    34925: "LZMA",
-    50000: "Zstandard",
-    50001: "WebP",
-    50002: "JPEG XL",
-    52546: "JPEG XL (DNG)",
 }
 
 
@@ -123,7 +93,7 @@ def is_tiff(head: bytes) -> bool:
 def compression_name(page: TiffPage) -> str:
     """What people call it."""
     number = page.value(_COMPRESSION, 1)
-    return _COMPRESSIONS.get(number, f"number {number}")
+    return TIFF_COMPRESSIONS.get(number, f"number {number}")
 
 
 def chosen_page(file: BinaryIO, asked: int | None) -> TiffPage | None:
