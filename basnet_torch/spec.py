@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from basnet_torch.arrays import Float32, UInt8
 from basnet_torch.json_values import to_plain
+from basnet_torch.lanczos import resize_lanczos
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Scale = Literal["255", "image_max"]
+Resample = Literal["bilinear", "lanczos"]
 
 STRIDE = 32  # six encoder stages halve the picture five times
 _LARGE_PIXELS = 16_000_000
@@ -125,15 +127,17 @@ class Preprocess:
         mean: Per channel, RGB, subtracted after scaling.
         std: Per channel, RGB, divided by after subtracting.
         stride: 32 for the networks of this project, 1 for others, whose graphs say what they take.
+        resample: `bilinear`, without anti-aliasing; `lanczos` as Pillow does it, with anti-aliasing, in whole levels.
     """
 
-    MAY_LACK: ClassVar = ("stride",)  # in older files; the others, so that a file is not half understood
+    MAY_LACK: ClassVar = ("stride", "resample")  # in older files; the others, so that a file is not half understood
     height: int = 256
     width: int = 256
     scale: Scale = "255"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stride: int = STRIDE
+    resample: Resample = "bilinear"
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -141,6 +145,8 @@ class Preprocess:
         check_size(self.height, self.width, self.stride)
         if self.scale not in ("255", "image_max"):
             raise ValueError(f"scale is {self.scale!r}; it must be '255' or 'image_max'")
+        if self.resample not in ("bilinear", "lanczos"):
+            raise ValueError(f"resample is {self.resample!r}; it must be 'bilinear' or 'lanczos'")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must be three values each, std above 0")
 
@@ -152,7 +158,8 @@ class Preprocess:
         """
         if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
             raise ValueError(f"image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 H,W,3 in RGB order")
-        resized_HWC = resize_bilinear(image_HWC, self.height, self.width)
+        resize = resize_lanczos if self.resample == "lanczos" else resize_bilinear
+        resized_HWC = resize(image_HWC, self.height, self.width)
         gain, offset = self.affine(self.divisor(resized_HWC))
         out_CHW = np.empty((3, self.height, self.width), np.float32)
         for c in range(3):
@@ -178,6 +185,8 @@ class Preprocess:
         False
         """
         fed = {name: value for name, value in to_plain(self).items() if name != "stride"}  # which feeds nothing
+        if self.resample == "bilinear":  # so that digests of older files hold
+            del fed["resample"]
         return hashlib.sha256(json.dumps(fed, sort_keys=True).encode()).hexdigest()[:12]
 
 

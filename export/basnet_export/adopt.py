@@ -34,7 +34,7 @@ from basnet_torch import __version__
 from basnet_torch.errors import ModelFileError, UsageError
 from basnet_torch.files import atomic_write
 from basnet_torch.options import OVERWRITE, argument, check, option
-from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, Scale, TensorSpec
+from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, Resample, Scale, TensorSpec
 
 __all__ = ["PRESETS", "AdoptConfig", "Preset", "adopt"]
 
@@ -50,17 +50,20 @@ class Recipe:
 
     size: tuple[int, int] | None = None
     scale: Scale = "255"
+    resample: Resample = "bilinear"
     mean: _RGB = (0.0, 0.0, 0.0)
     std: _RGB = (1.0, 1.0, 1.0)
     activation: Activation = "none"
     stretch: bool = False
 
 
-_U2NET = Recipe(size=(320, 320), scale="image_max", mean=IMAGENET_MEAN, std=IMAGENET_STD, stretch=True)
+_U2NET = Recipe(
+    size=(320, 320), scale="image_max", resample="lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD, stretch=True
+)
 PRESETS: dict[Preset, Recipe] = {
     "u2net": _U2NET,
     "u2netp": _U2NET,
-    "isnet": Recipe(size=(1024, 1024), scale="image_max", mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), stretch=True),
+    "isnet": Recipe(size=(1024, 1024), scale="image_max", resample="lanczos", mean=(0.5, 0.5, 0.5), stretch=True),
     "birefnet": Recipe(size=(1024, 1024), scale="255", mean=IMAGENET_MEAN, std=IMAGENET_STD, activation="sigmoid"),
     "modnet": Recipe(size=(512, 512), scale="255", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }
@@ -102,6 +105,10 @@ class AdoptConfig:
     scale: Scale | None = field(
         default=None, metadata=option("What pixels are divided by: 255, or the picture's largest value. Default: 255.")
     )
+    resample: Resample | None = field(
+        default=None,
+        metadata=option("How pictures are resized; lanczos is rembg's way. Default: bilinear."),
+    )
     output: str | None = field(
         default=None, metadata=option("Output of the graph that is the mask. Default: the first.", metavar="NAME")
     )
@@ -130,7 +137,7 @@ class AdoptConfig:
     @property
     def recipe(self) -> Recipe:
         """The preset's, with the options that are given."""
-        names = ("size", "scale", "mean", "std", "activation", "stretch")
+        names = ("size", "scale", "resample", "mean", "std", "activation", "stretch")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(PRESETS[self.preset] if self.preset else Recipe(), **given)
 
@@ -177,6 +184,7 @@ def _manifest(config: AdoptConfig, header: OnnxHeader) -> Manifest:
             height=height,
             width=width,
             scale=recipe.scale,
+            resample=recipe.resample,
             mean=recipe.mean,
             std=recipe.std,
             stride=1,

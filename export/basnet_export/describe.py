@@ -189,7 +189,7 @@ def _recipe(preprocess: Preprocess, postprocess: Postprocess) -> dict[str, str]:
     divisor = "255" if preprocess.scale == "255" else "the picture's largest value"
     finish = "stretched to its own range, then resized" if postprocess.stretch else "resized to the picture"
     return {
-        "prepare": f"RGB, bilinear to {preprocess.height}x{preprocess.width}, divided by {divisor}, "
+        "prepare": f"RGB, {preprocess.resample} to {preprocess.height}x{preprocess.width}, divided by {divisor}, "
         f"minus {preprocess.mean}, over {preprocess.std}",
         "finish": finish,
     }

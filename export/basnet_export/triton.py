@@ -307,7 +307,10 @@ def _write(target: Path, text: str) -> None:
 def _client(name: str, manifest: Manifest) -> str:
     template = _FRAME_CLIENT if manifest.graph == "frame" else _TENSOR_CLIENT
     plain = to_plain(manifest.preprocess)
-    values: dict[str, Any] = {"INPUT": manifest.input.name, "OUTPUT": manifest.output.name}
+    lanczos = manifest.preprocess.resample == "lanczos"
+    values: dict[str, Any] = {"IMPORT": "from PIL import Image\n" if lanczos else ""}
+    values["SMALL"] = _LANCZOS if lanczos else _BILINEAR
+    values |= {"INPUT": manifest.input.name, "OUTPUT": manifest.output.name}
     values |= {"NAME": name, "HEIGHT": plain["height"], "WIDTH": plain["width"]}
     values |= {"MEAN": list(plain["mean"]), "STD": list(plain["std"])}
     stretch = "mask = (mask - mask.min()) / max(mask.max() - mask.min(), 1e-6)\n"
@@ -318,6 +321,8 @@ def _client(name: str, manifest: Manifest) -> str:
     return template
 
 
+_BILINEAR = "cv2.resize(image.astype(np.float32), (@WIDTH@, @HEIGHT@), interpolation=cv2.INTER_LINEAR)"
+_LANCZOS = "np.float32(Image.fromarray(image).resize((@WIDTH@, @HEIGHT@), Image.Resampling.LANCZOS))"
 _FRAME_CLIENT = '''"""Mask of a picture by Triton: python client.py photo.jpg mask.png [HOST:PORT]"""
 
 import sys
@@ -339,12 +344,12 @@ import sys
 import cv2
 import numpy as np
 import tritonclient.http as triton
-
+@IMPORT@
 source, target, *address = sys.argv[1:]
 client = triton.InferenceServerClient(address[0] if address else "127.0.0.1:8000")
 image = cv2.cvtColor(cv2.imread(source), cv2.COLOR_BGR2RGB)
 height, width = image.shape[:2]
-small = cv2.resize(image.astype(np.float32), (@WIDTH@, @HEIGHT@), interpolation=cv2.INTER_LINEAR)
+small = @SMALL@
 normalized = ((small / @SCALE@ - np.float32(@MEAN@)) / np.float32(@STD@)).astype(np.float32)
 tensor = triton.InferInput("@INPUT@", [1, 3, @HEIGHT@, @WIDTH@], "FP32")
 tensor.set_data_from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)[None]))

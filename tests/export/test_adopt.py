@@ -213,11 +213,14 @@ def test_presets(preset, tmp_path):
     manifest = json.loads(result.stdout)["manifest"]
     assert (manifest["arch"], manifest["preprocess"]["height"]) == (preset, 64)
     assert manifest["postprocess"]["stretch"] == PRESETS[preset].stretch
+    assert manifest["preprocess"]["resample"] == ("lanczos" if preset in ("u2net", "u2netp", "isnet") else "bilinear")
 
 
 def test_an_option_replaces_the_presets(tmp_path):
     path = foreign_network(tmp_path / "net.onnx")
-    result = adopt(path, "--preset", "u2net", "--no-stretch", "--scale", "255", "--mean", "0.25")
+    result = adopt(
+        path, "--preset", "u2net", "--no-stretch", "--scale", "255", "--mean", "0.25", "--resample", "bilinear"
+    )
     assert result.exit_code == 0, result.stderr
     manifest = read_manifest(path)
     assert manifest.preprocess == Preprocess(height=48, width=80, mean=(0.25,) * 3, stride=1)

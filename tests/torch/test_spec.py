@@ -1,15 +1,19 @@
 """Preparing and finishing agree with torch and with the authors' scikit-image way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from skimage.transform import resize as skimage_resize
 from torch.nn import functional as F
 
 from basnet_torch import spec
 from basnet_torch.json_values import from_plain, to_plain
+from basnet_torch.lanczos import resize_lanczos
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, check_size, resize_bilinear
 
 SIDES = st.integers(1, 70)
@@ -67,6 +71,32 @@ def test_stretch_is_per_picture_and_leaves_nothing_as_nothing():
     np.testing.assert_allclose(stretch.stretched(strong), [[0, 1]], atol=1e-6)
     np.testing.assert_array_equal(stretch.stretched(flat), flat)
     np.testing.assert_array_equal(Postprocess().stretched(strong), strong)
+
+
+@pytest.mark.parametrize("shape", [(97, 211), (40, 30), (64, 48), (64, 300), (700, 48), (1500, 1100)])
+def test_lanczos_is_pillows(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    want = np.asarray(Image.fromarray(image).resize((48, 64), Image.Resampling.LANCZOS), np.float32)
+    found = resize_lanczos(image, 64, 48)
+    assert (found.shape, found.dtype) == (want.shape, np.float32)
+    assert np.abs(found - want).max() <= 1
+    assert np.abs(found - want).mean() < 0.01
+
+
+def test_the_way_of_resizing_is_what_is_fed():
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    lanczos = Preprocess(height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1), resample="lanczos")
+    np.testing.assert_allclose(lanczos.apply(image).transpose(1, 2, 0) * 255, resize_lanczos(image, 32, 32), atol=1e-3)
+    assert np.abs(lanczos.apply(image) - replace(lanczos, resample="bilinear").apply(image)).max() > 0.1
+    with pytest.raises(ValueError, match="it must be 'bilinear' or 'lanczos'"):
+        Preprocess(resample="nearest")
+
+
+def test_older_files_resize_bilinearly_and_keep_their_digest():
+    plain = {name: value for name, value in to_plain(Preprocess()).items() if name != "resample"}
+    assert from_plain(plain, Preprocess) == Preprocess(resample="bilinear")
+    assert Preprocess().digest() == "86120125b967"
+    assert Preprocess(resample="lanczos").digest() != "86120125b967"
 
 
 def test_values_survive_json_and_unknown_fields_do_not():
