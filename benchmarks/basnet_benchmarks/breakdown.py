@@ -214,6 +214,8 @@ def _free_on(device: Device) -> int | None:
         import torch
     except ImportError:
         return None
+    if not torch.cuda.is_available():  # opening the candidate says why it cannot run
+        return None
     free, _ = torch.cuda.mem_get_info(torch.device(device.for_torch()))
     return int(free)
 

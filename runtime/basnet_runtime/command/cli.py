@@ -208,7 +208,7 @@ def main() -> None:
 def _import_arrays() -> None:
     """Load numpy and OpenCV without the threads of their matrix libraries.
 
-    Nothing here multiplies matrices, and new threads wait busily for work, which costs 25 ms and more of each.
+    Matrices here are small, and new threads wait busily for work, which costs 25 ms and more of each.
     """
     name = "OPENBLAS_NUM_THREADS"
     if name in os.environ:
