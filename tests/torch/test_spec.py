@@ -13,8 +13,15 @@ from torch.nn import functional as F
 
 from basnet_torch import spec
 from basnet_torch.json_values import from_plain, to_plain
-from basnet_torch.lanczos import resize_lanczos
-from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, check_size, resize_bilinear
+from basnet_torch.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Postprocess,
+    Preprocess,
+    check_size,
+    resize_bilinear,
+    resize_lanczos,
+)
 
 SIDES = st.integers(1, 70)
 
