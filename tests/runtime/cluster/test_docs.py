@@ -28,6 +28,12 @@ def lines(*starts):
     return found
 
 
+def start_settings(text):
+    """NAME=VALUE of all that is exported before a cluster is started, TLS left out."""
+    exported = " ".join(re.findall(r"^export (.*?)(?:  #.*)?$", text, re.MULTILINE)).split()
+    return {setting for setting in exported if "__COMM__" not in setting}
+
+
 def run_script(folder, text, **environment):
     """A script in a process group of its own, all of which is ended."""
     process = subprocess.Popen(
@@ -66,7 +72,7 @@ def test_start_lines_with_tls(tmp_path):
     ).stdout.strip()
     text = [
         "set -euo pipefail",
-        *lines("openssl ", "cat node.key"),
+        *lines("openssl ", "(umask"),
         *lines("export DASK_"),
         f"{scheduler} --protocol tls --host 127.0.0.1 2>/dev/null &",
         f"{worker.replace('tcp://', 'tls://')} --protocol tls --host 127.0.0.1 2>/dev/null &",
@@ -79,6 +85,7 @@ def test_start_lines_with_tls(tmp_path):
     assert code == 0, said
     assert results(tmp_path / "masks").keys() == {"a.mask.png", "b.mask.png"}
     assert "no authentication" not in said
+    assert {oct((tmp_path / name).stat().st_mode & 0o77) for name in ("ca.key", "node.key", "node.pem")} == {"0o0"}
 
 
 @pytest.mark.slow
@@ -97,6 +104,41 @@ def test_lines_of_the_slurm_script(tmp_path):
     assert "NOT RUN" in SLURM.read_text()
 
 
+@pytest.fixture
+def stand_ins(tmp_path):
+    """Write commands of a line or two that the Slurm script finds before the real ones."""
+    (tmp_path / "bin").mkdir()
+
+    def write(**commands):
+        for name, text in commands.items():
+            path = tmp_path / "bin" / name.replace("_", "-")
+            path.write_text(f"#!/bin/bash\n{text}\n")
+            path.chmod(0o755)
+        return {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path / 'bin'}:{PATH}"}
+
+    return write
+
+
+def test_slurms_warning_ends_the_driver_in_order(tmp_path, stand_ins):
+    waits = "while :; do sleep .05; done"
+    environment = stand_ins(
+        dask='echo {} >"$5"; exec sleep 60',
+        srun="exec sleep 60",
+        basnet_run=f'trap "sleep .5; echo >ended; exit 130" TERM; echo >began; {waits}',
+    )
+    script = f"bash {SLURM} a b & until [ -e began ]; do sleep .05; done; kill -TERM $!; wait $!"
+    code, told = run_script(tmp_path, script, **environment)
+    assert (code, told) == (130, "")
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_scheduler_that_ends_at_once_ends_the_job(tmp_path, stand_ins):
+    environment = stand_ins(dask="exit 1", srun="exit 0", basnet_run="exit 0")
+    code, told = run_script(tmp_path, f"bash {SLURM} a b", **environment)
+    assert code == 3
+    assert told.startswith("the scheduler ended before it wrote ")
+
+
 def test_the_pods_run_the_same_lines():
     text = (ROOT / "deploy" / "kubernetes" / "batch.yaml").read_text()
     assert "NOT RUN" in text
@@ -109,6 +151,6 @@ def test_the_pods_run_the_same_lines():
         r"basnet-run /data/photos -o /data/masks --recursive --cluster tcp://basnet-scheduler:8786", driver
     )
     settings = next(part["data"] for part in parts if part["kind"] == "ConfigMap")
-    exported = " ".join(line.split("  ")[0] for line in lines("export "))
-    assert settings
-    assert all(f" {name}={value} " in f"{exported} " for name, value in settings.items())
+    exported = start_settings(GUIDE)
+    assert {f"{name}={value}" for name, value in settings.items()} == exported
+    assert start_settings(SLURM.read_text()) == exported
