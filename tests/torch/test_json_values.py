@@ -30,7 +30,8 @@ def without(values, key):
 def check_grown(written, text):
     """What stood there stands there still; what was added has its default."""
     new, old = json.loads(written), json.loads(text)
-    assert new["preprocess"] == {**old["preprocess"], "stride": new["preprocess"]["stride"]}
+    later = {"stride": new["preprocess"]["stride"], "resample": "bilinear"}
+    assert new["preprocess"] == {**old["preprocess"], **later}
     added = {"activation": "none", "changed": False, "encoder": "resnet34", "graph_sha256": ""}
     assert new == {**old, **added, "preprocess": new["preprocess"]}
 
