@@ -207,7 +207,8 @@ class Driver:
         self.folder = folder
         self.total = len(jobs)
         self.others = deque(job for job in jobs if job.media != "picture")
-        folders = {job.target.parent for job in jobs if not url_of(job.target)}
+        parents = {os.path.dirname(job.target) for job in jobs}  # noqa: PTH120 - of a million targets
+        folders = {folder for folder in map(Path, parents) if not url_of(folder)}
         if self.others:
             jobs[:] = [job for job in jobs if job.media == "picture"]
         jobs.reverse()
