@@ -8,9 +8,10 @@ can be tried is tried: names, axes, types, and the range of the output on real p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from basnet_export.config import PICTURES, parse_size
 from basnet_export.samples import load_pictures
+from basnet_runtime.backends.base import Backend
 from basnet_runtime.manifest import (
     ADOPTED,
     METADATA_KEY,
@@ -30,8 +32,9 @@ from basnet_runtime.model import SaliencyModel
 from basnet_runtime.onnx_file.adapt import Activation
 from basnet_runtime.onnx_file.content import read_graph_content
 from basnet_runtime.onnx_file.header import OnnxHeader, read_onnx_header
+from basnet_runtime.parity import Picture, compare, tolerance_for
 from basnet_torch import __version__
-from basnet_torch.errors import ModelFileError, UsageError
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.files import atomic_write
 from basnet_torch.options import OVERWRITE, argument, check, option
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, Resample, Scale, TensorSpec
@@ -158,7 +161,11 @@ def adopt(config: AdoptConfig, progress: Callable[[str], None] = lambda _: None)
         raise UsageError(f"{target} exists already; --overwrite replaces it")
     manifest = _manifest(config, header)
     progress(f"trying it on {_TRIED} pictures, {manifest.precision}, {manifest.input} to {manifest.output}")
-    _try(config, manifest)
+    pictures = load_pictures(config.pictures)[:_TRIED]
+    _try(path, manifest, pictures)
+    if find_spec("openvino") and (reason := _differs_in_openvino(path, manifest, pictures)):
+        manifest = replace(manifest, refused={"openvino": reason})
+        progress(f"not for OpenVINO: {reason}")
     with atomic_write(target, overwrite=config.overwrite) as beside:
         beside.write_text(manifest.to_json() + "\n", encoding="utf-8")
     others = [tensor.name for tensor in header.outputs if tensor.name != manifest.output.name]
@@ -265,7 +272,7 @@ def _size(config: AdoptConfig, taken: TensorSpec, recipe: Recipe) -> tuple[int, 
     return height or recipe.size[0], width or recipe.size[1]
 
 
-def _try(config: AdoptConfig, manifest: Manifest) -> None:
+def _try(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:
     """Run it on pictures, and refuse what is no mask in 0..1.
 
     Raises:
@@ -273,14 +280,7 @@ def _try(config: AdoptConfig, manifest: Manifest) -> None:
     """
     from basnet_runtime.backends.onnxruntime import open_onnxruntime
 
-    path = config.model
-    raw = replace(manifest, activation="none")
-    pictures = load_pictures(config.pictures)[:_TRIED]
-    digest, adaptation = manifest.onnx_sha256, adaptation_for(path, raw)
-    with (
-        open_onnxruntime(path, stored=manifest.precision, digest=digest, adaptation=adaptation, keep=False) as backend,
-        SaliencyModel(backend, manifest.preprocess, manifest.postprocess, path.name) as model,
-    ):
+    with _opened(open_onnxruntime, path, replace(manifest, activation="none")) as model:
         maps = [model.infer([model.prepare(picture.image_HWC)]) for picture in pictures]
     for found in maps:
         _check_map(path, manifest.output, found.shape)
@@ -300,3 +300,33 @@ def _try(config: AdoptConfig, manifest: Manifest) -> None:
             f"{path}: output {manifest.output.name} spans {low:.3g} to {high:.3g}, which is 0..1 already. "
             "Give --activation none"
         )
+
+
+def _opened(open_backend: Callable[..., Backend], path: Path, manifest: Manifest) -> SaliencyModel:
+    """The network in a backend, before there is a manifest beside it."""
+    digest, adaptation = manifest.onnx_sha256, adaptation_for(path, manifest)
+    backend = open_backend(path, stored=manifest.precision, digest=digest, adaptation=adaptation, keep=False)
+    return SaliencyModel(backend, manifest.preprocess, manifest.postprocess, path.name)
+
+
+def _differs_in_openvino(path: Path, manifest: Manifest, pictures: Sequence[Picture]) -> str:
+    """Why OpenVINO must not run the file; empty where it may, or where this CPU cannot tell.
+
+    Its reader leaves some attributes of operators out without a word, and only the masks show it.
+    """
+    from basnet_runtime.backends.onnxruntime import open_onnxruntime
+    from basnet_runtime.backends.openvino import open_openvino
+
+    # FP16's limits, for FP32 too: a wrong operator moves masks by more, the order of sums by less.
+    limits = tolerance_for("fp16" if manifest.precision == "fp32" else manifest.precision)
+    try:
+        with (
+            _opened(open_onnxruntime, path, manifest) as reference,
+            _opened(open_openvino, path, manifest) as candidate,
+        ):
+            exceeded = compare(reference, candidate, pictures, limits).exceeded
+    except BackendUnavailable:
+        return ""
+    except (ModelFileError, RuntimeError) as error:  # the latter when it computes shapes that do not fit
+        return f"OpenVINO does not run it ({str(error).splitlines()[0]})"
+    return f"its masks differ from ONNX Runtime's ({exceeded[0]})" if exceeded else ""

@@ -121,6 +121,7 @@ def _adopted(path: Path, manifest: Manifest, facts: dict[str, Any]) -> _Describe
         "finish": finish + recipe["finish"],
         "not known": "whose weights, trained on what, license, accuracy",
         "parity": _verdict(manifest),
+        **{f"not for {name}": reason for name, reason in manifest.refused.items()},
         "created": f"manifest {manifest.created}",
     }
     feed = f"run: basnet-run --model {path} PICTURE; measure: basnet-bench accuracy {path} DATASET"

@@ -77,11 +77,12 @@ class Manifest:
         activation: What the runtime computes of the output; of an adopted file, whose graph is never changed.
         graph_sha256: Digest of what the graph computes, see `onnx_file.content`; empty in older files.
         changed: Whether another tool changed the graph after its export, so that its types and tensors were read anew.
+        refused: Backends that read an adopted file but give other masks, with the measured difference.
     """
 
     MAY_LACK: ClassVar = (  # older files
         *("engine", "arch", "encoder", "quantization", "keep_fp32"),
-        *("activation", "graph_sha256", "changed"),
+        *("activation", "graph_sha256", "changed", "refused"),
     )
     kind: Kind
     graph: Graph
@@ -108,6 +109,7 @@ class Manifest:
     activation: Activation = "none"
     graph_sha256: str = ""
     changed: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def __post_init__(self) -> None:

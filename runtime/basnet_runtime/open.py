@@ -133,6 +133,10 @@ def _open_onnx(
             f"{path.name} with precision fp16: OpenVINO computes fp16 files in fp32 on the CPU; "
             "leave --precision out to allow that, or run it with --backend onnxruntime --device cuda"
         )
+    for name in {backend, device.kind} & set(manifest.refused):
+        raise UsageError(
+            f"{path.name} in {name}: {manifest.refused[name]}. Run it in ONNX Runtime: leave --backend and --device out"
+        )
     engine = _engine(path, header, manifest, backend, device, threads, precision or manifest.precision)
     return SaliencyModel(engine, manifest.preprocess, manifest.postprocess, path.name)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from basnet_export.adopt import PRESETS
@@ -18,7 +19,7 @@ from basnet_runtime.media.image.pictures import read_picture, write_picture
 from basnet_runtime.onnx_file.adapt import adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
 from basnet_runtime.open import open_model
-from basnet_torch.errors import BackendUnavailable, ModelFileError
+from basnet_torch.errors import BackendUnavailable, ModelFileError, UsageError
 from basnet_torch.spec import Preprocess
 from tests.foreign import expected_map, foreign_network
 from tests.models import disc_folder, discs, needs_openvino_plugin
@@ -286,6 +287,45 @@ def test_basnet_run_makes_a_video(batch, tmp_path, monkeypatch, write_video):
     clip = write_video(tmp_path / "clip.mp4", [picture.image_HWC for picture in discs()])
     basnet_run(monkeypatch, clip, "-o", tmp_path / "out", "--model", path, "--batch", batch)
     assert len(list((tmp_path / "out").glob("clip*.mp4"))) == 1
+
+
+def shrinking_with(path, **attributes):
+    """The network, its pooling replaced by a Resize to half, of which OpenVINO reads some attributes only."""
+    graph = onnx.load(foreign_network(path, opset=19))
+    (pool,) = (node for node in graph.graph.node if node.op_type == "AveragePool")
+    half = numpy_helper.from_array(np.array([1, 1, 0.5, 0.5], np.float32), "half")
+    graph.graph.initializer.append(half)
+    pool.CopyFrom(
+        helper.make_node("Resize", [pool.input[0], "", "half"], pool.output, name=pool.name, mode="cubic", **attributes)
+    )
+    onnx.save(graph, path)
+    return path
+
+
+def test_what_openvino_computes_otherwise_is_not_for_it(tmp_path):
+    """Its reader leaves the attribute antialias out: no error, other masks."""
+    path = shrinking_with(tmp_path / "net.onnx", antialias=1)
+    done = adopt(path, *RECIPE)
+    assert (done.exit_code, "not for OpenVINO: its masks differ" in done.stderr) == (0, True)
+    assert "mean_abs" in read_manifest(path).refused["openvino"]
+    assert "not for openvino" in CliRunner().invoke(app, ["inspect", str(path)]).stdout
+    with pytest.raises(UsageError, match=r"net.onnx in openvino: its masks differ .* leave --backend"):
+        open_model(path, backend="openvino")
+    with open_model(path) as model:
+        assert model.backend.name == "onnxruntime"
+
+
+def test_what_openvino_cannot_read_is_not_for_it(tmp_path):
+    path = shrinking_with(tmp_path / "net.onnx", coordinate_transformation_mode="half_pixel_symmetric")
+    assert adopt(path, *RECIPE).exit_code == 0
+    assert "OpenVINO does not run it" in read_manifest(path).refused["openvino"]
+
+
+def test_what_openvino_computes_alike_is_for_it(tmp_path):
+    path = shrinking_with(tmp_path / "net.onnx")
+    assert adopt(path, *RECIPE).exit_code == 0
+    assert read_manifest(path).refused == {}
+    open_model(path, backend="openvino").close()
 
 
 @needs_openvino_plugin
