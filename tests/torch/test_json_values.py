@@ -32,7 +32,7 @@ def check_grown(written, text):
     new, old = json.loads(written), json.loads(text)
     later = {"stride": new["preprocess"]["stride"], "resample": "bilinear"}
     assert new["preprocess"] == {**old["preprocess"], **later}
-    added = {"activation": "none", "changed": False, "encoder": "resnet34", "graph_sha256": ""}
+    added = {"activation": "none", "changed": False, "encoder": "resnet34", "graph_sha256": "", "refused": {}}
     assert new == {**old, **added, "preprocess": new["preprocess"]}
 
 
