@@ -63,8 +63,8 @@ def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest
     """Parse a graph into a strongly typed network.
 
     Raises:
-        EngineBuildError: The parser refuses a node, which is named, or changes what is quantized, or the network is not
-            what the manifest says.
+        EngineBuildError: The parser refuses a node, which is named, changes what is quantized or pooled, or the
+            network is not what the manifest says.
     """
     trt = library.trt
     library.messages.clear()
@@ -79,6 +79,7 @@ def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest
             f"{library} would quantize over other ranges than the graph: {changed[0]} Export the model again with "
             "--precision int8 --target tensorrt"
         )
+    _refuse_windows_behind_the_map(library, network)
     for wanted, tensor in ((manifest.input, network.get_input(0)), (manifest.output, network.get_output(0))):
         found = tuple(axis if axis >= 0 else None for axis in tensor.shape)
         # A free axis of the output may be one that the parser computes from the input's.
@@ -86,6 +87,24 @@ def parse_onnx(library: TensorRT, builder: Any, graph: bytes, manifest: Manifest
         if (network.num_inputs, network.num_outputs, tensor.name, fits) != (1, 1, wanted.name, True):
             raise EngineBuildError(f"{library} read {tensor.name} {found} where the manifest says {wanted}")
     return ParsedNetwork(network=network, parser=parser, warnings=warnings)
+
+
+def _refuse_windows_behind_the_map(library: TensorRT, network: Any) -> None:
+    """Refuse what the parser makes of pooling with ceil_mode: one window too many where it begins behind the map."""
+    trt = library.trt
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type != trt.LayerType.POOLING:
+            continue
+        layer.__class__ = trt.IPoolingLayer  # the bindings give every layer its base class
+        taken, given = tuple(layer.get_input(0).shape), tuple(layer.get_output(0).shape)
+        spatial = len(layer.stride_nd)
+        axes = zip(taken[-spatial:], given[-spatial:], layer.stride_nd, layer.pre_padding, strict=True)
+        if any(size > 0 and (windows - 1) * step >= size + pad for size, windows, step, pad in axes):
+            raise EngineBuildError(
+                f"{library} pools {taken} to {given} in node {layer.name}: the last window begins behind the map, and "
+                "ceil_mode of ONNX leaves it out. Export the network again without ceil_mode"
+            )
 
 
 def _errors(parser: Any) -> str:

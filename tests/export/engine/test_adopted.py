@@ -1,13 +1,18 @@
 """Plans of other projects' networks, built by the real library without a GPU."""
 
+from importlib.util import find_spec
+
+import onnx
 import pytest
+from onnx import helper
 from typer.testing import CliRunner
 
 from basnet_export.cli import app
 from basnet_export.engine.build import build_engine
 from basnet_export.engine.config import BuildConfig
 from basnet_runtime.backends.tensorrt.preflight import read_plan_manifest
-from basnet_runtime.manifest import sha256_of
+from basnet_runtime.manifest import read_manifest, sha256_of
+from basnet_torch.errors import EngineBuildError
 from tests.foreign import foreign_network
 from tests.models import disc_folder
 
@@ -47,3 +52,29 @@ def test_a_plan_of_an_adopted_network(form, precision, largest, tmp_path):
     assert (manifest.precision, facts.typed_flops, manifest.onnx_sha256) == (precision, 1.0, sha256_of(net))
     told = CliRunner().invoke(app, ["inspect", str(plan)]).stdout
     assert "adopted, not BASNet" in told
+
+
+@pytest.mark.parametrize("opset", [19, 22])
+def test_a_window_behind_the_map_refuses_the_build(opset, tmp_path):
+    """The parser, as OpenVINO's reader, adds a window of MaxPool that ONNX leaves out."""
+    net = foreign_network(tmp_path / "net.onnx", opset=opset)
+    graph = onnx.load(net)
+    (pool,) = (node for node in graph.graph.node if node.op_type == "AveragePool")
+    kernel = {"kernel_shape": [1, 1], "strides": [2, 2], "ceil_mode": 1}
+    pool.CopyFrom(helper.make_node("MaxPool", pool.input, pool.output, name="pool", **kernel))
+    onnx.save(graph, net)
+    options = ["--mean", "0.5", "--std", "0.3", "--pictures", disc_folder()]
+    result = CliRunner().invoke(app, ["adopt", *map(str, (net, *options))])
+    assert result.exit_code == 0, result.stderr
+    with pytest.raises(EngineBuildError, match=r"to \(1, 2, 25, 41\) in node pool: the last window begins") as caught:
+        build_engine(BuildConfig(model=net, output=tmp_path / "net.plan", flavor="rtx"))
+    assert "\n" not in str(caught.value)
+    if find_spec("openvino"):
+        assert "openvino" in read_manifest(net).refused
+    kernel |= {"kernel_shape": [2, 2]}  # all windows begin inside
+    pool.CopyFrom(helper.make_node("MaxPool", pool.input, pool.output, name="pool", **kernel))
+    onnx.save(graph, net)
+    assert CliRunner().invoke(app, ["adopt", *map(str, (net, *options, "--overwrite"))]).exit_code == 0
+    build_engine(BuildConfig(model=net, output=tmp_path / "net.plan", flavor="rtx"))
+    if find_spec("openvino"):
+        assert read_manifest(net).refused == {}
