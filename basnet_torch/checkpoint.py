@@ -1,4 +1,4 @@
-"""Checkpoints in and out: ours, the authors' `basnet.pth` in all the forms it is found in, and safetensors.
+"""Checkpoint files: ours, the authors' `basnet.pth` in any form, safetensors.
 
 Nothing pickled is ever executed: `.pth` files are read with `weights_only=True`, so a file that holds code is refused.
 """
@@ -93,7 +93,9 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and fully check a `.pth`, `.pt` or `.safetensors` file; its tensors are known to fit `checkpoint.build()`.
+    """Read and check a `.pth`, `.pt` or `.safetensors` file.
+
+    Its tensors are known to fit `checkpoint.build()`.
 
     Raises:
         CheckpointError: Naming what was found and what to do.
@@ -134,7 +136,10 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> SaliencyNetwork:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write `.pth` or `.safetensors` by the path's suffix, whole or not at all; `dtype` is how floats are stored."""
+    """Write `.pth` or `.safetensors`, by the path's suffix, in one atomic step.
+
+    `dtype` is the type that floats are stored in.
+    """
     state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype) for k, v in checkpoint.state.items()}
     _refuse_not_finite(path, state)
     content = {
@@ -159,7 +164,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = 
 
 
 def save_authors_checkpoint(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write our weights as a plain state dict under the authors' names, for their code."""
+    """Write our weights as a plain state dict under the authors' names."""
     renamed = authors_from_ours({k: v.detach().cpu() for k, v in state.items()})
     with atomic_write(path, overwrite=True) as beside:
         torch.save(renamed, beside)
@@ -332,7 +337,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def tensors_from_file(path: Path, first_layers: Sequence[str]) -> Mapping[str, Tensor]:
-    """The tensors of any network's file, out of the wrappers and prefixes that other tools leave.
+    """Read the tensors of any network's file, without other tools' prefixes.
 
     Args:
         path: A checkpoint file.

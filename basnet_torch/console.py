@@ -1,4 +1,4 @@
-"""Terminal output of the commands: plain lines, the rich console and the progress bar, all on stderr."""
+"""Terminal output of the commands: plain lines, the progress bar, all on stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 @lru_cache(maxsize=1)
 def stderr_console() -> Console:
-    """The rich console for progress and tables, on stderr so that stdout stays machine-readable."""
+    """Return the rich console of stderr, so that stdout stays machine-readable."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Where a network runs: the value that `--device` is read into, once for all commands.
+"""The device a network runs on: the parsed value of `--device`, for all commands.
 
 Device.parse("rtx:1").for_torch()  # "cuda:1"
 """

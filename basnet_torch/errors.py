@@ -61,7 +61,7 @@ BadKind = Literal["unequal", "unreadable", "ignored", "unexpected"]
 
 
 class BasnetError(Exception):
-    """Something a user can mend; commands print the message alone, without a traceback."""
+    """An error that the user can fix; commands print its message without a traceback."""
 
     exit_code = 1
 
@@ -81,7 +81,7 @@ class DataError(BasnetError, ValueError):
 
 
 class BadPairError(DataError):
-    """One pair of a data set cannot be used; `kind` is what a data report counts it under."""
+    """A pair of a data set cannot be used; `kind` is its heading in the data report."""
 
     def __init__(self, message: str, *, kind: BadKind = "unreadable") -> None:
         super().__init__(message)
@@ -89,7 +89,10 @@ class BadPairError(DataError):
 
 
 class MaskValuesError(DataError):
-    """The masks of a data set hold other values than the run reads; skipping pairs does not fix it."""
+    """The masks of a data set hold other values than the run reads.
+
+    Skipping pairs does not fix it.
+    """
 
 
 class TrainingError(BasnetError, ArithmeticError):
@@ -101,7 +104,10 @@ class ExportError(BasnetError, RuntimeError):
 
 
 class EngineBuildError(ExportError):
-    """TensorRT cannot parse the graph or build its engine, or the engine is not what its name says."""
+    """TensorRT cannot parse the graph or build its engine.
+
+    Or the engine differs from what its name says.
+    """
 
 
 class ModelFileError(BasnetError, ValueError):
@@ -129,7 +135,7 @@ class ParityError(BasnetError, AssertionError):
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Around a command: a `BasnetError` becomes one line and its exit code, Ctrl-C becomes 130.
+    """Turn a `BasnetError` into one line and its exit code, and Ctrl-C into 130.
 
     So does what the system says of a file that may not be touched, has too long a name or no room. Anything else is a
     defect of this program and keeps its traceback.

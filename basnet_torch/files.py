@@ -1,4 +1,7 @@
-"""Atomic file writes: into a temporary file beside the target, which is then renamed; an input is never touched."""
+"""Atomic file writes: into a temporary file beside the target, then renamed.
+
+An input is never overwritten.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 
 @cache
 def host_token(boot: Path = _BOOT) -> str:
-    """Eight hex digits that two hosts do not share: process ids alone repeat, most of all in containers."""
+    """Return eight hex digits that identify the host.
+
+    Process ids alone repeat between hosts, most of all in containers.
+    """
     import hashlib  # OpenSSL, which a start that writes nothing need not load
 
     try:
@@ -50,7 +56,7 @@ def host_token(boot: Path = _BOOT) -> str:
 
 
 class Closing:
-    """Mixin of what holds files, devices or memory: `with` calls `close` at the end of the block."""
+    """Mixin for owners of files, devices or memory: leaving a `with` calls `close`."""
 
     def close(self) -> None:
         """Release what is held."""
@@ -64,7 +70,10 @@ class Closing:
 
 
 class PendingFile:
-    """A file under a temporary name in its final folder, until `commit` gives it its own or `discard` removes it."""
+    """A file under a temporary name in its final folder.
+
+    `commit` renames it to its target, `discard` removes it.
+    """
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         """Create the folder and an empty temporary file.
@@ -117,7 +126,7 @@ class PendingFile:
 
 @contextmanager
 def atomic_write(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary path to write to; it becomes `target` when the block ends well and vanishes when it does not.
+    """Yield a temporary path; rename it to `target` on success, remove it on failure.
 
     Raises:
         MediaError: It cannot be written, for example because the disk is full.
@@ -150,13 +159,15 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def file_identity(path: Path) -> list[str | int]:
-    """Absolute path, size and modification time: plain values that change when a file does."""
+    """Return absolute path, size and modification time, to notice a changed file."""
     stat = path.stat()
     return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
 
 
 def try_lock(file: IO[Any] | int, *, shared: bool = False) -> bool:
-    """Lock an open file until it is closed, alone or `shared`; False on a file system without locks.
+    """Lock an open file until it is closed, exclusively or `shared`.
+
+    Returns False on a file system without locks.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -171,7 +182,7 @@ def try_lock(file: IO[Any] | int, *, shared: bool = False) -> bool:
 
 
 def remove_partials(folders: Iterable[Path], runs: Iterable[str], *, own: bool = False) -> None:
-    """Remove what runs that were killed, named by their `RUN`, left half written in these folders.
+    """Remove partial files of killed runs, named by their `RUN`, in these folders.
 
     `own`: also what carries this process's `RUN`, for a driver whose workers have it and have ended.
     """
@@ -187,7 +198,7 @@ def remove_partials(folders: Iterable[Path], runs: Iterable[str], *, own: bool =
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a new folder for temporary files; what killed processes left is removed first.
+    """Yield a new folder for temporary files; remove those of killed processes first.
 
     It is locked while it is in use, by the open folder itself: a lock ends with its process, however that ends.
     """
@@ -229,7 +240,9 @@ def _remove_tree(folder: Path) -> None:
 
 
 def fitting_name(stem: str, ending: str) -> str:
-    """`stem` + `ending`, the stem cut where a file system would refuse the name, and kept apart by its hash.
+    """Return `stem` + `ending`, shortened to what file systems accept.
+
+    A hash keeps shortened names apart.
 
     >>> fitting_name("photo", ".mask.png")
     'photo.mask.png'

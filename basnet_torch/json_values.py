@@ -1,4 +1,4 @@
-"""JSON values of dataclasses: msgspec reads them, and one line names the key that does not fit.
+"""JSON values of dataclasses, read by msgspec; errors name the key.
 
     config = from_plain(json.loads(text), TrainConfig)
     text = json.dumps(to_plain(config))
@@ -45,7 +45,7 @@ def to_plain(value: Any, where: str = "") -> Any:
 
 
 def from_plain(values: Any, kind: type[Value]) -> Value:
-    """Convert JSON values to a dataclass, or a tuple of them; the inverse of `to_plain`.
+    """Convert JSON values to a dataclass or a tuple of them; inverts `to_plain`.
 
     Raises:
         ValueError: A key is unknown or missing, or a value is of another type or not allowed.
@@ -68,7 +68,7 @@ def from_plain(values: Any, kind: type[Value]) -> Value:
 
 
 def keys(texts: str, numbers: str = "", counts: str = "", **others: Any) -> Any:
-    """Make the type of a JSON object from the names of its keys; keys that are not named may stand beside them.
+    """Create the type of a JSON object from its keys' names; other keys are allowed.
 
     Args:
         texts: Keys of texts, with spaces between.

@@ -33,7 +33,10 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curves:
-    """Means over pictures at each threshold 0..255, and the F of these means; arrays of 256 values in 0..1."""
+    """Means over pictures at each threshold 0..255, and the F-measure of these means.
+
+    Arrays of 256 values in 0..1.
+    """
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -59,7 +62,9 @@ class AccuracyMeter:
     def add(
         self, mask_HW: NDArray[np.float32], truth_HW: NDArray[np.float32], ignored_HW: NDArray[np.bool_] | None = None
     ) -> None:
-        """Count one picture: `mask_HW` in 0..1 and `truth_HW` in 0..1, foreground above 0.5; not where it is ignored.
+        """Count one picture: `mask_HW` and `truth_HW` in 0..1, foreground above 0.5.
+
+        Ignored pixels do not count.
 
         Raises:
             ValueError: When the two differ in size or the mask holds a value that is not finite.
@@ -99,7 +104,7 @@ class AccuracyMeter:
 
 
 def counted(values_HW: NDArray[Any], ignored_HW: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """The values that no `ignored_HW` leaves out, in one row; all of them H,W where nothing is."""
+    """Return the values outside `ignored_HW` in one row; all, H,W, where none is."""
     return values_HW if ignored_HW is None else values_HW[None, ~ignored_HW]
 
 
@@ -115,7 +120,9 @@ def absolute_error(
 
 
 def f_of(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F-measure with beta^2 = 0.3 (Achanta et al. 2009, equation 6); 0 where precision and recall both are.
+    """Return the F-measure, beta^2 = 0.3 (Achanta et al. 2009, equation 6).
+
+    It is 0 where precision and recall both are.
 
     >>> f_of(np.array([1.0, 0.0]), np.array([0.5, 0.0])).round(4)
     array([0.8125, 0.    ])
@@ -138,7 +145,9 @@ def _curves(mask_HW: NDArray[np.float32], truth_HW: NDArray[np.bool_]) -> tuple[
 
 
 def boundary_iou(first_HW: Bool, second_HW: Bool) -> float:
-    """IoU of the two masks' inner boundaries, 2 % of the diagonal wide (Cheng et al. 2021); 1 when neither has one.
+    """Return the boundary IoU of two masks (Cheng et al. 2021).
+
+    Boundaries are 2 % of the diagonal wide; 1 when neither mask has one.
 
     >>> square = np.zeros((50, 50), bool)
     >>> square[10:40, 10:40] = True

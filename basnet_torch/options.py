@@ -1,4 +1,4 @@
-"""Options of commands: the field of a configuration dataclass holds an option's help, flags and check.
+"""Options of commands: a dataclass field holds an option's help, flags and check.
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
@@ -98,7 +98,7 @@ OVERWRITE = option("Replace an existing file.", "--overwrite")
 
 
 def takes(*configs: type[Any]) -> Callable[[Command], Command]:
-    """Decorate a command that takes the options of these classes as keyword arguments."""
+    """Decorate a command to take the options of these classes as keyword arguments."""
 
     def decorate(command: Command) -> Command:
         parameters = [one.parameter() for config in configs for one in options_of(config)]
@@ -143,7 +143,7 @@ def build(config: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def check(config: Any) -> None:
-    """Refuse values that the fields' metadata or their Literal types do not allow; None is allowed everywhere.
+    """Refuse values outside the fields' metadata or Literal types; None is allowed.
 
     Raises:
         UsageError: The first of them, by name, with its rule.

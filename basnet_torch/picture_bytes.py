@@ -1,4 +1,4 @@
-"""What a picture's bytes say that OpenCV does not: a palette's numbers, damage, and which format it does not read."""
+"""Facts of encoded pictures that OpenCV lacks: palettes, damage, unread formats."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NOT_READ: Final = {
 
 
 def unread_format(data: bytes) -> str:
-    """What a file is that OpenCV does not decode; empty where it does, or where it is nothing known."""
+    """Name a format that OpenCV does not decode; empty where it does, or unknown."""
     tags = _tiff_tags(data)
     if tags is not None:
         number = tags[1].get(_COMPRESSION, (0, 1))[1]
@@ -72,7 +72,10 @@ def unread_format(data: bytes) -> str:
 
 
 def is_damaged_tiff(data: bytes) -> bool:
-    """Whether it is a TIFF with blocks that cannot be decoded; libvips refuses them where OpenCV gives black."""
+    """Tell whether it is a TIFF with blocks that cannot be decoded.
+
+    libvips refuses them where OpenCV gives black.
+    """
     if data[:4] not in _TIFF:
         return False
     logging.getLogger("pyvips").addHandler(logging.NullHandler())  # else its warnings reach stderr
@@ -90,7 +93,7 @@ def is_damaged_tiff(data: bytes) -> bool:
 
 
 def palette_as_gray(data: bytes) -> tuple[bytes, int] | None:
-    """A PNG or TIFF with a palette, declared gray, and its bits a pixel; None of any other file."""
+    """Return a palette PNG or TIFF declared gray, and its bits a pixel; else None."""
     return _gray_png(data) if data.startswith(_PNG) else _gray_tiff(data)
 
 

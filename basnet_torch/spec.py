@@ -66,7 +66,9 @@ def check_size(height: int, width: int, stride: int = STRIDE) -> None:
 
 
 def resize_bilinear(image: NDArray[Any], height: int, width: int) -> Float32:
-    """Resize H,W or H,W,C to `height`,`width` as float32: bilinear, half-pixel centers, no anti-aliasing.
+    """Resize H,W or H,W,C to `height`,`width`, bilinear, as float32.
+
+    Half-pixel centers, no anti-aliasing.
 
     The same resampling as torch's `interpolate(align_corners=False)` and ONNX `Resize` (linear, half_pixel), in float32
     because OpenCV rounds to uint8 when it is given uint8. Above 16 megapixels only the rows and columns that are needed
@@ -183,7 +185,7 @@ def _blocks(source: int, target: int) -> tuple[_Block, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """Picture to network input: resize to a square-ish size, scale to 0..1, normalize.
+    """Preprocessing of a picture: resize to a fixed size, scale to 0..1, normalize.
 
     Attributes:
         height: Network input height in pixels, a multiple of `stride`.
@@ -216,7 +218,7 @@ class Preprocess:
             raise ValueError(f"mean {self.mean} and std {self.std} must be three values each, std above 0")
 
     def apply(self, image_HWC: UInt8) -> Float32:
-        """Prepare one uint8 RGB picture H,W,3 of any size; returns float32 3,height,width.
+        """Preprocess a uint8 RGB picture H,W,3; returns float32 3,height,width.
 
         >>> Preprocess(height=32, width=32).apply(np.zeros((5, 9, 3), np.uint8)).shape
         (3, 32, 32)
@@ -233,7 +235,10 @@ class Preprocess:
         return out_CHW
 
     def divisor(self, resized_HWC: Float32) -> float:
-        """What the resized picture 0..255 is divided by: 255, or its own largest value (1 for a black picture)."""
+        """Return what the resized picture 0..255 is divided by.
+
+        255, or its own largest value (1 for a black picture).
+        """
         return 255.0 if self.scale == "255" else max(float(resized_HWC.max()), 1.0)
 
     def affine(self, divisor: float = 255.0) -> tuple[Float32, Float32]:
@@ -270,11 +275,11 @@ class Postprocess:
     empty_below: float = 0.1
 
     def apply(self, mask_HW: Float32, height: int, width: int) -> Float32:
-        """Finish one map h,w in 0..1 for a picture of `height` x `width`; returns float32 height,width in 0..1."""
+        """Postprocess a map h,w in 0..1; returns float32 height,width in 0..1."""
         return resize_bilinear(self.stretched(mask_HW), height, width)
 
     def stretched(self, mask_HW: Float32) -> Float32:
-        """The map itself, or stretched to 0..1 where that is asked and there is something in it.
+        """Return the map, stretched to 0..1 where that is asked and it is not flat.
 
         >>> Postprocess(stretch=True).stretched(np.full((2, 2), 0.02, np.float32)).max() < 0.1
         np.True_

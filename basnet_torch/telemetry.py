@@ -1,4 +1,4 @@
-"""Keeps ONNX Runtime and OpenVINO from reporting to their makers; imported with the package, before either of them.
+"""Telemetry of ONNX Runtime and OpenVINO, switched off before either is imported.
 
 with without_openvino_telemetry():
     import openvino
@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 @contextmanager
 def without_openvino_telemetry() -> Iterator[None]:
-    """Import OpenVINO without the package that sends for it, which no variable silences.
+    """Import OpenVINO without its telemetry package, which no variable silences.
 
     OpenVINO takes its own stand-in where that package cannot be imported. A program that has imported the package
     itself keeps it.

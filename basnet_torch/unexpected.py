@@ -1,4 +1,4 @@
-"""Defects that one input brings to light: one line for the user, the traceback in a log file.
+"""Unexpected errors of one input: one line on stderr, the traceback in a log.
 
     try:
         make(path)

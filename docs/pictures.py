@@ -46,7 +46,7 @@ def _demo_row(path: Path, model: Predictor) -> UInt8:
 
 
 def examples(model: Predictor) -> UInt8:
-    """Four rows of two photographs, each beside its object on white; the last two rows are unlike training data."""
+    """Draw four rows of photographs and cut-outs; two are unlike training data."""
     rows = (EVERYDAY[:2], EVERYDAY[2:], HARD[:2], HARD[2:])
     return np.concatenate([_examples_row(names, model) for names in rows])
 

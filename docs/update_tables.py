@@ -1,4 +1,4 @@
-"""Renew every figure and picture of the documents from benchmarks/reports and the built-in model.
+"""Update the documents' figures from benchmarks/reports and the built-in model.
 
     python docs/update_tables.py
 
@@ -109,7 +109,10 @@ def _machine(result: Values) -> str:
 
 
 def backends() -> str:
-    """README's matrix: what ran where, and what proved it; rows of the CPU's libraries follow the parity reports."""
+    """Return README's matrix: what ran where, and what proved it.
+
+    Rows of the CPU's libraries follow the parity reports.
+    """
     dev, wide = report("parity-dev"), report("parity-wide")
     own = next(row for row in wide["candidates"] if (row["model"], row["precision"]) == ("w64-int8-ort.onnx", "int8"))
     provider = next(

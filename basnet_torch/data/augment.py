@@ -1,4 +1,4 @@
-"""Strong augmentation of whole batches in torch, on the device that holds the pictures: picture and mask together.
+"""Strong augmentation of batches of pictures and masks in torch, on their device.
 
 What is done to a picture is drawn from its own generator, so that it depends on nothing but the seed and the step:
 
@@ -67,7 +67,10 @@ class Chances:
     def drawn(
         cls, rngs: Sequence[np.random.Generator], *, jitter: tuple[float, float], stretch: float, flip: float
     ) -> Chances:
-        """One draw for each generator; always the same number of draws, in the order of the fields."""
+        """Draw once for each generator, always the same number of draws.
+
+        The order is that of the fields.
+        """
         rows = [_drawn(rng, jitter, stretch, flip) for rng in rngs]
         columns = torch.tensor(np.asarray(rows, np.float32)).unbind(1)
         return cls(**dict(zip((f.name for f in fields(cls)), columns, strict=True)))
@@ -90,7 +93,9 @@ def _drawn(rng: np.random.Generator, jitter: tuple[float, float], stretch: float
 def augmented(
     images_NSSC: Tensor, masks_NSS: Tensor, size: int, chances: Chances, *, largest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Window, flip, color, blur and JPEG: float N,3,size,size and N,1,size,size, both in 0..255.
+    """Apply window, flip, color, blur and JPEG.
+
+    Returns float N,3,size,size and N,1,size,size, both in 0..255.
 
     Masks N,S,S,2 with what is left out of them give N,2,size,size.
     """
@@ -103,7 +108,9 @@ def augmented(
 def windows(
     images_NSSC: Tensor, masks_NSS: Tensor, size: int, chances: Chances, *, largest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The windows of N pictures and masks at `size`, averaged where they shrink; outside is gray, and no object.
+    """Cut windows of N pictures and masks, resized to `size`.
+
+    They are averaged where they shrink; outside is gray, and no object.
 
     `largest` is the largest window that can be drawn, as a share: how finely is sampled must not depend on the batch.
     """
@@ -132,7 +139,7 @@ def _grid(chances: Chances, size: int) -> Tensor:
 
 
 def colored(images_N3SS: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Each picture's brightness, contrast and saturation changed by its factors, clipped to 0..255."""
+    """Change each picture's brightness, contrast and saturation; clip to 0..255."""
     weights = torch.tensor(_RGB_TO_YCC[0], device=images_N3SS.device).view(1, 3, 1, 1)
     x = images_N3SS * _each(brightness)
     mean = (x * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
@@ -142,7 +149,10 @@ def colored(images_N3SS: Tensor, brightness: Tensor, contrast: Tensor, saturatio
 
 
 def blurred(images_N3SS: Tensor, sigma: Tensor) -> Tensor:
-    """Each picture under a Gaussian of its own sigma (0 leaves it as it is), the edge repeated outwards."""
+    """Blur each picture with a Gaussian of its own sigma; 0 leaves it unchanged.
+
+    The edge is repeated outwards.
+    """
     side = images_N3SS.shape[-1]
     distance = (torch.arange(side, device=sigma.device)[:, None] - torch.arange(side, device=sigma.device)).abs()
     width = sigma.clamp(min=1e-3)[:, None, None]
@@ -152,7 +162,9 @@ def blurred(images_N3SS: Tensor, sigma: Tensor) -> Tensor:
 
 
 def jpeg(images_N3SS: Tensor, quality: Tensor) -> Tensor:
-    """What a baseline JPEG of each picture's own quality leaves of it, chrominance at full size; 0 leaves it alone.
+    """Simulate a baseline JPEG of each picture's own quality; 0 leaves it unchanged.
+
+    Chrominance has full size.
 
     The eight-by-eight cosine transform, the standard's tables scaled as libjpeg does, and rounding.
     """

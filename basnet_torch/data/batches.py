@@ -1,4 +1,4 @@
-"""Training batches that depend on nothing but the seed and the step, so that a resumed run sees the same pictures.
+"""Training batches by seed and step: a resumed run sees the same pictures.
 
 Legend: N pictures, S side length in pixels, C channels, H height, W width.
 """
@@ -50,7 +50,7 @@ class Augment:
             raise ValueError(f"stretch is {self.stretch}; it must be at least 1")
 
     def __call__(self, image_SSC: UInt8, mask_SS: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """One crop: uint8 size,size,3 and uint8 size,size, or size,size,2 of a mask with what is left out."""
+        """Crop to uint8 size,size,3 and uint8 size,size (,2 with ignored pixels)."""
         side = image_SSC.shape[0]
         height, width = self._crop_sides(side, rng)
         top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
@@ -92,7 +92,7 @@ class StrongAugment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorsCrop:
-    """The authors' augmentation: a random square of `size` from each picture of the set and of its mirror images.
+    """The authors' augmentation: a random square of each picture and its mirror.
 
     Attributes:
         size: Side of the crop, pixels.
@@ -101,12 +101,12 @@ class AuthorsCrop:
     size: int
 
     def __call__(self, image_SSC: UInt8, mask_SS: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """One crop: uint8 size,size,3 and uint8 size,size, or size,size,2 of a mask with what is left out."""
+        """Crop to uint8 size,size,3 and uint8 size,size (,2 with ignored pixels)."""
         return RandomCrop(self.size)(Sample(image_SSC, mask_SS), rng)
 
 
 class Order:
-    """Which picture stands at which position of an endless chain of shuffled passes over `length` pictures."""
+    """Order of pictures: an endless chain of shuffled passes over `length` of them."""
 
     def __init__(self, length: int, seed: int) -> None:
         self._length = length
@@ -124,20 +124,23 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """The part of every batch that one process of several computes: `rank` of `size` processes."""
+    """The part of every batch that one process computes: `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
 
     def positions(self, step: int, batch: int) -> range:
-        """Of step `step` (from 0), in the chain of all pictures; `batch` is that of all processes."""
+        """Return the positions of step `step` (from 0) in the chain of all pictures.
+
+        `batch` is that of all processes.
+        """
         own = batch // self.size
         first = step * batch + self.rank * own
         return range(first, first + own)
 
 
 class BatchStream:
-    """Batches by step number: an endless chain of shuffled passes over the store, prepared ahead by one thread."""
+    """Batches by step number over shuffled passes of the store, from a reader thread."""
 
     def __init__(
         self, store: PairStore, augment: Augment | AuthorsCrop, *, batch: int, seed: int, share: Share | None = None
@@ -151,7 +154,10 @@ class BatchStream:
         self._order = Order(len(store) * (1 + mirrored), seed)
 
     def at(self, step: int) -> tuple[UInt8, UInt8]:
-        """The batch of step `step` (from 0): images uint8 N,S,S,3 and truths uint8 N,S,S or N,S,S,2."""
+        """Return the batch of step `step` (from 0).
+
+        Images are uint8 N,S,S,3, truths uint8 N,S,S or N,S,S,2.
+        """
         crops = [self._sample(position) for position in self._share.positions(step, self._batch)]
         images, masks = zip(*crops, strict=True)
         return np.stack(images), np.stack(masks)
@@ -165,12 +171,15 @@ class BatchStream:
         return self._augment(image, mask, rng)
 
     def ahead(self, first: int, last: int) -> Ahead[tuple[UInt8, UInt8]]:
-        """Iterate over the batches of steps `first`..`last`-1, prepared up to three ahead; a context manager."""
+        """Iterate over the batches of steps `first`..`last`-1, up to three ahead.
+
+        A context manager.
+        """
         return Ahead(self.at, range(first, last))
 
 
 class DeviceStream:
-    """The same chain under strong augmentation, computed as a whole on the device that holds all pictures as bytes."""
+    """Batches by step number, augmented on the device that holds all pictures."""
 
     def __init__(
         self,
@@ -194,7 +203,10 @@ class DeviceStream:
         self._order = Order(len(store), seed)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of step `step` (from 0): images float N,3,S,S and truths float N,1,S,S or N,2,S,S, in 0..255."""
+        """Return the batch of step `step` (from 0).
+
+        Images are float N,3,S,S, truths float N,1,S,S or N,2,S,S, in 0..255.
+        """
         import torch
 
         from basnet_torch.data.augment import Chances, augmented
@@ -213,7 +225,10 @@ class DeviceStream:
             )
 
     def ahead(self, first: int, last: int) -> Ahead[tuple[Tensor, Tensor]]:
-        """Iterate over the batches of steps `first`..`last`-1, prepared up to three ahead; a context manager."""
+        """Iterate over the batches of steps `first`..`last`-1, up to three ahead.
+
+        A context manager.
+        """
         return Ahead(self.at, range(first, last))
 
 
@@ -223,7 +238,10 @@ def _check_batch(batch: int, pairs: int) -> None:
 
 
 class Ahead(Generic[Item]):
-    """Runs `make(step)` in a thread; the iteration raises its error, and leaving the block ends it."""
+    """Run `make(step)` ahead in a thread; the iteration raises its errors.
+
+    Leaving the block ends the thread.
+    """
 
     def __init__(self, make: Callable[[int], Item], steps: range) -> None:
         self._make = make

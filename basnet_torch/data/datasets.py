@@ -1,4 +1,4 @@
-"""Pairs of picture and mask: found in folders and zip shards, decoded once into memory.
+"""Data sets: pairs of picture and mask in folders and zip files, kept in memory.
 
 A source is a folder or zip file laid out as `layouts` knows them, or a folder of such zip files. What is wrong with the
 data is counted before training starts, and refused or skipped as asked.
@@ -60,7 +60,7 @@ class DataReport:
     left_out: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line for people about each thing that was found, with its count and first names."""
+        """List one line for each kind of finding, with its count and first names."""
         words = {
             "without_mask": "pictures without a mask, skipped",
             "without_picture": "masks without a picture, skipped",
@@ -133,7 +133,7 @@ class PairStore:
 
     @property
     def truths(self) -> UInt8:
-        """Masks with what is left out of them: uint8 N,S,S, or N,S,S,2 where there is any."""
+        """Masks with ignored pixels: uint8 N,S,S, or N,S,S,2 where there are any."""
         return self.masks if self.ignored is None else np.stack((self.masks, self.ignored), 3)
 
     def truth(self, index: int) -> UInt8:
@@ -153,7 +153,7 @@ class PairStore:
 def find_pairs(
     sources: Iterable[Path], *, on_bad: OnBadPair = "refuse", report: DataReport | None = None
 ) -> list[Pair]:
-    """All pairs of the given folders and zip files, sorted by name within each source.
+    """Find all pairs of the folders and zip files, sorted by name in each source.
 
     Args:
         sources: Folders, zip files, folders of zip files.
@@ -231,7 +231,9 @@ def _refuse_unpaired(source: Path, match: Matched) -> None:
 
 
 def read_pair(pair: Pair, values: MaskValues = "auto") -> tuple[UInt8, Truth]:
-    """Picture uint8 H,W,3 RGB and truth of a pair, of one size: the one reading of training, validation and scores.
+    """Read a pair: picture uint8 H,W,3 RGB and its truth of the same size.
+
+    Training, validation and scores all read pairs here.
 
     Raises:
         BadPairError: For damaged or unequal ones and for anything unexpected, naming pair and files; its traceback
@@ -264,7 +266,9 @@ def load_pairs(
     values: MaskValues = "auto",
     report: DataReport | None = None,
 ) -> PairStore:
-    """Decode all pairs to `size` x `size` (aspect not kept, as in the paper) in memory: 4 * size^2 bytes a pair.
+    """Decode all pairs to `size` x `size` in memory: 4 * size^2 bytes a pair.
+
+    The aspect is not kept, as in the paper.
 
     Args:
         pairs: From `find_pairs`.

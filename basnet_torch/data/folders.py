@@ -1,4 +1,4 @@
-"""Walk folders through links, each folder once however many links lead to it, so that cycles end."""
+"""Folder walks that follow links and visit each folder once, so that cycles end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ __all__ = ["files_below"]
 
 
 def files_below(root: Path) -> list[Path]:
-    """All files in a folder and below it, sorted; a folder is told by device and inode, and goes under its own name.
+    """List all files below a folder, sorted, under its own name.
+
+    A folder is identified by device and inode.
 
     Raises:
         DataError: A folder cannot be read, which would leave its files out without a word.

@@ -1,4 +1,6 @@
-"""Which file is the mask of which picture, told by names alone: the layouts of the field's data sets and their mirrors.
+"""Layouts of data sets and their mirrors: which file is whose mask.
+
+Only names are read.
 
 Known, with the names that they are published under:
 
@@ -58,7 +60,9 @@ class Matched:
 
 
 def matched(source: Path, names: Sequence[str]) -> Matched:
-    """Pair the files `names` (paths inside `source`, with `/`) of a folder or zip file.
+    """Pair the files of a folder or zip file by name.
+
+    `names` are paths inside `source`, with `/`.
 
     Raises:
         DataError: When nothing pairs, or it is unclear what belongs to what: two files of a folder share a stem, or

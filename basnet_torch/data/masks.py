@@ -1,4 +1,4 @@
-"""Masks as they are stored, told apart: black and white, soft, of 0 and 1, and label maps of segmentation sets.
+"""Kinds of masks: black and white, soft, of 0 and 1, and segmentation label maps.
 
 A label map holds numbers of classes or instances, in gray (0, 1, 2 ..., 255 for what is left out) or by a palette, as
 PASCAL VOC's. Read as gray it would train outlines or a mask that is nearly black, so it is refused until it is asked
@@ -100,7 +100,9 @@ def decode_picture(data: bytes, name: str) -> UInt8:
 
 
 def check_labels(where: str, values: MaskValues, held: AbstractSet[Held]) -> None:
-    """Raise MaskValuesError when the masks of a set were read as label maps, and are none or have no background.
+    """Raise MaskValuesError when masks read as label maps are none.
+
+    A set without background is refused as well.
 
     Args:
         where: What the error calls the set.

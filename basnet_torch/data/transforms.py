@@ -1,4 +1,4 @@
-"""The authors' transforms by their names, for training as they did and for reading their recipes.
+"""The authors' transforms by their names, to train with their recipes.
 
     sample = RandomCrop(224)(RescaleT(256)(Sample(image_HWC, mask_HW)), rng)
     planes_CHW, truth_1HW = ToTensorLab(flag=0)(sample)
@@ -26,14 +26,17 @@ _WHITE = (0.95047, 1.0, 1.08883)
 
 
 class Sample(NamedTuple):
-    """A picture uint8 H,W,3 and its mask uint8 H,W, or H,W,2 with what is left out of it."""
+    """A picture uint8 H,W,3 and its mask uint8 H,W, or H,W,2 with ignored pixels."""
 
     image: UInt8
     mask: UInt8
 
 
 class RescaleT:
-    """To a square of `side` pixels, the aspect not kept; bilinear without smoothing, masks nearest."""
+    """Resize to a square of `side` pixels; bilinear, masks nearest.
+
+    The aspect is not kept, and nothing is smoothed.
+    """
 
     def __init__(self, side: int) -> None:
         self.side = side

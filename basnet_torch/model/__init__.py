@@ -1,3 +1,3 @@
-"""The networks: BASNet, its encoders, and the baselines it is compared with, by name."""
+"""The networks by name: BASNet, its encoders, and the baselines for comparison."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The networks that BASNet's design grew from, on BASNet's own blocks and of about its size, to be compared with it.
+"""Baseline networks for comparison: FCN, SegNet, U-Net, HED on BASNet's blocks.
 
 Each keeps the idea it is known for; depth and channels are chosen so that at equal width it has within 12 % as many
 parameters as BASNet (`tests/torch/model/test_baselines.py` holds the counts). All take N,3,H,W, multiples of 32.
@@ -37,7 +37,7 @@ class OneMap(NamedTuple):
 
 
 class HEDMaps(NamedTuple):
-    """HED's logit maps, each N,1,H,W: the weighted sum, then the sides from fine to coarse."""
+    """HED's logit maps, each N,1,H,W: the weighted sum, the sides, fine to coarse."""
 
     fused: Tensor
     side1: Tensor
@@ -49,7 +49,9 @@ class HEDMaps(NamedTuple):
 
 
 class FCN(SaliencyNetwork):
-    """FCN-8s (Long et al. 2015, 1411.4038): scores at strides 32, 16 and 8, upsampled and added; no decoder.
+    """FCN-8s (Long et al. 2015, 1411.4038); no decoder.
+
+    Scores at strides 32, 16 and 8 are upsampled and added.
 
     The two wide layers that were a classifier's ("fc6" and "fc7") are 28w channels wide.
     """
@@ -77,7 +79,9 @@ class FCN(SaliencyNetwork):
 
 
 class SegNet(SaliencyNetwork):
-    """SegNet (Badrinarayanan et al. 2015, 1511.00561): the decoder puts values back where pooling took them from.
+    """SegNet (Badrinarayanan et al. 2015, 1511.00561).
+
+    The decoder puts values back where pooling took them from.
 
     No features are handed from encoder to decoder, only the places of the maxima.
     """
@@ -119,7 +123,10 @@ class SegNet(SaliencyNetwork):
 
 
 class UNet(SaliencyNetwork):
-    """U-Net (Ronneberger et al. 2015, 1505.04597): two convolutions a level, each level handed across by joining."""
+    """U-Net (Ronneberger et al. 2015, 1505.04597).
+
+    Two convolutions a level; skip connections concatenate.
+    """
 
     arch = "unet"
     first_layer = "down.0.0.conv"
@@ -147,7 +154,10 @@ class UNet(SaliencyNetwork):
 
 
 class HED(SaliencyNetwork):
-    """HED (Xie and Tu 2015, 1504.06375): a map from each stage, each with its own loss, and their learned sum."""
+    """HED (Xie and Tu 2015, 1504.06375): a map of each stage, and their learned sum.
+
+    Each map has its own loss.
+    """
 
     arch = "hed"
 
@@ -169,7 +179,9 @@ class HED(SaliencyNetwork):
 
 
 def unpool(x: Tensor, pooled_from: Tensor) -> Tensor:
-    """`x` N,C,h,w at twice the size, each value where the maximum of its 2x2 square in `pooled_from` N,C,2h,2w stood.
+    """Unpool `x` N,C,h,w to twice the size, by the maxima of `pooled_from`.
+
+    Each value goes where the maximum of its 2x2 square in `pooled_from` N,C,2h,2w stood.
 
     `pooled_from` is not negative. Where several places come within a 64th of the maximum, all of them get the value: on
     an even surface rounding alone would choose between them, and no exported file would give the same map.

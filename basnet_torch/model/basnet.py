@@ -1,4 +1,4 @@
-"""BASNet: a predict module (encoder, bridge, decoder, side outputs) and a refinement module that works on its map.
+"""BASNet: predict module (encoder, bridge, decoder) and refinement module.
 
 Qin et al., "BASNet: Boundary-Aware Salient Object Detection", CVPR 2019, section 3. At `width` 64 it is the paper's
 network (87,060,360 parameters); every channel count scales with `width`.
@@ -44,7 +44,7 @@ PAPER_WIDTH = 64
 
 
 class NamedMaps(Protocol):
-    """What every network returns: a NamedTuple of logit maps N,1,H,W, the one that is deployed first."""
+    """Every network's output: a NamedTuple of logit maps N,1,H,W, deployed one first."""
 
     @property
     def _fields(self) -> tuple[str, ...]: ...
@@ -54,7 +54,10 @@ class NamedMaps(Protocol):
 
 
 class SaliencyMaps(NamedTuple):
-    """The eight maps as logits, each N,1,H,W: the refined one, the decoder's from fine to coarse, the bridge's."""
+    """The eight maps as logits, each N,1,H,W.
+
+    The refined one, the decoder's from fine to coarse, the bridge's.
+    """
 
     refined: Tensor
     decoder1: Tensor
@@ -79,7 +82,10 @@ class CoarseMaps(NamedTuple):
 
 
 class FeatureMaps(NamedTuple):
-    """The seven maps of BASNet on an encoder of five stages, each N,1,H,W: as `SaliencyMaps`, decoder 1 at stride 2."""
+    """The seven maps of BASNet on an encoder of five stages, each N,1,H,W.
+
+    As `SaliencyMaps`, decoder 1 at stride 2.
+    """
 
     refined: Tensor
     decoder1: Tensor
@@ -102,7 +108,7 @@ class CoarseFeatureMaps(NamedTuple):
 
 
 class ConvBNReLU(nn.Module):
-    """A 3x3 convolution with bias whose padding equals its dilation, batch norm, ReLU."""
+    """A 3x3 convolution with bias, batch norm, ReLU; padding equals dilation."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -115,7 +121,10 @@ class ConvBNReLU(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """ResNet-34's block: two 3x3 convolutions added to the input, which a 1x1 convolution fits where shapes change."""
+    """ResNet-34's block: two 3x3 convolutions and a shortcut.
+
+    A 1x1 convolution fits the shortcut where shapes change.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -141,7 +150,7 @@ def residual_stage(in_channels: int, out_channels: int, blocks: int, stride: int
 
 
 class Encoder(nn.Module):
-    """Six stages at resolutions 1, 1/2, 1/4, 1/8, 1/16 and 1/32; the stem keeps full resolution (no pooling)."""
+    """Six stages at resolutions 1 to 1/32; the stem does not pool."""
 
     def __init__(self, w: int, blocks: tuple[int, int, int, int, int, int] = (3, 4, 6, 3, 3, 3)) -> None:
         super().__init__()
@@ -165,7 +174,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Six stages from coarse to fine; each joins the coarser one, upsampled, with the encoder's map of that size."""
+    """Six stages from coarse to fine, each with the encoder's map of its size."""
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -193,7 +202,10 @@ def _decoder_stage(in_channels: int, inner: int, out_channels: int, dilation: in
 
 
 class SideOutputs(nn.Module):
-    """A 3x3 convolution to one channel on each decoder stage and the bridge, upsampled to the input's size."""
+    """Side outputs: a 3x3 convolution to one channel on each stage, upsampled.
+
+    Stages of the decoder and the bridge; upsampled to the input's size.
+    """
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -211,7 +223,7 @@ class SideOutputs(nn.Module):
 
 
 class PredictModule(nn.Module):
-    """The coarse half of BASNet: encoder, bridge, decoder, deeply supervised side outputs."""
+    """The coarse half of BASNet: encoder, bridge, decoder, supervised side outputs."""
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -228,7 +240,9 @@ class PredictModule(nn.Module):
 
 
 class FeaturePredictModule(nn.Module):
-    """The coarse half of BASNet on an encoder of `basnet_torch.model.encoders`: five stages at strides 2 to 32.
+    """The coarse half of BASNet on an encoder of five stages at strides 2 to 32.
+
+    Encoders stand in `basnet_torch.model.encoders`.
 
     Args:
         encoder: Gives five feature maps.
@@ -263,7 +277,10 @@ class FeaturePredictModule(nn.Module):
 
 
 class RefinementModule(nn.Module):
-    """A small U-shaped network that learns the residual between the coarse map and the truth, at 64 channels' width."""
+    """Refinement module: a small U-Net that learns the residual of the coarse map.
+
+    It is 64 channels wide.
+    """
 
     def __init__(self, w: int) -> None:
         super().__init__()
@@ -286,7 +303,7 @@ class RefinementModule(nn.Module):
 
 
 class SaliencyNetwork(nn.Module):
-    """What every network of this package is: pictures to named logit maps, of which the first is deployed.
+    """Base of every network: pictures to named logit maps, the first one deployed.
 
     Attributes:
         arch: Its name in `--arch` and in checkpoints.
@@ -306,7 +323,9 @@ class SaliencyNetwork(nn.Module):
         self.width = width
 
     def forward(self, image: Tensor) -> NamedMaps:
-        """Logit maps N,1,H,W for normalized pictures `image` N,3,H,W (see `spec.Preprocess`).
+        """Return logit maps N,1,H,W of normalized pictures `image` N,3,H,W.
+
+        `spec.Preprocess` normalizes.
 
         Raises:
             ValueError: When height or width is no multiple of 32.
@@ -319,7 +338,7 @@ class SaliencyNetwork(nn.Module):
 
 
 class BASNet(SaliencyNetwork):
-    """Picture to saliency maps: eight on the paper's encoder, seven on an encoder of five stages.
+    """BASNet: eight maps on the paper's encoder, seven on an encoder of five stages.
 
     Args:
         width: Channels at full resolution; 64 is the paper's network. On another encoder than `resnet34` these are the
@@ -344,7 +363,10 @@ class BASNet(SaliencyNetwork):
         self.apply(initialize)
 
     def forward(self, image: Tensor) -> SaliencyMaps | FeatureMaps:
-        """Logits of all maps for normalized pictures `image` N,3,H,W (see `spec.Preprocess`)."""
+        """Return the logits of all maps of normalized pictures `image` N,3,H,W.
+
+        `spec.Preprocess` normalizes.
+        """
         check_size(image.shape[-2], image.shape[-1])
         decoder1, *coarser = self.predict(image)
         kind = SaliencyMaps if self.encoder_name == RESNET34 else FeatureMaps
@@ -352,7 +374,10 @@ class BASNet(SaliencyNetwork):
 
 
 class CoarseBASNet(SaliencyNetwork):
-    """BASNet without its refinement module, the paper's ablation (table 1): the finest decoder map is the mask."""
+    """BASNet without its refinement module, the paper's ablation (table 1).
+
+    The finest decoder map is the mask.
+    """
 
     arch = "basnet-coarse"
     first_layer = BASNet.first_layer

@@ -1,4 +1,4 @@
-"""Encoders for BASNet beside the paper's ResNet-34: EfficientNet-Lite 0 to 2, and any network of timm.
+"""Encoders besides the paper's ResNet-34: EfficientNet-Lite 0 to 2, any of timm.
 
 EfficientNet-Lite is EfficientNet (Tan and Le, 1905.11946) without squeeze-and-excitation and with ReLU6, made for INT8.
 Its published weights come from TensorFlow: they want (x - 127.5) / 127.5, a batch norm epsilon of 0.001, and SAME
@@ -75,17 +75,20 @@ _EXPANSION = 6
 
 
 class FeatureEncoder(nn.Module):
-    """Pictures N,3,H,W to five feature maps, the finest first; `channels` says how many each has."""
+    """Pictures N,3,H,W to five feature maps, finest first; `channels` counts each."""
 
     channels: tuple[int, ...]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps at strides 2, 4, 8, 16 and 32 of a picture whose sides are multiples of 32."""
+        """Return feature maps at strides 2 to 32 of a picture.
+
+        Its sides are multiples of 32.
+        """
         raise NotImplementedError
 
 
 class SameConvNorm(nn.Module):
-    """A convolution with TensorFlow's SAME padding, batch norm and, where asked, ReLU6.
+    """A convolution with TensorFlow's SAME padding, batch norm and optional ReLU6.
 
     The padding is a constant for even sizes, so that an exported graph folds it into the convolution.
     """
@@ -109,7 +112,10 @@ class SameConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 expansion, a depthwise convolution, a linear 1x1 projection; added to the input where shapes are equal."""
+    """Inverted residual: 1x1 expansion, depthwise convolution, linear 1x1 projection.
+
+    Added to the input where shapes are equal.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -199,7 +205,9 @@ class TimmEncoder(FeatureEncoder):
 
 
 def feature_encoder(name: str) -> FeatureEncoder:
-    """The encoder of `--encoder name`, freshly initialized; `resnet34` is `basnet_torch.model.basnet.Encoder`.
+    """Return the encoder of `--encoder name`, freshly initialized.
+
+    `resnet34` is `basnet_torch.model.basnet.Encoder`.
 
     >>> feature_encoder("efficientnet-lite0").channels
     (16, 24, 40, 112, 320)
@@ -210,7 +218,7 @@ def feature_encoder(name: str) -> FeatureEncoder:
 
 
 def normalization(name: str) -> Normalization:
-    """Mean and standard deviation, per channel of RGB in 0..1, that the encoder's published weights want.
+    """Return mean and standard deviation per RGB channel in 0..1, as pretrained.
 
     >>> normalization("efficientnet-lite0")
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -1,4 +1,4 @@
-"""The networks by name: BASNet, BASNet without refinement, and the baselines they are compared with."""
+"""The networks by name: BASNet, BASNet without refinement, and the baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ ARCHITECTURES: Mapping[str, type[SaliencyNetwork]] = {
 def build_network(
     arch: Arch, width: int, *, encoder: str = RESNET34, decoder_widths: tuple[int, ...] = DECODER_WIDTHS
 ) -> SaliencyNetwork:
-    """A freshly initialized network; `encoder` and `decoder_widths` are of BASNet alone.
+    """Return a freshly initialized network.
+
+    `encoder` and `decoder_widths` are of BASNet alone.
 
     >>> build_network("hed", 2).arch
     'hed'

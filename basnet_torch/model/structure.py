@@ -25,7 +25,7 @@ _WRITTEN = {
 
 
 def named(arch: str) -> str:
-    """The architecture as people write it; a name that this version does not know stays as it is.
+    """Return the architecture's usual spelling; an unknown name stays unchanged.
 
     >>> named("unet")
     'U-Net'

@@ -103,7 +103,7 @@ class _Start:
 @app.command()
 @takes(_Run, _Start, TrainConfig)
 def train(context: typer.Context, **given: Any) -> None:
-    """Train on pairs of picture and mask; writes best.pth, last.pth and log.jsonl into RUN."""
+    """Train on pairs of picture and mask; write best.pth and log.jsonl into RUN."""
     values = {one.name: given[one.name] for one in fields(TrainConfig)}
     left_out = {name for name in values if getattr(context.get_parameter_source(name), "name", "DEFAULT") == "DEFAULT"}
     typed = {name: value for name, value in values.items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""Everything a training run is told, as one inert value that is stored with its checkpoints."""
+"""Training configuration: one immutable value, stored with its checkpoints."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class TrainConfig:
 
     @classmethod
     def read(cls, values: Any) -> Self:
-        """Read what a run has stored; a field that its version did not have takes the default.
+        """Read a stored configuration; fields missing in its version take the default.
 
         Raises:
             UsageError: A field is unknown or does not fit.

@@ -1,4 +1,4 @@
-"""The curves of a run as one HTML file that needs nothing else: loss, its terms, learning rate, validation scores.
+"""Training curves as one self-contained HTML file: losses, rate, scores.
 
 write_curves(Path("runs/first"))  # runs/first/curves.html from runs/first/log.jsonl
 """

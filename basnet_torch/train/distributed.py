@@ -1,4 +1,4 @@
-"""Several processes that train one network: started by torchrun, each computes its share of every batch.
+"""Distributed training by torchrun: each process computes part of a batch.
 
 What they compute is what one process computes on the whole batch: gradients are averaged by DistributedDataParallel,
 and batch norm takes its statistics over all processes, on the CPU too, where PyTorch's own SyncBatchNorm does not run.
@@ -56,7 +56,7 @@ class World:
 
     @contextmanager
     def joined(self, device: Device) -> Iterator[None]:
-        """Meet the other processes, over NCCL for CUDA and gloo for the CPU, and part together at the end."""
+        """Join the process group, over NCCL for CUDA and gloo for the CPU, until the end."""
         if self.size == 1:
             yield
             return
@@ -68,7 +68,9 @@ class World:
             distributed.destroy_process_group()
 
     def leave(self) -> None:
-        """End this process with exit code 0 if it is one of several, without tearing the interpreter down.
+        """End this process with exit code 0 if it is one of several.
+
+        The interpreter is not torn down.
 
         Gloo's threads outlive `destroy_process_group` (torch 2.13), and now and then the interpreter's end aborts on
         them, which torchrun takes for a failed training.
@@ -99,7 +101,10 @@ class World:
         return bool(flag.item())
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The network with gradients averaged and batch norm joined over all processes; itself when alone."""
+        """Return the network with gradients and batch norm shared by all processes.
+
+        A process that is alone gets the network itself.
+        """
         if self.size == 1:
             return model
         synchronize_norms(model)
@@ -110,7 +115,7 @@ class World:
 
     @contextmanager
     def holding_back(self, network: nn.Module, *, holds: bool) -> Iterator[None]:
-        """Leave gradients unaveraged inside, for all parts of an accumulated step but the last."""
+        """Skip averaging of gradients, for all parts of an accumulated step but the last."""
         inner = getattr(network, "_orig_mod", network)
         with inner.no_sync() if holds and isinstance(inner, DistributedDataParallel) else nullcontext():
             yield
@@ -153,7 +158,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the pictures of all processes, each of which has as many; mean and variance in two passes."""
+    """Batch norm over the pictures of all processes, with the same number each.
+
+    Mean and variance take two passes.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """N,C,H,W to the same shape and type."""
@@ -182,7 +190,10 @@ def _summed(values: Tensor) -> Tensor:
 
 
 def synchronize_norms(model: nn.Module) -> None:
-    """Make every batch norm of the network a `SyncedBatchNorm2d`, in place; names and values stay as they are."""
+    """Make every batch norm a `SyncedBatchNorm2d`, in place.
+
+    Names and values stay as they are.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d

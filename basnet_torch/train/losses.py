@@ -1,4 +1,6 @@
-"""The hybrid loss of BASNet (section 3.4): BCE + (1 - SSIM) + (1 - IoU) on each of a network's maps, summed.
+"""The hybrid loss of BASNet (section 3.4): BCE + (1 - SSIM) + (1 - IoU).
+
+Summed over the maps of a network.
 
 Everything is computed in float32, also under autocast: SSIM subtracts squares that nearly cancel, and BCE takes the
 logits so that a saturated map keeps a finite gradient.
@@ -48,7 +50,9 @@ class HybridLoss(NamedTuple):
 def hybrid_loss(
     maps: NamedMaps, target: Tensor, terms: Loss = "bce+ssim+iou", *, counted: Tensor | None = None
 ) -> HybridLoss:
-    """The loss of M logit maps N,1,H,W against the truth `target` N,1,H,W in 0..1; `terms` leaves some out.
+    """Return the loss of M logit maps N,1,H,W against `target` N,1,H,W in 0..1.
+
+    `terms` selects the terms.
 
     Where `counted` N,1,H,W is 0 rather than 1, nothing depends on map and truth: means are over the other pixels of
     each picture, and windows that reach there see background in both.
@@ -83,7 +87,10 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy per pixel of logits N,C,H,W against `target` N,1,H,W or N,C,H,W."""
+    """Return the binary cross-entropy per pixel of logits N,C,H,W.
+
+    `target` is N,1,H,W or N,C,H,W.
+    """
     return F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
 
 
@@ -113,7 +120,9 @@ def _ssim_map(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def iou(prediction: Tensor, target: Tensor) -> Tensor:
-    """Soft intersection over union per picture and channel, N,C, equation 6; two empty maps agree (1).
+    """Return the soft IoU per picture and channel, N,C (equation 6).
+
+    Two empty maps give 1.
 
     >>> iou(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
     tensor([[1.]])
@@ -125,7 +134,9 @@ def iou(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def gaussian_band(size: int, device: torch.device | None = None) -> Tensor:
-    """The `size` x `size` band matrix whose product with a column is the Gaussian filter with zero padding.
+    """Return the `size` x `size` band matrix of a Gaussian filter, zero padded.
+
+    Its product with a column is the filtered column.
 
     Two products with this symmetric matrix cost a twentieth of what an 11x11 convolution costs on a CPU.
     """

@@ -32,7 +32,7 @@ _LITE_PARTS = {
 
 
 def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
-    """Start encoder stages 1-4 from a torchvision ResNet-34 state dict; returns how many tensors were taken.
+    """Load encoder stages 1-4 from a torchvision ResNet-34; returns the tensor count.
 
     Torchvision's `layer1..4` are the four stages; its 7x7 stem and classifier have no place here and stay unused.
 
@@ -65,7 +65,7 @@ def load_resnet34(model: SaliencyNetwork, path: Path) -> int:
 
 
 def load_encoder_weights(model: SaliencyNetwork, weights: str) -> str:
-    """Start the network's encoder from published weights; returns a line that says from which.
+    """Load published weights into the encoder; returns a line that names the source.
 
     Args:
         model: A network with a pretrained encoder's structure.
@@ -94,7 +94,7 @@ def load_encoder_weights(model: SaliencyNetwork, weights: str) -> str:
 
 
 def installed_weights(name: str) -> Path:
-    """The weights file of the installed package of a Lite encoder, its SHA-256 checked.
+    """Return the weights file of a Lite encoder's package, its SHA-256 checked.
 
     Raises:
         BackendUnavailable: When the package is not installed.

@@ -1,4 +1,4 @@
-"""What a run writes down: `log.jsonl` for machines, `log.txt` for people, `curves.html`, TensorBoard's files if asked.
+"""Records of a run: `log.jsonl`, `log.txt`, `curves.html`, TensorBoard if asked.
 
 Legend: H height, W width.
 """
@@ -34,7 +34,7 @@ _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "safetensors")
 
 
 class RunRecord:
-    """The written record of one run; of several processes the first alone is `active`.
+    """The written record of one run; only the first process of several is `active`.
 
     Args:
         run: Directory to write to; made when missing.
@@ -67,7 +67,7 @@ class RunRecord:
                     self._board.add_scalar(f"{kind}/{name}", value, record["step"])
 
     def picture(self, name: str, image_HWC: NDArray[np.uint8], step: int) -> None:
-        """Keep a picture uint8 H,W,3, as `NAME.png` (the latest) and in TensorBoard (all of them)."""
+        """Save a picture uint8 H,W,3 as `NAME.png` (the latest) and in TensorBoard (all)."""
         if not self._active:
             return
         import cv2
@@ -112,7 +112,7 @@ def in_words(record: Mapping[str, Any]) -> str:
 
 
 def fingerprint(store: PairStore) -> dict[str, Any]:
-    """What tells one set of training data from another: how many pairs, and digests of their names and their bytes."""
+    """Return the identity of training data: pair count, digests of names and bytes."""
     content = hashlib.sha256()
     for part in (store.images, store.masks, store.ignored):
         if part is not None:

@@ -1,4 +1,4 @@
-"""The training loop: one `Trainer` that can stop after any step and go on as if it had not.
+"""The training loop: a `Trainer` that can stop and resume at any step.
 
 A run directory holds `config.json` (configuration, commit, versions, data), `log.jsonl` and `log.txt` (one line a step
 or validation), `curves.html`, `last.pth` (what resuming needs) and `best.pth` (averaged weights with their
@@ -57,7 +57,7 @@ _DTYPES: Mapping[Autocast, torch.dtype] = {"fp32": torch.bfloat16, "bf16": torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step did; `loss` is the sum of all terms, `terms` each of them summed over the network's maps."""
+    """Result of one step; `loss` is the sum of all `terms`, each summed over maps."""
 
     step: int
     loss: float
@@ -137,7 +137,9 @@ class Trainer:
         self._offset = torch.from_numpy(offset).view(1, 3, 1, 1).to(self.device)
 
     def fit(self, until: int | None = None) -> Iterator[StepResult]:
-        """Train up to step `until` (default: all), yielding after every step; validates and saves on the way.
+        """Train up to step `until` (default: all), yielding after every step.
+
+        Validates and saves on the way.
 
         `last.pth` is also written when the loop ends early between two steps, by `stop` or by the caller leaving it. An
         error inside a step leaves the file as it was last saved, because that step may be half done.
@@ -276,7 +278,7 @@ class Trainer:
             torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def validate(self) -> Scores | None:
-        """Score the averaged weights; keeps them as `best.pth` when their maxF is the best so far."""
+        """Score the averaged weights; the best maxF so far is saved as `best.pth`."""
         if self.validator is None or not self.world.is_first:
             return None
         scores = self.validator.scores(self.average, autocast=self.config.autocast)
@@ -303,7 +305,7 @@ class Trainer:
         )
 
     def save_last(self) -> None:
-        """Write `last.pth`: a checkpoint of the averaged weights that also holds what resuming needs."""
+        """Write `last.pth`: averaged weights and what resuming needs."""
         if not self.world.is_first:
             return
         checkpoint = self.checkpoint()
@@ -329,7 +331,7 @@ class Trainer:
             torch.save(content, beside)
 
     def resume(self, path: Path) -> tuple[str, ...]:
-        """Continue from a `last.pth` of the same configuration; returns what may be said about it.
+        """Resume from a `last.pth` of the same configuration; returns log messages.
 
         `steps`, `eval_every` and `save_every` may differ. The learning rate of a step is that of the schedule over the
         new number of steps, so that a cosine that had come to 0 rises to where the longer one is.
@@ -404,14 +406,19 @@ def network_from_config(config: TrainConfig) -> SaliencyNetwork:
 
 
 def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
-    """How pictures are prepared and maps finished for the weights of a run; the authors' way stretches maps."""
+    """Return preprocessing and postprocessing for the weights of a run.
+
+    The authors' way stretches maps.
+    """
     mean, std = normalization(config.encoder)
     preprocess = Preprocess(height=config.eval_size, width=config.eval_size, scale=config.scale, mean=mean, std=std)
     return preprocess, Postprocess(stretch=config.scale == "image_max")
 
 
 def refuse_single_values(config: TrainConfig) -> None:
-    """Raise UsageError when a batch norm would get one value a channel, which has no variance.
+    """Raise UsageError when a batch norm would get one value a channel.
+
+    One value has no variance.
 
     Which maps come down to one pixel is the network's own affair, so it is run without computing anything.
     """

@@ -1,4 +1,4 @@
-"""MAE and maxF of a network on pictures with truth, each mask resized back to its own picture as the paper does."""
+"""MAE and maxF of a network, each mask resized to its picture as in the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wider network that computes what a narrow one computes, to go on training from (Net2Net, 1511.05641, section 2.1).
+"""Net2Net: widen a network without changing its output (1511.05641, section 2.1).
 
 Every channel is repeated `factor` times in a row, so that joined feature maps keep their order, and each weight is
 divided by the number of copies of its input. Copies would stay equal for ever, because they get equal gradients: a

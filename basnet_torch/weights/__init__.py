@@ -1,3 +1,3 @@
-"""Names and forms of weights: the authors' keys, other tools' checkpoints, wider networks."""
+"""Names and forms of weights: the authors' keys, other tools' checkpoints."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What kind of model file it is, by its first bytes: names lie, and tools differ in the suffix they give."""
+"""Kinds of model files by their first bytes, because suffixes are unreliable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_HEADER = 100_000_000  # of safetensors' own reader
 
 
 def is_torch_save(head: bytes) -> bool:
-    r"""Whether torch.save may have written it: a zip archive, or a pickle of protocol 2 or later.
+    r"""Tell whether torch.save may have written it: zip, or pickle protocol 2 and up.
 
     >>> is_torch_save(b"PK\x03\x04"), is_torch_save(b"\x08\x08\x12\x07pytorch")
     (True, False)
@@ -30,7 +30,7 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def pickle_protocol(head: bytes) -> int | None:
-    r"""The protocol that a pickle names at its beginning; None where it is no pickle of protocol 2 to 5.
+    r"""Return the protocol in a pickle's header; None outside protocols 2 to 5.
 
     >>> pickle_protocol(b"\x80\x04\x95"), pickle_protocol(b"GIF89a")
     (4, None)

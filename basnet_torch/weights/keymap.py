@@ -27,7 +27,7 @@ def is_authors_layout(names: Mapping[str, object]) -> bool:
 
 
 def ours_from_authors(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename the authors' entries to ours; unknown names pass through, so that a strict load can name them."""
+    """Rename the authors' entries to ours; unknown names fail in a strict load."""
     return _renamed(state, {theirs: ours for ours, theirs in prefix_pairs()})
 
 

@@ -1,4 +1,4 @@
-"""Find a network's weights in a checkpoint, whichever tool wrote it: Lightning, BasicSR, timm, torch.compile, FSDP ...
+"""Network weights in checkpoints of other tools: Lightning, timm, FSDP and more.
 
 A tool puts the state dict into dictionaries, beside optimizers and averaged copies, and a prefix before its names. The
 weights are where the network's first layer is, and the prefix is what stands before that layer's name.
@@ -46,7 +46,10 @@ class Weights:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is where it is expected: the file's own or its `state_dict`, without a prefix."""
+        """Tell whether weights stand where expected, without a prefix.
+
+        That is the file's top level or its `state_dict`.
+        """
         return self.keys in ((), ("state_dict",)) and not self.prefix
 
     def __str__(self) -> str:
@@ -55,7 +58,9 @@ class Weights:
 
 
 def weights_in(content: Mapping[Any, Any], first_layers: Sequence[str]) -> list[Weights]:
-    """Every set of weights that has one of the layers: averaged ones first, then those less deep, then by order.
+    """Find every set of weights that has one of the layers.
+
+    Averaged ones first, then those less deep, then by order.
 
     Args:
         content: What a file holds.
@@ -70,7 +75,7 @@ def weights_in(content: Mapping[Any, Any], first_layers: Sequence[str]) -> list[
 
 
 def named_tensors(content: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors of each dictionary that holds some under names, with the keys that lead there."""
+    """Yield the named tensors of each dictionary that holds some, with its keys."""
     found = []
     for keys, mapping in _mappings(content, ()):
         tensors = {name: v for name, v in mapping.items() if isinstance(name, str) and isinstance(v, Tensor)}

@@ -1,4 +1,4 @@
-"""Measures latency, parity and whole videos of what is deployed, against the PyTorch reference.
+"""Benchmarks: latency, parity and video of deployed models against PyTorch.
 
 Importing this package loads no torch, onnxruntime or openvino.
 """

@@ -1,4 +1,4 @@
-"""Score a model's masks where the truth is known, each mask at its picture's own size: F, S and E measures, boundaries.
+"""Accuracy of a model's masks at picture size: F, S and E measures, boundaries.
 
     report = measure_accuracy(AccuracyConfig(model=Path("basnet.onnx"), datasets=(Path("DUTS-TE"),)))
 
@@ -312,7 +312,7 @@ class SaliencyMeter:
         self._relaxed: list[float] = []
 
     def add(self, mask_HW: Float32, truth_HW: Float32, ignored_HW: Bool | None = None) -> dict[str, float]:
-        """Count one picture; returns its own MAE and IoU at 0.5, by which the best and worst are found.
+        """Count one picture; returns its MAE and its IoU at 0.5.
 
         Raises:
             ValueError: When the two differ in size or the mask holds a value that is not finite.
@@ -364,7 +364,7 @@ class SaliencyMeter:
 
 
 def relaxed_boundary_f(mask_HW: Bool, truth_HW: Bool) -> float:
-    """F, beta^2 = 0.3, of one-pixel boundaries, where a pixel counts as found within 3 pixels (BASNet, section 4.2).
+    """Return F, beta^2 = 0.3, of boundaries relaxed by 3 pixels (BASNet, 4.2).
 
     >>> square = np.zeros((40, 40), bool)
     >>> square[10:30, 10:30] = True

@@ -1,4 +1,4 @@
-"""Break a latency down: the steps of one picture's way from file to file, and the memory that a candidate needs.
+"""Latency by step, from picture file to mask file, and memory of a candidate.
 
     splits = measure_stages(opened, picture, rounds=10)
     memory = memory_of(candidate, pictures=1)
@@ -74,7 +74,9 @@ def measure_stages(
     device_times: Mapping[str, DeviceTimes] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[StageSplit, ...]:
-    """Take a picture file through every candidate, round by round; one round more comes before and is not counted.
+    """Time the steps of one picture through every candidate, in rounds.
+
+    The first round is a warm-up.
 
     `device_times` are candidates' copies as events on the device measured them, by name.
 
@@ -163,7 +165,7 @@ def resident_bytes() -> int:
 
 
 def highest_bytes() -> int | None:
-    """Read the most that was resident at once since this program began; None where the system does not tell.
+    """Return the peak resident bytes of this process; None where they are unknown.
 
     `getrusage` would give the parent's memory too where that was larger when it started this program.
     """
@@ -175,7 +177,10 @@ def highest_bytes() -> int | None:
 
 
 def memory_of(candidate: Candidate, pictures: int) -> Memory | str:
-    """Open and run a candidate in another process, on batches of `pictures`; a text says why that gave nothing."""
+    """Measure a candidate's memory in a process of its own; a text says why not.
+
+    `pictures` are those of a batch.
+    """
     order = json.dumps({"candidate": candidate.described(), "pictures": pictures})
     command = (sys.executable, "-m", "basnet_benchmarks.breakdown", order)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

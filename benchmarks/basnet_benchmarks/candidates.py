@@ -1,4 +1,4 @@
-"""What can be measured of a model: each library with each arithmetic that runs it, ready to be opened.
+"""Benchmark candidates of a model: each library with each arithmetic it runs.
 
 A model is a checkpoint, an exported `.onnx`, a TensorRT engine (`.plan`), or `random:W`, a network of width W with
 random weights: its times are those of a trained one, because a network does the same work whatever its weights are.
@@ -76,7 +76,7 @@ class Variant:
         return ":".join(part for part in (self.backend, self.precision, self.provider) if part)
 
     def is_asked_by(self, choice: str) -> bool:
-        """Whether a choice means it; a library alone means all its arithmetics and providers."""
+        """Tell whether a choice selects it; a library alone selects all its variants."""
         return choice in (self.choice, self.backend)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ REFERENCE = Variant(backend="pytorch", precision="fp32")
 
 
 def parse_choices(texts: Sequence[str]) -> tuple[str, ...]:
-    """Check `BACKEND`, `BACKEND:PRECISION` and `onnxruntime:PRECISION:openvino`, OpenVINO being its provider.
+    """Check `BACKEND`, `BACKEND:PRECISION` and `onnxruntime:PRECISION:openvino`.
 
     Raises:
         UsageError: For names that are not known.
@@ -112,7 +112,7 @@ def parse_device(text: str | Device) -> Device:
 
 
 def fingerprint_of(path: Path) -> str:
-    """Digest which network a file is, so that results of two reports are set side by side only where they are of one.
+    """Return a digest of a file's network, so that reports compare like with like.
 
     A checkpoint and a graph exported from it in FP32 are one network, told by the checkpoint's digest and that of its
     preprocessing. A file of less precision, a `frame` graph and a plan have numbers, and so a digest, of their own.
@@ -136,7 +136,7 @@ MEASURED_DEVICE = option("cpu, or cuda, tensorrt or rtx, alone or as cuda:N.", p
 
 
 class ModelSource:
-    """One model as it was named, and the files it becomes: a checkpoint, an `.onnx` or a plan.
+    """A model as named, and its files: a checkpoint, an `.onnx` or a plan.
 
     `file` is empty for random weights, `precision` is `fp32` for a checkpoint, `quantized_for` is None but for INT8.
     """
@@ -200,7 +200,7 @@ class ModelSource:
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
     def variants(self, device: Device) -> tuple[Variant, ...]:
-        """List everything that could run it on the device, whether it is installed or not."""
+        """List every candidate for the device, installed or not."""
         if self.plan:
             return (Variant(backend="tensorrt", precision=self.precision),)
         found: list[Variant] = []
@@ -276,7 +276,7 @@ class Candidate:
 
     @property
     def contract(self) -> Precision:
-        """Whose parity limits hold: the file's where it was written in less than FP32, else the arithmetic's."""
+        """Name the precision whose limits hold: the file's below FP32, or the backend's."""
         return self.variant.precision if self.source.precision == "fp32" else self.source.precision
 
     @property
@@ -325,7 +325,7 @@ def open_described(values: Mapping[str, Any]) -> SaliencyModel:
 
 
 def noise_batch(model: SaliencyModel, pictures: int) -> NDArray[Any]:
-    """Noise as the backend takes it, the same for every candidate; a frame graph gets frames of the network's size."""
+    """Return noise in the backend's input form, the same for every candidate."""
     shape = (pictures, model.preprocess.height, model.preprocess.width, 3)
     images_NHWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return np.stack([model.prepare(image_HWC) for image_HWC in images_NHWC])

@@ -1,4 +1,4 @@
-"""`basnet-bench`: how fast each backend is, whether its masks are the trained model's, and whether a change passes.
+"""`basnet-bench`: latency, parity, accuracy, video and the gate for changes.
 
     basnet-bench latency random:64 random:16
     basnet-bench parity basnet.pth basnet.onnx --pictures dev
@@ -130,7 +130,7 @@ _add(
 @app.command()
 @takes(ReportConfig)
 def report(**values: Any) -> None:
-    """Show saved results in one file: a page with plots and pictures, Markdown for a pull request, or JSON."""
+    """Show results as one HTML page with plots and pictures, Markdown, or JSON."""
     with exit_on_error():
         config = build(ReportConfig, values)
         _check(config.output, overwrite=config.overwrite)

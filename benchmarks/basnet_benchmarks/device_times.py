@@ -1,4 +1,4 @@
-"""Time a CUDA device by events: copy in, computing, the same as a CUDA graph, copy out; and PyTorch's faster modes.
+"""CUDA times by events: copy in, compute, CUDA graph, copy out, PyTorch's modes.
 
     run = open_device_run(model, batch, device, path)
     times = measure_device(run, runs=50)
@@ -42,7 +42,7 @@ _Forward = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceTimes:
-    """Seconds of every run, by events on the device; empty where a part was not measured."""
+    """Seconds of every run, by events on the device; empty for unmeasured parts."""
 
     copy_in_s: tuple[float, ...] = ()  # from page-locked memory to the device
     compute_s: tuple[float, ...] = ()  # the network, its input and output on the device
@@ -82,7 +82,7 @@ def _timed(work: _Work, stream: TorchStream, runs: int, warm_up: int) -> tuple[f
 
 
 class TorchStream:
-    """A CUDA stream of its own, by PyTorch: the default one can be neither captured nor given to other libraries."""
+    """A CUDA stream by PyTorch; the default stream cannot be captured or shared."""
 
     def __init__(self, device: Device) -> None:
         import torch
@@ -163,7 +163,7 @@ class BoundSession:
     """An ONNX Runtime session whose input and output are memory that PyTorch holds."""
 
     def __init__(self, session: Any, buffers: _TorchBuffers, device: Device, *, synchronous: bool) -> None:
-        """`synchronous`: let every run wait for its end; else it returns when everything is enqueued."""
+        """`synchronous`: wait for each run's end; otherwise return once it is enqueued."""
         import onnxruntime
 
         self._session = session
@@ -184,7 +184,7 @@ class BoundSession:
 
 
 class OnnxRuntimeRun:
-    """A graph in ONNX Runtime's CUDA provider, which works on the stream that is timed; with one batch."""
+    """A graph in ONNX Runtime's CUDA provider on the timed stream, with one batch."""
 
     def __init__(self, path: Path, batch: NDArray[Any], output: TensorSpec, device: Device) -> None:
         self.stream = TorchStream(device)
@@ -210,7 +210,7 @@ class OnnxRuntimeRun:
         return session
 
     def captured(self) -> _Work:
-        """Let the library capture in its first runs; it replays in later ones, waiting for each."""
+        """Let the library capture in its first runs; later runs replay, and wait."""
         session = self._session(enable_cuda_graph="1")
         bound = BoundSession(session, self._buffers, self._device, synchronous=True)
         for _ in range(3):
@@ -221,7 +221,7 @@ class OnnxRuntimeRun:
 def open_device_run(
     model: SaliencyModel, batch: NDArray[Any], device: Device, path: Path
 ) -> TorchRun | OnnxRuntimeRun | None:
-    """Prepare what times a model of the file `path`; None for one that cannot be timed apart from its copies.
+    """Open a timer of the model file `path`; None where copies cannot be separated.
 
     Raises:
         BackendUnavailable: The device is not there.
@@ -235,7 +235,7 @@ def open_device_run(
 
 
 class TorchVariant(PyTorchBackend):
-    """PyTorch in another of its modes; `called`: float32 N,3,H,W on the device to float32 masks N,1,H,W there."""
+    """PyTorch in another mode; `called`: float32 N,3,H,W to masks N,1,H,W, on device."""
 
     def __init__(
         self, network: SaliencyNetwork, called: _Forward, size: tuple[int, int], device: Device, description: str
@@ -256,7 +256,7 @@ class TorchVariant(PyTorchBackend):
 def open_torch_variant(
     checkpoint: Checkpoint, *, device: str | Device, precision: Precision, mode: Mode, compiler: str = "inductor"
 ) -> TorchVariant:
-    """Open the network with channels last, in mode `compiled` through `torch.compile` too; on the CPU for tests.
+    """Open the network channels last; `compiled` uses `torch.compile`, tests a CPU.
 
     In `fp16` weights and activations are halves, and the last sigmoid is FP32.
 

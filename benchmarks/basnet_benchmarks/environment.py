@@ -1,4 +1,4 @@
-"""Where numbers were measured: processor, threads, versions, commit, date, graphics card."""
+"""Environment of a measurement: CPU, threads, versions, commit, date, GPU."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Clocks:
 
 
 def clocks(cpuinfo: Path = _CPUINFO, cpufreq: Path = _CPUFREQ) -> Clocks:
-    """Read them now; a few milliseconds on a processor, some tens with a graphics card."""
+    """Read clock rates now; takes milliseconds on a CPU, tens with a GPU."""
     scaling = [_number(path) for path in sorted(cpufreq.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
     mhz, source = tuple(khz / 1000 for khz in scaling if khz is not None), "scaling_cur_freq"
     if not mhz:
@@ -92,7 +92,7 @@ def _number(path: Path) -> float | None:
 
 
 def environment(threads: int | None = None) -> Environment:
-    """Look around, in a fraction of a second and loading no library; `threads` are those the network is given."""
+    """Describe this machine without loading a library; `threads` are the network's."""
     flags, names = processor_flags() or frozenset(), _cpuinfo("model name")
     answer = _output(("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"))
     cards = (line.split(",") for line in (answer or "").splitlines())
@@ -112,7 +112,7 @@ def environment(threads: int | None = None) -> Environment:
 
 
 def commit_of(file: Path) -> str:
-    """The commit that holds `file`; outside a checkout, or where git ignores the file, the package's version."""
+    """Return the commit that holds `file`, or the package's version outside git."""
     packaged = f"basnet-deploy {__version__}"
     git = ("git", "-C", str(file.parent))
     # An installed package may lie in a virtual environment inside somebody's repository, whose commit says nothing.

@@ -1,4 +1,4 @@
-"""Whether a change may go in: parity by the contract, speed by ratios against a baseline, a table of what moved.
+"""The gate for changes: parity by the contract, speed ratios against a baseline.
 
 report = run_gate(GateConfig(baseline=Path("benchmarks/baseline.json")))
 raise SystemExit(report.exit_code)
@@ -119,7 +119,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
-    """What to measure, and whether `baseline` is written anew where the contract holds."""
+    """Gate configuration; `baseline` is written anew where the contract holds."""
 
     baseline: Path = field(metadata=argument("BASELINE", "JSON: what to measure, and what it gave."))
     update: bool = field(default=False, metadata=option("Write what is measured into BASELINE.", "--update"))
@@ -154,7 +154,7 @@ class GateRow:
 
     @property
     def drifts(self) -> tuple[str, ...]:
-        """Each measure that moved too far from the baseline towards its limit, in one line."""
+        """List each measure that moved too far from the baseline, in one line."""
         report, before = self.parity.report, self.before
         if report is None or before is None or self.mask_band is None:
             return ()
@@ -173,7 +173,7 @@ class GateRow:
 
     @property
     def verdict(self) -> Verdict:
-        """The contract's, unless the candidate became slow or its speed could not be compared."""
+        """The contract's verdict, unless the candidate is slow or its speed unknown."""
         if self.parity.verdict != "passed":
             return self.parity.verdict
         if self.drifts or self._slow():
@@ -224,7 +224,7 @@ class GateReport:
 
     @property
     def exit_code(self) -> int:
-        """4 when something failed; 3 when nothing ran, or something that had to did not; else 0."""
+        """4 when a candidate failed; 3 when none or not every required one ran; else 0."""
         verdicts = [row.verdict for row in self.rows]
         if "failed" in verdicts:
             return PARITY_FAILED

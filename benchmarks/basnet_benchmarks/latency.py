@@ -1,4 +1,4 @@
-"""Time every backend on the same network in one run, each against PyTorch eager FP32 of that run.
+"""Latency of every backend on one network, relative to PyTorch eager FP32.
 
     report = measure_latency(LatencyConfig(models=("random:64",)))
 
@@ -175,7 +175,7 @@ class LatencyReport:
 
     @property
     def throughput(self) -> list[dict[str, Any]]:
-        """Pictures per second of each candidate by batch size, and at which it is the most."""
+        """Return pictures per second by batch size and candidate, and the best batch."""
         found: dict[tuple[str, str, str], dict[str, float]] = {}
         for row in self.results:
             rates = found.setdefault(row.key[:3], {})
@@ -202,7 +202,7 @@ class LatencyReport:
 
 
 def measure_latency(config: LatencyConfig, progress: _Progress = lambda _: None) -> LatencyReport:
-    """Open every candidate, then time all of them against each other, batch size by batch size.
+    """Open all candidates, then time them interleaved, batch size by batch size.
 
     `progress` is called with what is being done, never while a call is timed.
 

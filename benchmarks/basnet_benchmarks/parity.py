@@ -1,4 +1,4 @@
-"""Whether backends, precisions and exported files give the masks of a checkpoint in PyTorch, on real pictures.
+"""Parity of backends, precisions and exported files with a PyTorch checkpoint.
 
 An adopted network has no checkpoint: its own file in ONNX Runtime is the reference.
 
@@ -58,7 +58,7 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityConfig:
-    """What to compare with a checkpoint on what; it runs on the candidates' GPU where PyTorch can, else on the CPU."""
+    """Parity configuration; PyTorch runs on the candidates' GPU where it can."""
 
     reference: Path = field(
         metadata=argument("REFERENCE", "Checkpoint, for PyTorch FP32; or an adopted .onnx, for ONNX Runtime.")
@@ -110,7 +110,7 @@ class ParityRow:
 
     @property
     def verdict(self) -> Verdict:
-        """`not proven` where it did not run, or where flat masks of the reference are all that it was measured on."""
+        """`not proven` where it did not run, or ran on flat reference masks only."""
         if self.report is None or (self.report.flat and len(self.report.failures) == 1):
             return "not proven"
         return "passed" if self.report else "failed"
@@ -150,7 +150,7 @@ class ParityResult:
 
     @property
     def exit_code(self) -> int:
-        """4 when a candidate that ran did not pass; 3 when one that was asked, or every one, did not run; else 0."""
+        """4 when a candidate failed; 3 when none or not every chosen one ran; else 0."""
         if any(row.report is not None and not row.report for row in self.candidates):
             return PARITY_FAILED
         unproven = [row for row in self.candidates if row.report is None]
@@ -169,7 +169,7 @@ class ParityResult:
 
 
 class Pictures:
-    """Pictures of a folder or a data set, with truth where there are masks; read anew in every pass.
+    """Pictures of a folder or data set, with truth if present; reread in every pass.
 
     A folder with pictures directly in it is a folder of pictures, unless masks lie beside them. Anything else, zip
     files included, must be laid out as one of the data sets `basnet_torch.data.datasets` knows. `report` says what the
@@ -177,7 +177,7 @@ class Pictures:
     """
 
     def __init__(self, source: Path | None, *, mask_values: MaskValues = "auto", on_bad: OnBadPair = "refuse") -> None:
-        """Look for the pictures; None takes the bundled photographs. `on_bad` says what a pair does that is unreadable.
+        """`None` takes the bundled photographs; `on_bad` handles an unreadable pair.
 
         Raises:
             UsageError: There is no such folder, or nothing in it.

@@ -72,7 +72,7 @@ def thumbnails(images: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, str], ...
 
 
 def heat_map(reference_HW: Float32, candidate_HW: Float32) -> tuple[str, UInt8]:
-    """Color the difference of two masks, brightest where it is largest; with a label that says how large."""
+    """Color the difference of two masks, scaled to its maximum, and label it."""
     import cv2
 
     difference_HW = np.abs(candidate_HW - reference_HW)
@@ -87,7 +87,7 @@ def _gray(mask_HW: NDArray[Any]) -> UInt8:
 
 
 def panels_path(result: Path) -> Path:
-    """Name the file of thumbnails beside a result's JSON: `parity.panels.json` beside `parity.json`."""
+    """Name the thumbnails of a JSON result: `parity.panels.json` for `parity.json`."""
     return result.with_name(f"{result.stem}.panels.json")
 
 
@@ -126,7 +126,7 @@ def save(values: Values, output: Path, *, overwrite: bool, panels: Sequence[Pane
 
 
 def save_all(paths: Sequence[Path], output: Path, *, overwrite: bool, short: bool = False) -> None:
-    """Show saved results in one file: .html with their thumbnails, .md below `KEPT_ABOVE`, or .json.
+    """Write results as .html with thumbnails, .md below `KEPT_ABOVE`, or .json.
 
     `short` leaves single pictures and folder names out of JSON.
 
@@ -156,7 +156,7 @@ def _write(text: str, output: Path, *, overwrite: bool) -> None:
 
 
 def page(results: Sequence[Values], panels: Sequence[Sequence[Panel]]) -> str:
-    """Make the HTML page of results, of any commands in any order, with each one's panels.
+    """Create the HTML page of results, in any order, with each one's panels.
 
     Raises:
         UsageError: A result is of an unknown command, or a part of it is missing.

@@ -1,4 +1,4 @@
-"""Results as JSON, and as tables for a terminal or a Markdown file that are made from that JSON.
+"""Results as JSON, and tables from that JSON for a terminal or Markdown.
 
     print(terminal(values_of(measure_latency(config))))
     print(markdown(read_result(Path("latency.json"))))
@@ -92,7 +92,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A result for people: its title, tables, notes, and lines about the machine it was measured on."""
+    """A result for people: title, tables, notes, and lines about the machine."""
 
     title: str
     tables: tuple[Table, ...]
@@ -101,7 +101,7 @@ class Shown:
 
 
 def values_of(result: Any) -> dict[str, Any]:
-    """Return the JSON values of a dataclass, by the names in its `JSON`, which are all its fields where it has none.
+    """Return the JSON values of a dataclass: the fields in its `JSON`, or all.
 
     Numbers get six significant digits; what JSON lacks becomes null. A value with `to_dict` says itself what it is.
     """
@@ -138,7 +138,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def brief(values: Values) -> dict[str, Any]:
-    """Drop lists of single pictures, which grow with the data set, and this machine's folders."""
+    """Drop lists of single pictures, and this machine's folders."""
     short = {key: item for key, item in values.items() if key != "reference_file"}
     if isinstance(short.get("candidates"), list):
         dropped = ("pictures", "file")

@@ -1,4 +1,4 @@
-"""Interleaved rounds, and what may be said of their times: medians and ratios with 95 % confidence intervals.
+"""Interleaved rounds; medians and ratios with 95 % confidence intervals.
 
     measured = measure_rounds({"a": run_a, "b": run_b}, rounds=10, calls=3, warm_up=2)
     ratio_estimate(measured["a"], measured["b"])
@@ -35,7 +35,7 @@ _Call = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A median with its confidence interval; `low` and `high` are None where there are too few turns for one."""
+    """A median with its confidence interval, None where there are too few turns."""
 
     value: float
     low: float | None
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def median_estimate(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """The median of independent values and the interval that holds the true median with `_CONFIDENCE`.
+    """Return the median of independent values and its `_CONFIDENCE` interval.
 
     >>> median_estimate([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])
     Estimate(value=3.5, low=1.0, high=6.0)
@@ -108,7 +108,7 @@ class Measurement:
 
     @property
     def p99_s(self) -> float:
-        """99th percentile of all calls, interpolated: of a few calls it is near their largest."""
+        """99th percentile of all calls, interpolated; near the largest of a few."""
         return float(np.percentile(self.seconds, 99))
 
     @property
@@ -162,7 +162,7 @@ def measure_rounds(
     pictures: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Measurement]:
-    """Time every callable in turns of `calls` calls; each call must end when its result is on the host.
+    """Time every callable in turns of `calls` calls, each to its result on the host.
 
     `warm_up` calls of each come before the first round, timed apart; `pictures` is what a call works on. `progress` is
     called between turns.
@@ -195,7 +195,7 @@ def measure_rounds(
 
 
 def round_order(names: list[str], index: int) -> list[str]:
-    """The order of round `index`: every second round runs backwards, and each two rounds begin one later.
+    """Return the order of round `index`: odd rounds run backwards, each two rotate.
 
     >>> [round_order(["a", "b", "c"], i) for i in range(3)]
     [['a', 'b', 'c'], ['c', 'b', 'a'], ['b', 'c', 'a']]
@@ -206,7 +206,10 @@ def round_order(names: list[str], index: int) -> list[str]:
 
 
 def wait_until_quiet(limit: float = _IDLE_LIMIT) -> float:
-    """Sleep until no thread of this process computes; returns for how many seconds one did, at most about `limit`."""
+    """Wait until no thread of this process computes; returns the seconds waited.
+
+    At most about `limit`.
+    """
     start = time.perf_counter()
     while True:
         began, used = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""Chooses the score below which nothing salient is said to be found, and counts how often that verdict is wrong.
+"""Choose the threshold below which nothing salient is found; count its errors.
 
     report = measure_threshold(ThresholdConfig(model=Path("basnet.safetensors"), choose=Path("DUTS-TE")))
 
@@ -46,7 +46,7 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThresholdConfig:
-    """What to judge, on what to choose and on what to report; model None takes the built-in one."""
+    """Threshold configuration; model None takes the built-in one."""
 
     model: Path | None = field(default=None, metadata={**MODEL, "required": True})
     choose: Path = field(metadata=argument("DATASET", "Its every second picture chooses the threshold."))
@@ -135,7 +135,7 @@ class _Scores:
 
 
 def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: None) -> ThresholdReport:
-    """Score every picture and piece of background, choose the threshold, count the errors, store it where asked.
+    """Score pictures and backgrounds, choose the threshold, count errors, store it.
 
     Raises:
         BackendUnavailable: The library or device is not there.
@@ -178,7 +178,9 @@ def measure_threshold(config: ThresholdConfig, progress: _Progress = lambda _: N
 
 
 def chosen_threshold(scores: Sequence[float], lost: float) -> float:
-    """The highest threshold, in steps of a thousandth, below which at most that share of the scores lie.
+    """Return the highest threshold with at most that share of scores below it.
+
+    In steps of a thousandth.
 
     >>> chosen_threshold([0.2, 0.5, 0.7, 0.9], lost=0.25)
     0.5
@@ -188,7 +190,7 @@ def chosen_threshold(scores: Sequence[float], lost: float) -> float:
 
 
 def background_square(truth_HW: Bool, rng: np.random.Generator) -> tuple[slice, slice] | None:
-    """Rows and columns of the largest square, of a few sizes, clear of the object, at a random place; None without.
+    """Return rows and columns of a large square clear of the object; None without.
 
     >>> truth = np.zeros((100, 200), bool)
     >>> truth[:, :90] = True

@@ -1,4 +1,4 @@
-"""Frames per second of `basnet-run` on a video, from file to file, and where the processor's time went.
+"""Frames per second of `basnet-run` on a video file, and CPU time by stage.
 
 report = measure_video(VideoConfig(source=Path("clip.mp4"), models=(Path("basnet.onnx"), Path("basnet-int8.onnx"))))
 
@@ -32,7 +32,7 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoConfig:
-    """What to run and how often; the first run is not left out, because a user's first run is one too."""
+    """Video benchmark configuration; the first run counts, as a user's does."""
 
     source: Path = field(metadata=argument("INPUT", "Video file."))
     models: tuple[Path, ...] = field(
@@ -76,13 +76,13 @@ class VideoRun:
 
     @property
     def of_ceiling(self) -> float:
-        """Frames per second as a share of what the stages' CPU time alone allows on these CPUs."""
+        """Frames per second as a share of what the stages' CPU time alone allows."""
         return sum(self.cpu_seconds_by_stage.values()) / (self.processors * self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoResult:
-    """All runs of one model, and of the first one; runs of one place are of one round."""
+    """Runs of one model, and of the first one; equal places are of one round."""
 
     JSON: ClassVar = ("model", "runs_on", "frames_per_second", "ratio_to_first", "of_ceiling", "runs")
     model: str
@@ -97,7 +97,7 @@ class VideoResult:
 
     @property
     def ratio_to_first(self) -> Estimate:
-        """Frames per second as a ratio to the first model's: the median of the ratios of each round."""
+        """Return the speed ratio to the first model: the median over rounds."""
         pairs = zip(self.runs, self.first, strict=True)
         return median_estimate([own.frames_per_second / other.frames_per_second for own, other in pairs])
 
@@ -119,7 +119,7 @@ class VideoReport:
 
 
 def measure_video(config: VideoConfig, progress: _Progress = lambda _: None) -> VideoReport:
-    """Run the video with each model in every round into a temporary folder, which is removed.
+    """Run the video with each model in every round, into a temporary folder.
 
     Raises:
         MediaError: The video cannot be read.

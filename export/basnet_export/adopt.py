@@ -1,4 +1,4 @@
-"""Adopt someone else's network: a manifest beside its ONNX file, so that every command takes it.
+"""Adopt a foreign network: write a manifest beside its ONNX file.
 
     path = adopt(AdoptConfig(model=Path("u2net.onnx"), preset="u2net"))
 
@@ -49,7 +49,10 @@ _SLACK = 1e-3  # beyond 0..1, for what FP16 rounds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How a network is fed and what its output means; the size holds where the graph leaves it free."""
+    """How a network is fed and what its output means.
+
+    The size holds where the graph leaves it free.
+    """
 
     size: tuple[int, int] | None = None
     scale: Scale = "255"

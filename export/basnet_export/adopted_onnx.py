@@ -1,4 +1,6 @@
-"""FP16 and INT8 of an adopted network; the file is kept only if its masks match the original's in ONNX Runtime FP32.
+"""FP16 and INT8 of an adopted network, validated against the original.
+
+The original runs in ONNX Runtime FP32; a file that fails is not kept.
 
 path = export_adopted(ExportConfig(checkpoint=Path("u2net.onnx"), precision="fp16"))
 """
@@ -71,7 +73,7 @@ class AdoptedReference(Reference):
 
 
 def export_adopted(config: ExportConfig, progress: Progress = lambda _: None) -> Path:
-    """Write an adopted network in FP16 or INT8 with its manifest; return the file's path.
+    """Write an adopted network in FP16 or INT8 with its manifest; return its path.
 
     Raises:
         BackendUnavailable: What converts or checks is not installed.
@@ -112,7 +114,9 @@ def _refuse_what_does_not_fit(config: ExportConfig, manifest: Manifest) -> None:
 
 
 def folded_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
-    """The copy of an adopted graph that runs, with constants folded, nodes named and shapes inferred.
+    """Return the adapted copy of an adopted graph.
+
+    Constants are folded, nodes named and shapes inferred.
 
     Raises:
         ExportError: onnx cannot bring it to an opset that has what conversion needs.

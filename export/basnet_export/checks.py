@@ -159,7 +159,7 @@ def measure_parity(path: Path, manifest: Manifest, reference: Reference) -> Proo
 
 
 def other_sizes(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two sizes beside the validated one: one larger, one smaller and of another shape.
+    """Return two more sizes: a larger one, and a smaller one of another shape.
 
     >>> other_sizes(256, 256)
     ((320, 256), (128, 288))
@@ -170,7 +170,9 @@ def other_sizes(height: int, width: int) -> tuple[tuple[int, int], tuple[int, in
 def measure_sizes(
     path: Path, manifest: Manifest, reference: Reference, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compare a file whose size is free with the reference at two other sizes; return what the receipt keeps.
+    """Compare a file of free size with the reference at two other sizes.
+
+    Returns what the receipt keeps.
 
     Flat masks are allowed there. A reduced precision that misses its contract is told and noted: weights, ranges and
     limits are those of the size it was validated at, which is what the runtime feeds.

@@ -59,7 +59,7 @@ class ConvertConfig:
 @app.command()
 @takes(ExportConfig, Printed)
 def onnx(**values: Any) -> None:
-    """Write CKPT as ONNX; the file is kept only when its masks are those of PyTorch FP32."""
+    """Write CKPT as ONNX; the file is kept only when its masks match PyTorch FP32."""
     with exit_on_error():
         config = build(ExportConfig, values)
         from basnet_export.onnx_export import export_onnx
@@ -78,7 +78,7 @@ def engine(**values: Any) -> None:
 @app.command()
 @takes(AdoptConfig, Printed)
 def adopt(**values: Any) -> None:
-    """Describe FILE, someone else's network, in a manifest beside it, so that every command takes it."""
+    """Describe a foreign FILE in a manifest, so that every command takes it."""
     with exit_on_error():
         _print_file(adopt_file(build(AdoptConfig, values), say), as_json=values["as_json"])
 

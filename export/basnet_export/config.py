@@ -115,7 +115,9 @@ class ExportConfig:
 
     @property
     def target(self) -> Path:
-        """The file to write: `output`, or `CKPT.onnx` with what differs from an FP32 `tensor` graph in its name.
+        """The output path: `output`, or `CKPT.onnx` with what differs in its name.
+
+        What differs is told from an FP32 `tensor` graph.
 
         >>> ExportConfig(checkpoint=Path("a/basnet.pth"), precision="fp16", graph="frame").target.name
         'basnet-frame-fp16.onnx'

@@ -57,7 +57,7 @@ def describe(path: Path) -> Description:
 
 
 def receipt(path: Path) -> dict[str, Any]:
-    """Summarize an export: path, size, manifest and the result of its checks in words."""
+    """Summarize an export: path, size, manifest and check results in words."""
     manifest = read_manifest(path) if path.suffix == ".onnx" else read_plan_manifest(path)[0]
     return {
         "file": str(path),

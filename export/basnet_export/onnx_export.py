@@ -190,7 +190,10 @@ def _int8(config: ExportConfig, reference: Reference, progress: Progress) -> tup
 def onnx_from_checkpoint(
     checkpoint: Checkpoint, config: ExportConfig, *, symbolic_size: bool = False
 ) -> onnx.ModelProto:
-    """Export a graph to memory, without a manifest; a `tensor` graph of the checkpoint's size, or a symbolic one."""
+    """Export a graph to memory, without a manifest.
+
+    A `tensor` graph of the checkpoint's size, or a symbolic one.
+    """
     import torch
 
     from basnet_export.graph.half_precision import deployed_network, scaled_network, torch_dtype

@@ -29,7 +29,7 @@ _REMEMBERED_BYTES = 1_000_000_000
 
 
 class RememberingModel:
-    """A model that runs its network once for each picture, however many candidates are compared on it."""
+    """A model that runs its network once for each picture and remembers the result."""
 
     def __init__(self, model: SaliencyModel, limit_bytes: int = _REMEMBERED_BYTES) -> None:
         """`limit_bytes`: raw maps beyond it are not kept but computed again."""
@@ -60,12 +60,14 @@ class RememberingModel:
         return self._model.backend.description
 
     def report(self, candidate: MaskModel, precision: Precision, pictures: Iterable[Picture]) -> ParityReport:
-        """The contract of a precision where there is no checkpoint, and so no FP64 to judge FP32 by."""
+        """Return the contract of a precision without a checkpoint, and so without FP64."""
         return compare(self, candidate, pictures, tolerance_for(precision))
 
 
 class Reference:
-    """A checkpoint in PyTorch that remembers its masks: FP32, and FP64 for what is to be FP32 itself.
+    """A checkpoint in PyTorch that remembers its masks.
+
+    FP32, and FP64 as the reference of what is to be FP32 itself.
 
     Args:
         checkpoint: The weights.

@@ -1,4 +1,4 @@
-"""Triton model repository: `config.pbtxt`, model file, manifest and a client for one exported model.
+"""Triton model repository: `config.pbtxt`, model file, manifest and a client.
 
     write_triton_model(TritonConfig(sources=(Path("basnet.onnx"),), output=Path("repository")))
 
@@ -68,7 +68,9 @@ class TritonConfig:
 
 
 def write_triton_model(config: TritonConfig, tell: Callable[[str], None] = lambda _: None) -> Path:
-    """Write one model into a repository, the model file before the configuration that names it; returns its folder.
+    """Write one model into a repository; returns its folder.
+
+    The model file comes before the configuration that names it.
 
     Raises:
         UsageError: The files cannot be served by Triton, or not together.

@@ -1,4 +1,4 @@
-"""Runs BASNet on pictures and video, on any backend, and proves that the masks are the trained model's.
+"""BASNet inference on pictures and video, on any backend, with validated masks.
 
     import basnet_runtime as bn
 

@@ -1,4 +1,4 @@
-"""The Python side of what `basnet-run` does: pictures and video in, masks, decisions and cut-outs out.
+"""The Python API: pictures and video in, masks, decisions and cut-outs out.
 
     model = bn.load()
     found = model.predict("photo.jpg")
@@ -83,13 +83,18 @@ class Prediction:
         return self.decision.score
 
     def cutout(self, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False) -> UInt8:
-        """The object alone, uint8 RGBA H,W,4, its own color estimated at soft edges; options as of `compose`."""
+        """Return the cut-out, uint8 RGBA H,W,4, with colors estimated at soft edges.
+
+        Options as of `compose`.
+        """
         return self.compose("cutout", threshold=threshold, feather=feather, refine_edges=refine_edges)
 
     def compose(
         self, kind: str, *, threshold: float | None = None, feather: float = 0.0, refine_edges: bool = False
     ) -> UInt8:
-        """What `basnet-run --kind` makes: uint8 H,W of `mask`, H,W,4 of `cutout`, H,W,3 of all others.
+        """Return the output of a kind: uint8 H,W of `mask`, RGBA of `cutout`, else RGB.
+
+        As `basnet-run --kind` does.
 
         Args:
             kind: `mask`, `cutout`, `overlay`, `side`, `color:#rrggbb`, `image:FILE` or `blur`.
@@ -124,7 +129,7 @@ class VideoPrediction(Prediction):
 
 
 class Predictor(Closing):
-    """A loaded model as a Python user holds it; a context manager that closes the model.
+    """A loaded model for Python users; a context manager that closes it.
 
     Attributes:
         model: What computes.
@@ -135,7 +140,10 @@ class Predictor(Closing):
 
     @property
     def description(self) -> str:
-        """What really runs, for people: library and version, device or provider, precision, threads."""
+        """What really runs, for people.
+
+        Library and version, device or provider, precision, threads.
+        """
         return self.model.backend.description
 
     @overload
@@ -205,21 +213,24 @@ class Predictor(Closing):
             yield frame
 
     def mask(self, image_HWC: UInt8) -> Float32:
-        """What the network alone says of one uint8 RGB picture H,W,3, whatever the decision: float32 H,W in 0..1."""
+        """Return the network's mask of a uint8 RGB picture H,W,3: float32 H,W in 0..1.
+
+        Whatever the salience decision.
+        """
         return self.model.mask(image_HWC)
 
     def salience(self, image: Picture) -> SalienceDecision:
-        """Decide whether something salient is in the picture; the score says how sure that is."""
+        """Decide whether something salient is in the picture, with the score."""
         return self.predict(image).decision
 
     def cutout(self, image: Picture, *, empty_weak: bool = False, **options: Any) -> UInt8:
-        """The object alone, uint8 RGBA H,W,4; the other options are those of `Prediction.cutout`."""
+        """Return the cut-out, uint8 RGBA H,W,4; options as of `Prediction.cutout`."""
         return self.predict(image, empty_weak=empty_weak).cutout(**options)
 
     def video(
         self, source: str | os.PathLike[str], *, batch: int = 1, stabilize: bool = False, empty_weak: bool = False
     ) -> Iterator[VideoPrediction]:
-        """The frames of a video file, upright and in order, each with its mask, decision and time.
+        """Iterate over the upright frames of a video file, with mask, decision and time.
 
         Frames are decoded as they are asked for, so memory does not grow; the file is closed at the end, or when the
         iterator is.
@@ -272,7 +283,7 @@ def load(
     precision: Precision | None = None,
     cuda: CudaName = "cuda-core",
 ) -> Predictor:
-    """Open a model for Python; arguments and errors as of `basnet_runtime.open.open_model`."""
+    """Open a model for Python; arguments and errors are those of `open.open_model`."""
     from basnet_runtime import open as opening
 
     return Predictor(
@@ -291,7 +302,10 @@ def _checked_batch(batch: int) -> int:
 
 
 def is_batch(images: Any) -> bool:
-    """Whether these are several pictures: an array N,H,W,3, or an iterable that is no array, picture or path."""
+    """Tell whether these are several pictures: an array N,H,W,3 or an iterable.
+
+    A path, an array and a picture are no iterables here.
+    """
     if isinstance(images, np.ndarray):
         return images.ndim == 4
     return isinstance(images, Iterable) and not isinstance(images, str | bytes) and not _is_pil(images)

@@ -1,4 +1,4 @@
-"""`basnet-doctor`: what this machine can run, and for each missing thing the line that mends it.
+"""`basnet-doctor`: check what can run here, and give the command that fixes it.
 
 Every library is asked in a process of its own, so that a broken driver or a crash at import is a finding, not the end.
 """
@@ -150,7 +150,7 @@ _RTX_PROVIDER = _Library(
 
 
 def examine() -> list[Finding]:
-    """Look at everything; takes seconds, because each installed library is really imported."""
+    """Check everything; takes seconds, because each installed library is imported."""
     with ThreadPoolExecutor(max_workers=allowed_threads()) as pool:
         asked = (*_LIBRARIES, _OPENVINO_PROVIDER, _RTX_PROVIDER) if has_plugin_here() else _LIBRARIES
         libraries = list(pool.map(_examine_library, asked))
@@ -245,7 +245,7 @@ def _last_line(text: str) -> str:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,  # noqa: FBT002
 ) -> None:
-    """Say what this machine can run, and how to mend what it cannot. Exit code 1 when something is broken."""
+    """Check what this machine can run, and say how to fix it; exit code 1 on errors."""
     with exit_on_error():
         findings = examine()
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else _table(findings))

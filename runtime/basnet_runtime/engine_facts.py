@@ -1,4 +1,4 @@
-"""What a plan needs to be told apart from others: the library and GPU it is for, and what it was built from."""
+"""Facts of a plan: its library, its GPU, and what it was built from."""
 
 from __future__ import annotations
 

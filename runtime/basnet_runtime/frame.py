@@ -1,4 +1,4 @@
-"""What travels through the pipeline: one picture or video frame on its way in, one finished result on its way out.
+"""Frames: what the pipeline takes in, a picture or video frame, and puts out.
 
 Legend: H height, W width; `image_HWC` is uint8 RGB, `alpha_HW` uint8 with 255 opaque.
 """
@@ -20,7 +20,7 @@ _BLOCK_PIXELS = 1 << 20
 
 
 def check_pixels(name: str, pixels: UInt8, *shapes: int) -> None:
-    """Raise ValueError unless `pixels` is uint8 with one of the given numbers of axes."""
+    """Raise ValueError unless `pixels` is uint8 with a given number of axes."""
     if pixels.dtype != np.uint8 or pixels.ndim not in shapes:
         axes = " or ".join(str(n) for n in shapes)
         raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}; it must be uint8 with {axes} axes")

@@ -1,4 +1,7 @@
-"""Names of what can be chosen: output kinds, formats, backends, precisions, flavors; imports nothing heavy."""
+"""Names of choices: output kinds, formats, backends, precisions, flavors.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ class OutputKind:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `mask`, `cutout`, `overlay`, `side`, `color:#rrggbb`, `image:FILE` or `blur`.
+        """Parse an output kind, such as `mask`, `color:#rrggbb` or `image:FILE`.
 
         Raises:
             UsageError: It is none of these.
@@ -68,7 +71,7 @@ class OutputKind:
 
     @property
     def identity(self) -> str:
-        """What tells one kind of result from another; a background's file counts by its size and time."""
+        """Return the identity of a kind; a background file counts by size and time."""
         if self.image is None or not self.image.is_file():
             return str(self)
         return " ".join(map(str, (self, *file_identity(self.image))))

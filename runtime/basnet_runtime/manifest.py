@@ -1,4 +1,6 @@
-"""What a deployed file is, how to feed it and what it was proven to compute; stored in the file and beside it.
+"""The manifest of a deployed file: input, output, validation.
+
+It is stored in the file and beside it.
 
 An ONNX file carries its manifest in its metadata under the key `basnet`; a copy with the file's own SHA-256 stands
 beside it as `FILE.json`. Either is enough, and two that contradict each other are refused. A file that lost its
@@ -128,7 +130,10 @@ class Manifest:
 
     @property
     def original(self) -> bool:
-        """Whether it is an adopted file as it came: converted or changed ones are compared with that one."""
+        """Tell whether it is an adopted file as it came.
+
+        Converted or changed ones are compared with that one.
+        """
         as_it_came = self.kind == "onnx" and not self.changed and self.onnx_sha256 == self.checkpoint_sha256
         return self.adopted and as_it_came
 
@@ -138,14 +143,14 @@ class Manifest:
         return self.preprocess.height, self.preprocess.width
 
     def at_its_size(self, tensor: TensorSpec) -> TensorSpec:
-        """One of the tensors, with the height and width that it was validated at where the file leaves them free."""
+        """Return one of the tensors, free height and width as they were validated."""
         if self.graph == "frame" or self.adopted or tensor.shape[2:] != (None, None):
             return tensor
         return replace(tensor, shape=(*tensor.shape[:2], *self.size))
 
     @property
     def quantized_for(self) -> str | None:
-        """What an int8 or fp8 file was quantized for, as `--target` names it; None for others."""
+        """Return the target an int8 or fp8 file was quantized for; None for others."""
         return None if self.quantization is None else str(self.quantization.get("target", "")) or None
 
     def to_json(self) -> str:
@@ -172,7 +177,9 @@ class Manifest:
 
 
 def read_manifest(path: Path, header: OnnxHeader | None = None) -> Manifest:
-    """The manifest of an ONNX file, from the file and from `FILE.json`; `header` saves reading the file twice.
+    """Read the manifest of an ONNX file, from the file and from `FILE.json`.
+
+    `header` saves reading the file twice.
 
     Where another tool changed the graph, precision, input and output are the graph's own, and no parity is proven.
 
@@ -246,7 +253,7 @@ def _fed_by_graph(path: Path, manifest: Manifest, header: OnnxHeader) -> Manifes
 
 
 def adaptation_for(path: Path, manifest: Manifest, header: OnnxHeader | None = None) -> Adaptation | None:
-    """What has to be changed in a copy of an ONNX file for it to run; None where it runs as it is.
+    """Return the changes an ONNX file needs to run; None where it runs as it is.
 
     `header` saves reading the file twice.
     """
@@ -268,7 +275,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest_beside(path: Path) -> Manifest | None:
-    """The manifest in `FILE.json`, unchecked against the file, or None where there is none.
+    """Read the manifest in `FILE.json`, unchecked against the file, or None.
 
     Raises:
         ModelFileError: When it cannot be read.

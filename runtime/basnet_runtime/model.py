@@ -22,7 +22,7 @@ __all__ = ["SaliencyModel"]
 
 
 class SaliencyModel(Closing):
-    """Computes raw maps of pictures of any size; a context manager that closes the backend.
+    """A model that computes raw maps of pictures; a context manager.
 
     >>> from basnet_runtime.backends.fake import FakeBackend
     >>> model = SaliencyModel(FakeBackend(), Preprocess(height=32, width=32), Postprocess(), "brightness")
@@ -38,7 +38,7 @@ class SaliencyModel(Closing):
         name: str,
         profiles: tuple[Profile, ...] = (),
     ) -> None:
-        """`name`: what to call the model, usually its file's name; `profiles`: the only shapes it takes, if any."""
+        """`name`: the model's name, usually its file's; `profiles`: its shapes, if few."""
         self.backend = backend
         self.preprocess = preprocess
         self.postprocess = postprocess
@@ -48,11 +48,11 @@ class SaliencyModel(Closing):
 
     @property
     def takes_frames(self) -> bool:
-        """Whether the backend runs the `frame` graph (uint8 pictures of any size, resized inside)."""
+        """Whether the backend runs the `frame` graph: uint8 pictures, resized inside."""
         return self.backend.input.dtype == "uint8"
 
     def check_size(self, name: str, height: int, width: int) -> None:
-        """Refuse a picture of a size that an engine with its sizes inside was not built for.
+        """Refuse a picture of a size that the engine was not built for.
 
         Raises:
             MediaError: Naming the picture and what the engine takes.
@@ -96,13 +96,15 @@ class SaliencyModel(Closing):
 
     @property
     def depth(self) -> int:
-        """Batches that are worth having in flight; 1 where a backend runs one after the other."""
+        """Batches worth having in flight; 1 where a backend runs them in turn."""
         return self._overlapped.depth if self._overlapped else 1
 
     def submit(
         self, prepared: Sequence[NDArray[Any]], *, overlap: bool = True, is_busy: bool = False
     ) -> InferenceFuture:
-        """Start prepared pictures as one batch, whose raw maps the future gives; the next may be started meanwhile.
+        """Start preprocessed pictures as one batch; the future gives raw maps.
+
+        The next batch may be started meanwhile.
 
         Without `overlap` nothing is set up for batches beside each other, and the batch has run when this returns.
         With `is_busy` others are on their way: the batch leaves threads to them.
@@ -112,11 +114,17 @@ class SaliencyModel(Closing):
         return FinishedInference(self.infer(prepared))
 
     def infer(self, prepared: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Run prepared pictures as one batch (for the `frame` graph they share one size); returns N,... raw maps."""
+        """Run preprocessed pictures as one batch; returns N,... raw maps.
+
+        For the `frame` graph they share one size.
+        """
         return self.backend.infer(np.stack(prepared))
 
     def mask(self, image_HWC: UInt8) -> Float32:
-        """What the network alone says of one uint8 RGB picture H,W,3, whatever the decision: float32 H,W in 0..1."""
+        """Return the network's mask of a uint8 RGB picture H,W,3: float32 H,W in 0..1.
+
+        Whatever the salience decision.
+        """
         raw = self.infer([self.prepare(image_HWC)])
         return self.postprocessor().undecided(raw[0], *image_HWC.shape[:2])
 

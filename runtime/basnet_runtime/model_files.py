@@ -1,4 +1,4 @@
-"""Which kind of model a file is, judged by what is in it; the suffix decides only where the content does not tell.
+"""Kinds of model files by content, or by suffix where content does not tell.
 
 model_kind(Path("weights.ckpt"))  # "checkpoint"
 """
@@ -21,7 +21,9 @@ _KINDS = "a checkpoint (.pth, .pt, .ckpt, .safetensors), an .onnx or a .plan"
 
 
 def model_kind(path: Path) -> ModelKind:
-    """Judge a file; one that is missing or damaged is what its suffix says, and its reader says what is wrong.
+    """Detect a file's kind; a missing or damaged one is what its suffix says.
+
+    Its reader then says what is wrong.
 
     Raises:
         ModelFileError: Neither content nor suffix are of a model.

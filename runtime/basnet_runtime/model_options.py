@@ -1,4 +1,4 @@
-"""Options of every command that opens a model: a configuration inherits them, `open_model` takes them.
+"""Model options of every command: configurations inherit them for `open_model`.
 
 with open_model(config.model, **config.model_options()) as model:
 """

@@ -1,4 +1,4 @@
-"""From a file to a model ready to run: which backend reads it, how pictures are prepared, and what really runs.
+"""Open a model file: choose the backend, read the preprocessing, check what runs.
 
 with open_model(Path("basnet.onnx")) as model:
     mask_HW = model.mask(image_HWC)
@@ -37,7 +37,7 @@ def open_model(
     cuda: CudaName = "cuda-core",
     size: tuple[int, int] | None = None,
 ) -> SaliencyModel:
-    """Open a model; the returned value is a context manager, and `basnet_runtime.load` wraps it for Python users.
+    """Open a model, a context manager; `basnet_runtime.load` wraps it.
 
     Args:
         path: A checkpoint (`.pth`, `.ckpt`, `.safetensors` ...), an exported `.onnx` or a TensorRT engine (`.plan`),
@@ -74,7 +74,7 @@ def open_model(
 
 
 def builtin_model(backend: BackendName | None = None, device: Device = CPU, precision: Precision | None = None) -> Path:
-    """The built-in model's file: INT8 where a processor that adds it exactly runs it, unless another type is asked."""
+    """Return the built-in model's file: INT8 where the CPU adds exactly, or as asked."""
     if precision == "int8":
         return BUILTIN_INT8
     here = device.on_cpu and precision is None and BUILTIN_INT8.exists() and why_no_int8() is None

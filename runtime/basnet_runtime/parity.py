@@ -1,4 +1,4 @@
-"""Whether a deployed model gives the masks of the trained one: measured on pictures, judged by `parity.toml`.
+"""Parity: does a deployed model give the trained one's masks, by `parity.toml`.
 
 report = compare(reference, candidate, pictures, tolerance_for("fp16"))
 report.raise_if_failed()
@@ -59,7 +59,7 @@ class MaskModel(Protocol):
         """Whether its masks are rounded to 1/255, as the `frame` graph gives them."""
 
     def mask(self, image_HWC: UInt8, /) -> Float32:
-        """The network's own mask H,W, whatever the verdict: an emptied one would hide a difference, or feign one."""
+        """Return the network's mask H,W, unemptied: emptying would hide differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,9 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
-    """Measured differences, each of the worst picture; true only when every limit holds on masks that are not flat.
+    """Measured differences, each the worst picture's; true when every limit holds.
+
+    Flat masks prove nothing.
 
     Attributes:
         tolerance: What it was judged by.
@@ -171,12 +173,15 @@ class ParityReport:
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Names of the pictures on which the candidate's mask holds a value that is not finite."""
+        """Name the pictures on which the candidate's mask is not finite."""
         return tuple(row.name for row in self.differences if not row.finite)
 
     @property
     def flat(self) -> bool:
-        """Whether the reference finds an object in fewer than half of the pictures, so that agreement proves little."""
+        """Tell whether the reference finds objects in less than half of the pictures.
+
+        Agreement then proves little.
+        """
         return 2 * self.informative < max(self.pictures, 1)
 
     @property
@@ -217,7 +222,7 @@ class ParityReport:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what was measured, the limits and the verdict; the single pictures are not in it."""
+        """Plain values for JSON: measures, limits and verdict, without single pictures."""
         limits = {k: v for k, v in asdict(self.tolerance).items() if v is not None}
         values = {name: getattr(self, name) for name in self.__slots__ if name != "differences"}
         said = {"worst": dict(self.worst), "not_finite": list(self.not_finite), "tolerance": limits}
@@ -259,7 +264,9 @@ def compare(
     *,
     pytorch_fp32: MaskModel | None = None,
 ) -> ParityReport:
-    """Run both models on every picture and measure how their finished masks, at the picture's size, differ.
+    """Run both models on every picture and measure how their masks differ.
+
+    Masks are postprocessed to the picture's size.
 
     A `frame` graph rounds its masks to 1/255. Its mean and its scores are then taken between masks that are both
     rounded, which leaves the mean as it is, and its largest difference is what remains beyond half a step, which
@@ -370,7 +377,7 @@ class _ScorePair:
 
 
 def worst_of(rows: Sequence[Difference]) -> tuple[dict[str, float], dict[str, str]]:
-    """Each measure's value on its worst picture, and that picture's name; a value that is no number is the worst."""
+    """Return each measure on its worst picture, with its name; NaN is the worst."""
     values: dict[str, float] = {}
     worst: dict[str, str] = {}
     for name in MEASURES:

@@ -1,4 +1,4 @@
-"""From the network's raw map to a mask of the picture's size and the decision on it; every caller goes this way.
+"""Postprocessing: from the raw map to a mask of picture size and its decision.
 
     postprocess = model.postprocessor(stream=True)     # one for each video, one for all pictures of a run
     mask_HW, decision = postprocess(frame, raw_map)
@@ -94,7 +94,7 @@ class Postprocessor:
         return self._stretched(map_hw), decision
 
     def undecided(self, raw: NDArray[Any], height: int, width: int) -> Float32:
-        """The mask float32 H,W whatever the decision; what is not finite stays so, for a comparison to see."""
+        """Return the mask float32 H,W before the decision; what is not finite stays so."""
         return float_mask(self._stretched(raw if self._takes_frames else _plane(raw)), height, width)
 
     def _stretched(self, map_hw: NDArray[Any]) -> NDArray[Any]:
@@ -111,7 +111,10 @@ class Postprocessor:
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
-        """All that the next frame's mask depends on, arrays by name: a video in segments continues from it."""
+        """State that the next frame's mask depends on, arrays by name.
+
+        A video in segments continues from it.
+        """
         stable = {} if self._stabilizer is None else self._stabilizer.memory
         return {**self._salience.memory, **stable}
 
@@ -151,7 +154,9 @@ def float_mask(map_hw: NDArray[Any], height: int, width: int) -> Float32:
 
 
 def mask_from_map(map_hw: NDArray[Any], height: int, width: int) -> UInt8:
-    """Resize a map of values 0..1 to uint8 H,W in 0..255: bilinear with half-pixel centers, rounded to nearest.
+    """Resize a map of values 0..1 to uint8 H,W in 0..255: bilinear, rounded.
+
+    With half-pixel centers.
 
     Bytes H,W are a mask already.
 

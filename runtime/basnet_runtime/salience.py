@@ -1,4 +1,4 @@
-"""Salience: the score of a map, and the decision that the model's threshold makes of it.
+"""Salience: the score of a map, and the decision by the model's threshold.
 
     decision = SalienceThreshold(model.postprocess.empty_below)(map_hw)
 
@@ -40,7 +40,9 @@ GIVEN = SalienceDecision(score=1.0, salient=True)  # of a mask that no network f
 
 
 def salience_score(map_HW: NDArray[Any]) -> float:
-    """The value, 0..1, that the strongest thousandth of a map (uint8 0..255 or float 0..1) reaches.
+    """Return the value, 0..1, that the strongest thousandth of a map reaches.
+
+    The map is uint8 0..255 or float 0..1.
 
     >>> salience_score(np.array([[0, 0, 1], [0, 0, 1]], np.float32))
     1.0
@@ -55,7 +57,7 @@ def salience_score(map_HW: NDArray[Any]) -> float:
 
 
 class SalienceThreshold:
-    """Decides by one threshold; in a stream with hysteresis, so that a score around it does not blink."""
+    """Decides by a threshold; with hysteresis in a stream, so that it does not blink."""
 
     def __init__(self, threshold: float, *, stream: bool = False) -> None:
         """`stream`: whether the maps that come are frames of one video, in order."""
@@ -126,7 +128,7 @@ class SalienceLog:
         return max(self._scores, default=0.0)
 
     def note(self, *, emptied: bool) -> str | None:
-        """Say where nothing was found, and what became of those masks; None where there is nothing to say.
+        """Say where nothing was found, and what became of those masks; or None.
 
         >>> log = SalienceLog()
         >>> log.add(SalienceDecision(score=0.25, salient=False))
@@ -146,7 +148,7 @@ class SalienceLog:
         return f"salient: false {where} (highest score of all {self.score:.3f}); {kept}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: `salient`, `score`, and of several frames each one's score and which were weak.
+        """Plain values for JSON: `salient`, `score`, each frame's score, which were weak.
 
         >>> log = SalienceLog()
         >>> for score in (0.1, 0.9, 0.2, 0.1):

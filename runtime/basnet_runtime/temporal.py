@@ -1,4 +1,4 @@
-"""Masks of a video that do not flicker: each is mixed with the one before, carried along by the picture's motion.
+"""Stabilizer: masks of a video that do not flicker, by motion compensation.
 
     stabilizer = Stabilizer()                      # one for each video
     map_hw = stabilizer(frame.image_HWC, map_hw)   # frames in order
@@ -67,7 +67,7 @@ class Stabilizer:
 
 
 def warped(last_hw: NDArray[Any], flow_hw2: Float32) -> NDArray[Any]:
-    """The last picture or map where it has moved to; `flow_hw2`: from each pixel to its place in the last, x and y."""
+    """Warp the last picture or map; `flow_hw2`: each pixel's place in it, x and y."""
     import cv2
 
     height, width = flow_hw2.shape[:2]

@@ -146,7 +146,9 @@ def flavor_here() -> str:
 
 
 def cannot_build_here() -> str:
-    """Say why no engine can be built for this machine's GPU; empty where it can be tried, or there is no GPU.
+    """Say why no engine can be built for this machine's GPU, or nothing.
+
+    Also empty where there is no GPU.
 
     Raises:
         BackendUnavailable: CUDA cannot use the GPU.

@@ -170,7 +170,7 @@ class BuildConfig:
 
     @property
     def target(self) -> Path:
-        """The file to write: `output`, or the model's name with what was asked of its export.
+        """The output path: `output`, or the model's name with the export's options.
 
         >>> BuildConfig(model=Path("a/basnet.pth")).target.name
         'basnet-fp16.plan'
@@ -190,7 +190,7 @@ class BuildConfig:
         return {name: getattr(self, name) for name in (*names, "version_compatible", "hardware_compatible")}
 
     def profile(self, manifest: Manifest) -> Profile:
-        """The shapes of the model's input: its own axes where they are fixed, the asked ones where they are free.
+        """Return the shapes of the model's input: fixed axes its own, free ones as asked.
 
         Raises:
             UsageError: When picture sizes are asked of a graph that takes prepared tensors.

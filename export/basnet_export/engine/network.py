@@ -52,7 +52,7 @@ class PrecisionShare:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedNetwork:
-    """A network and the parser that owns its weights, which must live as long; what the parser warned of."""
+    """A network, the parser that owns its weights, and the parser's warnings."""
 
     network: Any
     parser: Any

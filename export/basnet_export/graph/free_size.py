@@ -1,4 +1,7 @@
-"""Free height and width of `tensor` graphs: any multiple of 32, with factors in the graph and no sizes."""
+"""Free height and width of `tensor` graphs: any multiple of 32.
+
+The graph then holds factors and no sizes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _SIZELESS = (
 
 
 def free_size(graph: onnx.ModelProto, *, traced: bool = False) -> bool:
-    """Name height and width of input and output as free axes, in place; say whether the graph allows it.
+    """Name height and width as free axes, in place; say whether the graph allows it.
 
     An export with a fixed size is the same graph, in a third of the time that a symbolic one takes.
 

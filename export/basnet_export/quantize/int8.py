@@ -78,7 +78,10 @@ class Int8Plan:
         return equalized(model, self.equalization) if self.equalization else model
 
     def graph_of(self, model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
-        """The FP32 `tensor` or `frame` graph quantized by this plan; see `int8_from_onnx`."""
+        """Return the FP32 `tensor` or `frame` graph quantized by this plan.
+
+        See `int8_from_onnx`.
+        """
         graph = int8_from_onnx(
             self.float_graph_of(model),
             self.ranges,

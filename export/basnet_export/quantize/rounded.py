@@ -1,4 +1,4 @@
-"""16-bit arithmetic on any CPU: every value of a graph computed in FP32, then rounded to its own type.
+"""16-bit arithmetic on any CPU: FP32 values rounded to their own type.
 
     with RoundedModel(rounded_graph(onnx.load("fp16.onnx")), manifest.preprocess, manifest.postprocess) as model:
         report = model.judged(reference, pictures, tolerance_for("fp16"))
@@ -368,7 +368,7 @@ class RoundedModel(SaliencyModel):
 
     @property
     def overflow(self) -> str:
-        """The layer with the largest overflow and its value, in words; empty where there was none."""
+        """Describe the layer with the largest overflow and its value; empty without."""
         worst = max((item for found in self.backend.overflows for item in found.items()), key=_peak_of, default=None)
         return f"{worst[0]} reaches {worst[1]:.3g}, FP16 ends at {_LARGEST:,.0f}" if worst else ""
 
@@ -404,7 +404,9 @@ def measure_rounded(
 
 
 def check_arithmetic(graph: bytes, manifest: Manifest) -> None:
-    """Compare an FP16 or bf16 file in its own arithmetic with itself in FP32, on the bundled photographs.
+    """Compare an FP16 or bf16 file in its own arithmetic with itself in FP32.
+
+    On the bundled photographs.
 
     Raises:
         BackendUnavailable: onnx or ONNX Runtime is not installed.

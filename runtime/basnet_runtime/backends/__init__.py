@@ -1,3 +1,6 @@
-"""Engines that run a network, one module each behind one Protocol; each imports its library only when it is opened."""
+"""Inference backends, one module each behind one Protocol.
+
+Each imports its library only when it is opened.
+"""
 
 __all__: list[str] = []

@@ -1,4 +1,6 @@
-"""What every backend is: it describes its input, runs batches, and is closed. It knows no files and no resizing.
+"""The backend protocol: describe the input, run batches, close.
+
+A backend knows no files and no resizing.
 
 Legend: N pictures, C channels, H height, W width.
 """
@@ -41,10 +43,16 @@ class Backend(Protocol):
 
     @property
     def description(self) -> str:
-        """What really runs, for people: library and version, device or provider, precision, threads."""
+        """What really runs, for people.
+
+        Library and version, device or provider, precision, threads.
+        """
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Run one batch. Nothing is computed over the batch axis: each mask depends on its own picture alone."""
+        """Run one batch; each mask depends on its own picture alone.
+
+        Nothing is computed over the batch axis.
+        """
 
     def close(self) -> None:
         """Give memory and devices back; a second call does nothing."""
@@ -55,7 +63,7 @@ class Backend(Protocol):
 
 
 class InferenceFuture(Protocol):
-    """The masks of a batch that may still run, as `concurrent.futures.Future` gives results."""
+    """The masks of a batch that may still run; like `concurrent.futures.Future`."""
 
     def done(self) -> bool:
         """Whether `result` returns at once."""
@@ -84,7 +92,7 @@ class FinishedInference:
 
 @runtime_checkable
 class OverlappedBackend(Protocol):
-    """A backend that takes the next batches while one runs, so that copies and computing overlap."""
+    """A backend that queues batches, so that copies and computing overlap."""
 
     depth: int
     """Batches in flight that it is meant for; more are taken, but wait."""

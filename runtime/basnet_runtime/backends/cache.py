@@ -1,4 +1,4 @@
-"""Optimized model cache: what a library made of a model, kept for the next start under XDG_CACHE_HOME, or ~/.cache.
+"""Optimized model cache under XDG_CACHE_HOME or ~/.cache, for faster starts.
 
     kept = optimized_model_path(path, by="onnxruntime-1.32.0")
 
@@ -31,7 +31,9 @@ _MOST_BYTES = 1 << 30  # of all graphs that are kept
 
 
 def optimized_model_path(path: Path, *, by: str, digest: str = "", suffix: str = ".onnx") -> Path:
-    """Where the graph that the library `by` makes of the file `path` is kept; whether it is there or not.
+    """Return where the optimized graph of `path` by library `by` is kept.
+
+    Whether it exists or not.
 
     Args:
         path: The model's file.
@@ -58,7 +60,7 @@ def note_use(kept: Path) -> None:
 
 
 def remove_old_optimized_models() -> None:
-    """Remove those that were not used for longest, until the others take a gibibyte at most."""
+    """Remove the least recently used files, until the others take a gibibyte at most."""
     with suppress(OSError):  # another process may be at it too
         used = sorted(optimized_model_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
         total = 0
@@ -82,7 +84,7 @@ def optimized_model_folder() -> Path:
 
 
 def can_keep_optimized_models() -> bool:
-    """Whether there is such a folder to write to; OpenVINO would fail where there is none."""
+    """Tell whether the cache folder is writable; OpenVINO would fail where it is not."""
     try:
         optimized_model_folder().mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""A backend without a network: the mask is the picture's own brightness. Runs the pipeline and commands in tests."""
+"""Fake backend for tests, without a network: the mask is the brightness."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ __all__ = ["FakeBackend"]
 
 
 class FakeBackend(Closing):
-    """Takes the `tensor` graph's input and returns mean brightness 0..1, so that a mask's content can be predicted."""
+    """Takes the `tensor` graph's input and returns mean brightness 0..1.
+
+    A mask's content can be predicted.
+    """
 
     name: Literal["fake"] = "fake"
 
     def __init__(self, height: int = 32, width: int = 32, *, fail_at: int | None = None) -> None:
-        """`fail_at`: raise RuntimeError when the picture with that index arrives, to test error paths."""
+        """`fail_at`: index of the picture that raises RuntimeError, to test error paths."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, height, width))
         self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, height, width))
         self.description = "fake backend"

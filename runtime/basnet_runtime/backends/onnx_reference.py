@@ -1,4 +1,4 @@
-"""ONNX's reference evaluator: what the standard says a graph computes, slowly. The only backend that imports onnx.
+"""ONNX's reference evaluator, slow; the only backend that imports onnx.
 
 with open_onnx_reference(Path("u2net.onnx")) as backend:
     masks_N1HW = backend.infer(batch_N3HW)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, on CUDA or through a provider such as TensorRT. The only module that imports onnxruntime.
+"""ONNX Runtime on the CPU, CUDA or a provider; the only importer of onnxruntime.
 
 with open_onnxruntime(Path("basnet.onnx")) as backend:
     masks_N1HW = backend.infer(batch_N3HW)
@@ -74,7 +74,7 @@ class OnnxRuntimeBackend(CpuBatches):
         super().__init__(threads, lone and (lambda: partial(self._run, lone())))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Masks of `batch`; the batch is read in place and the result is the caller's own."""
+        """Return the masks of `batch`, read in place; the result is the caller's own."""
         if self._session is None:
             raise ValueError("backend: it is closed; open the model again")
         return self._run(self._session, batch)
@@ -185,7 +185,9 @@ def _computed(stored: Precision | None, kind: str) -> str:
 
 
 def session_of(graph: Path | bytes) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU, of a graph with any inputs and outputs.
+    """Return an `onnxruntime.InferenceSession` on the CPU, for any graph.
+
+    Inputs and outputs may be of any number.
 
     Raises:
         BackendUnavailable: ONNX Runtime, or an operation of the graph, is not there.
@@ -224,7 +226,7 @@ def _import_onnxruntime(kind: str) -> ModuleType:
 
 
 def version(distribution: str) -> str | None:
-    """The version beside the package that would be imported, None where it is not there.
+    """Return the version of the package that would be imported; None without it.
 
     Read off the folder's names: importlib.metadata, which knows more places, takes 15 ms of a start.
     """

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in FP32 or bfloat16. The only module that imports openvino.
+"""OpenVINO on the CPU, in FP32 or bfloat16; the only importer of openvino.
 
 with open_openvino(Path("basnet.onnx"), precision="bf16") as backend:
     masks_N1HW = backend.infer(batch_N3HW)
@@ -65,7 +65,7 @@ class OpenVinoBackend(CpuBatches):
         super().__init__(threads, lone and (lambda: _on_a_stream(lone(), self.input)))
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Masks of `batch`; the batch is read in place and the result is the caller's own copy."""
+        """Return the masks of `batch`, read in place; the result is a copy."""
         with self._one_at_a_time:
             if self._request is None:
                 raise ValueError("backend: it is closed; open the model again")

@@ -1,4 +1,4 @@
-"""OpenVINO as a provider of ONNX Runtime: a plug-in that ONNX Runtime loads, with a build of OpenVINO of its own.
+"""OpenVINO as a plug-in provider of ONNX Runtime, with an OpenVINO of its own.
 
 devices = openvino_devices(onnxruntime)
 options.add_provider_for_devices(devices, openvino_options(threads=2, streams=1, keep=True))
@@ -24,7 +24,7 @@ _PACKAGE = "onnxruntime-ep-openvino"
 
 
 def openvino_devices(ort: ModuleType) -> list[Any]:
-    """The CPU as the plug-in's device; the plug-in is loaded when it is first asked for, once in a process.
+    """Return the CPU as the plug-in's device; loads the plug-in once in a process.
 
     Raises:
         BackendUnavailable: The plug-in is not installed or does not load, or does not support this ONNX Runtime or this

@@ -1,4 +1,4 @@
-"""Providers that ONNX Runtime loads from packages of their own: registered once in a process, asked for devices."""
+"""Plug-in providers of ONNX Runtime, registered once in a process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class NoDevices:
 def registered_devices(
     ort: ModuleType, plugin: ModuleType, package: str, fits: Callable[[Any], bool]
 ) -> list[Any] | NoDevices:
-    """The devices that an imported plug-in offers, or why it is not loaded; an empty list where none of them fits.
+    """Return the devices of an imported plug-in, or why it is not loaded.
+
+    An empty list where none of them fits.
 
     Args:
         ort: `onnxruntime`.

@@ -1,4 +1,4 @@
-"""PyTorch: the reference, eager, in FP32 or with bfloat16 convolutions. The only runtime module that imports torch.
+"""PyTorch, eager, FP32 or bfloat16 convolutions; the only importer of torch.
 
 with open_pytorch(read_checkpoint(Path("basnet.pth"))) as backend:
     masks_N1HW = backend.infer(batch_N3HW)
@@ -37,7 +37,7 @@ class PyTorchBackend(Closing):
     def __init__(
         self, model: SaliencyNetwork, size: tuple[int, int], device: Device, precision: str, description: str
     ) -> None:
-        """`model` is in evaluation mode on `device`; `size` is the network's input height and width."""
+        """`model`: in evaluation mode on `device`; `size`: its input height and width."""
         self.input = TensorSpec(name="image", dtype="float32", shape=(None, 3, *size))
         self.output = TensorSpec(name="mask", dtype="float32", shape=(None, 1, *size))
         self.description = description
@@ -54,7 +54,7 @@ class PyTorchBackend(Closing):
             return self.forward(torch.from_numpy(batch).to(self._device)).cpu().numpy()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Masks on the device of pictures that are there; in inference mode the caller's own."""
+        """Return masks on the device of pictures on the device; the caller's own."""
         import torch
 
         if self._model is None:

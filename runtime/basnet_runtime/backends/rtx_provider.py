@@ -1,4 +1,6 @@
-"""TensorRT for RTX as a plug-in of ONNX Runtime, from the package `onnxruntime-ep-nv-tensorrt-rtx`.
+"""TensorRT for RTX as a plug-in provider of ONNX Runtime.
+
+The package is `onnxruntime-ep-nv-tensorrt-rtx`.
 
 devices = rtx_devices(onnxruntime)
 options.add_provider_for_devices([devices[0]], rtx_options())
@@ -35,7 +37,10 @@ def rtx_plugin_version() -> str | None:
 
 
 def is_rtx_plugin_loaded() -> bool:
-    """Whether this process has imported the plug-in, whose library the bindings of TensorRT for RTX then use."""
+    """Tell whether this process has imported the plug-in.
+
+    The bindings of TensorRT for RTX then use its library.
+    """
     return _MODULE in sys.modules
 
 
@@ -84,7 +89,7 @@ def _devices_of(ort: ModuleType) -> list[Any] | NoDevices:
 
 
 def rtx_options() -> dict[str, str]:
-    """The provider's options: kernels that it compiles for this GPU are kept beside the optimized models."""
+    """Return the provider's options; compiled kernels go beside the optimized models."""
     kept = (
         {"nv_runtime_cache_path": str(optimized_model_folder() / "rtx-kernels")} if can_keep_optimized_models() else {}
     )

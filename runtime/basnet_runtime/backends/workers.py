@@ -1,4 +1,4 @@
-"""Batches that run beside each other on the CPU, for the backends whose own queue does not do that.
+"""CPU workers: batches that run in parallel, for backends without such a queue.
 
 workers = Workers(2, alone=infer_on_all_threads, beside=infer_on_one_thread)
 masks = workers.submit(batch).result()
@@ -31,10 +31,13 @@ _LARGE_BYTES = 50_000_000
 
 
 class Workers:
-    """Threads that each run one batch at a time; a batch that has the processor to itself runs on all of it."""
+    """Threads that run one batch each; a batch alone runs on all of the CPU."""
 
     def __init__(self, count: int, *, alone: Infer, beside: Infer) -> None:
-        """`alone` uses every thread, `beside` one; all threads are there at once, so that their time can be told."""
+        """`alone` uses every thread, `beside` one.
+
+        All threads start at once, so that their time can be told.
+        """
         from concurrent.futures import ThreadPoolExecutor  # a run of one picture needs none
 
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=WORKER_NAME)
@@ -68,19 +71,19 @@ class Workers:
 
 
 class CpuBatches(Closing):
-    """An `OverlappedBackend`: `infer` runs one batch on all threads, `submit` as many beside each other as there are.
+    """An `OverlappedBackend` on a CPU: `infer` runs one batch, `submit` several.
 
     Threads that share a layer wait for each other at its end, and those that share nothing do not.
     """
 
     def __init__(self, threads: int, lone: Callable[[], Infer] | None) -> None:
-        """`lone` loads the model once more, and gives what runs a batch on one thread; None does without."""
+        """`lone` loads the model again and returns a one-thread runner, if not None."""
         self.depth = threads + 1 if lone and threads > 1 else 1  # one waits, so that no thread does
         self._lone = lone
         self._workers: Workers | None = None
 
     def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Masks of `batch`; the batch is read in place and the result is the caller's own."""
+        """Return the masks of `batch`, read in place; the result is the caller's own."""
         raise NotImplementedError
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any], *, is_busy: bool = False) -> InferenceFuture:
@@ -103,7 +106,9 @@ class CpuBatches(Closing):
 
 
 def may_load_twice(path: Path) -> bool:
-    """Whether a model is loaded once more for batches beside each other: a large one keeps all threads busy by itself.
+    """Tell whether to load a model twice for parallel batches.
+
+    A large one keeps all threads busy by itself.
 
     U2-Net, 176 MB, took 1.9 GB when it was loaded twice, ISNet in FP16, 88 MB, 2.7 GB.
     """
@@ -111,7 +116,9 @@ def may_load_twice(path: Path) -> bool:
 
 
 def run_checked(infer: Infer, batch: NDArray[Any], taken: TensorSpec) -> NDArray[Any]:
-    """Run a batch, picture by picture where the network's batch axis is fixed at 1, as in many adopted ones.
+    """Run a batch, one by one where the network's batch axis is fixed at 1.
+
+    Many adopted networks have such an axis.
 
     >>> run_checked(lambda batch: batch + len(batch), np.zeros((2, 1)), TensorSpec(name="x", dtype="f", shape=(1, 1)))
     array([[1.],

@@ -1,3 +1,6 @@
-"""Many machines: hand out pieces of work, check the workers, survive what dies; knows no pictures."""
+"""Cluster work: hand out pieces, check workers, survive dying ones.
+
+Knows no pictures.
+"""
 
 __all__: list[str] = []

@@ -1,4 +1,6 @@
-"""Objects of buckets as files: list, fetch to scratch, put back whole; the only module that imports fsspec.
+"""Objects of buckets as files: list, fetch to scratch, upload in one step.
+
+The only module that imports fsspec.
 
     path = path_of("s3://bucket/photos/a.jpg")       # //s3/bucket/photos/a.jpg, which no local file is called
     fetch(path, scratch); put(result, path_of("s3://bucket/masks/a.mask.png"), replace=False)
@@ -61,7 +63,9 @@ def is_bucket(text: str) -> bool:
 
 
 def path_of(url: str) -> Path:
-    """An object's or prefix's URL as a path, for all that works on paths; parts that a path cannot have are escaped.
+    """Return an object's or prefix's URL as a path.
+
+    Parts that a path cannot have are escaped.
 
     >>> path_of("s3://b/a//x y.jpg")
     PosixPath('//s3/b/a/%/x y.jpg')
@@ -152,7 +156,9 @@ def _clean(error: BaseException) -> str:
 
 
 def listed(path: Path, *, recursive: bool) -> Iterator[tuple[Path, int, str]]:
-    """Objects below a prefix, or the object itself: path, size, and an ETag or what else tells another version.
+    """List objects below a prefix, or the object itself: path, size and ETag.
+
+    Another mark of the version stands in for an ETag.
 
     Raises:
         FileNotFoundError: There is no such bucket.

@@ -313,7 +313,7 @@ class DaskWorkers(Closing):
         return error
 
     def interrupt(self) -> list[tuple[int, Any]]:
-        """Stop what runs, and give the answers that came of it; afterwards nothing is written any more."""
+        """Stop what runs, and return its answers; nothing is written any more then."""
         found: list[tuple[int, Any]] = []
         self._client.loop.add_callback(self._say_stop)
         with suppress(Exception):
@@ -345,7 +345,7 @@ class DaskWorkers(Closing):
 
 
 def start_local(slots: Sequence[Mapping[str, str]]) -> Any:
-    """Start a scheduler and a nanny for each slot on this machine, reached from this machine alone.
+    """Start a scheduler and a nanny for each slot, reachable from this machine alone.
 
     Args:
         slots: Environment of each worker.

@@ -1,4 +1,4 @@
-"""Hand out pieces of work to workers that may die: each item comes back exactly once.
+"""Dispatch of work to workers that may die: each item comes back exactly once.
 
     for items, answer in dispatch(take, engine, begin=journal_them):
         ...                     # the worker's answer, or the exception that these items met
@@ -46,7 +46,9 @@ class Engine(Protocol):
         """Start a piece on some worker; `number` is never used again."""
 
     def wait(self, seconds: float) -> Iterable[tuple[int, Any]]:
-        """Answers of pieces by number: values, or exceptions such as `WorkerDied`. Returns early once there are any.
+        """Wait for answers of pieces by number: values, or exceptions (`WorkerDied`).
+
+        Returns early once there are any.
 
         Raises:
             BackendUnavailable: The cluster is lost.

@@ -1,4 +1,4 @@
-"""What a worker is, and whether it may work: another product, model or precision on one node is refused by name.
+"""Facts of a worker: another product, model or precision is refused by name.
 
 A cluster that mixes them would write two kinds of masks without a word; Dask itself only warns of other versions.
 """
@@ -31,7 +31,9 @@ class Refused(BackendUnavailable):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What a worker has to see: files of the inputs with their sizes, and a file that the driver put into the output.
+    """What a worker must see: inputs with their sizes, and a file in the output.
+
+    The driver put that file there.
 
     Attributes:
         sources: Path and size of inputs, one of each folder.
@@ -64,7 +66,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What a worker answers before it gets work; as a reference, an empty string asks for nothing.
+    """A worker's answer before it gets work; as a reference, empty asks for nothing.
 
     Attributes:
         node: Host name and process id.

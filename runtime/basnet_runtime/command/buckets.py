@@ -1,4 +1,4 @@
-"""Jobs on buckets: planned by the rules of files, run on copies in scratch, journaled as objects.
+"""Jobs on buckets: planned as files, run in scratch, journaled as objects.
 
 Objects have the paths of `cluster.buckets`, so plans, collisions and the journal's rules are those of files. What
 cannot be told of an object by its name (moving pictures, a video's streams) is looked up in a copy while planning.

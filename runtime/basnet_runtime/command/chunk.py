@@ -1,4 +1,4 @@
-"""A worker's side of `--cluster`: open the model once, answer for it, run jobs as one machine does.
+"""A worker's side of `--cluster`: open the model once, run jobs as usual.
 
 The driver sends these functions by name with an `Order`; Dask knows nothing of pictures, and nothing here knows Dask.
 """
@@ -74,7 +74,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a worker did: the summary of its jobs, who it is, its CPU time, and the bytes of results in buckets."""
+    """A worker's result: summary of its jobs, its name, CPU time, bytes uploaded."""
 
     summary: Summary
     facts: Facts

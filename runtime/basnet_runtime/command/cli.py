@@ -1,4 +1,4 @@
-"""`basnet-run INPUT...`: masks, cut-outs and overlays of pictures, folders, globs and video.
+"""`basnet-run INPUT...`: masks and cut-outs of pictures, folders and video.
 
 This module only translates: options to a `RunConfig`, a `Summary` to lines or JSON. Heavy libraries load inside, and
 typer where a line is not plain.
@@ -185,7 +185,7 @@ def _report_speed(summary: Summary) -> None:
 
 
 def main() -> None:
-    """Run the command; usage errors end with 2, Ctrl-C and the end asked by a system (SIGTERM, SIGHUP) with 130."""
+    """Run the command; usage errors exit with 2, Ctrl-C, SIGTERM and SIGHUP with 130."""
     for name in (signal.SIGTERM, signal.SIGHUP):  # else half a file would stay behind
         if signal.getsignal(name) != signal.SIG_IGN:  # nohup asks for this
             signal.signal(name, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The driver of `--cluster`: plan, hand out, journal and sum up; the workers do everything else.
+"""The driver of `--cluster`: plan, dispatch, journal and sum up.
 
 A run is planned as on one machine and keeps the same journal, so the same command goes on after the death of anything,
 with `--cluster` or without; a video without it needs `--resume`.
@@ -47,7 +47,9 @@ def run_on_cluster(
     summary: Summary | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Process all inputs on the workers of `config.cluster`; without one, in buckets, by this process.
+    """Process all inputs on the workers of `config.cluster`.
+
+    Without one, in buckets, by this process.
 
     Args:
         config: What to run.
@@ -108,7 +110,7 @@ def _own_model(config: RunConfig) -> Facts | None:
 
 
 def slots_of(config: RunConfig) -> list[dict[str, str]]:
-    """The environment of each worker of a cluster that is started here: one a GPU, else one for each of its threads.
+    """Return the environment of each worker started here: one a GPU, or one a thread.
 
     Raises:
         UsageError: There are fewer GPUs than workers.
@@ -159,7 +161,10 @@ def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
 
 
 def remove_claims(claims: Iterable[str]) -> None:
-    """Remove claims, those too that no worker has made yet; a store that does not answer is not asked again."""
+    """Remove claims, those of no worker yet as well.
+
+    A store that does not answer is not asked again.
+    """
     for claim in map(Path, claims):
         try:
             (remove if url_of(claim) else Path.unlink)(claim)
@@ -171,7 +176,7 @@ def remove_claims(claims: Iterable[str]) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class Driver:
-    """One run; `open_engine` gives what runs pieces, the cluster of the configuration unless it is given."""
+    """One run; `open_engine` returns what runs pieces, by default the cluster."""
 
     config: RunConfig
     order: Order
@@ -281,7 +286,7 @@ class Driver:
             self.summary.model, self.summary.runs_on = facts.model.rpartition(" ")[0], facts.runs_on
 
     def take(self, workers: int) -> tuple[Job | Item, ...]:
-        """The next piece: pictures for some seconds, some segments of a video, or one job."""
+        """Take the next piece: pictures for seconds, segments of a video, or one job."""
         if not self.pictures:
             if not self.parts and self.others:
                 job = self.others.popleft()
@@ -305,7 +310,7 @@ class Driver:
         return tuple(taken)
 
     def share(self, job: Job, segments: int, workers: int) -> None:
-        """Divide a video by the workers: each skips by decoding, so few long parts cost less than many."""
+        """Divide a video by the workers; skipping decodes, so few long parts cost less."""
         for item in self.begun((job,)):
             shares = min(segments, workers)
             borders = [segments * share // shares for share in range(shares + 1)]
@@ -314,7 +319,7 @@ class Driver:
             self.open_parts[str(item.job.source)] = self.claims[item.claim] = shares
 
     def begin(self, jobs: tuple[Job | Item, ...]) -> tuple[Item, ...]:
-        """Journal the jobs of a piece and claim their targets; parts of videos are begun already."""
+        """Journal the jobs of a piece and claim their targets; video parts have begun."""
         if any(isinstance(job, Item) for job in jobs):
             return tuple(job for job in jobs if isinstance(job, Item))
         return self.begun([job for job in jobs if isinstance(job, Job)])

@@ -1,4 +1,7 @@
-"""Run configuration: every option of `basnet-run`, light enough for a start that has not loaded numpy yet."""
+"""Run configuration: every option of `basnet-run`, light to import.
+
+A start has not loaded numpy yet.
+"""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundFile:
-    """A file and the folder whose tree is mirrored; `named` is one that was given by its own name."""
+    """A file and the folder whose tree is mirrored; `named` when given by name."""
 
     path: Path
     root: Path

@@ -145,7 +145,10 @@ class Journal:
         return entry.state == "done" and entry.size == size
 
     def was_begun(self, job: Job) -> bool:
-        """Whether an earlier run of the same sources and settings had this target in hand when it ended."""
+        """Tell whether an earlier run like this one ended with the target begun.
+
+        Alike are the sources and the settings.
+        """
         entry = self._entries.get(self._name(job.target))
         alike = entry is not None and entry.settings == self._settings and entry.source == self._identity(job.source)
         return alike and entry is not None and entry.state == "begun"

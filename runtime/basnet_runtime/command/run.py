@@ -283,7 +283,7 @@ def plan_run(config: RunConfig) -> tuple[Plan, Journal | None]:
 
 
 def checked(config: RunConfig, plan: Plan, check: Callable[[RunConfig, Job], None] | None = None) -> Plan:
-    """Take out inputs whose own defect shows only when their output is checked, by `check_job` or `check`."""
+    """Drop inputs that fail the check of their output, by `check_job` or `check`."""
     fit, unfit = _fit(config, plan.jobs, refuse=True, check=check)
     return replace(plan, jobs=tuple(fit), failures=(*plan.failures, *unfit))
 
@@ -502,7 +502,7 @@ class Work:
         return self._result(job, report.frames, decisions, source.notes)
 
     def make_segments(self, job: Job, segments: range) -> None:
-        """Make some segments of a video that several machines share; its own failure is noted."""
+        """Encode some segments of a video shared by machines; its failure is recorded."""
         self._alone(job, partial(self._segments, segments=segments))
 
     def _segments(self, job: Job, segments: range) -> None:

@@ -70,7 +70,7 @@ def stream_plan(inputs: Sequence[str], output: str | None) -> Plan:
 
 
 def segments_of(job: Job, config: RunConfig) -> int:
-    """In about how many segments several machines make a video; 0 where it is one task.
+    """Return about how many segments machines make of a video; 0 for one task.
 
     A stabilized mask depends on all frames before it, numbered pictures are no segments, and a video of one segment is
     run as it is without `--resume`.
@@ -230,7 +230,7 @@ class VideoRun:
             return self._through(source, sink, memory=sink.memory, remember=every)
 
     def run_segments(self, segments: range) -> RunReport | None:
-        """Make those of these segments that are missing; None where there is nothing to do.
+        """Encode the missing ones of these segments; None where there is nothing to do.
 
         Raises:
             BasnetError: It cannot be read, run or written.

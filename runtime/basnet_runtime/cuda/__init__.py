@@ -1,3 +1,3 @@
-"""Memory, streams, events and graphs of NVIDIA GPUs, by one of two libraries behind one small protocol."""
+"""Memory, streams, events and graphs of NVIDIA GPUs, by one of two libraries."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Arrays on the device, taken from and given to other libraries without a copy: DLPack and CUDA array interface."""
+"""Device arrays, exchanged without a copy: DLPack and CUDA array interface."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> b
 
 
 class DeviceArray:
-    """A result on the device, its memory's owner. It is complete when it is returned, or in order with a stream.
+    """A result on the device, and the owner of its memory.
+
+    It is complete when it is returned, or in order with a stream.
 
     Consumers take it with `torch.from_dlpack(result)`, `torch.as_tensor(result, device="cuda")` or the like, and keep
     it alive. Its memory goes back when it is closed, or with its last reference, once its readers are done.
@@ -75,7 +77,7 @@ class DeviceArray:
         stream: int | None,
         released: Callable[[], None],
     ) -> None:
-        """`stream`: handle of the one stream that reads it, None for any; `released`: told when the memory is back."""
+        """`stream`: its only reader's handle, None for any; `released`: called at end."""
         self._released = released
         self._cuda = cuda
         self._stream = stream

@@ -1,4 +1,4 @@
-"""What a backend needs of a CUDA library: bytes on both sides, streams, events, copies between, graphs.
+"""The CUDA protocol of backends: memory, streams, events, copies, graphs.
 
 Two modules are of this shape, `cuda_core` and `py_cuda`; `open_cuda` opens one. Everything is asynchronous and in order
 on the stream it names; streams know of each other through events alone. Both work in the device's primary context, the
@@ -23,7 +23,7 @@ CudaName = Literal["cuda-core", "pycuda"]
 
 
 class CaptureFailed(Exception):
-    """Work that cannot be captured as a CUDA graph; it still runs when it is enqueued one by one."""
+    """Work that cannot be captured as a CUDA graph; it still runs when enqueued."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class DeviceView:
 
 
 class Cuda(Protocol):
-    """One device by one library. Streams, events and graphs are the library's own objects."""
+    """One device by one library, whose own streams, events and graphs it uses."""
 
     name: CudaName
     index: int
@@ -113,13 +113,13 @@ class Cuda(Protocol):
         """Between two reached events that were made with `timing`."""
 
     def follow(self, stream: Any, foreign: int) -> None:
-        """Hold what follows on our stream until all that is enqueued on a foreign one now is done."""
+        """Make our stream wait for all that is enqueued on a foreign one now."""
 
     def lead(self, foreign: int, stream: Any) -> None:
-        """Hold what follows on a foreign stream until all that is enqueued on ours now is done."""
+        """Make a foreign stream wait for all that is enqueued on ours now."""
 
     def synchronize_foreign(self, foreign: int | None) -> None:
-        """Wait in this thread until a foreign stream is empty, or for None the whole device."""
+        """Wait in this thread for a foreign stream, or for None the whole device."""
 
     def device_bytes(self, size: int) -> DeviceBytes:
         """Allocate on the device; raises BackendUnavailable when there is no room."""
@@ -134,16 +134,19 @@ class Cuda(Protocol):
         """Enqueue a copy from the device; both sides are of one size."""
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` puts on the stream as a graph, which does not run yet; raises CaptureFailed."""
+        """Capture what `enqueue` enqueues as a graph; raises CaptureFailed.
+
+        The graph does not run yet.
+        """
 
     def launch(self, graph: Any, stream: Any) -> None:
         """Enqueue a graph."""
 
     def view(self, array: Any, stream: Any) -> DeviceView:
-        """An array with `__dlpack__` or `__cuda_array_interface__`, ready to be read on the stream."""
+        """View an array of `__dlpack__` or `__cuda_array_interface__` on the stream."""
 
     def free(self, item: Any) -> None:
-        """Give back a stream, an event, a graph or bytes that nothing enqueued uses any more."""
+        """Free a stream, an event, a graph or bytes that nothing enqueued uses any more."""
 
     def close(self) -> None:
         """Let go of the device; everything else has been freed."""

@@ -1,4 +1,4 @@
-"""`Cuda` by cuda-core, NVIDIA's own library for Python. The only module that imports `cuda.core`."""
+"""`Cuda` by cuda-core, NVIDIA's Python library; the only importer of `cuda.core`."""
 
 from __future__ import annotations
 

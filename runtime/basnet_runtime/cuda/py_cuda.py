@@ -1,4 +1,6 @@
-"""`Cuda` by PyCUDA. The only module that imports `pycuda`. It has no CUDA graphs and cannot name foreign streams.
+"""`Cuda` by PyCUDA, without CUDA graphs and foreign streams.
+
+The only module that imports `pycuda`.
 
 PyCUDA compiles at installation and needs NVIDIA's toolkit there. Its `autoinit` would make a context of its own, in
 which PyTorch's memory is unknown; the primary context is used instead.

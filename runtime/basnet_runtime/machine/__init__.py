@@ -1,3 +1,3 @@
-"""What this machine offers: CPU features, threads this process may use, installed packages."""
+"""This machine: CPU features, threads this process may use, installed packages."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What the processor can compute: whether bfloat16 and exact INT8 sums are built in, and if not, why not."""
+"""CPU features: bfloat16 and exact INT8 sums, or why they are missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _X86 = ("x86_64", "amd64", "i686")
 
 
 def processor_flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
-    """The instruction sets the system lists for its first processor, or None where it lists none."""
+    """Return the first CPU's instruction sets, or None where the system lists none."""
     value = _listed(cpuinfo, "flags", "features")
     return None if value is None else frozenset(value.split())
 
 
 def processor_vendor() -> str:
-    """Who made the first processor, as the system writes it; empty where it does not tell."""
+    """Return the first CPU's vendor as the system reports it, or an empty text."""
     return _listed(None, "vendor_id", "cpu implementer") or ""
 
 
@@ -38,7 +38,7 @@ def _listed(cpuinfo: Path | None, *names: str) -> str | None:
 
 
 def why_no_bf16(cpuinfo: Path | None = None) -> str | None:
-    """None when the processor multiplies in bfloat16; otherwise the reason it is refused, for people."""
+    """Return why the CPU refuses bfloat16, for people; None when it multiplies in it."""
     flags = processor_flags(cpuinfo)
     if flags is None:
         return f"{platform.system()} does not list this processor's instruction sets, so bfloat16 cannot be confirmed"
@@ -48,7 +48,9 @@ def why_no_bf16(cpuinfo: Path | None = None) -> str | None:
 
 
 def why_no_int8(cpuinfo: Path | None = None, machine: str | None = None) -> str | None:
-    """None when sums of byte products are exact here; otherwise the reason INT8 files are refused, for people.
+    """Return why INT8 files are refused, for people; None when sums are exact here.
+
+    They are sums of byte products.
 
     x86 without VNNI adds pairs of u8 * s8 in 16 bits, which saturate: masks would be wrong without a word.
     """

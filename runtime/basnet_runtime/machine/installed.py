@@ -1,4 +1,4 @@
-"""Which distributions and drivers are installed; the distributions are not imported."""
+"""Installed distributions and drivers; no distribution is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether the CUDA driver's library is there, without which no flavor runs a plan."""
+    """Tell whether the CUDA driver's library exists, which every plan needs."""
     import ctypes
 
     for name in ("libcuda.so.1", "nvcuda.dll"):

@@ -1,4 +1,4 @@
-"""How many threads this process may really use: its affinity and its container's quota, not the machine's size."""
+"""Threads this process may use: its CPU affinity and its container's quota."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 def allowed_threads() -> int:
-    """Processors this process may use, at least 1: the smaller of its affinity and its cgroup quota, rounded up."""
+    """Return the CPUs this process may use, at least 1.
+
+    The smaller of its affinity and its cgroup quota, rounded up.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     quota = cgroup_quota()
     return max(1, available if quota is None else min(available, math.ceil(quota)))

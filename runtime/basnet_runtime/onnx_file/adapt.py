@@ -1,4 +1,4 @@
-"""The copy of a foreign graph that runs: one float32 input, one float32 output in 0..1, height and width fixed.
+"""Adapted copy of a foreign graph: float32 in and out, fixed height and width.
 
     with adapted(path, adaptation) as runnable:
         session = InferenceSession(runnable)
@@ -65,7 +65,7 @@ def adaptation_of(
 
 @contextmanager
 def adapted(path: Path, adaptation: Adaptation | None) -> Iterator[Path]:
-    """Yield the adapted copy, a temporary file, or the file itself where nothing is to be changed.
+    """Yield the adapted copy, a temporary file, or the file where nothing changes.
 
     Raises:
         ModelFileError: Weights in other files are not there, or too large for one file.
@@ -154,7 +154,9 @@ def _inlined(path: Path, tensor: int | memoryview) -> list[bytes | memoryview] |
 
 
 def external_data(path: Path, tensor: int | memoryview) -> memoryview:
-    """The values of a tensor that names a file beside the model's, in the model's folder or below it.
+    """Read the values of a tensor that names an external data file.
+
+    It must be in the model's folder or below it.
 
     Raises:
         ModelFileError: That file is missing, elsewhere, or too short.

@@ -1,4 +1,4 @@
-"""What an ONNX graph computes and in which arithmetic, whatever a manifest says: its digest and its precision.
+"""Digest and precision of an ONNX graph's content, whatever a manifest says.
 
 The digest is of what the outputs are computed of: operations, attributes, weights, input types and sizes. Names of
 nodes and values, their order, notes, metadata, and where weights are kept do not count, so that another tool may write
@@ -66,7 +66,7 @@ def read_graph_content(path: Path) -> GraphContent:
 
 
 def graph_content(model: bytes | memoryview, path: Path) -> GraphContent:
-    """As `read_graph_content`, of a file's bytes; `path` is where they are, for errors and weights in other files."""
+    """`read_graph_content` of a file's bytes; `path` serves errors and external data."""
     try:
         return _Walk(path).result(memoryview(model))
     except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What an ONNX file says about itself, read without onnx, onnxruntime or protobuf: any machine can inspect any file.
+"""ONNX header reader, without onnx, onnxruntime or protobuf.
 
 Only the outermost fields of the protobuf message are walked and weights are skipped over, so that a file of hundreds
 of megabytes is described in a millisecond, and a web page or a half-finished download is told from a model.
@@ -77,7 +77,7 @@ def file_content(path: Path) -> mmap.mmap:
 
 
 def refuse_foreign(path: Path, head: bytes, size: int) -> None:
-    """Raise ModelFileError for what downloads leave instead of a file, and for another tool's files."""
+    """Raise ModelFileError for failed downloads and other tools' files."""
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ModelFileError(f"{path}: is a web page of {size:,} bytes, not a model; download the file itself")
     if head.startswith(b"version https://git-lfs"):

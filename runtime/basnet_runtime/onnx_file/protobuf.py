@@ -1,4 +1,4 @@
-"""Protobuf messages as (field, value) pairs, read without copying, and written field by field."""
+"""Protobuf messages as (field, value) pairs, read without copying; writing too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def fields(view: int | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of one message: numbers as int, everything with a length as a view, nothing copied."""
+    """Yield (field number, value) of one message, without copying.
+
+    Numbers are int, everything with a length is a view.
+    """
     for field, value, _ in spans(view):
         yield field, value
 
 
 def spans(view: int | memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
-    """As `fields`, each with all the bytes that hold it, so that a message can be written again without some."""
+    """Yield `fields` with all the bytes that hold each, to write a message again."""
     if isinstance(view, int):
         return
     at, end = 0, len(view)
@@ -52,7 +55,7 @@ def text(value: int | memoryview) -> str:
 
 
 def numbers_of(value: int | memoryview) -> Iterator[int]:
-    """A repeated number, packed into one field or one of several, as a signed 64-bit one."""
+    """Return a repeated signed 64-bit number, packed or not."""
     if isinstance(value, int):
         yield value - (1 << 64) if value >> 63 else value
         return

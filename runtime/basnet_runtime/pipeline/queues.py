@@ -1,4 +1,4 @@
-"""Bounded queue and byte budget between the threads of a run; every wait ends when the run does."""
+"""Bounded queue and byte budget of a run's threads; waits end when the run does."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ T = TypeVar("T")
 
 
 class Stopped(BaseException):
-    """Raised out of a wait when the run has ended; no `Exception`, or a handler would take it for an input's defect."""
+    """Raised out of a wait when the run has ended.
+
+    No `Exception`, or a handler would take it for an input's defect.
+    """
 
 
 class ByteBudget:
-    """Memory for frames on their way: the reader waits here before it decodes, the writer frees.
+    """Memory for frames in flight: the reader waits for it, the writer frees it.
 
     Attributes:
         waited: Seconds that the reader has spent waiting.
     """
 
     def __init__(self, limit_bytes: int, on_wait: Callable[[], None] | None = None) -> None:
-        """`on_wait`: called before waiting, so that frames held back for a full batch are run and freed."""
+        """`on_wait`: called before waiting, so that frames held for a batch are freed."""
         self.waited = 0.0
         self._limit = limit_bytes
         self._on_wait = on_wait
@@ -106,7 +109,7 @@ class ClosableQueue(Generic[T]):
             self._changed.notify_all()
 
     def has_items(self) -> bool:
-        """Whether an item is there already; None, which asks for what is held back, is not one."""
+        """Tell whether an item is there; None, which asks for what is held, is not one."""
         with self._changed:
             return any(item is not None for item in self._items)
 

@@ -1,4 +1,4 @@
-"""One run from source to sink: a reader thread, the network in the calling thread, a writer thread.
+"""The pipeline: reader thread, network in the calling thread, writer thread.
 
     report = Pipeline(model, Composer(kind), batch=4).run(source, sink)
 
@@ -44,20 +44,20 @@ Compose = Callable[[Frame, UInt8, SalienceDecision], ResultFrame]
 
 
 class Source(Protocol):
-    """Where frames come from. `frames` runs in the reader thread, `close` in the calling thread.
+    """Source of frames; `frames` runs in the reader thread, `close` in the caller's.
 
     One whose library decodes in threads of its own counts their time as `codec_threads`, a `LibraryThreads`.
     """
 
     def frames(self, budget: ByteBudget | None = None) -> Iterator[Frame]:
-        """Upright frames in order; waits for memory of the `budget`, where there is one, before it decodes."""
+        """Iterate over upright frames; each waits for memory of the `budget`, if given."""
 
     def close(self) -> None:
         """Give files back; a second call does nothing."""
 
 
 class Sink(Protocol):
-    """Where results go. `write` and `finish` run in the writer thread, `abort` in the calling thread.
+    """Sink of results; `write` and `finish` run in the writer thread, not `abort`.
 
     One whose library encodes in threads of its own counts their time as `codec_threads`, a `LibraryThreads`.
     """
@@ -69,7 +69,7 @@ class Sink(Protocol):
         """Make everything final, after the last result."""
 
     def abort(self) -> None:
-        """Leave nothing unfinished behind; called when the run failed, and harmless after `finish`."""
+        """Remove unfinished results; called when the run failed, harmless after `finish`."""
 
     def interrupt(self) -> None:
         """Keep what is whole of what was written; called before `abort` on Ctrl-C."""
@@ -209,7 +209,10 @@ class Pipeline:
             yield from self._finished([frame], self._started([frame], clock, lost), clock, lost)
 
     def batches(self, frames: Iterable[Frame | None]) -> Iterator[list[Frame]]:
-        """Frames in groups; None ends a group early, and for a graph that takes whole frames so does a new size."""
+        """Group frames in batches; None ends one early, and so may a new size.
+
+        A graph that takes whole frames needs one size.
+        """
         group: list[Frame] = []
         whole = self._model.takes_frames
         for frame in frames:

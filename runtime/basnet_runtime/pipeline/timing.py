@@ -1,4 +1,4 @@
-"""Where the time of a run went, by stage: on the clock, and on the processor including the libraries' own threads."""
+"""Stage times of a run: clock, and CPU including the libraries' own threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LibraryThreads:
     """
 
     def __init__(self, used: dict[int, float] | None = None) -> None:
-        """`used`: threads that are there already, by system id, with what they have used before."""
+        """`used`: seconds of threads that exist already, by system id."""
         self.seconds = 0.0
         self._used = used or {}
 
@@ -67,7 +67,7 @@ class StageTime:
 
 @dataclass(kw_only=True, slots=True)
 class StageClock:
-    """Adds up stage times. Each stage belongs to one thread, so that no lock is needed.
+    """Adds up stage times; each stage belongs to one thread, so no lock is needed.
 
     Attributes:
         times: Seconds by stage.
@@ -80,7 +80,7 @@ class StageClock:
     _pictures: dict[int, float] = field(default_factory=dict)
 
     def start(self, codecs: Iterable[LibraryThreads] = ()) -> None:
-        """Begin: library threads that exist now, other than those of codecs, are the backend's."""
+        """Begin: existing library threads, other than those of codecs, are the backend's."""
         python = {t.native_id or 0 for t in threading.enumerate() if not t.name.startswith(WORKER_NAME)}
         self._pictures = thread_seconds(_PICTURE_THREADS)
         others: list[Container[int]] = [python, self._pictures, *codecs]
@@ -101,7 +101,7 @@ class StageClock:
             spent.cpu += time.thread_time() - cpu
 
     def finish(self, decoder: LibraryThreads | None, encoder: LibraryThreads | None) -> None:
-        """Add the libraries' threads; those of libvips, which reads and writes, by the two stages' clock times."""
+        """Add the libraries' threads; libvips' are divided by the stages' clock times."""
         self.network.collect()
         self.times["network"].cpu += self.network.seconds
         used = sum(now - self._pictures.get(thread, 0.0) for thread, now in thread_seconds(_PICTURE_THREADS).items())
@@ -111,13 +111,16 @@ class StageClock:
         encode.cpu += used * (1 - reading) + (encoder.seconds if encoder else 0.0)
 
     def other(self) -> float:
-        """Processor seconds since `start` that no stage accounts for: progress display, start of libraries."""
+        """CPU seconds since `start` outside all stages: progress display, library starts."""
         known = sum(spent.cpu for spent in self.times.values())
         return max(0.0, time.process_time() - self._process - known)
 
 
 def thread_seconds(name: str = "") -> dict[int, float]:
-    """Processor seconds of this process's threads whose name starts with `name`, by system id; empty off Linux."""
+    """Return CPU seconds of threads whose name starts with `name`, by system id.
+
+    Empty off Linux.
+    """
     seconds = {}
     tick = os.sysconf("SC_CLK_TCK")
     for folder in _TASKS.iterdir() if _TASKS.is_dir() else ():

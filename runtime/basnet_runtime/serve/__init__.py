@@ -1,3 +1,3 @@
-"""`basnet-serve`: the model over HTTP, by its own routes and by the Open Inference Protocol v2."""
+"""`basnet-serve`: the model over HTTP, own routes and Open Inference Protocol v2."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The HTTP application: routes for pictures, health, metrics and the page; the v2 protocol is mounted from `v2`.
+"""HTTP application: routes for pictures, health, metrics, page; mounts `v2`.
 
     app = create_app(model, ServeConfig())
 
@@ -81,7 +81,7 @@ Options = TypeVar("Options", bound=PictureOptions)
 
 
 def create_app(model: SaliencyModel, config: ServeConfig) -> FastAPI:
-    """The application over one opened model, which stays open; `app.state.service` is its `Service`.
+    """Create the application of an opened model; its service is `app.state.service`.
 
     Args:
         model: What `open_model` gives.

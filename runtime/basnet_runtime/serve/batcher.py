@@ -1,4 +1,4 @@
-"""Dynamic batching: pictures of many callers through one model, in the model's own thread.
+"""Dynamic batching: pictures of many callers in one thread of the model.
 
 with Batcher(model, batch=8, wait_seconds=0.002) as batcher:
     raw_map = batcher.submit(model.prepare(image_HWC)).result()
@@ -35,7 +35,7 @@ class _Item:
 
 
 class Batcher(Closing):
-    """One thread that owns the model: libraries of GPUs want to be called by the thread that they were set up in.
+    """One thread that owns the model; GPU libraries want to be called by one thread.
 
     A picture whose future was cancelled before its batch began costs nothing.
     """
@@ -70,7 +70,7 @@ class Batcher(Closing):
         self._thread.start()
 
     def submit(self, prepared: NDArray[Any]) -> Future[RawMap]:
-        """Queue one prepared picture; the future gives its raw map, or raises what the network raised.
+        """Queue one preprocessed picture; the future gives its raw map or error.
 
         Raises:
             RuntimeError: The batcher is closed.

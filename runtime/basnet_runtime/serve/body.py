@@ -1,4 +1,7 @@
-"""Request bodies with limits: bytes, seconds, decompressed size; pictures go to anonymous files in memory."""
+"""Request bodies with limits: bytes, seconds, decompressed size.
+
+Pictures go to anonymous files in memory.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _RAW_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urle
 
 
 class PictureBytes(Closing):
-    """A picture's bytes under a path, which decoders want; nobody else can open it, and it ends with `close`."""
+    """A picture's bytes under a private path for decoders; `close` frees them."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.size = 0
@@ -58,7 +61,10 @@ class PictureBytes(Closing):
 
 
 class BodyLimits:
-    """Bounds of bodies: of each its bytes and seconds, of all together their bytes, since they wait in memory."""
+    """Limits of bodies: bytes and seconds of each, bytes of all together.
+
+    They wait in memory.
+    """
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class BodyLimits:
         busy: Callable[[int, str, str], Problem],
         timed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`busy` makes a refusal of status, words and reason; `timed` goes around the reading of a body."""
+        """`busy` creates a refusal of status, text, reason; `timed` wraps reading."""
         self.each = each
         self.seconds = seconds
         self._together = together
@@ -130,7 +136,9 @@ async def body_bytes(request: Request, limits: BodyLimits) -> bytes:
 
 @asynccontextmanager
 async def picture_form(request: Request, limits: BodyLimits) -> AsyncGenerator[dict[str, PictureBytes]]:
-    """The pictures of a request by field name, until the block ends; a body that is no form is the field `image`.
+    """Yield the pictures of a request by field name.
+
+    A body that is no form is the field `image`.
 
     Raises:
         Problem: As of `body_bytes`, and 422 where the form has no field `image`.

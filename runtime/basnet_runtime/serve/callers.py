@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; a caller that leaves cancels it, so that nobody computes for nobody."""
+    """Return the work's result; a caller that disconnects cancels it."""
     running = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:

@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 @takes(ServeConfig)
 def serve(**values: Any) -> None:
-    """Serve masks and cut-outs over HTTP: POST a picture to /v1/mask, or open / in a browser."""
+    """Serve masks and cut-outs over HTTP: POST to /v1/mask, or open / in a browser."""
     with exit_on_error():
         config = build(ServeConfig, values)
         _require_packages()

@@ -1,4 +1,4 @@
-"""Server configuration: every option of `basnet-serve`, checked before anything is opened."""
+"""Server configuration: every option of `basnet-serve`, checked before opening."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ServeConfig(ModelOptions):
 
     @property
     def pictures_a_batch(self) -> int:
-        """`batch`, or what suits the device: on a CPU pictures beside each other are as fast as pictures together."""
+        """Return `batch`, or what suits the device: pictures in parallel on a CPU."""
         return self.batch or (1 if self.device.on_cpu else 8)
 
     @property

@@ -21,7 +21,7 @@ class Metrics:
     """What the server counts; `text` is what `/metrics` answers."""
 
     def __init__(self, description: str, model: str) -> None:
-        """`description` and `model` say what runs; they become the labels of `basnet_model_info`."""
+        """`description` and `model` become the labels of `basnet_model_info`."""
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "basnet_requests", "Requests by route and status", ["route", "status"], registry=self.registry

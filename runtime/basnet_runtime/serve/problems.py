@@ -1,4 +1,4 @@
-"""HTTP problems (RFC 9457): every refusal as a status with one line, in the command's words and without paths."""
+"""HTTP problems (RFC 9457): a status and one line, without paths."""
 
 from __future__ import annotations
 

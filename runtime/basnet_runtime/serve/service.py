@@ -1,4 +1,4 @@
-"""The work behind the routes: bounded admission, then decode, network, postprocess, compose and encode as `basnet-run`.
+"""The service behind the routes: bounded admission, then steps of `basnet-run`.
 
 Compressed pictures wait, decoded ones do not: what is decoded at once is bounded by the model's depth.
 """
@@ -138,7 +138,7 @@ class Service(Closing):
             return await self._in_thread(lambda caller: self._answer(image.path, task, behind, waited, caller))
 
     async def tensors(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """A batch of the network's own input, N first, through the same queue; its raw maps.
+        """Run a batch of the network's input, N first, through the queue; raw maps.
 
         Raises:
             Problem: 429, 500 or 503.
@@ -156,7 +156,7 @@ class Service(Closing):
             raise Problem(503, "ready: no, the server is stopping", reason="draining")
 
     async def frames(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """Pictures uint8 N,H,W,3 of one size to masks uint8 N,H,W, as `basnet-run` computes them.
+        """Return masks uint8 N,H,W of pictures uint8 N,H,W,3, as `basnet-run` does.
 
         Raises:
             Problem: As of `run`.
@@ -282,6 +282,6 @@ def _plain(text: str) -> str:
 
 
 def defect(error: Exception) -> Problem:
-    """500 for what nobody expected: the caller is told its kind, the log where the traceback is."""
+    """500 for unexpected errors: the caller gets its kind, the log the traceback."""
     note = unexpected("request", error)
     return Problem(500, f"unexpected: {type(error).__name__}. The server's log says where its traceback is", note=note)

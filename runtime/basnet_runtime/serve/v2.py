@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over HTTP: the network's own tensors, and whole pictures, for stock clients.
+"""Open Inference Protocol v2 over HTTP: network tensors and pictures.
 
 Two models are served: `NAME`, the file's own graph, which takes and gives what Triton's repository of that file does;
 and `NAME-frames`, which takes pictures, uint8 N,H,W,3 of any size, and gives the masks of `basnet-run`, uint8 N,H,W.

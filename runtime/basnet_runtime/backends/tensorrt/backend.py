@@ -1,4 +1,4 @@
-"""TensorRT engines on an NVIDIA GPU: batches in flight, replayed as CUDA graphs, from host memory or from the device.
+"""TensorRT engines: batches in flight, CUDA graphs, host or device memory.
 
 with open_engine(Path("fp16.plan")) as backend:
     masks_N1HW = backend.infer(batch_N3HW)
@@ -62,7 +62,7 @@ class RingFuture:
         return self._masks
 
     def synchronize(self, cuda: Cuda) -> None:
-        """Take the masks out of the buffer set and free it; called with the backend's lock held."""
+        """Take the masks out of the buffer set and free it; the backend's lock is held."""
         buffers, self.buffers = self.buffers, None
         if buffers is None:
             return
@@ -75,7 +75,7 @@ class RingFuture:
 
 
 class TensorRTBackend(Closing):
-    """Runs either graph, whatever its precision. Any number of threads may use it, and any number of engines a process.
+    """Runs either graph in any precision; threads and engines may be many.
 
     Attributes:
         profiles: The shapes it takes.
@@ -105,7 +105,7 @@ class TensorRTBackend(Closing):
 
     @property
     def description(self) -> str:
-        """What really runs: library, device, precision, and whether batches are replayed as CUDA graphs."""
+        """What really runs: library, device, precision, and whether CUDA graphs replay."""
         plain = self._streams.plain_because
         whose = "CUDA graphs by the library" if self._engine.captures_itself else "CUDA graphs"
         graphs = f"no CUDA graphs ({plain})" if plain else whose
@@ -121,7 +121,7 @@ class TensorRTBackend(Closing):
         return self.submit(batch).result()
 
     def submit(self, pictures: Sequence[NDArray[Any]] | NDArray[Any], *, is_busy: bool = False) -> RingFuture:  # noqa: ARG002 - a GPU decides by itself
-        """Start a batch and return at once; the pictures are copied, and may be changed afterwards.
+        """Start a batch and return at once; the pictures are copied.
 
         Raises:
             UsageError: No profile of the engine holds the batch's shape.
@@ -136,7 +136,7 @@ class TensorRTBackend(Closing):
             return future
 
     def infer_device(self, array: Any, stream: int | None = None) -> DeviceArray:
-        """Masks of a batch that is on the device already, on the device; nothing is copied.
+        """Return masks on the device of a batch on the device; nothing is copied.
 
         Args:
             array: Has `__dlpack__` or `__cuda_array_interface__`, and the shape, type and order of `input`.
@@ -169,7 +169,9 @@ class TensorRTBackend(Closing):
             return masks
 
     def device_times(self, batch: NDArray[Any], runs: int, *, warmup: int = 10) -> list[float]:
-        """Milliseconds of each of `runs` runs of the engine alone, by events around it on its stream.
+        """Return milliseconds of each of `runs` runs of the engine alone, by CUDA events.
+
+        The events are on its stream.
 
         The batch is copied in once and nothing is copied out. Runs are enqueued without waiting for each other, so that
         the device does not wait for Python where a run takes longer than its enqueueing.
@@ -281,7 +283,10 @@ class TensorRTBackend(Closing):
                     future.synchronize(self._cuda)
 
     def close(self) -> None:
-        """Give the engine and all memory back, after what is in flight; whatever fails, the rest is given back too."""
+        """Free the engine and all memory, after what is in flight.
+
+        Whatever fails, the rest is freed too.
+        """
         with self._lock:
             if self._closed:
                 return

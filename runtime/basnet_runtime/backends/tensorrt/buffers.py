@@ -1,4 +1,6 @@
-"""Batches in flight on a device: for each input shape a ring of buffer sets, three streams, and events between them.
+"""Device buffers of batches in flight: a ring of buffer sets per input shape.
+
+Three streams, with events between them.
 
     host --arriving--> device --computing--> device --leaving--> host
 
@@ -44,7 +46,7 @@ class Streams:
     """
 
     def __init__(self, cuda: Cuda, *, graphs: bool) -> None:
-        """`graphs`: capture each set's work after its first run, and replay it from then on."""
+        """`graphs`: capture each set's work after its first run, and replay it."""
         self.cuda = cuda
         self.plain_because = ""
         self._graphs = graphs
@@ -107,7 +109,9 @@ class Streams:
 
 
 class BufferSet:
-    """What one batch in flight needs: its tensors on both sides, an execution context bound to them, three events.
+    """Buffers of one batch in flight: tensors, execution context, three events.
+
+    Tensors are on both sides, the context is bound to them.
 
     Attributes:
         holder: Whose batch is in it; None while it is free.
@@ -165,7 +169,7 @@ class ShapeRing:
         self.loose: Any = None
 
     def take(self) -> BufferSet:
-        """A free set, else a new one, else the one whose batch is the oldest, which is still in it."""
+        """Return a free set, else a new one, else that of the oldest batch, still in it."""
         for buffers in self._sets:
             if buffers.holder is None:
                 return buffers

@@ -1,4 +1,4 @@
-"""A plan in TensorRT's runtime: execution contexts on one working memory, and RTX's compiled kernels kept on disk."""
+"""A loaded plan: execution contexts on one working memory, RTX's kernel cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["LoadedEngine", "runtime_cache_path"]
 
 
 class LoadedEngine:
-    """One plan on one device. All its contexts share one working memory, so that only one of them may run at a time.
+    """One plan on one device; only one of its contexts may run at a time.
+
+    All of them share one working memory.
 
     Attributes:
         captures_itself: Whether the library makes CUDA graphs by itself. TensorRT for RTX does, because only it knows
@@ -109,7 +111,7 @@ class LoadedEngine:
             beside.write_bytes(compiled)
 
     def close(self) -> None:
-        """Give everything back; call it where the device is current, after the last context is gone."""
+        """Free everything; the device must be current and the last context gone."""
         try:
             self._keep_kernels()
         finally:
@@ -120,6 +122,9 @@ class LoadedEngine:
 
 
 def runtime_cache_path(facts: EngineFacts, compute_capability: str) -> Path:
-    """Where the kernels compiled for one plan on one kind of GPU are kept: under XDG_CACHE_HOME, or ~/.cache."""
+    """Return the kernel cache of one plan on one kind of GPU.
+
+    It is kept under XDG_CACHE_HOME, or ~/.cache.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "basnet-deploy" / f"{facts.plan_sha256[:16]}-{facts.version}-sm{compute_capability}.kernels"

@@ -1,4 +1,6 @@
-"""TensorRT in its two flavors behind one value. The only module that imports `tensorrt` or `tensorrt_rtx`.
+"""TensorRT and TensorRT for RTX behind one value.
+
+The only module that imports `tensorrt` or `tensorrt_rtx`.
 
     library = open_tensorrt("auto")
     builder = library.trt.Builder(library.logger)
@@ -65,7 +67,7 @@ class Messages:
 
 
 def plan_version(plan: bytes) -> str | None:
-    """The version that TensorRT for RTX wrote into a plan's header; None for other plans.
+    """Return the version in the header of a TensorRT for RTX plan; None for others.
 
     Asked of the plan, because a process may have loaded another library than its bindings were installed with.
 
@@ -76,7 +78,9 @@ def plan_version(plan: bytes) -> str | None:
 
 
 def open_tensorrt(flavor: Flavor | Literal["auto"] = "auto") -> TensorRT:
-    """The asked flavor; `auto` takes what is installed, and with both TensorRT where there is an NVIDIA driver.
+    """Open the flavor asked for; `auto` takes what is installed.
+
+    With both it is TensorRT where there is an NVIDIA driver.
 
     Raises:
         BackendUnavailable: It is not installed, or cannot be loaded.

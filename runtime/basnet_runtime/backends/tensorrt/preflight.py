@@ -1,4 +1,6 @@
-"""Whether a plan can run here, asked of its manifest before TensorRT sees it, which would only say that it failed.
+"""Preflight of a plan: can it run here, by its manifest.
+
+TensorRT itself would only say that it failed.
 
 A plan is a pure TensorRT file, so that other tools read it; what it is for stands beside it in `FILE.json`. A plan runs
 in the flavor and version that built it, and one that TensorRT built on a GPU runs on GPUs of that compute capability.
@@ -42,7 +44,7 @@ def read_plan_manifest(path: Path) -> tuple[Manifest, EngineFacts]:
 
 
 def preflight(path: Path) -> tuple[Manifest, EngineFacts, TensorRT]:
-    """Everything that can be known before the plan is loaded; returns its manifest and the library that runs it.
+    """Check a plan before it is loaded; returns its manifest and library.
 
     Raises:
         ModelFileError: There is no such file.

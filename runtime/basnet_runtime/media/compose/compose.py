@@ -133,7 +133,10 @@ class StripComposer:
     layers: _Layers | None
 
     def __call__(self, rows: slice, frame: Frame | None) -> UInt8:
-        """Rows of the result, h,W or h,W,3 or, with transparency, h,W,4; `frame` is the picture's same rows."""
+        """Compose rows h,W or h,W,3 or, with transparency, h,W,4.
+
+        `frame` is the picture's same rows.
+        """
         mask_HW = self.edges.mask(rows)
         if frame is None:
             return mask_HW

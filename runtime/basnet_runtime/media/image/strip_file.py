@@ -28,14 +28,14 @@ _TIFF_ROWS = 8
 
 
 class StripFile(Closing):
-    """Strips of rows, h,W or h,W,C, in a temporary file that goes when the block ends.
+    """Strips of rows, h,W or h,W,C, in a temporary file removed at the block's end.
 
     Attributes:
         bands: 1 to 4, known after the first strip.
     """
 
     def __init__(self, target: Path, height: int) -> None:
-        """`target`: the result, beside which the file lies; `height`: rows of all strips together."""
+        """`target`: the result, whose folder is used; `height`: rows of all strips."""
         self._target = target
         self._height = height
         self._pending = PendingFile(target.with_suffix(".tif"), overwrite=False)

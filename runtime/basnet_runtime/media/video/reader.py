@@ -78,7 +78,7 @@ class VideoSource(Closing):
         max_pixels: int = MAX_FRAME_PIXELS,
         track: int | None = None,
     ) -> None:
-        """Open, and decode the first frame: only it tells the size and rotation of every kind of file.
+        """Open and decode the first frame: only it tells any file's size and rotation.
 
         Args:
             source: A file or an address.

@@ -34,7 +34,7 @@ def nearest_matrix(matrix: int, primaries: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Color:
-    """How YUV samples mean colors, as numbers of the H.273 standard; 2 is unspecified.
+    """Meaning of YUV samples, by numbers of the H.273 standard; 2 is unspecified.
 
     Attributes:
         matrix: Matrix coefficients.

@@ -145,7 +145,7 @@ class PacketCopier:
     """Copy packets of `PassthroughStreams` into an output in order of time."""
 
     def __init__(self, passthrough: PassthroughStreams, output: OutputContainer, suffix: str, *, whole: bool) -> None:
-        """Make a stream in the output for each that it holds; `warnings` names those that it does not.
+        """Create an output stream for each it holds; `warnings` names those it does not.
 
         `whole`: what is counted in their tags holds for the copies too.
         """

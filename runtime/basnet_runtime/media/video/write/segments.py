@@ -51,7 +51,7 @@ _GLOBAL_HEADER = 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER: every container here wa
 
 
 def frames_in_segment(batch: int) -> int:
-    """Frames of each segment: whole batches, so that those of a continued run are those of a whole one."""
+    """Return the frames of a segment: whole batches, so that resumed runs are equal."""
     return -(-SEGMENT_FRAMES // batch) * batch
 
 
@@ -335,7 +335,7 @@ class SegmentedSink:
 
 
 class SegmentRangeSink(SegmentedSink):
-    """Some segments of an output that several machines make; joined by a `SegmentedSink` when all are there."""
+    """Segments of an output shared by machines; a `SegmentedSink` joins them."""
 
     _shared = True
 
@@ -347,7 +347,7 @@ class SegmentRangeSink(SegmentedSink):
 
     @property
     def memory(self) -> dict[str, NDArray[Any]]:
-        """What the mask of the next frame depends on, where the segment before it is there."""
+        """Return what the next frame's mask depends on, if the segment before it exists."""
         if self._facts:
             return super().memory
         before = self._folder.segment(self._first - 1)

@@ -117,7 +117,7 @@ class VideoSink:
     """
 
     def __init__(self, plan: OutputPlan, *, endless: bool = False) -> None:
-        """Prepare; the file is created by the first `write`. `endless`: interrupting is how such a source ends."""
+        """The file is created by the first `write`; `endless` sources end by interrupt."""
         self.warnings: list[str] = []
         self.encoder = ""
         self.codec_threads = LibraryThreads()
