@@ -248,7 +248,7 @@ def _read_torch(path: Path) -> Any:
             "where you trust it: torch.save(torch.load(PATH, weights_only=False), NEW_PATH)"
         )
     try:
-        # Formats older than torch 1.6 warn, and are what the authors used. A path would be judged by its suffix.
+        # Formats older than torch 1.6 warn, and are what the authors used. A path would be read by its suffix.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()), path.open("rb") as file:
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)

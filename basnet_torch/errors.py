@@ -96,7 +96,7 @@ class MaskValuesError(DataError):
 
 
 class TrainingError(BasnetError, ArithmeticError):
-    """Training cannot go on, for example because a loss term is not finite."""
+    """Training cannot continue, for example because a loss term is not finite."""
 
 
 class ExportError(BasnetError, RuntimeError):
@@ -158,4 +158,4 @@ def exit_on_error() -> Iterator[None]:
 
 def _tell(line: str) -> None:
     if sys.stderr is not None:  # closed by the caller; print would take stdout, where a result may be
-        print(line, file=sys.stderr)  # noqa: T201 - the one place that speaks for all commands
+        print(line, file=sys.stderr)  # noqa: T201 - the one place that prints for all commands

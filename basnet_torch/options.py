@@ -45,7 +45,7 @@ class Option:
         kind: Type of the value, without None.
         default: Value when it is left out; `MISSING` where it must be typed.
         flags: As typed, with their dashes; empty for an argument.
-        settings: What typer is told: `help`, and where they are given `metavar`, `min` and `max`.
+        settings: Settings of typer: `help`, and where they are given `metavar`, `min` and `max`.
     """
 
     name: str

@@ -50,7 +50,7 @@ class _Run:
     )
     run: Path = field(metadata=option("Directory for checkpoints and logs.", "--run", "--run-dir"))
     val: tuple[Path, ...] = field(default=(), metadata=option("Pairs for validation.", "--val"))
-    resume: bool = field(default=False, metadata=option("Go on from RUN/last.pth.", "--resume"))
+    resume: bool = field(default=False, metadata=option("Resume from RUN/last.pth.", "--resume"))
     on_bad_pair: OnBadPair = field(
         default="refuse", metadata=option("Pairs that lack a file, cannot be read, or differ in size.")
     )
@@ -173,10 +173,10 @@ def _check_torch(device: Device) -> None:
 
 
 def _autocast(asked: Literal["auto", "fp32", "bf16", "fp16"], device: Device) -> Autocast:
-    """What to compute in; bfloat16 that a processor has to emulate is ten times slower than FP32, so it is refused."""
+    """What to compute in; bfloat16 that a CPU has to emulate is ten times slower than FP32, so it is refused."""
     if asked == "fp16":
         if device == CPU:
-            raise BackendUnavailable("autocast fp16: processors train in bf16 or fp32; use --autocast auto, or CUDA")
+            raise BackendUnavailable("autocast fp16: CPUs train in bf16 or fp32; use --autocast auto, or CUDA")
         return asked
     if asked == "fp32" or _has_bf16(device):
         return "fp32" if asked == "fp32" else "bf16"
@@ -199,7 +199,7 @@ def _refuse_used_run(run: Path, *, resume: bool) -> None:
     """A finished or begun run is never overwritten."""
     last = run / "last.pth"
     if last.exists() and not resume:
-        raise UsageError(f"{run}: holds a run already; add --resume to go on with it, or name another --run")
+        raise UsageError(f"{run}: holds a run already; add --resume to continue it, or name another --run")
     if resume and not last.exists():
         raise UsageError(f"{last}: no such file to resume from; leave --resume out to begin")
 
@@ -224,7 +224,7 @@ def _checkpoint(start: _Start, width: int | None, *, resume: bool) -> Checkpoint
     from basnet_torch.train.widen import widened
 
     if resume and (start.init or start.resnet34):
-        raise UsageError("--resume goes on with the run's own weights; leave --init and --resnet34 out")
+        raise UsageError("--resume continues with the run's own weights; leave --init and --resnet34 out")
     if start.init and start.resnet34:
         raise UsageError("--init and --resnet34 both give the encoder's weights; keep one of them")
     if start.init is None:

@@ -112,7 +112,7 @@ class TrainConfig:
     )
     steps: int = field(default=100_000, metadata=option("Steps in all.", must=_at_least(1)))
     optimizer: Optimizer = field(default="adamw", metadata=option("Optimizer."))
-    momentum: float = field(default=0.9, metadata=option("Of sgd and rmsprop.", must=_NOT_ALL))
+    momentum: float = field(default=0.9, metadata=option("Momentum of sgd and rmsprop.", must=_NOT_ALL))
     lr: float = field(
         default=1e-3, metadata=option("Highest learning rate.", must=("above 0", lambda rate: 0 < rate < math.inf))
     )
@@ -120,7 +120,7 @@ class TrainConfig:
     layer_decay: float = field(
         default=1.0, metadata=option("Factor on that from each encoder stage to the one before.", must=_SOME)
     )
-    teacher: str = field(default="", metadata=option("Checkpoint whose masks are learned too."))
+    teacher: str = field(default="", metadata=option("Teacher checkpoint, for distillation."))
     distill: float = field(default=0.5, metadata=option("Share of the teacher in the loss.", must=_SOME))
     weight_decay: float = field(default=1e-2, metadata=option("Weight decay.", must=_at_least(0)))
     schedule: Schedule = field(default="cosine", metadata=option("Learning rate after the warm-up."))
@@ -139,7 +139,7 @@ class TrainConfig:
     channels_last: bool = field(default=True, metadata=option("Memory layout."))
     seed: int = field(
         default=0,
-        metadata=option("Of weights, order and augmentation.", must=("0 to 2^63 - 1", lambda n: 0 <= n < 1 << 63)),
+        metadata=option("Seed of weights, order and augmentation.", must=("0 to 2^63 - 1", lambda n: 0 <= n < 1 << 63)),
     )
     eval_every: int = field(default=1000, metadata=option("Steps between validations.", must=_at_least(1)))
     save_every: int = field(default=500, metadata=option("Steps between writes of last.pth.", must=_at_least(1)))

@@ -33,7 +33,7 @@ class World:
     """The processes of a run, and which of them this is.
 
     Attributes:
-        rank: From 0; that process alone writes files and speaks.
+        rank: From 0; that process alone writes files and prints.
         size: How many there are.
         local_rank: Which of those on this machine, and so which of its GPUs.
         local_size: How many run on this machine and share its cores.
@@ -46,7 +46,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property

@@ -109,7 +109,7 @@ class Trainer:
         self.run = run
         self.device = torch.device(device)
         self.validator = validator
-        # On processors without AVX-512, torch 2.13's backward pass of a 1x1 convolution with stride 2 writes beyond its
+        # On CPUs without AVX-512, torch 2.13's backward pass of a 1x1 convolution with stride 2 writes beyond its
         # memory when it has fewer than 8 input channels and channels come last.
         too_narrow = self.device.type == "cpu" and config.width < 8
         self._layout = torch.channels_last if config.channels_last and not too_narrow else torch.contiguous_format

@@ -63,7 +63,7 @@ class Variant:
     backend: BackendName  # the library
     precision: Precision  # what it computes in
     mode: Mode = ""  # tells PyTorch's other ways of running on a CUDA device apart
-    provider: Provider = ""  # the device to open it with, where a library has more than one for the same processor
+    provider: Provider = ""  # the device to open it with, where a library has more than one for the same CPU
 
     @property
     def arithmetic(self) -> str:
@@ -196,7 +196,7 @@ class ModelSource:
         assert self.checkpoint is not None  # noqa: S101 - `__init__` has set this property otherwise
         self._progress(f"exporting {self.name}")
         output = self._folder / f"{self.checkpoint.stem}.onnx"
-        # Unchecked: latency does not depend on the masks, and parity is what the caller goes on to measure.
+        # Unchecked: latency does not depend on the masks, and the caller measures parity itself.
         return export_onnx(ExportConfig(checkpoint=self.checkpoint, output=output, check=False))
 
     def variants(self, device: Device) -> tuple[Variant, ...]:

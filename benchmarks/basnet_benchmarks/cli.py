@@ -123,7 +123,7 @@ _add(
     "threshold",
     ThresholdConfig,
     measure_threshold,
-    "Choose the score below which nothing salient is found, count wrong verdicts, and store it with the weights.",
+    "Choose the score below which nothing salient is found, count wrong decisions, and store it with the weights.",
 )
 
 

@@ -37,7 +37,7 @@ class Environment:
 
     processor: str  # model name
     processor_flags: tuple[str, ...]  # instruction sets that decide how fast a network runs
-    processors: int  # logical processors of the machine
+    processors: int  # logical CPUs of the machine
     threads: int  # threads the network was given
     load: float | None  # average number of running processes in the minute before; None where the system does not tell
     libraries: dict[str, str]  # name to version of those installed
@@ -49,7 +49,7 @@ class Environment:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against measuring now."""
+        """Reasons not to measure now."""
         if self.load is None or self.load < 0.5:
             return ()
         return (f"{self.load:.1f} processes were running before; times of a busy machine are not to be trusted",)
@@ -59,7 +59,7 @@ class Environment:
 class Clocks:
     """How fast the machine ran at one moment; empty where the system does not tell."""
 
-    mhz: tuple[float, ...]  # of every processor
+    mhz: tuple[float, ...]  # of every CPU
     source: str  # where that was read; a virtual machine may show its nominal clock there
     gpus: tuple[str, ...]  # of every graphics card: clocks, temperature, power, and what holds it back
 

@@ -7,7 +7,7 @@ The baseline says what is measured and what it gave last. Masks must keep the co
 limits: a measure fails when it has used up more than a share of the room that the baseline left, which the contract
 alone would not see. Speed is compared as the ratio to PyTorch eager FP32 of the same run, and fails only when its whole
 confidence interval lies below the baseline's by more than the band: machines differ, and are shared. Drift and speed
-are judged where the processor has the maker and the instruction sets of the baseline's; drift only while the checkpoint
+are compared where the CPU has the maker and the instruction sets of the baseline's; drift only while the checkpoint
 is the same.
 What cannot run here is not proven, and that is never a pass.
 """
@@ -127,7 +127,9 @@ class GateConfig:
     candidates: tuple[Path, ...] = field(
         default=(), metadata=option("Measure this .onnx too; with --update it stays. Repeatable.", "--candidate")
     )
-    require_all: bool = field(default=False, metadata=option("What cannot run here fails too.", "--require-all"))
+    require_all: bool = field(
+        default=False, metadata=option("Fail for candidates that cannot run here too.", "--require-all")
+    )
     pictures: Path | None = field(default=None, metadata=PICTURES)
     threads: int | None = field(default=None, metadata=THREADS)
 
@@ -143,13 +145,13 @@ class GateRow:
     speed_floor: float | None = None  # the least the ratio's interval must reach; None where the baseline has none
     before: BaselineRow | None = None  # what the baseline holds; None for a new candidate
     timing: bool = False  # whether it was to be timed
-    # share of the room to a limit that may be used up; None where drift cannot be judged
+    # share of the room to a limit that may be used up; None where drift cannot be measured
     mask_band: float | None = None
-    unlike: str = ""  # why drift and speed are not judged by the baseline; empty where they are
+    unlike: str = ""  # why drift and speed are not compared with the baseline; empty where they are
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Each reason for a verdict that is no pass, and what could not be judged."""
+        """Each reason for a verdict that is no pass, and what could not be measured."""
         return tuple(filter(None, (*self.parity.remarks, *self.drifts, self._slow(), self._untimed(), self.unlike)))
 
     @property
@@ -332,14 +334,14 @@ def _gate_row(row: ParityRow, device: str, baseline: Baseline, speed: Estimate |
     here = _machine_kind(device)
     if before.kind not in ("", here):
         other = f"the baseline is from {before.kind or 'another machine'}, this is {here}"
-        return replace(plain, unlike=f"drift and speed not judged: {other}")
+        return replace(plain, unlike=f"drift and speed not measured: {other}")
     floor = None
     if before.speed is not None:
         least = before.speed.value if before.speed.low is None else before.speed.low
         floor = least * (1 - baseline.speed_band)
     changed = ""
     if baseline.reference_sha256 not in ("", _digest(baseline)):
-        changed = "drift not judged: the checkpoint is another than the baseline's; --update writes a new baseline"
+        changed = "drift not measured: the checkpoint is another than the baseline's; --update writes a new baseline"
     band = None if changed or config.pictures else baseline.mask_band  # other pictures have other worst ones
     return replace(plain, speed_floor=floor, mask_band=band, unlike=changed)
 
@@ -353,7 +355,7 @@ def _machine_kind(device: str) -> str:
     found = environment()
     if device != "cpu":
         return "; ".join(found.gpus) or "no graphics card"
-    return " ".join(filter(None, (processor_vendor(), *found.processor_flags))) or "a processor of unknown abilities"
+    return " ".join(filter(None, (processor_vendor(), *found.processor_flags))) or "a CPU of unknown instruction sets"
 
 
 def _digest(baseline: Baseline) -> str:

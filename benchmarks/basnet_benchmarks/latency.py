@@ -192,7 +192,7 @@ class LatencyReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against the numbers, one line each."""
+        """Doubts about the numbers, one line each."""
         own = (f"{row.name}: {warning}" for row in self.results for warning in row.measurement.warnings)
         means = [statistics.mean(moment.mhz) for moment in self.clocks if moment.mhz]
         clock = []

@@ -252,7 +252,7 @@ def measure_parity(config: ParityConfig, progress: _Progress = lambda _: None) -
             variant = source.reference or REFERENCE
             own = Candidate(source=source, variant=variant, device=CPU, threads=threads)
             reference = RememberingModel(stack.enter_context(own.open()))
-        runs_on = reference.description  # opened first, so that what is missing is told before anything is exported
+        runs_on = reference.description  # opened first, so that a missing library is reported before any export
         rows = tuple(
             _row(candidate, reference, pictures, config.panels, progress)
             for candidate in _candidates(config, source, folder, threads, progress)

@@ -124,14 +124,14 @@ class Measurement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against the numbers, one line each."""
+        """Doubts about the numbers, one line each."""
         found = []
         if self.spread > _WIDE:
             found.append(f"times vary by {self.spread:.0%} (interquartile range), so the machine was not quiet")
         if _rank(len(self.turns_s)) == 0:
             found.append(f"{len(self.turns_s)} rounds are too few for a confidence interval; take 6 or more")
         if self.idle_s and max(self.idle_s) >= _IDLE_LIMIT:
-            found.append(f"its threads kept the processor busy for {_IDLE_LIMIT:g} s after a turn and disturb the next")
+            found.append(f"its threads kept the CPU busy for {_IDLE_LIMIT:g} s after a turn and disturb the next")
         return tuple(found)
 
 

@@ -51,7 +51,7 @@ class ThresholdConfig:
     model: Path | None = field(default=None, metadata={**MODEL, "required": True})
     choose: Path = field(metadata=argument("DATASET", "Its every second picture chooses the threshold."))
     report: tuple[Path, ...] = field(default=(), metadata=argument("[DATASET]...", "Further ones report."))
-    lost: float = field(default=0.02, metadata=option("Share of objects that may be called nothing."))
+    lost: float = field(default=0.02, metadata=option("Largest share of objects that may be missed."))
     keep: bool = field(default=False, metadata=option("Count errors at the model's own threshold.", "--keep"))
     nothing: Path | None = field(default=None, metadata=option("Folder of pictures without an object; they report."))
     store: Path | None = field(default=None, metadata=option("Write the checkpoint MODEL with the threshold here."))

@@ -1,6 +1,6 @@
 """Adopt a foreign network: write a manifest beside its ONNX file.
 
-    path = adopt(AdoptConfig(model=Path("u2net.onnx"), preset="u2net"))
+    path = adopt_file(AdoptConfig(model=Path("u2net.onnx"), preset="u2net"))
 
 The file is not changed. How pictures are prepared cannot be read from a graph, so a preset or the options say it. What
 can be tried is tried: names, axes, types, and the range of the output on real pictures.
@@ -39,7 +39,7 @@ from basnet_torch.files import atomic_write
 from basnet_torch.options import OVERWRITE, argument, check, option
 from basnet_torch.spec import IMAGENET_MEAN, IMAGENET_STD, Postprocess, Preprocess, Resample, Scale, TensorSpec
 
-__all__ = ["PRESETS", "AdoptConfig", "Preset", "adopt"]
+__all__ = ["PRESETS", "AdoptConfig", "Preset", "adopt_file"]
 
 Preset = Literal["u2net", "u2netp", "isnet", "birefnet", "modnet"]
 _RGB = tuple[float, float, float]
@@ -109,17 +109,17 @@ class AdoptConfig:
         default=None, metadata=option("Divided by after that, RGB.", metavar="N|R,G,B", parse=parse_rgb)
     )
     scale: Scale | None = field(
-        default=None, metadata=option("What pixels are divided by: 255, or the picture's largest value. Default: 255.")
+        default=None, metadata=option("Divisor of pixels: 255, or the picture's largest value. Default: 255.")
     )
     resample: Resample | None = field(
         default=None,
-        metadata=option("How pictures are resized; lanczos is rembg's way. Default: bilinear."),
+        metadata=option("Resize filter; lanczos as in rembg. Default: bilinear."),
     )
     output: str | None = field(
-        default=None, metadata=option("Output of the graph that is the mask. Default: the first.", metavar="NAME")
+        default=None, metadata=option("Name of the mask output. Default: the first.", metavar="NAME")
     )
     activation: Activation | None = field(
-        default=None, metadata=option("What the output still needs: sigmoid for logits. Default: none.")
+        default=None, metadata=option("Activation to add: sigmoid for logits. Default: none.")
     )
     stretch: bool | None = field(default=None, metadata=option("Stretch each mask to its own range. Default: off."))
     pictures: Path | None = field(
@@ -148,7 +148,7 @@ class AdoptConfig:
         return replace(PRESETS[self.preset] if self.preset else Recipe(), **given)
 
 
-def adopt(config: AdoptConfig, progress: Callable[[str], None] = lambda _: None) -> Path:
+def adopt_file(config: AdoptConfig, progress: Callable[[str], None] = lambda _: None) -> Path:
     """Write the manifest of a foreign network; return the network's path.
 
     Raises:

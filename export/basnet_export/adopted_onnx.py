@@ -264,7 +264,7 @@ def _proven(
     model: onnx.ModelProto, manifest: Manifest, reference: AdoptedReference, path: Path
 ) -> tuple[dict[str, Any] | None, ParityError | None]:
     """The receipt of the file, or why it has none."""
-    from basnet_export.quantize.rounded import measure_rounded
+    from basnet_export.quantize.fp16_emulation import measure_rounded
 
     try:
         receipt = measure_parity(path, manifest, reference).receipt()

@@ -174,8 +174,8 @@ def measure_sizes(
 
     Returns what the receipt keeps.
 
-    Flat masks are allowed there. A reduced precision that misses its contract is told and noted: weights, ranges and
-    limits are those of the size it was validated at, which is what the runtime feeds.
+    Flat masks are allowed there. A reduced precision that misses its contract is reported and recorded: weights, ranges
+    and limits are those of the size it was validated at, which is what the runtime feeds.
 
     Raises:
         ParityError: An FP32 file misses the contract.

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basnet_export.adopt import AdoptConfig
-from basnet_export.adopt import adopt as adopt_file
+from basnet_export.adopt import AdoptConfig, adopt_file
 from basnet_export.config import SIZE, ExportConfig, Store
 from basnet_export.convert import Layout
 from basnet_export.engine.config import BuildConfig
@@ -49,7 +48,7 @@ class ConvertConfig:
     layout: Layout = field(
         default="ours", metadata=option("Whose parameter names: ours, or the authors' for their code.")
     )
-    store: Store = field(default="fp32", metadata=option("What the weights are kept as."))
+    store: Store = field(default="fp32", metadata=option("Stored type of the weights."))
     size: tuple[int, int] | None = field(
         default=None, metadata={**SIZE, "help": "Network input to keep with the weights."}
     )

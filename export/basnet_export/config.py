@@ -53,8 +53,8 @@ def keep_fp32(text: str) -> dict[str, Any]:
 
 
 SIZE = option("Network input; else the checkpoint's.", metavar="H|HxW", parse=parse_size)
-SEARCH_MINUTES = option("How long to search for such parts.", min=0)
-PICTURES = option("Folder of pictures to prove parity on.")
+SEARCH_MINUTES = option("Longest search for such parts.", min=0)
+PICTURES = option("Folder of pictures for the parity check.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,21 +62,21 @@ class ExportConfig:
     """One export; each field's help says what it is."""
 
     checkpoint: Path = field(metadata=argument("CKPT", "A .pth, .pt or .safetensors checkpoint, or an adopted .onnx."))
-    precision: Precision = field(default="fp32", metadata=option("What the network computes in."))
+    precision: Precision = field(default="fp32", metadata=option("Precision of the network."))
     graph: Graph = field(default="tensor", metadata=option("tensor: normalized floats; frame: bytes of any size."))
     size: tuple[int, int] | None = field(default=None, metadata=SIZE)
-    store: Store = field(default="fp32", metadata=option("What weights of FP32 layers are stored as."))
+    store: Store = field(default="fp32", metadata=option("Stored type of FP32 layers' weights."))
     int8_target: Target = field(
-        default="cpu", metadata=option("What runs an int8 or fp8 graph; cpu: ONNX Runtime.", "--target")
+        default="cpu", metadata=option("Runtime of an int8 or fp8 graph; cpu: ONNX Runtime.", "--target")
     )
     calibration: Path | None = field(
-        default=None, metadata=option("Folder or zip of real pictures that int8 ranges are taken from.")
+        default=None, metadata=option("Folder or zip of real pictures to calibrate int8 ranges on.")
     )
-    calibration_count: int = field(default=256, metadata=option("Most pictures to take from there.", min=16))
+    calibration_count: int = field(default=256, metadata=option("Largest number of calibration pictures.", min=16))
     calibration_method: CalibrationMethod = field(
-        default="auto", metadata=option("How ranges follow from values; auto measures all but entropy.")
+        default="auto", metadata=option("Calibration method of ranges; auto measures all but entropy.")
     )
-    seed: int = field(default=0, metadata=option("Which calibration pictures are drawn."))
+    seed: int = field(default=0, metadata=option("Seed that draws calibration pictures."))
     keep_fp32: tuple[str, ...] | None = field(
         default=None, metadata=keep_fp32("Part of a reduced network to keep FP32; repeatable; none: no search.")
     )
@@ -85,7 +85,7 @@ class ExportConfig:
     overwrite: bool = field(default=False, metadata=OVERWRITE)
     pictures: Path | None = field(default=None, metadata=PICTURES)
     check: bool = field(
-        default=True, metadata=option("Keep the file without proof of its masks.", "--no-check", parse=not_)
+        default=True, metadata=option("Keep the file without validating its masks.", "--no-check", parse=not_)
     )
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class ExportConfig:
                 else f"calibration {self.calibration}: it is for --precision int8 or fp8, not {self.precision}"
             )
         if self.precision == "fp8" and self.int8_target != "tensorrt":
-            raise UsageError("precision fp8: no processor computes in it; add --target tensorrt")
+            raise UsageError("precision fp8: no CPU computes in it; add --target tensorrt")
 
     @property
     def target(self) -> Path:

@@ -42,7 +42,7 @@ class Finding:
         name: What.
         state: `ok`, `missing` (a part this machine could have), or `error` (something that must be mended).
         detail: Versions, devices, or the reason.
-        fix: The command that mends it, or empty.
+        fix: The command that fixes it, or empty.
     """
 
     name: str
@@ -154,7 +154,7 @@ def examine() -> list[Finding]:
     with ThreadPoolExecutor(max_workers=allowed_threads()) as pool:
         asked = (*_LIBRARIES, _OPENVINO_PROVIDER, _RTX_PROVIDER) if has_plugin_here() else _LIBRARIES
         libraries = list(pool.map(_examine_library, asked))
-    findings = [_examine_program(), _examine_processor(), _examine_threads(), _examine_gpu(), *libraries]
+    findings = [_examine_program(), _examine_cpu(), _examine_threads(), _examine_gpu(), *libraries]
     return [*findings, *_gaps(findings), *_conflicts()]
 
 
@@ -163,16 +163,16 @@ def _examine_program() -> Finding:
     return Finding(name="basnet-deploy", state="ok", detail=detail)
 
 
-def _examine_processor() -> Finding:
+def _examine_cpu() -> Finding:
     flags = processor_flags() or frozenset()
     known = " ".join(flag for flag in _FLAGS if flag in flags) or "no known extensions"
     reason = why_no_bf16()
-    return Finding(name="processor", state="ok", detail=f"{known}; bfloat16: {reason or 'built in'}")
+    return Finding(name="CPU", state="ok", detail=f"{known}; bfloat16: {reason or 'built in'}")
 
 
 def _examine_threads() -> Finding:
     quota = cgroup_quota()
-    limit = "no container quota" if quota is None else f"container quota {quota:g} processors"
+    limit = "no container quota" if quota is None else f"container quota {quota:g} CPUs"
     return Finding(name="threads", state="ok", detail=f"{allowed_threads()} allowed ({limit})")
 
 

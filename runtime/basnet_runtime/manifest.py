@@ -55,7 +55,7 @@ class Manifest:
         format: Version of this record.
         kind: What the file is.
         graph: `tensor` or `frame`, see design of the graphs in the README.
-        precision: What the network computes in.
+        precision: Precision of the network.
         store: What its weights are kept as.
         width: Channels at full resolution; 64 is the paper's network.
         arch: Which network, as `basnet-train --arch` names it.

@@ -31,9 +31,7 @@ class ModelOptions:
         default=CPU, metadata=option("cpu, openvino, or cuda, tensorrt, rtx, alone or as cuda:N.", parse=Device.parse)
     )
     threads: int | None = field(default=None, metadata=option("Threads of the network. Default: all allowed.", min=1))
-    precision: Precision | None = field(
-        default=None, metadata=option("Compute in this. Default: as the file was written.")
-    )
+    precision: Precision | None = field(default=None, metadata=option("Precision. Default: that of the file."))
     cuda: CudaName = field(default="cuda-core", metadata=option("Library that moves an engine's data on the GPU."))
 
     def model_options(self) -> dict[str, Any]:

@@ -41,12 +41,12 @@ def open_model(
 
     Args:
         path: A checkpoint (`.pth`, `.ckpt`, `.safetensors` ...), an exported `.onnx` or a TensorRT engine (`.plan`),
-            judged by content; None opens the built-in model, in INT8 where processor and library have it.
+            detected by content; None opens the built-in model, in INT8 where processor and library have it.
         backend: Which library runs it. None takes PyTorch for a checkpoint; for `.onnx` ONNX Runtime, or OpenVINO where
             only that is installed or bfloat16 is asked of an FP32 file. `model.backend.description` says what runs.
-        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `openvino`, its provider for the processor, and
+        device: `cpu`, `cuda` or `cuda:N`; with ONNX Runtime also `openvino`, its provider for the CPU, and
             `tensorrt` or `rtx`, alone or with `:N`. An engine runs on `cuda` where `cpu` is given.
-        threads: Processor threads; None takes what the container allows.
+        threads: CPU threads; None takes what the container allows.
         precision: What to compute in; None takes the file's own.
         cuda: For an engine, the library that moves its data: `cuda-core` or `pycuda`.
         size: Height and width to run an `.onnx` at that leaves them free, multiples of 32; None takes the size that it

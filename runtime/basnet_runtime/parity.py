@@ -3,7 +3,7 @@
 report = compare(reference, candidate, pictures, tolerance_for("fp16"))
 report.raise_if_failed()
 
-The worst picture counts and a value that is not finite fails. FP32 is judged by PyTorch FP64, from which it may be
+The worst picture counts and a value that is not finite fails. FP32 is compared with PyTorch FP64, from which it may be
 twice as far as PyTorch FP32 itself is; the other precisions by PyTorch FP32. Where the reference's own masks are flat,
 as random weights give them, everything agrees with everything: that is reported as not proven, which is no pass.
 
@@ -141,7 +141,7 @@ class ParityReport:
     Flat masks prove nothing.
 
     Attributes:
-        tolerance: What it was judged by.
+        tolerance: The limits.
         pictures: How many were compared.
         informative: On how many of them the reference finds an object.
         max_abs: Largest absolute difference.
@@ -274,7 +274,7 @@ def compare(
 
     Args:
         reference: The masks to keep.
-        candidate: What is judged.
+        candidate: The model to validate.
         pictures: What both see.
         tolerance: The limits.
         pytorch_fp32: The network in FP32 where `reference` is FP64: twice its own distance, where that is more than a

@@ -119,7 +119,7 @@ class Postprocessor:
         return {**self._salience.memory, **stable}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
-        """Go on from the `memory` of another postprocessor; an empty one is a beginning."""
+        """Continue from the `memory` of another postprocessor; an empty one is a beginning."""
         self._salience.recall(memory)
         if self._stabilizer is not None:
             self._stabilizer.recall(memory)

@@ -83,7 +83,7 @@ class SalienceThreshold:
         return [{"found": np.array(found)} for found in (False, True)]
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
-        """Go on from the `memory` of another threshold."""
+        """Continue from the `memory` of another threshold."""
         self._found = bool(memory.get("found", False))
 
 

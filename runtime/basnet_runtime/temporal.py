@@ -51,7 +51,7 @@ class Stabilizer:
         return {} if self._last is None else {"last_gray": self._last[0], "last_map": self._last[1]}
 
     def recall(self, memory: dict[str, NDArray[Any]]) -> None:
-        """Go on from the `memory` of another stabilizer; an empty one is a beginning."""
+        """Continue from the `memory` of another stabilizer; an empty one is a beginning."""
         self._last = (memory["last_gray"], memory["last_map"]) if "last_gray" in memory else None
 
     def _mixed(self, gray_hw: UInt8, map_hw: Float32, last_gray_hw: UInt8, last_map_hw: Float32) -> Float32:

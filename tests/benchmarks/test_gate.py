@@ -288,7 +288,7 @@ def test_another_machine_or_checkpoint_is_said_and_not_judged(intact, monkeypatc
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[saved_row(kind="sve2")])
     (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
     assert (row.verdict, row.speed_floor, row.drifts) == ("passed", None, ())
-    assert "drift and speed not judged: the baseline is from sve2" in row.remarks[0]
+    assert "drift and speed not measured: the baseline is from sve2" in row.remarks[0]
     path = write_baseline(intact, "model.onnx", rounds=6, rows=[saved_row(kind=module._machine_kind("cpu"))])
     (row,) = run_gate(GateConfig(threads=1, baseline=path)).rows
     assert row.verdict == "failed"

@@ -203,7 +203,7 @@ def test_teacher_strong_augmentation_and_tensorboard(pair_folder, tmp_path):  # 
 def test_more_mistakes_end_in_one_line(pair_folder, tmp_path):  # noqa: F811
     cases = [
         (("--arch", "unet", "--no-refine"), 2, "unet has no refinement module"),
-        (("--autocast", "fp16"), 3, "autocast fp16: processors train in bf16 or fp32"),
+        (("--autocast", "fp16"), 3, "autocast fp16: CPUs train in bf16 or fp32"),
         (("--accumulate", 4), 2, "a divisor of the batch, 2"),
         (("--batch", 1), 2, "batch is 1 and size 32: 12 batch norms would see one picture of one pixel"),
         (("--accumulate", 2), 2, "batch is 2 and size 32: 12 batch norms would see one picture of one pixel"),

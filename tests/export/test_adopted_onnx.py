@@ -91,7 +91,7 @@ def test_fp16_that_its_own_arithmetic_breaks_is_not_kept(factors, reason, tmp_pa
     assert (result.exit_code, reason in result.stderr) == (4, True), result.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
     blind = SimpleNamespace(receipt=dict)
-    monkeypatch.setattr("basnet_export.quantize.rounded.measure_rounded", lambda *_: blind)
+    monkeypatch.setattr("basnet_export.quantize.fp16_emulation.measure_rounded", lambda *_: blind)
     result = run("onnx", path, *options)
     assert result.exit_code == 0, result.stderr
 

@@ -1,6 +1,6 @@
 """Run one long video through `basnet-run` and hold resident memory flat: decoding, network, postprocessing, encoding.
 
-Memory is read while the run goes on. From the frame on at which caches and codecs have filled, no reading may lie above
+Memory is read during the run. From the frame on at which caches and codecs have filled, no reading may lie above
 that frame's by more than the limit.
 
 The masks are written as Matroska: an MP4 file's index stands at its end and is kept in memory until then, 75 to 100

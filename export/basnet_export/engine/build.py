@@ -23,7 +23,7 @@ from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
 from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
-from basnet_export.quantize.rounded import check_arithmetic
+from basnet_export.quantize.fp16_emulation import check_arithmetic
 from basnet_runtime.backends.rtx_provider import is_rtx_plugin_loaded
 from basnet_runtime.backends.tensorrt.library import TensorRT, open_tensorrt, plan_version
 from basnet_runtime.backends.tensorrt.preflight import check_gpu

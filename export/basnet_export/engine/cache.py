@@ -69,7 +69,7 @@ class EngineCache:
         return BuiltEngine(plan=plan, facts=facts) if hashlib.sha256(plan).hexdigest() == facts.plan_sha256 else None
 
     def keep(self, key: str, built: BuiltEngine, say: Callable[[str], None]) -> None:
-        """Store an engine; report a folder that cannot be written and go on."""
+        """Store an engine; report a folder that cannot be written, and continue."""
         path = self._path(key)
         try:
             with atomic_write(path, overwrite=True) as beside:

@@ -61,7 +61,7 @@ class BuildConfig:
     graph: Graph | None = field(default=None, metadata=option("Of a checkpoint. Default: tensor."))
     size: tuple[int, int] | None = field(default=None, metadata=SIZE)
     flavor: Literal["auto", "tensorrt", "rtx"] = field(
-        default="auto", metadata=option("Whose engine. Default: what is installed.")
+        default="auto", metadata=option("TensorRT flavor. Default: what is installed.")
     )
     batch: Range = field(
         default=(1, 1, 8),
@@ -87,12 +87,12 @@ class BuildConfig:
     )
     workspace_mib: int | None = field(
         default=None,
-        metadata=option("Most memory for one layer's work, MiB.", "--workspace", min=1, must=_at_most(1 << 30)),
+        metadata=option("Memory limit of one layer, MiB.", "--workspace", min=1, must=_at_most(1 << 30)),
     )
     optimization_level: int = field(
         default=3, metadata=option("Optimization, 0 quick to 5 thorough.", "--level", min=0, max=5)
     )
-    tiling: Tiling = field(default="none", metadata=option("How hard to look for tilings."))
+    tiling: Tiling = field(default="none", metadata=option("Effort of the tiling search."))
     aux_streams: int | None = field(
         default=None, metadata=option("Streams beside a run's own.", min=0, must=_at_most(1 << 10))
     )
@@ -109,16 +109,16 @@ class BuildConfig:
         ),
     )
     calibration: Path | None = field(
-        default=None, metadata=option("Real pictures that int8 and fp8 ranges of a checkpoint are taken from.")
+        default=None, metadata=option("Real pictures to calibrate int8 and fp8 ranges of a checkpoint on.")
     )
     keep_fp32: tuple[str, ...] | None = field(
         default=None, metadata=keep_fp32("Part of such a network to keep FP32; repeatable; none: no search.")
     )
     search_minutes: float = field(default=10.0, metadata=SEARCH_MINUTES)
     timing_cache: Path | None = field(default=None, metadata=option("File of kernel timings; tensorrt only."))
-    cache: Path | None = field(default=None, metadata=option("Folder that keeps finished engines."))
+    cache: Path | None = field(default=None, metadata=option("Cache folder of built engines."))
     pictures: Path | None = field(default=None, metadata=PICTURES)
-    check: bool = field(default=True, metadata=option("Build without proof of the graph.", "--no-check", parse=not_))
+    check: bool = field(default=True, metadata=option("Build without validating the graph.", "--no-check", parse=not_))
     overwrite: bool = field(default=False, metadata=OVERWRITE)
 
     def __post_init__(self) -> None:

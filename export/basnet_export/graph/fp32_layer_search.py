@@ -1,9 +1,9 @@
 """FP32 layer search: the layers that must stay FP32 for the contract.
 
 Each stage of the network is reduced alone and what that does to the masks is measured: alone, because beside all others
-the noise of one cannot be told. Their parts then stay FP32, those of the noisiest stage for its arithmetic first, until
-the contract holds, and as few of them as hold it. In the time that is left, one convolution of these parts after the
-other is reduced after all, the largest first, where the contract holds without it.
+the noise of one cannot be separated. Their parts then stay FP32, those of the noisiest stage for its arithmetic first,
+until the contract holds, and as few of them as hold it. In the time that is left, one convolution of these parts after
+the other is reduced after all, the largest first, where the contract holds without it.
 
     found = search_fp32_layers(parts, judge, seconds=300)
 """
@@ -74,9 +74,9 @@ def search_fp32_layers(
     Args:
         parts: Name of each part and its share of the arithmetic.
         judge: Measures candidates.
-        seconds: When to stop; at least one candidate is judged.
+        seconds: When to stop; at least one candidate is validated.
         progress: Called with what is found.
-        pieces: Single layers of the parts, each with its share, where they can be told apart; None leaves parts whole.
+        pieces: Single layers of the parts, each with its share, where they can be separated; None leaves parts whole.
     """
     end = time.monotonic() + seconds
     report = judge.report(())

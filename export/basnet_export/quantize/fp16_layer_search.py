@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basnet_export.graph.fp32_layer_search import search_fp32_layers
+from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_candidate
 from basnet_export.quantize.qdq import parts_of
-from basnet_export.quantize.rounded import RoundedModel, rounded_candidate
 from basnet_export.reference import CandidateJudge, Reference
 from basnet_runtime.kinds import Precision
 from basnet_runtime.model import SaliencyModel

@@ -98,7 +98,7 @@ def int8_plan(model: onnx.ModelProto, reference: Reference, config: ExportConfig
 
     Args:
         model: The checkpoint's FP32 `tensor` graph, shapes inferred.
-        reference: What the result must agree with, and the pictures that candidates are judged by.
+        reference: What the result must agree with, and the pictures that validate candidates.
         config: Target, calibration pictures, and the layers to keep, if they are given.
         progress: Called with what is being done.
 

@@ -2,7 +2,7 @@
 
     graph = int8_from_onnx(fp32_graph, ranges, target="cpu", keep_fp32=["predict.encoder.stage1.0"])
 
-For ONNX Runtime on processors (`cpu`) activations are unsigned with a zero point, and every value between two layers is
+For ONNX Runtime on CPUs (`cpu`) activations are unsigned with a zero point, and every value between two layers is
 quantized, residual sums and joined maps included, so that layers pass bytes on, as its kernels want. For OpenVINO,
 whose convolutions take bytes and give floats, the inputs of convolutions alone are: sums lose nothing, for some of the
 speed, and each channel may have a range of its own, because its scale goes into the weights that read it. For TensorRT

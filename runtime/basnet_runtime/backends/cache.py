@@ -2,7 +2,7 @@
 
     kept = optimized_model_path(path, by="onnxruntime-1.32.0")
 
-What is kept fits the file's bytes, the library's version and this kind of processor, and nothing else. Only OpenVINO as
+What is kept fits the file's bytes, the library's version and this kind of CPU, and nothing else. Only OpenVINO as
 a provider of ONNX Runtime names and writes its own files, in the same folder.
 """
 

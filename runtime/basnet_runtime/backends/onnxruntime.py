@@ -112,11 +112,11 @@ def open_onnxruntime(
 
     Args:
         path: An `.onnx` file with one input and one output, at least where it is adapted.
-        device: `cpu`, `openvino` for the processor by OpenVINO's provider, `cuda`, or `tensorrt` and `rtx` for the
+        device: `cpu`, `openvino` for the CPU by OpenVINO's provider, `cuda`, or `tensorrt` and `rtx` for the
             providers of TensorRT and TensorRT for RTX; the last three with `:N` are the device of that number.
-        threads: Processor threads; None takes what the container allows.
+        threads: CPU threads; None takes what the container allows.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
-        keep: Whether the optimized graph is kept for the next start, on the processor.
+        keep: Whether the optimized graph is kept for the next start, on the CPU.
         digest: The file's SHA-256 where it is known already and all weights are inside.
         adaptation: What to change in the copy that runs.
 
@@ -264,8 +264,8 @@ def _options(ort: ModuleType, threads: int, stored: Precision | None = None) -> 
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if stored == "fp8" else levels.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Waiting threads sleep: spinning ones take the processors from the threads that decode and encode video.
-    # Measured on two busy processors, width 16: 0.63 of the time, with a third more work done by another thread.
+    # Waiting threads sleep: spinning ones take the CPUs from the threads that decode and encode video.
+    # Measured on two busy CPUs, width 16: 0.63 of the time, with a third more work done by another thread.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only; warnings about placement are no news to a user
     return options
@@ -413,7 +413,7 @@ def _is_sealed(graph: Path) -> bool:
 
 
 def _sealed(checksum: int) -> bytes:
-    """Entry `checksum` of a ModelProto's metadata_props, field 14: a protobuf message may go on with more fields."""
+    """Entry `checksum` of a ModelProto's metadata_props, field 14: a protobuf message may continue with more fields."""
     key, value = b"checksum", b"%08x" % checksum
     entry = bytes((0x0A, len(key))) + key + bytes((0x12, len(value))) + value
     return bytes((0x72, len(entry))) + entry
@@ -432,7 +432,7 @@ def _opened(
 
     path = name or (graph if isinstance(graph, Path) else "graph in memory")
     try:
-        # Its own fallback prints on standard output and goes on with other kernels, even in the middle of a run.
+        # Its own fallback prints on standard output and continues with other kernels, even in the middle of a run.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except state.NotImplemented as error:
         raise BackendUnavailable(

@@ -93,7 +93,7 @@ def open_openvino(
     Args:
         path: An `.onnx` file with one input and one output.
         device: `cpu`.
-        threads: Processor threads; None takes what the container allows.
+        threads: CPU threads; None takes what the container allows.
         precision: `fp32` or `bf16`, what convolutions compute in.
         stored: What the file was written in, so that the description can say where that is not what it computes in.
         keep: Whether the compiled model is kept for the next start.
@@ -101,7 +101,7 @@ def open_openvino(
         adaptation: What to change in the copy that runs.
 
     Raises:
-        BackendUnavailable: OpenVINO, or bfloat16 on this processor, is not there.
+        BackendUnavailable: OpenVINO, or bfloat16 on this CPU, is not there.
         ModelFileError: The file is no graph that OpenVINO can read.
         UsageError: Another device or precision was asked.
     """
@@ -174,7 +174,7 @@ def _import_openvino() -> ModuleType:
 def _without_converter() -> Iterator[None]:
     """Import openvino without its model converter, half of its import time; who asks for the converter still gets it.
 
-    openvino imports `openvino.tools.ovc` at its end, and goes on where that cannot be imported.
+    openvino imports `openvino.tools.ovc` at its end, and continues where that cannot be imported.
     """
     if "openvino" in sys.modules or _CONVERTER in sys.modules:
         yield
@@ -216,7 +216,7 @@ def _compiled(
 ) -> Any:
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this processor's abilities"
+        reason = why_no_bf16() or "OpenVINO does not list bfloat16 among this CPU's instruction sets"
         raise BackendUnavailable(f"bf16 on the CPU: {reason}; use --precision fp32")
     try:
         with adapted(path, adaptation) as graph:

@@ -3,7 +3,7 @@
 devices = openvino_devices(onnxruntime)
 options.add_provider_for_devices(devices, openvino_options(threads=2, streams=1, keep=True))
 
-ONNX Runtime's own INT8 kernels want every value between layers in bytes; OpenVINO's do not, and use a processor's AMX.
+ONNX Runtime's own INT8 kernels want every value between layers in bytes; OpenVINO's do not, and use a CPU's AMX.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def openvino_options(*, threads: int, streams: int, keep: bool) -> dict[str, str
     """The provider's options.
 
     Args:
-        threads: Processor threads of all streams together.
+        threads: CPU threads of all streams together.
         streams: Batches that run beside each other.
         keep: Whether the compiled model is kept for the next start.
     """

@@ -94,12 +94,12 @@ def open_pytorch(
     Args:
         checkpoint: Weights, from `read_checkpoint`.
         device: `cpu`, `cuda` or `cuda:N`.
-        threads: Processor threads for the whole process; None takes what the container allows.
+        threads: CPU threads for the whole process; None takes what the container allows.
         precision: `fp32`; `bf16`: convolutions in bfloat16 with channels last, batch norm and sigmoid in FP32; `fp64`:
-            what FP32 masks are judged by.
+            which validates FP32 masks.
 
     Raises:
-        BackendUnavailable: The device, or bfloat16 on this processor, is not there.
+        BackendUnavailable: The device, or bfloat16 on this CPU, is not there.
         UsageError: Another precision was asked.
     """
     torch = _import_torch()

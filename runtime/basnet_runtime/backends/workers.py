@@ -36,7 +36,7 @@ class Workers:
     def __init__(self, count: int, *, alone: Infer, beside: Infer) -> None:
         """`alone` uses every thread, `beside` one.
 
-        All threads start at once, so that their time can be told.
+        All threads start at once, so that their time can be measured.
         """
         from concurrent.futures import ThreadPoolExecutor  # a run of one picture needs none
 

@@ -26,7 +26,7 @@ __all__ = [
     "is_prefix",
     "is_whole",
     "listed",
-    "matching",
+    "matching_objects",
     "path_of",
     "put",
     "put_text",
@@ -89,7 +89,7 @@ def url_of(path: Path) -> str | None:
 
 
 def shown(path: Path) -> Any:
-    """A path as people know it: the URL, or the path itself."""
+    """A path for display: the URL, or the path itself."""
     return url_of(path) or path
 
 
@@ -189,7 +189,7 @@ def is_prefix(path: Path) -> bool:
     return bool(_call(path, lambda system, name: system.isdir(name)))
 
 
-def matching(path: Path) -> Iterator[tuple[Path, int, str]]:
+def matching_objects(path: Path) -> Iterator[tuple[Path, int, str]]:
     """Objects whose name matches a pattern, as `listed`."""
     scheme = (url_of(path) or "").partition("://")[0]
     found: dict[str, Any] = _call(path, lambda system, name: dict(system.glob(name, detail=True)))

@@ -156,7 +156,7 @@ class DaskWorkers(Closing):
         self._looked = 0.0
         self._cluster: Any = None
         for name in ("distributed", "tornado.application", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, not 36
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is reported in one line, not 36
         # Kept while it connects: one that could not would wait for half a minute when it is forgotten.
         self._client: Any = distributed.Client.__new__(distributed.Client)
         try:

@@ -20,7 +20,7 @@ from basnet_torch.errors import BackendUnavailable
 
 __all__ = ["GOES_ON", "Engine", "WorkerDied", "dispatch"]
 
-GOES_ON = "what is done is kept, and the same command goes on"
+GOES_ON = "results are kept, and the same command resumes"
 _LOOK_SECONDS = 1.0
 _DEATHS_ALONE = 2  # of workers on one item with nothing else in flight, before it is given up
 
@@ -103,8 +103,8 @@ def dispatch(
             raise BackendUnavailable(f"no worker for {patience:.0f} s; {GOES_ON}")
         for done, answer in engine.wait(_LOOK_SECONDS):
             piece = loop.running.pop(done)
-            if (settled := loop.settled(piece, answer)) is not None:
-                yield piece.items, settled
+            if (values := loop.answered(piece, answer)) is not None:
+                yield piece.items, values
 
 
 class _Loop:
@@ -128,7 +128,7 @@ class _Loop:
                 return _Piece(items)
         return self._suspects.popleft() if self._suspects and not self.running else None
 
-    def settled(self, piece: _Piece, answer: Any) -> Any:
+    def answered(self, piece: _Piece, answer: Any) -> Any:
         """The answer to give for a piece; None where its items run again."""
         dead = answer.deaths if isinstance(answer, WorkerDied) else 0
         deaths = piece.deaths + dead

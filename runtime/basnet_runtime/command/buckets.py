@@ -85,7 +85,7 @@ class _Objects(LocalFiles):
         found = list(_there(buckets.listed(root, recursive=recursive)))
         named = bool(found) and found[0][0] == root
         if not found and glob.has_magic(text):
-            found = list(_there(buckets.matching(root)))
+            found = list(_there(buckets.matching_objects(root)))
             root = Path(*root.parts[: next(i for i, part in enumerate(root.parts) if glob.has_magic(part))])
             if self._beside:
                 for folder in {path.parent for path, _, _ in found}:

@@ -90,7 +90,7 @@ def _run(config: RunConfig, shown: Shown) -> Summary:
 
                 return run_on_cluster(config, bar, summary, say if not shown.quiet else lambda _: None)
             return (run_piped if is_piped(config) else run_files)(config, bar, summary)
-    except KeyboardInterrupt:  # what was done before stays, and is told
+    except KeyboardInterrupt:  # what was done before stays, and is reported
         if summary.results or summary.failures or summary.notes:
             _report(summary, shown)
             say(f"interrupted after {sum(result.complete for result in summary.results)} finished outputs")

@@ -1,6 +1,6 @@
 """The driver of `--cluster`: plan, dispatch, journal and sum up.
 
-A run is planned as on one machine and keeps the same journal, so the same command goes on after the death of anything,
+A run is planned as on one machine and keeps the same journal, so the same command resumes after the death of anything,
 with `--cluster` or without; a video without it needs `--resume`.
 """
 
@@ -54,7 +54,7 @@ def run_on_cluster(
     Args:
         config: What to run.
         listener: Receives progress callbacks.
-        summary: Filled as work goes on.
+        summary: Filled during the run.
         tell: Receives a line on the progress now and then, and at the end.
 
     Raises:
@@ -72,7 +72,7 @@ def run_on_cluster(
     if not summary.begin(plan):
         return summary
     if config.kind.image is not None:
-        composer_of(config)  # a background that cannot be read is told before any work
+        composer_of(config)  # a background that cannot be read is reported before any work
     if any(job.stream for job in plan.jobs):
         raise UsageError(f"{plan.jobs[0].source}: a camera or network stream runs on one machine; leave --cluster out")
     with nullcontext() if journal is None else journal.writing(plan.jobs), _probes(plan.jobs) as probe:
@@ -132,7 +132,7 @@ def slots_of(config: RunConfig) -> list[dict[str, str]]:
 
 @contextmanager
 def _probes(jobs: Sequence[Job]) -> Iterator[Probe]:
-    """What every worker has to see, while the run goes on."""
+    """What every worker has to see, during the run."""
     sources: dict[Path, Job] = {}
     folders: dict[Path, None] = {}
     for job in jobs:

@@ -44,9 +44,7 @@ class RunConfig(ModelOptions):
     )
     batch: int = field(default=1, metadata=option("Pictures or frames per network run.", min=1))
     overwrite: bool = field(default=False, metadata=option("Replace existing outputs.", "--overwrite"))
-    skip_existing: bool = field(
-        default=False, metadata=option("Leave out inputs that have outputs.", "--skip-existing")
-    )
+    skip_existing: bool = field(default=False, metadata=option("Skip inputs that have outputs.", "--skip-existing"))
     keep_suffix: bool = field(default=False, metadata=option("a.jpg becomes a.jpg.mask.png.", "--keep-suffix"))
     picture_format: PictureFormat | None = field(
         default=None, metadata=option("Format of pictures' results. Default: by -o, else png.", "--format")
@@ -55,7 +53,7 @@ class RunConfig(ModelOptions):
     threshold: float | None = field(
         default=None,
         metadata=option(
-            "Make masks hard: foreground from this share on, such as 0.5.",
+            "Binarize masks: foreground from this share on, such as 0.5.",
             must=("above 0 and at most 1", lambda share: 0 < share <= 1),
         ),
     )
@@ -67,12 +65,14 @@ class RunConfig(ModelOptions):
         ),
     )
     refine_edges: bool = field(
-        default=False, metadata=option("Lay the mask's edges onto the picture's.", "--refine-edges")
+        default=False, metadata=option("Refine the mask's edges by the picture's.", "--refine-edges")
     )
-    stabilize: bool = field(default=False, metadata=option("Keep the masks of a video from flickering.", "--stabilize"))
+    stabilize: bool = field(
+        default=False, metadata=option("Stabilize the masks of a video against flicker.", "--stabilize")
+    )
     empty_weak: bool = field(
         default=False,
-        metadata=option("Empty masks where nothing salient was found. Default: kept, and said.", "--empty-weak"),
+        metadata=option("Empty masks where nothing salient was found. Default: keep, with a warning.", "--empty-weak"),
     )
     video: VideoOptions = field(default_factory=VideoOptions, metadata=GROUP)
     page: int | None = field(
@@ -87,7 +87,7 @@ class RunConfig(ModelOptions):
         default=None, metadata=option("Workers of --cluster local. Default: one per thread or GPU.", min=1)
     )
     chunk: int | None = field(
-        default=None, metadata=option("Pictures a worker is given at once. Default: about 5 s of work.", min=1, max=64)
+        default=None, metadata=option("Pictures per piece of work. Default: about 5 s of work.", min=1, max=64)
     )
     same_bytes: bool = field(
         default=False, metadata=option("Refuse workers whose results may differ by a level.", "--same-bytes")
@@ -107,7 +107,7 @@ class RunConfig(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """What the command prints, and whether it goes on looking for files."""
+    """What the command prints, and whether it keeps watching for files."""
 
     watch: bool = field(default=False, metadata=option("Watch folders and process new files, until Ctrl-C.", "--watch"))
     as_json: bool = field(default=False, metadata=option("Print the summary as JSON on stdout.", "--json"))

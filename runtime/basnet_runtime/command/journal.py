@@ -8,7 +8,7 @@
         journal.done(job)
 
 One JSON object a line, in a file of the output folder. A result counts as done when its own `done` line is there, or
-when it was begun and its file is there: it did not exist before that, and files appear whole or not at all.
+when it was begun and its file is there: it did not exist before that, and file writes are atomic.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class PictureSink:
         self.written: dict[int, SalienceDecision] = {}
 
     def write(self, item: ResultFrame) -> None:
-        """Write one picture, whole or not at all."""
+        """Write one picture in one atomic step."""
         job = self._jobs[item.frame.index]
         try:
             with noted(self._journal, job):

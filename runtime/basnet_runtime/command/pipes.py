@@ -43,7 +43,7 @@ def run_piped(
     Args:
         config: What to run.
         listener: Receives progress callbacks.
-        summary: Filled as work goes on.
+        summary: Filled during the run.
         source: Instead of standard input.
         target: Instead of standard output.
 

@@ -182,7 +182,7 @@ def run(config: RunConfig, listener: ProgressListener, summary: Summary | None =
     Args:
         config: What to run.
         listener: Receives progress callbacks.
-        summary: Filled as work goes on, so that an interrupted caller still has what was done.
+        summary: Filled during the run, so that an interrupted caller still has what was done.
 
     Raises:
         UsageError: The plan cannot be carried out; nothing has been done.
@@ -208,7 +208,7 @@ def follow(
     Args:
         config: What to run.
         listener: Receives progress callbacks.
-        summary: Filled as work goes on.
+        summary: Filled during the run.
         on_look: Called after each look that found something to do.
 
     Raises:
@@ -391,7 +391,7 @@ def opencv_out_of_the_way(device: Device) -> Iterator[None]:
     try:
         yield
     finally:
-        cv2.setNumThreads(before)  # the caller's own work goes on as before
+        cv2.setNumThreads(before)  # the caller's own work continues as before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,9 +41,9 @@ def why_no_bf16(cpuinfo: Path | None = None) -> str | None:
     """Return why the CPU refuses bfloat16, for people; None when it multiplies in it."""
     flags = processor_flags(cpuinfo)
     if flags is None:
-        return f"{platform.system()} does not list this processor's instruction sets, so bfloat16 cannot be confirmed"
+        return f"{platform.system()} does not list this CPU's instruction sets, so bfloat16 cannot be confirmed"
     if flags.isdisjoint(_BF16_FLAGS):
-        return "this processor has neither avx512_bf16 nor amx_bf16, so bfloat16 would be emulated and slower than FP32"
+        return "this CPU has neither avx512_bf16 nor amx_bf16, so bfloat16 would be emulated and slower than FP32"
     return None
 
 
@@ -55,10 +55,10 @@ def why_no_int8(cpuinfo: Path | None = None, machine: str | None = None) -> str 
     x86 without VNNI adds pairs of u8 * s8 in 16 bits, which saturate: masks would be wrong without a word.
     """
     if (machine or platform.machine()).lower() not in _X86:
-        return None  # other processors' instructions for this do not saturate
+        return None  # other CPUs' instructions for this do not saturate
     flags = processor_flags(cpuinfo)
     if flags is None:
-        return f"{platform.system()} does not list this processor's instruction sets, so VNNI cannot be confirmed"
+        return f"{platform.system()} does not list this CPU's instruction sets, so VNNI cannot be confirmed"
     if flags.isdisjoint(_INT8_FLAGS):
-        return "this processor has no VNNI, and without it sums of u8 * s8 products saturate"
+        return "this CPU has no VNNI, and without it sums of u8 * s8 products saturate"
     return None

@@ -33,7 +33,7 @@ def without_threads(description: str) -> str:
 
 
 def cgroup_quota(root: Path = _CGROUP_ROOT, proc: Path = _PROC_CGROUP) -> float | None:
-    """The processor quota in processors, or None when there is none.
+    """The CPU quota in CPUs, or None when there is none.
 
     Version 2 and version 1 are read; every group from this process's own up to the root counts, the smallest holds.
     """

@@ -50,7 +50,7 @@ class PictureKind:
     """One format of pictures.
 
     Attributes:
-        name: What people call it.
+        name: The usual name.
         codec: FFmpeg's name of its decoder.
         size: Height and width from the first bytes, where the reader does not tell before decoding.
         reader: The library that reads it; `none` where no installed one does.

@@ -1,7 +1,7 @@
 """ONNX header reader, without onnx, onnxruntime or protobuf.
 
 Only the outermost fields of the protobuf message are walked and weights are skipped over, so that a file of hundreds
-of megabytes is described in a millisecond, and a web page or a half-finished download is told from a model.
+of megabytes is described in a millisecond, and a web page or a half-finished download is recognized.
 """
 
 from __future__ import annotations

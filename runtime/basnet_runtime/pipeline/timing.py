@@ -58,7 +58,7 @@ class StageTime:
 
     Attributes:
         wall: On the clock, in the one thread that runs the stage; waiting for other stages is not counted.
-        cpu: Of processor time, with the stage's library threads.
+        cpu: Of CPU time, with the stage's library threads.
     """
 
     wall: float = 0.0

@@ -61,7 +61,7 @@ class PictureOptions(BaseModel):
         None, gt=0, le=1, allow_inf_nan=False, description="Share from which a mask's value is foreground."
     )
     feather: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="Blur of the mask's edge, pixels.")
-    refine_edges: bool = Field(False, description="Lay the mask's edges onto the picture's.")  # noqa: FBT003
+    refine_edges: bool = Field(False, description="Refine the mask's edges by the picture's.")  # noqa: FBT003
     empty_weak: bool = Field(False, description="Empty the mask where nothing salient was found.")  # noqa: FBT003
     page: int | None = Field(None, ge=1, le=1_000_000, description="Page of TIFF, HEIF, AVIF and ICO, from 1.")
 

@@ -106,7 +106,7 @@ class Batcher(Closing):
             # What is oldest is waited for when no more fit, or when nobody else waits: a batch that has the CPU to
             # itself runs on all of it, so that starting another beside it would not end either sooner.
             if in_flight and (not items or len(in_flight) >= self._model.depth):
-                self._settle(*in_flight.popleft())
+                self._complete(*in_flight.popleft())
 
     def _next(self, *, wait: bool) -> list[_Item] | None:
         """The next batch; empty where nothing waits now, None when nothing will come any more."""
@@ -144,7 +144,7 @@ class Batcher(Closing):
         self._waiting.extendleft(reversed(passed))
         return taken
 
-    def _settle(self, running: InferenceFuture, items: list[_Item], began: float) -> None:
+    def _complete(self, running: InferenceFuture, items: list[_Item], began: float) -> None:
         try:
             raw = running.result()
         except Exception as error:  # noqa: BLE001 - as above

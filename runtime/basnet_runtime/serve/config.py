@@ -29,7 +29,8 @@ class ServeConfig(ModelOptions):
         default=None, metadata=option("Pictures per network run. Default: 1 on a CPU, 8 on a GPU.", min=1)
     )
     batch_wait: float | None = field(
-        default=None, metadata=option("Seconds a batch waits for company. Default: 0 on a CPU, 0.002 on a GPU.", min=0)
+        default=None,
+        metadata=option("Longest wait for a fuller batch, seconds. Default: 0 on a CPU, 0.002 on a GPU.", min=0),
     )
     max_bytes: int = field(default=32 << 20, metadata=option("Largest body, bytes.", min=1))
     max_pixels: int = field(default=50_000_000, metadata=option("Largest picture, pixels.", min=1))
@@ -37,7 +38,7 @@ class ServeConfig(ModelOptions):
     wait_seconds: float = field(default=30.0, metadata=option("Time limit for waiting, seconds.", must=_ABOVE_0))
     grace: float = field(default=30.0, metadata=option("Time limit for open requests at SIGTERM, seconds.", min=0))
     drain: float = field(
-        default=0.0, metadata=option("Time between not ready and the end of accepting, seconds.", min=0)
+        default=0.0, metadata=option("Time from reporting not ready to closing the port, seconds.", min=0)
     )
     token_file: Path | None = field(
         default=None, metadata=option("File with the bearer token that every route but health and the page wants.")

@@ -19,7 +19,7 @@ class Problem(Exception):
 
     Attributes:
         status: HTTP status.
-        detail: What is wrong, which rule holds, how to mend it.
+        detail: What is wrong, which rule holds, how to fix it.
         reason: One word for the metrics.
         headers: Further headers of the answer.
         note: For the log alone.

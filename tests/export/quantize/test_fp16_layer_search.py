@@ -8,7 +8,7 @@ import torch
 
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_export import export_onnx
-from basnet_export.quantize.rounded import RoundedModel, rounded_graph
+from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_graph
 from basnet_export.reference import Reference
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.parity import tolerance_for

@@ -104,7 +104,7 @@ def test_nobody_there(tmp_path, spread, monkeypatch):
     draw(tmp_path / "in", ["a.png"])
     with LocalCluster(n_workers=0, dashboard_address=None) as empty, pytest.raises(BackendUnavailable) as raised:
         spread(cluster=empty.scheduler_address)
-    assert str(raised.value) == "no worker for 2 s; what is done is kept, and the same command goes on"
+    assert str(raised.value) == "no worker for 2 s; results are kept, and the same command resumes"
 
 
 class Outside:
@@ -179,7 +179,7 @@ def test_nanny_node_and_scheduler_are_killed(tmp_path, outside, alone):
         os.kill(outside.scheduler.pid, signal.SIGKILL)
         assert run.wait(timeout=30) == 3
         line = run.stderr.read().splitlines()[-1]
-        assert "the scheduler is lost; what is done is kept, and the same command goes on" in line
+        assert "the scheduler is lost; results are kept, and the same command resumes" in line
         wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in orphan))
     finally:
         run.kill()

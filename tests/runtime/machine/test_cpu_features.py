@@ -40,7 +40,7 @@ def test_what_a_cpu_has(kind, cpu):
     assert processor_flags() == frozenset(CPUS[kind].split())
     assert (why_no_int8(machine="x86_64") is None) == (kind in HAS_INT8)
     assert (why_no_bf16() is None) == (kind in HAS_BF16)
-    assert doctor._examine_processor().detail.endswith("built in") == (kind in HAS_BF16)
+    assert doctor._examine_cpu().detail.endswith("built in") == (kind in HAS_BF16)
 
 
 def test_a_cpu_that_is_not_x86_or_says_nothing(tmp_path):
@@ -71,7 +71,7 @@ def test_int8_is_refused_where_sums_saturate(kind, backend, cpu, tmp_path):
     if kind in HAS_INT8:
         opened(path, threads=1, stored="int8").close()
         return
-    with pytest.raises(BackendUnavailable, match=r"int8 on the CPU: this processor has no VNNI, .*; run the model exp"):
+    with pytest.raises(BackendUnavailable, match=r"int8 on the CPU: this CPU has no VNNI, .*; run the model exp"):
         opened(path, threads=1, stored="int8")
 
 
@@ -82,11 +82,11 @@ def test_bf16_is_refused_where_it_would_be_emulated(kind, cpu, monkeypatch):
     if kind in HAS_BF16:
         pytorch.open_pytorch(disc_checkpoint(), threads=1, precision="bf16").close()
         return
-    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this processor has neither avx512_bf16 nor amx"):
+    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this CPU has neither avx512_bf16 nor amx"):
         pytorch.open_pytorch(disc_checkpoint(), threads=1, precision="bf16")
     path, ov = exported(precision="fp32", graph="tensor"), openvino._import_openvino()
     monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8"])
-    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this processor has neither avx512_bf16 nor amx"):
+    with pytest.raises(BackendUnavailable, match="bf16 on the CPU: this CPU has neither avx512_bf16 nor amx"):
         openvino.open_openvino(path, threads=1, precision="bf16")
 
 

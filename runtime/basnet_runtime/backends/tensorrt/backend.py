@@ -271,7 +271,7 @@ class TensorRTBackend(Closing):
                 return self._cuda.reached(future.buffers.fetched)
 
     def wait_for(self, future: RingFuture) -> None:
-        """Wait for a future's masks; other threads go on meanwhile."""
+        """Wait for a future's masks; other threads continue meanwhile."""
         buffers = future.buffers
         if buffers is None:
             return

@@ -354,7 +354,7 @@ class PictureFile(Closing):
 
     @contextmanager
     def _undamaged(self) -> Iterator[None]:
-        """Around the reading of pixels: libtiff and libvips go on where a block of a TIFF cannot be decoded."""
+        """Around the reading of pixels: libtiff and libvips continue where a block of a TIFF cannot be decoded."""
         if self._tiff is None:
             yield
             return

@@ -3,7 +3,7 @@
     page = chosen_page(file, asked=None)        # the first full page, or the asked one
     check_page(page)                            # refuses what would come out wrong
 
-libtiff goes on where compressed data are damaged, so deflated and JPEG blocks are checked beforehand.
+libtiff continues where compressed data are damaged, so deflated and JPEG blocks are checked beforehand.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def is_tiff(head: bytes) -> bool:
 
 
 def compression_name(page: TiffPage) -> str:
-    """What people call it."""
+    """The usual name."""
     number = page.value(_COMPRESSION, 1)
     return TIFF_COMPRESSIONS.get(number, f"number {number}")
 

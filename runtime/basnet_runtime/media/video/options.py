@@ -102,7 +102,7 @@ class VideoOptions:
     )
     span: Span = field(default_factory=Span, metadata=GROUP)
     resume: bool = field(
-        default=False, metadata=option("Do video in segments, and go on where a killed run was.", "--resume")
+        default=False, metadata=option("Encode video in segments, and resume a killed run.", "--resume")
     )
     sound: bool = field(default=True, metadata=option("Leave the audio of video out.", "--no-sound", parse=not_))
     subtitles: bool = field(

@@ -229,12 +229,12 @@ class VideoSource(Closing):
             self._container.seek(target, stream=self._stream, backward=True)
             self._begin_reading()
             self._decoded = self._decode()
-            landed = next(self._decoded, None)
+            decoded = next(self._decoded, None)
         except (FFmpegError, OSError):
-            landed = None
-        if landed is not None and landed.pts is not None and landed.pts <= target:
+            decoded = None
+        if decoded is not None and decoded.pts is not None and decoded.pts <= target:
             self._unreadable = 0  # what they lack lies before the place, not before the file
-            self._first, self._sought, self._last = landed, True, landed.pts - 1
+            self._first, self._sought, self._last = decoded, True, decoded.pts - 1
             return
         self._container.close()
         self._container = open_input(self.source, hwaccel=self._hwaccel)

@@ -34,7 +34,7 @@ _HIGHEST_RATE = 10_000
 
 
 @dataclass(slots=True)
-class _Lane:
+class _StreamClock:
     """State of one stream.
 
     Attributes:
@@ -72,7 +72,7 @@ class Timeline:
         self._wrap = _MPEG_WRAP if container.format.name in _MPEG_FORMATS else 0
         self._watched = {stream.index for stream in container.streams if stream.type in ("video", "audio")}
         self._offsets = [Fraction(0)]  # of each recording, seconds
-        self._lanes: dict[int, _Lane] = {}
+        self._clocks: dict[int, _StreamClock] = {}
         self._wraps: dict[int, int] = {}  # what undoes wraps, ticks by stream
         self._now = 0.0
 
@@ -84,27 +84,27 @@ class Timeline:
         if self._wrap:
             self._unwrap(packet)
         time_base = packet.time_base
-        lane = self._lane(packet, float(time_base))
-        offset = self._offsets[lane.recording]
+        clock = self._clock_of(packet, float(time_base))
+        offset = self._offsets[clock.recording]
         if offset:
             ticks = round(offset / time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
         shown = packet.dts if packet.pts is None else packet.pts
-        duration = packet.duration or (lane.step if watched else 0)
+        duration = packet.duration or (clock.step if watched else 0)
         end = float(((shown or 0) + duration) * time_base)
         self.reached = max(self.reached, end)
         if watched:
-            self._now = lane.last + float(offset)
+            self._now = clock.last + float(offset)
             self.end = max(self.end, end)
 
     def _unwrap(self, packet: Packet[Any]) -> None:
         """Undo what a counter of 33 bits does; also where FFmpeg added a turn to a recording that begins earlier."""
         index, tick = packet.stream.index, float(packet.time_base)
-        lane = self._lanes.get(index) or next(iter(self._lanes.values()), None)
+        clock = self._clocks.get(index) or next(iter(self._clocks.values()), None)
         wraps = self._wraps.get(index, 0)
-        if packet.dts is not None and lane is not None:
-            wraps += round((lane.last / tick - (packet.dts + wraps)) / self._wrap) * self._wrap
+        if packet.dts is not None and clock is not None:
+            wraps += round((clock.last / tick - (packet.dts + wraps)) / self._wrap) * self._wrap
             self._wraps[index] = wraps
         if wraps:
             packet.dts = None if packet.dts is None else packet.dts + wraps
@@ -112,52 +112,52 @@ class Timeline:
         if packet.pts is not None and packet.dts is not None:  # one of them may lie beyond the wrap
             packet.pts += round((packet.dts - packet.pts) / self._wrap) * self._wrap
 
-    def _lane(self, packet: Packet[Any], tick: float) -> _Lane:
+    def _clock_of(self, packet: Packet[Any], tick: float) -> _StreamClock:
         """The packet's stream, in the recording that this packet belongs to."""
         shown = (packet.dts if packet.pts is None else packet.pts) or 0
-        lane = self._lanes.get(packet.stream.index)
+        clock = self._clocks.get(packet.stream.index)
         newest = len(self._offsets) - 1
-        if lane is None:
+        if clock is None:
             recording = self._nearest(shown * tick, range(newest + 1))
-            lane = _Lane(first=None if newest else shown * tick, last=shown * tick, recording=recording)
-            self._lanes[packet.stream.index] = lane
+            clock = _StreamClock(first=None if newest else shown * tick, last=shown * tick, recording=recording)
+            self._clocks[packet.stream.index] = clock
         if packet.dts is None:
-            return lane  # a presentation time alone may step back by many frames
+            return clock  # a presentation time alone may step back by many frames
         seconds = (packet.dts if packet.pts is None else min(packet.pts, packet.dts)) * tick
-        fell = lane.timed and seconds < lane.last - FALL_SECONDS
-        if lane.recording < newest:
-            lane.recording = self._nearest(seconds, range(lane.recording + fell, newest + 1))
+        fell = clock.timed and seconds < clock.last - FALL_SECONDS
+        if clock.recording < newest:
+            clock.recording = self._nearest(seconds, range(clock.recording + fell, newest + 1))
         elif fell and packet.stream.index in self._watched:
-            self._begin(lane, shown * tick)
-        elif newest and self._was_one_packet(lane, seconds):
+            self._begin(clock, shown * tick)
+        elif newest and self._was_one_packet(clock, seconds):
             self._offsets.pop()
             self.falls.pop()
-            lane.recording = newest - 1
-        if lane.timed and not fell and seconds > lane.last:
-            lane.step = round((seconds - lane.last) / tick)
-        lane.last, lane.timed = seconds, True
-        return lane
+            clock.recording = newest - 1
+        if clock.timed and not fell and seconds > clock.last:
+            clock.step = round((seconds - clock.last) / tick)
+        clock.last, clock.timed = seconds, True
+        return clock
 
-    def _was_one_packet(self, lane: _Lane, seconds: float) -> bool:
-        """Whether the last recording was a wrong time of one packet, because the clock before it goes on."""
+    def _was_one_packet(self, clock: _StreamClock, seconds: float) -> bool:
+        """Whether the last recording was a wrong time of one packet, because the clock before it continues."""
         here, before = (abs(seconds + float(offset) - self._now) for offset in reversed(self._offsets[-2:]))
-        alone = all(other is lane or other.recording < lane.recording for other in self._lanes.values())
+        alone = all(other is clock or other.recording < clock.recording for other in self._clocks.values())
         return alone and before < FALL_SECONDS < here
 
     def _nearest(self, seconds: float, recordings: range) -> int:
         """Of several recordings the one in which this time comes next."""
         return min(recordings, key=lambda index: abs(seconds + float(self._offsets[index]) - self._now))
 
-    def _begin(self, lane: _Lane, shown: float) -> None:
+    def _begin(self, clock: _StreamClock, shown: float) -> None:
         """Another recording begins with the packet shown at `shown`, after all that came before.
 
         The stream that falls first need not be the one that begins first: their distances stay as at the first start.
         """
-        firsts = [other.first for index, other in self._lanes.items() if index in self._watched]
+        firsts = [other.first for index, other in self._clocks.items() if index in self._watched]
         start = min((first for first in firsts if first is not None), default=0.0)
-        lead = 0.0 if lane.first is None else lane.first - start
+        lead = 0.0 if clock.first is None else clock.first - start
         self._offsets.append(Fraction(round((self.end + lead - shown) * 1_000_000), 1_000_000))
-        lane.recording = len(self._offsets) - 1
+        clock.recording = len(self._offsets) - 1
         self.falls.append(self.end - start)
 
 

@@ -276,7 +276,7 @@ def set_up(context: VideoCodecContext, encoder: Encoder, info: VideoStreamInfo) 
     if encoder.codec == "h264":
         context.thread_type = "FRAME"  # else x264 cuts each picture into as many slices as threads, which costs bytes
     context.options = dict(encoder.options)
-    os.environ.setdefault("SVT_LOG", "0")  # else it prints; the AV1 encoder is told no other way
+    os.environ.setdefault("SVT_LOG", "0")  # else it prints; the AV1 encoder has no other setting
     if encoder.tag:
         context.codec_tag = encoder.tag
     if encoder.codec == "ffv1":

@@ -63,7 +63,7 @@ def _listing(target: Path) -> Path:
 
 
 class SequenceSink:
-    """Numbered pictures, each whole or not at all.
+    """Numbered pictures, each written atomically.
 
     Attributes:
         warnings: For the user, about the output.

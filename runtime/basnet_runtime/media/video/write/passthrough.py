@@ -285,7 +285,7 @@ def _left_out(source: InputContainer, video: VideoStream, suffix: str, options: 
     # A time code is a tag of the video, of which the muxer makes a stream again; so are chapters.
     kept = "timecode" in video.metadata and suffix in (".mp4", ".mov")
     data = [stream for stream in source.streams.data if not (kept and "timecode" in stream.metadata)]
-    # The text track in which QuickTime keeps the names of chapters, which are told apart from it.
+    # The text track in which QuickTime keeps the names of chapters, which are distinct from it.
     chapters = len(source.chapters())
     data = [
         stream

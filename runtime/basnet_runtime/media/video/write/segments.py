@@ -3,8 +3,8 @@
     sink = SegmentedSink(plan, identity={"model": "..."})
     source = VideoSource(path, skip=sink.frames_done)
 
-Beside `clip.mask.mp4` lies the folder `clip.mask.mp4.segments` while work goes on: `job.json`, which says for what, and
-one file for each finished segment, which appears whole or not at all; at the end `joined.json` tells the result from a
+Beside `clip.mask.mp4` lies the folder `clip.mask.mp4.segments` during the run: `job.json`, which says for what, and
+one file for each finished segment, written atomically; at the end `joined.json` tells the result from a
 file that it replaces. Every segment is encoded by an encoder of its own and keeps what the next frame's mask depends
 on. So the packets do not depend on where a run was ended; joining them, with the sound, encodes nothing, and gives the
 bytes of a run that was never ended.

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from basnet_export.graph.half_precision import rounded_kernels
-from basnet_export.quantize.rounded import RoundedModel, rounded_candidate, rounded_graph
+from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_candidate, rounded_graph
 from basnet_runtime.open import open_model
 from basnet_runtime.parity import compare, tolerance_for
 from basnet_torch.errors import ExportError

@@ -171,7 +171,7 @@ def _refuse_bodies(graph: ir.Graph, is_rounded: Callable[[ir.DataType | None], b
                 if any(value.dtype is None or is_rounded(value.dtype) for value in inside):
                     raise ExportError(
                         f"{node.name or node.op_type} ({node.op_type}): what its body computes in 16 bits cannot be "
-                        "checked, so nothing is proven. Export the network without it, or go on without proof: "
+                        "checked, so nothing is proven. Export the network without it, or continue without validation: "
                         "--no-check"
                     )
 
@@ -416,7 +416,7 @@ def check_arithmetic(graph: bytes, manifest: Manifest) -> None:
     if find_spec("onnx") is None:
         raise BackendUnavailable(
             f"{manifest.precision} arithmetic: checking it needs onnx; pip install 'basnet-deploy[export,cpu]', "
-            "or build without proof: --no-check"
+            "or build without validation: --no-check"
         )
     import onnx
 
@@ -427,5 +427,5 @@ def check_arithmetic(graph: bytes, manifest: Manifest) -> None:
     if not report:
         raise ParityError(
             f"{proof.what}: differs from FP32: {'; '.join(report.failures)}. Export the checkpoint again, which "
-            "searches for layers that stay FP32, or build without proof: --no-check"
+            "searches for layers that stay FP32, or build without validation: --no-check"
         )
