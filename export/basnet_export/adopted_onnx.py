@@ -157,7 +157,11 @@ def _written(
         receipt, failure = _proven(model, manifest, reference, path)
         if failure is not None and config.precision == "fp16" and config.keep_fp32 is None:
             progress(str(failure))
-            config = replace(config, keep_fp32=_searched(config, graph, reference, progress))
+            from basnet_export.quantize.fp16_layer_search import fp32_layers_of
+
+            seconds = 60 * config.search_minutes
+            kept = fp32_layers_of(graph, reference, "fp16", seconds=seconds, progress=progress)
+            config = replace(config, keep_fp32=kept)
             model, manifest = _made(config, graph, reference, path, progress)
             receipt, failure = _proven(model, manifest, reference, path)
         if failure is not None:
@@ -273,12 +277,3 @@ def _proven(
     except ParityError as error:
         return None, error
     return receipt, None
-
-
-def _searched(
-    config: ExportConfig, graph: onnx.ModelProto, reference: AdoptedReference, progress: Progress
-) -> tuple[str, ...]:
-    from basnet_export.quantize.fp16_layer_search import fp32_layers_of
-
-    seconds = 60 * config.search_minutes
-    return fp32_layers_of(graph, reference, "fp16", seconds=seconds, progress=progress)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,9 @@ def _write_repository(config: TritonConfig, plans: Sequence[_Plan], tell: Callab
     if kept.exists() and not config.overwrite and kept.read_text() != text:
         raise UsageError(f"{kept}: differs from that of version {config.version}. Give another --name, or --overwrite")
     for path, own in plans:
-        _copy(path, version / _file_name(own, alone=len(plans) == 1), overwrite=config.overwrite)
+        target = version / _file_name(own, alone=len(plans) == 1)
+        with atomic_write(target, overwrite=config.overwrite) as temporary:
+            shutil.copyfile(path, temporary)
     _write(folder / "manifest.json", manifest.to_json() + "\n")
     _write(folder / "client.py", _client(config.model_name, manifest))
     _write(kept, text)
@@ -292,13 +295,6 @@ def _check_schema(text: str, tell: Callable[[str], None]) -> None:
         text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise ExportError(f"config.pbtxt: Triton's schema refuses it: {error}. This is a defect; report it") from error
-
-
-def _copy(source: Path, target: Path, *, overwrite: bool) -> None:
-    import shutil
-
-    with atomic_write(target, overwrite=overwrite) as path:
-        shutil.copyfile(source, path)
 
 
 def _write(target: Path, text: str) -> None:

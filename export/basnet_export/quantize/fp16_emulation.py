@@ -68,8 +68,10 @@ def rounded_graph(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelP
     """
     import onnx
     import onnx_ir as ir
+    from onnx import inliner
 
-    found = ir.from_proto(onnx.shape_inference.infer_shapes(_inlined(model)))
+    whole = inliner.inline_local_functions(model) if model.functions else model
+    found = ir.from_proto(onnx.shape_inference.infer_shapes(whole))
     graph = found.graph
     for node in graph:  # shape inference knows no type of GroupNormalization and what follows it
         dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] else None
@@ -147,13 +149,6 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
 
 def _is_half(dtype: ir.DataType | None) -> bool:
     return dtype is not None and dtype.name in ("FLOAT16", "BFLOAT16")
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put the nodes of a file's own functions into its graph."""
-    from onnx import inliner
-
-    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def _refuse_bodies(graph: ir.Graph, is_rounded: Callable[[ir.DataType | None], bool]) -> None:

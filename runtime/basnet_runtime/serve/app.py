@@ -102,7 +102,9 @@ def create_app(model: SaliencyModel, config: ServeConfig) -> FastAPI:
     for kind in ("mask", "cutout", "overlay"):
         _add_picture_route(app, service, kind)
     _add_compose_route(app, service)
-    _add_page(app)
+    folder = files("basnet_runtime.serve") / "page"
+    for route, (name, media_type) in _PAGE_FILES.items():
+        app.add_api_route(route, _page((folder / name).read_bytes(), media_type), include_in_schema=False)
     add_v2_routes(app, service)
     app.add_middleware(_Edge, service=service)
     return app
@@ -233,12 +235,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
         @app.get("/metrics", summary="Prometheus metrics", operation_id="metrics", response_class=Response)
         async def metrics() -> Response:
             return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = files("basnet_runtime.serve") / "page"
-    for route, (name, media_type) in _PAGE_FILES.items():
-        app.add_api_route(route, _page((folder / name).read_bytes(), media_type), include_in_schema=False)
 
 
 def _page(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
