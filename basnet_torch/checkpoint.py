@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 FORMAT = "basnet-deploy/1"
-# How the authors' code prepares pictures and finishes maps: it divides by the largest value, and stretches the map.
+# Preprocessing and postprocessing of the authors' code: it divides by the largest value, and stretches the map.
 AUTHORS_RECIPE = (Preprocess(scale="image_max"), Postprocess(stretch=True))
 _FIRST_LAYERS = (ARCHITECTURES["basnet"].first_layer, "inconv")  # of BASNet, in our names and the authors'
 _OLDEST_PICKLE_NOT_READ = 4
@@ -54,7 +54,7 @@ _say_once = lru_cache(maxsize=256)(say)  # however often one file is read
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """Weights with the preparing and finishing that belong to them.
+    """Weights with their preprocessing and postprocessing.
 
     Attributes:
         arch: Which network; files that do not say are BASNet.
@@ -62,8 +62,8 @@ class Checkpoint:
         encoder: Its encoder; files that do not say have the paper's, `resnet34`.
         decoder_widths: Channels of the five decoder stages, on another encoder than `resnet34`.
         state: Our parameter names to tensors, float32.
-        preprocess: How pictures were prepared in training.
-        postprocess: How maps are finished.
+        preprocess: Preprocessing in training.
+        postprocess: Postprocessing of maps.
         origin: Where the weights came from, for people: "basnet-deploy", "authors" or "unknown".
         metadata: Plain values: recipe, scores, data.
     """

@@ -318,12 +318,12 @@ def _refuse_too_few(config: TrainConfig, pairs: int) -> None:
 
 def _validator(config: TrainConfig, job: _Run) -> Validator:
     from basnet_torch.data.datasets import DataReport, find_pairs
-    from basnet_torch.train.trainer import finishing
+    from basnet_torch.train.trainer import processing_of
     from basnet_torch.train.validate import Validator
 
     report = DataReport()
     pairs = find_pairs(job.val, on_bad=job.on_bad_pair, report=report)
-    validator = Validator(pairs, *finishing(config), on_bad=job.on_bad_pair, values=job.mask_values, report=report)
+    validator = Validator(pairs, *processing_of(config), on_bad=job.on_bad_pair, values=job.mask_values, report=report)
     for line in report.lines():
         typer.echo(f"validation: {line}", err=True)
     return validator

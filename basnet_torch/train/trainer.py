@@ -47,7 +47,7 @@ from basnet_torch.train.losses import HybridLoss, hybrid_loss
 from basnet_torch.train.records import RunRecord, environment, fingerprint
 from basnet_torch.train.validate import Validator
 
-__all__ = ["StepResult", "Trainer", "finishing", "network_from_config", "refuse_single_values"]
+__all__ = ["StepResult", "Trainer", "network_from_config", "processing_of", "refuse_single_values"]
 
 _Images = NDArray[np.uint8] | Tensor
 # What another number of changes no step that was done, and so may change when a run is resumed.
@@ -83,7 +83,7 @@ class Trainer:
 
     Raises:
         CheckpointError: The teacher cannot be read.
-        UsageError: The teacher prepares pictures in another way, or the batch cannot be shared out.
+        UsageError: The teacher preprocesses pictures in another way, or the batch cannot be shared out.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Trainer:
         self._data = fingerprint(store)
         self._facts = dict(facts or {})
         self._stream = _stream(config, store, self.device, self.world)
-        self.preprocess, self.postprocess = finishing(config)
+        self.preprocess, self.postprocess = processing_of(config)
         self._teacher = _teacher(config, self.preprocess, self.device)
         self._record = RunRecord(run, tensorboard=tensorboard, active=self.world.is_first)
         gain, offset = self.preprocess.affine(255.0 if config.scale == "255" else 1.0)
@@ -405,7 +405,7 @@ def network_from_config(config: TrainConfig) -> SaliencyNetwork:
         raise UsageError(f"width is {config.width}: the network cannot be built ({line}); lower --width") from error
 
 
-def finishing(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
+def processing_of(config: TrainConfig) -> tuple[Preprocess, Postprocess]:
     """Return preprocessing and postprocessing for the weights of a run.
 
     The authors' way stretches maps.

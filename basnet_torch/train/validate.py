@@ -31,7 +31,7 @@ class _Case:
 
 
 class Validator:
-    """Holds prepared validation pictures and scores a network on them."""
+    """Holds preprocessed validation pictures and scores a network on them."""
 
     def __init__(
         self,

@@ -110,17 +110,17 @@ class AccuracyRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccuracyReport:
-    """A whole run; `finishing` says how masks were made of maps."""
+    """A whole run; `postprocessing` says how masks were made of maps."""
 
     JSON: ClassVar = (
-        *("command", "model", "fingerprint", "runs_on", "finishing", "refine_edges"),
+        *("command", "model", "fingerprint", "runs_on", "postprocessing", "refine_edges"),
         *("environment", "datasets"),
     )
     command: ClassVar = "accuracy"
     model: str
     fingerprint: str
     runs_on: str
-    finishing: str
+    postprocessing: str
     refine_edges: bool
     environment: Environment
     datasets: tuple[AccuracyRow, ...]
@@ -169,7 +169,7 @@ def measure_accuracy(config: AccuracyConfig, progress: _Progress = lambda _: Non
             model=model.name,
             fingerprint=fingerprint_of(path),
             runs_on=model.backend.description,
-            finishing="stretched to its own range" if model.postprocess.stretch else "as it is",
+            postprocessing="stretched to its own range" if model.postprocess.stretch else "as it is",
             refine_edges=config.refine_edges,
             environment=environment(threads),
             datasets=rows,

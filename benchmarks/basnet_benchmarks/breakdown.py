@@ -33,7 +33,7 @@ from basnet_torch.files import scratch_folder
 
 __all__ = ["STEPS", "Memory", "StageSplit", "highest_bytes", "measure_stages", "memory_of", "resident_bytes"]
 
-STEPS = ("decode", "prepare", "copy_in", "compute", "copy_out", "finish", "encode")
+STEPS = ("decode", "preprocess", "copy_in", "compute", "copy_out", "postprocess", "encode")
 _ON_HOST = "copy in is the making of the batch; the library reads it in place and hands over its own result"
 _WITHIN = "copies to and from the device are inside compute: this library does not time them apart"
 _ON_DEVICE = "copy in and copy out are medians by events on the device, compute is the rest of the backend's call"

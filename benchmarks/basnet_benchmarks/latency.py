@@ -46,8 +46,8 @@ from basnet_torch.options import argument, check, option
 __all__ = ["COVERS", "LatencyConfig", "LatencyReport", "LatencyRow", "NotRun", "measure_latency"]
 
 COVERS = (
-    "the network alone: from a prepared input on the host to the masks on the host, copies to a device and back "
-    "included; reading files, resizing and finishing are not in it, except where a frame graph holds them"
+    "the network alone: from a preprocessed input on the host to the masks on the host, copies to a device and back "
+    "included; reading files, resizing and postprocessing are not in it, except where a frame graph holds them"
 )
 _Progress = Callable[[str], None]
 

@@ -390,7 +390,8 @@ def _parity_cells(row: Values) -> tuple[str, ...]:
 
 
 def _accuracy(values: Values) -> _Parts:
-    how = f"{values['finishing']}{', its edges refined' if values.get('refine_edges') else ''}"
+    how = values.get("postprocessing", values.get("finishing"))  # reports of before call it so
+    how = f"{how}{', its edges refined' if values.get('refine_edges') else ''}"
     notes = [f"{values['model']} on {values['runs_on']}; each mask {how}, at its picture's own size."]
     notes.append(
         "maxF: largest F of mean precision and mean recall per threshold, beta^2 = 0.3; maxF of curves: largest value "

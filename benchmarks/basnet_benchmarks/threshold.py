@@ -254,8 +254,8 @@ def _store(source: Path, target: Path, threshold: float, *, overwrite: bool) -> 
     content = read_file(source)
     stored = content.get("state_dict", content).values()
     half = any(isinstance(value, torch.Tensor) and value.dtype == torch.float16 for value in stored)
-    finishing = replace(checkpoint.postprocess, empty_below=threshold)
+    postprocess = replace(checkpoint.postprocess, empty_below=threshold)
     with atomic_write(target, overwrite=overwrite) as beside:
         save_checkpoint(
-            beside, replace(checkpoint, postprocess=finishing), dtype=torch.float16 if half else torch.float32
+            beside, replace(checkpoint, postprocess=postprocess), dtype=torch.float16 if half else torch.float32
         )

@@ -2,7 +2,7 @@
 
     path = adopt_file(AdoptConfig(model=Path("u2net.onnx"), preset="u2net"))
 
-The file is not changed. How pictures are prepared cannot be read from a graph, so a preset or the options say it. What
+The file is not changed. Preprocessing cannot be read from a graph, so a preset or the options say it. What
 can be tried is tried: names, axes, types, and the range of the output on real pictures.
 """
 
@@ -132,7 +132,7 @@ class AdoptConfig:
         missing = [f"--{name}" for name in ("mean", "std") if self.preset is None and getattr(self, name) is None]
         if missing:
             raise UsageError(
-                f"{' and '.join(missing)}: must be given without --preset, no graph says how pictures are prepared. "
+                f"{' and '.join(missing)}: must be given without --preset, no graph holds its preprocessing. "
                 f"Give it, or --preset {'|'.join(PRESETS)}"
             )
         if self.std is not None and min(self.std) <= 0:

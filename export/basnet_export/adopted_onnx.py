@@ -54,12 +54,12 @@ class AdoptedReference(Reference):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How pictures are prepared."""
+        """Preprocessing of pictures."""
         return self.manifest.preprocess
 
     @property
     def postprocess(self) -> Postprocess:
-        """How maps are finished."""
+        """Postprocessing of maps."""
         return self.manifest.postprocess
 
     @property

@@ -110,15 +110,15 @@ def _onnx(path: Path) -> _Described:
 
 
 def _adopted(path: Path, manifest: Manifest, facts: dict[str, Any]) -> _Described:
-    finish = {"sigmoid": "sigmoid, then "}.get(manifest.activation, "")
+    first = {"sigmoid": "sigmoid, then "}.get(manifest.activation, "")
     recipe = _recipe(manifest.preprocess, manifest.postprocess)
     facts |= {
         "mask": f"output {manifest.output.name}; others are cut in the copy that runs",
         "precision": f"{manifest.precision}, stored as {manifest.store}"
         + (", read from the graph" if manifest.original else ""),
-        "recipe": f"as told to basnet-export adopt: {manifest.arch}",
+        "recipe": f"as given to basnet-export adopt: {manifest.arch}",
         **recipe,
-        "finish": finish + recipe["finish"],
+        "postprocess": first + recipe["postprocess"],
         "not known": "whose weights, trained on what, license, accuracy",
         "parity": _verdict(manifest),
         **{f"not for {name}": reason for name, reason in manifest.refused.items()},
@@ -188,11 +188,11 @@ def _quantization(manifest: Manifest) -> dict[str, str]:
 
 def _recipe(preprocess: Preprocess, postprocess: Postprocess) -> dict[str, str]:
     divisor = "255" if preprocess.scale == "255" else "the picture's largest value"
-    finish = "stretched to its own range, then resized" if postprocess.stretch else "resized to the picture"
+    postprocessing = "stretched to its own range, then resized" if postprocess.stretch else "resized to the picture"
     return {
-        "prepare": f"RGB, {preprocess.resample} to {preprocess.height}x{preprocess.width}, divided by {divisor}, "
+        "preprocess": f"RGB, {preprocess.resample} to {preprocess.height}x{preprocess.width}, divided by {divisor}, "
         f"minus {preprocess.mean}, over {preprocess.std}",
-        "finish": finish,
+        "postprocess": postprocessing,
     }
 
 
@@ -202,7 +202,7 @@ def _feed(manifest: Manifest) -> str:
     free = manifest.input.shape[2:] == (None, None) and not manifest.adopted
     size = f" (proven at {manifest.size[0]}x{manifest.size[1]}, takes multiples of {STRIDE})" if free else ""
     taken, given = f"{manifest.input}{size}", f"{manifest.output} in 0..1"
-    return f"feed: prepared pictures as {taken}; masks come back as {given}, to be finished"
+    return f"feed: preprocessed pictures as {taken}; masks come back as {given}, to be postprocessed"
 
 
 def _verdict(manifest: Manifest) -> str:

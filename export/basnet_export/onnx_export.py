@@ -288,7 +288,7 @@ def _name_nodes(graph: ir.Graph) -> None:
         times[str(node.name)] += 1
         if (count := times[str(node.name)]) > 1:
             node.name = f"{node.name}.{count}"
-        if "." in str(node.name) and node.op_type != "Sigmoid":  # what finishes the map is no part of the network
+        if "." in str(node.name) and node.op_type != "Sigmoid":  # postprocessing is no part of the network
             node.outputs[0].name = node.name
             named.add(node.outputs[0])
 

@@ -105,12 +105,12 @@ class Reference:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How pictures are prepared."""
+        """Preprocessing of pictures."""
         return self.checkpoint.preprocess
 
     @property
     def postprocess(self) -> Postprocess:
-        """How maps are finished."""
+        """Postprocessing of maps."""
         return self.checkpoint.postprocess
 
     @property

@@ -60,8 +60,8 @@ class Manifest:
         width: Channels at full resolution; 64 is the paper's network.
         arch: Which network, as `basnet-train --arch` names it.
         encoder: Which encoder, as `basnet-train --encoder` names it.
-        preprocess: How pictures are prepared (inside the `frame` graph).
-        postprocess: How maps are finished (inside the `frame` graph).
+        preprocess: Preprocessing of pictures (inside the `frame` graph).
+        postprocess: Postprocessing of maps (inside the `frame` graph).
         input: What the file takes.
         output: What it returns.
         opset: Version of the ONNX operators.

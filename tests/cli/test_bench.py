@@ -32,11 +32,11 @@ def test_latency_prints_json_and_writes_markdown(bench_models, tmp_path):  # noq
     assert "| good.onnx, onnxruntime fp32 | " in text
     assert set(values["stages"][0]["stages"]) == {
         "decode",
-        "prepare",
+        "preprocess",
         "copy_in",
         "compute",
         "copy_out",
-        "finish",
+        "postprocess",
         "encode",
     }
     again = call("latency", bench_models.onnx, *QUICK, "-o", output)

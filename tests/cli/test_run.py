@@ -97,7 +97,15 @@ def test_json_is_all_of_stdout(folder):
         "salient": True,
         "notes": [],
     }
-    assert set(found["seconds_by_stage"]) == {"decode", "prepare", "network", "finish", "compose", "encode", "other"}
+    assert set(found["seconds_by_stage"]) == {
+        "decode",
+        "preprocess",
+        "network",
+        "postprocess",
+        "compose",
+        "encode",
+        "other",
+    }
     assert found["runs_on"] == "fake backend"
 
 

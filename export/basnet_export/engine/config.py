@@ -193,7 +193,7 @@ class BuildConfig:
         """Return the shapes of the model's input: fixed axes its own, free ones as asked.
 
         Raises:
-            UsageError: When picture sizes are asked of a graph that takes prepared tensors.
+            UsageError: When picture sizes are asked of a graph that takes preprocessed tensors.
         """
         if manifest.graph == "tensor" and (self.height or self.width):
             raise UsageError("height and width are for a frame graph; a tensor graph takes pictures that are resized")

@@ -52,11 +52,11 @@ class FrameGraph(nn.Module):
         """Compute masks at the pictures' size."""
         height, width = frame.shape[1:3]
         picture = frame.float().permute(0, 3, 1, 2)
-        mask = self.finish(self.tensor(self.prepare(picture)))
+        mask = self.stretched(self.tensor(self.preprocessed(picture)))
         mask = _resize(mask, height, width)
         return (mask[:, 0] * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def prepare(self, picture: Tensor) -> Tensor:
+    def preprocessed(self, picture: Tensor) -> Tensor:
         """`Preprocess.apply` for N,3,H,W in 0..255."""
         resized = _resize(picture, self.preprocess.height, self.preprocess.width)
         if self.preprocess.scale == "255":
@@ -64,7 +64,7 @@ class FrameGraph(nn.Module):
         peak = resized.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
         return resized * (self.gain / peak) + self.offset
 
-    def finish(self, mask: Tensor) -> Tensor:
+    def stretched(self, mask: Tensor) -> Tensor:
         """`Postprocess.stretched` for N,1,h,w, each picture by its own range."""
         if not self.postprocess.stretch:
             return mask

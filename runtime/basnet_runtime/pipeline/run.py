@@ -174,7 +174,7 @@ class Pipeline:
 
     def _started(self, frames: list[Frame], clock: StageClock, lost: Callable[..., None] | None) -> InferenceFuture:
         try:
-            with clock.stage("prepare"):
+            with clock.stage("preprocess"):
                 prepared = [self._model.prepare(frame.flattened()) for frame in frames]
             # Some libraries start their threads at the first run.
             with clock.stage("network"), nullcontext() if self._warm else clock.network.adopt():
@@ -235,7 +235,7 @@ class Pipeline:
         postprocess.recall(self._memory)
         for frame, raw_map in self.maps(frames, clock, lost):
             try:
-                with clock.stage("finish"):
+                with clock.stage("postprocess"):
                     mask_HW, decision = postprocess(frame, raw_map)
                 with clock.stage("compose"):
                     result = self._compose(frame, mask_HW, decision)

@@ -15,7 +15,7 @@ from basnet_runtime.backends.base import WORKER_NAME
 
 __all__ = ["STAGES", "LibraryThreads", "Stage", "StageClock", "StageTime", "thread_seconds"]
 
-Stage = Literal["decode", "prepare", "network", "finish", "compose", "encode"]
+Stage = Literal["decode", "preprocess", "network", "postprocess", "compose", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _TASKS = Path("/proc/self/task")
 _PICTURE_THREADS = "libvips"

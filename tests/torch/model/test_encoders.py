@@ -32,7 +32,7 @@ from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.cli import app
 from basnet_torch.train.config import TrainConfig, lr_factor
 from basnet_torch.train.pretrained import installed_weights, load_encoder_weights
-from basnet_torch.train.trainer import Trainer, finishing, network_from_config
+from basnet_torch.train.trainer import Trainer, network_from_config, processing_of
 from tests.models import SIZE, calibration_folder, disc_folder, discs, draw_discs, settle_statistics
 from tests.torch.conftest import randomized
 
@@ -154,9 +154,9 @@ def test_one_step_and_bit_equal_resume(encoder, store, tmp_path, fake_timm):
 
 
 def test_the_preprocessing_is_what_the_encoder_wants(fake_timm):
-    assert finishing(TrainConfig(**NARROW))[0].mean == (0.5, 0.5, 0.5)
-    assert finishing(TrainConfig(encoder="timm:pyramid"))[0].std == (0.4, 0.5, 0.6)
-    assert finishing(TrainConfig())[0] == Preprocess()
+    assert processing_of(TrainConfig(**NARROW))[0].mean == (0.5, 0.5, 0.5)
+    assert processing_of(TrainConfig(encoder="timm:pyramid"))[0].std == (0.4, 0.5, 0.6)
+    assert processing_of(TrainConfig())[0] == Preprocess()
 
 
 def test_the_encoder_learns_at_a_rate_of_its_own(fake_timm):

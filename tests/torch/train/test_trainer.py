@@ -15,7 +15,7 @@ from basnet_torch.metrics import AccuracyMeter
 from basnet_torch.model.basnet import BASNet
 from basnet_torch.spec import Postprocess, Preprocess
 from basnet_torch.train.config import PRESETS, TrainConfig, learning_rate
-from basnet_torch.train.trainer import Trainer, finishing
+from basnet_torch.train.trainer import Trainer, processing_of
 from basnet_torch.train.validate import Validator
 from tests.torch.conftest import write_png
 
@@ -295,7 +295,7 @@ def test_the_authors_preset_is_their_recipe():
     assert (found.optimizer, found.lr, found.weight_decay, found.schedule) == ("adam", 1e-3, 0.0, "constant")
     assert (found.batch, found.store_size, found.size, found.augment) == (8, 256, 224, "authors")
     assert (found.clip, found.ema, found.warmup, found.loss, found.arch) == (0, 0, 0, "bce+ssim+iou", "basnet")
-    preprocess, postprocess = finishing(found)
+    preprocess, postprocess = processing_of(found)
     assert (preprocess.scale, preprocess.height, postprocess.stretch) == ("image_max", 256, True)
 
 
