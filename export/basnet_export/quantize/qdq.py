@@ -10,8 +10,9 @@ convolutions' inputs alone are too, signed and symmetric, as it asks. Weights ar
 that they make.
 
 What never becomes INT8 are preprocessing, postprocessing, the last sigmoid, and the layers that take the picture or a
-map with a single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows. Layers that
-make such a map stay FP32 too, and what enlarges or joins such maps, but for OpenVINO, where they give floats.
+map with a single channel: 8 bits of a logit that spans 30 are steps of a tenth, more than the whole contract allows.
+Layers that make such a map stay FP32 too, and what enlarges or joins such maps, but for OpenVINO, where they give
+floats.
 """
 
 from __future__ import annotations
