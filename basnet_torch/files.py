@@ -197,15 +197,17 @@ def remove_partials(folders: Iterable[Path], runs: Iterable[str], *, own: bool =
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(within: Path | None = None) -> Iterator[Path]:
     """Yield a new folder for temporary files; remove those of killed processes first.
+
+    It is in the folder `within`, or in the system's temporary one where that is None.
 
     It is locked while it is in use, by the open folder itself: a lock ends with its process, however that ends.
     """
     import tempfile  # most starts need none
 
-    remove_scratch()
-    new = Path(tempfile.mkdtemp(prefix="basnet-new-"))
+    remove_scratch(within)
+    new = Path(tempfile.mkdtemp(prefix="basnet-new-", dir=within))
     descriptor = os.open(new, os.O_RDONLY)
     try:
         try_lock(descriptor)  # before it has the name by which `remove_scratch` finds it
@@ -218,12 +220,12 @@ def scratch_folder() -> Iterator[Path]:
         os.close(descriptor)
 
 
-def remove_scratch() -> None:
-    """Remove the scratch folders of this host that no process has in use."""
+def remove_scratch(within: Path | None = None) -> None:
+    """Remove the scratch folders of this host that no process has in use; `within` as of `scratch_folder`."""
     import tempfile
 
     with suppress(OSError):
-        for folder in Path(tempfile.gettempdir()).glob(f"basnet-{host_token()}-*"):
+        for folder in (within or Path(tempfile.gettempdir())).glob(f"basnet-{host_token()}-*"):
             with suppress(OSError):
                 descriptor = os.open(folder, os.O_RDONLY)
                 try:

@@ -62,7 +62,8 @@ def note_use(kept: Path) -> None:
 def remove_old_optimized_models() -> None:
     """Remove the least recently used files, until the others take a gibibyte at most."""
     with suppress(OSError):  # another process may be at it too
-        used = sorted(optimized_model_folder().iterdir(), key=lambda path: path.stat().st_atime, reverse=True)
+        files = filter(Path.is_file, optimized_model_folder().iterdir())  # not what another process writes in
+        used = sorted(files, key=lambda path: path.stat().st_atime, reverse=True)
         total = 0
         for path in used:
             total += path.stat().st_size

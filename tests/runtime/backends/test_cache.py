@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from basnet_runtime.backends import cache as graph_cache
+from basnet_runtime.backends import onnxruntime
 from basnet_runtime.backends.cache import can_keep_optimized_models, optimized_model_path, remove_old_optimized_models
 from basnet_runtime.backends.onnxruntime import open_onnxruntime
 from basnet_torch.errors import ModelFileError
+from basnet_torch.files import host_token
 from tests.models import OPENERS, SIZE, exported
 
 
@@ -84,6 +86,44 @@ def test_a_flipped_bit_is_noticed(opened, graph, cache):
     assert {kept: kept.stat().st_ino for kept in cache.iterdir()} == used
 
 
+def test_kept_weights_are_mapped_once_for_all_sessions(graph, cache):
+    masks(graph)
+    (weights,) = cache.glob("*.weights")
+    batch = np.zeros((1, 3, SIZE, SIZE), np.float32)
+    with open_onnxruntime(graph, threads=2) as backend:
+        backend.submit(batch).result()  # by the second session
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(weights) in line]
+    assert maps
+    assert {inode for _, _, _, _, inode, _ in maps} == {str(weights.stat().st_ino)}
+
+
+def test_weights_of_another_model_are_noticed(graph, cache):
+    expected = masks(graph)
+    (weights,) = cache.glob("*.weights")
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert np.array_equal(masks(graph)[0], expected[0])
+    weights.unlink()
+    assert np.array_equal(masks(graph)[0], expected[0])
+    assert weights.exists()
+
+
+def test_where_nothing_can_be_kept_a_graph_is_made_once(graph, cache, monkeypatch):
+    made = []
+    opened = onnxruntime._opened
+    monkeypatch.setattr(onnxruntime, "_opened", lambda *given: made.append(given) or opened(*given))
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    open_onnxruntime(graph, threads=2).close()
+    assert len(made) == 1
+
+
+def test_what_a_killed_process_was_writing_is_removed(graph, cache):
+    left = cache / f"basnet-{host_token()}-killed"
+    left.mkdir(parents=True)
+    (left / "half.weights").write_bytes(bytes(1000))
+    masks(graph)
+    assert {path.suffix for path in cache.iterdir()} == {".onnx", ".weights"}
+
+
 @pytest.mark.parametrize("opened", OPENERS[:2])
 def test_what_is_kept_in_a_folder_without_writing_is_used(opened, graph, cache, monkeypatch):
     expected = masks(graph, opened)
@@ -113,12 +153,14 @@ def test_a_file_that_is_no_graph_is_still_named_and_leaves_nothing(cache, tmp_pa
 def test_those_used_last_stay(cache, monkeypatch):
     monkeypatch.setattr(graph_cache, "_MOST_BYTES", 500)
     cache.mkdir(parents=True)
+    (cache / "basnet-0-writing").mkdir()
+    os.utime(cache / "basnet-0-writing", (990, 990))
     for age in range(9):
         path = cache / f"{age}.onnx"
         path.write_bytes(bytes(100))
         os.utime(path, (1000 - age, 1000 - age))
     remove_old_optimized_models()
-    assert {int(path.stem) for path in cache.iterdir()} == set(range(5))
+    assert {int(path.stem) for path in cache.glob("*.onnx")} == set(range(5))
 
 
 def test_without_a_home_folder_nothing_is_kept_and_the_masks_are_the_same(graph, cache, monkeypatch):
