@@ -164,7 +164,7 @@ def test_a_checkpoint_becomes_an_int8_engine_in_one_command(tmp_path, monkeypatc
     ("options", "message"),
     [
         ({"precision": "fp8", "int8_target": "tensorrt"}, "fp8 needs --calibration"),
-        ({"precision": "fp8", "calibration": "x"}, "no processor computes in it; add --target tensorrt"),
+        ({"precision": "fp8", "calibration": "x"}, "precision fp8: no CPU computes in it; add --target tensorrt"),
         ({"precision": "fp16", "calibration": "x"}, "is for --precision int8 or fp8"),
     ],
 )

@@ -122,7 +122,7 @@ def test_without_a_worker_for_long_the_run_ends():
     now = [0.0]
     engine = Fake(workers=0)
     engine.wait = lambda seconds: now.__setitem__(0, now[0] + 7) or []
-    with pytest.raises(BackendUnavailable, match="no worker for 60 s; what is done is kept, and the same command goes"):
+    with pytest.raises(BackendUnavailable, match="no worker for 60 s; results are kept, and the same command resumes"):
         outcomes(engine, range(3), 1, clock=lambda: now[0])
     assert 60 < now[0] < 80
 
