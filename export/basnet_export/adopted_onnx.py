@@ -29,7 +29,7 @@ from basnet_runtime.open import open_model
 from basnet_runtime.parity import Picture
 from basnet_torch import __version__
 from basnet_torch.device import CPU
-from basnet_torch.errors import ExportError, ParityError, UsageError
+from basnet_torch.errors import ExportError, UsageError
 from basnet_torch.files import atomic_write, scratch_folder
 from basnet_torch.spec import Postprocess, Preprocess
 
@@ -87,7 +87,8 @@ def export_adopted(config: ExportConfig, progress: Progress = lambda _: None) ->
     _refuse_what_does_not_fit(config, manifest)
     refuse_existing(config.target, source, "network", overwrite=config.overwrite)
     progress(f"converting {source.name}, adopted, to {config.precision}")
-    reference = AdoptedReference(source, manifest, load_pictures(config.pictures))
+    pictures = load_pictures(config.pictures, cropped=config.precision == "fp16")
+    reference = AdoptedReference(source, manifest, pictures)
     graph = folded_graph(source, manifest)
     with atomic_write(config.target, overwrite=config.overwrite) as beside:
         made = _written(config, graph, reference, beside, progress)
@@ -151,22 +152,16 @@ def folded_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
 def _written(
     config: ExportConfig, graph: onnx.ModelProto, reference: AdoptedReference, path: Path, progress: Progress
 ) -> Manifest:
+    if config.check and config.precision == "fp16" and config.keep_fp32 is None:
+        from basnet_export.quantize.fp16_layer_search import fp32_layers_of
+
+        seconds = 60 * config.search_minutes
+        kept = fp32_layers_of(graph, reference, "fp16", seconds=seconds, progress=progress)
+        config = replace(config, keep_fp32=kept)
     model, manifest = _made(config, graph, reference, path, progress)
     if config.check:
         progress("checking parity with ONNX Runtime FP32")
-        receipt, failure = _proven(model, manifest, reference, path)
-        if failure is not None and config.precision == "fp16" and config.keep_fp32 is None:
-            progress(str(failure))
-            from basnet_export.quantize.fp16_layer_search import fp32_layers_of
-
-            seconds = 60 * config.search_minutes
-            kept = fp32_layers_of(graph, reference, "fp16", seconds=seconds, progress=progress)
-            config = replace(config, keep_fp32=kept)
-            model, manifest = _made(config, graph, reference, path, progress)
-            receipt, failure = _proven(model, manifest, reference, path)
-        if failure is not None:
-            raise failure
-        manifest = replace(manifest, parity=receipt)
+        manifest = replace(manifest, parity=_proven(model, manifest, reference, path))
         check_batches(path, manifest, reference.pictures)
     _save(model, manifest, path)
     return replace(manifest, onnx_sha256=sha256_of(path))
@@ -233,7 +228,7 @@ def _half(graph: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
     from onnx_ir.passes import common as passes
     from onnxruntime.transformers import float16
 
-    from basnet_export.graph.half_precision import rounded_kernels
+    from basnet_export.graph.half_precision import remove_round_trips, rounded_kernels
     from basnet_export.quantize.qdq import nodes_of
 
     model = onnx.ModelProto()
@@ -258,22 +253,22 @@ def _half(graph: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
         )
     found = ir.from_proto(made)
     passes.TopologicalSortPass()(found)  # the converter puts its casts at the end
+    remove_round_trips(found.graph)
     passes.ClearMetadataAndDocStringPass()(found)
     sorted_graph: onnx.ModelProto = ir.to_proto(found)
     sorted_graph.graph.ClearField("value_info")  # of the types before
     return sorted_graph
 
 
-def _proven(
-    model: onnx.ModelProto, manifest: Manifest, reference: AdoptedReference, path: Path
-) -> tuple[dict[str, Any] | None, ParityError | None]:
-    """The receipt of the file, or why it has none."""
+def _proven(model: onnx.ModelProto, manifest: Manifest, reference: AdoptedReference, path: Path) -> dict[str, Any]:
+    """The receipt of the file.
+
+    Raises:
+        ParityError: It does not keep the contract.
+    """
     from basnet_export.quantize.fp16_emulation import measure_rounded
 
-    try:
-        receipt = measure_parity(path, manifest, reference).receipt()
-        if manifest.precision == "fp16":
-            receipt["rounded"] = measure_rounded(model, manifest, reference, reference.pictures).receipt()
-    except ParityError as error:
-        return None, error
-    return receipt, None
+    receipt = measure_parity(path, manifest, reference).receipt()
+    if manifest.precision == "fp16":
+        receipt["rounded"] = measure_rounded(model, manifest, reference, reference.pictures).receipt()
+    return receipt

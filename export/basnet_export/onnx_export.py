@@ -25,7 +25,7 @@ from basnet_runtime.manifest import METADATA_KEY, Manifest, manifest_path, sha25
 from basnet_runtime.model_files import model_kind
 from basnet_runtime.onnx_file.content import graph_content
 from basnet_torch import __version__
-from basnet_torch.errors import BackendUnavailable, ExportError, ParityError
+from basnet_torch.errors import BackendUnavailable, ExportError
 from basnet_torch.files import atomic_write
 from basnet_torch.model.structure import named
 from basnet_torch.spec import TensorSpec
@@ -77,7 +77,9 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
         f"as {config.graph} graph, {config.precision}"
     )
     quantized = config.precision in ("int8", "fp8")
-    reference = Reference(checkpoint, load_pictures(config.pictures) if config.check or quantized else ())
+    cropped = config.precision in ("fp16", "bf16")
+    pictures = load_pictures(config.pictures, cropped=cropped) if config.check or quantized else ()
+    reference = Reference(checkpoint, pictures)
     with atomic_write(config.target, overwrite=config.overwrite) as beside:
         manifest = _written(config, reference, beside, progress)
         with atomic_write(manifest_path(config.target), overwrite=config.overwrite) as note:  # no graph without it
@@ -87,20 +89,13 @@ def export_onnx(config: ExportConfig, progress: Progress = lambda _: None) -> Pa
 
 def _written(config: ExportConfig, reference: Reference, path: Path, progress: Progress) -> Manifest:
     """Write the file, check it and return its manifest."""
+    if config.check and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
+        config = replace(config, keep_fp32=_searched_fp32_layers(config, reference, progress))
     graph, manifest = _made(config, reference, progress)
     if config.check:
         _save(graph, manifest, path)
         progress("checking batches and parity with PyTorch FP32")
-        receipt, failure = _proven(graph, manifest, reference, path, progress)
-        if failure is not None and config.precision in ("fp16", "bf16") and config.keep_fp32 is None:
-            progress(str(failure))
-            config = replace(config, keep_fp32=_searched_fp32_layers(config, reference, progress))
-            graph, manifest = _made(config, reference, progress)
-            _save(graph, manifest, path)
-            receipt, failure = _proven(graph, manifest, reference, path, progress)
-        if failure is not None:
-            raise failure
-        manifest = replace(manifest, parity=receipt)
+        manifest = replace(manifest, parity=_proven(graph, manifest, reference, path, progress))
         check_batches(path, manifest, reference.pictures)
     _save(graph, manifest, path)
     return replace(manifest, onnx_sha256=sha256_of(path))
@@ -108,19 +103,20 @@ def _written(config: ExportConfig, reference: Reference, path: Path, progress: P
 
 def _proven(
     graph: onnx.ModelProto, manifest: Manifest, reference: Reference, path: Path, progress: Progress
-) -> tuple[dict[str, Any] | None, ParityError | None]:
-    """The receipt of the file, or why it has none."""
+) -> dict[str, Any]:
+    """The receipt of the file.
+
+    Raises:
+        ParityError: It does not keep the contract.
+    """
     from basnet_export.quantize.fp16_emulation import measure_rounded
 
-    try:
-        receipt = measure_parity(path, manifest, reference).receipt()
-        if manifest.precision in ("fp16", "bf16"):
-            receipt["rounded"] = measure_rounded(graph, manifest, reference, reference.pictures).receipt()
-        if manifest.input.shape[-1] is None:
-            receipt["sizes"] = measure_sizes(path, manifest, reference, progress)
-    except ParityError as error:
-        return None, error
-    return receipt, None
+    receipt = measure_parity(path, manifest, reference).receipt()
+    if manifest.precision in ("fp16", "bf16"):
+        receipt["rounded"] = measure_rounded(graph, manifest, reference, reference.pictures).receipt()
+    if manifest.input.shape[-1] is None:
+        receipt["sizes"] = measure_sizes(path, manifest, reference, progress)
+    return receipt
 
 
 def _made(config: ExportConfig, reference: Reference, progress: Progress) -> tuple[onnx.ModelProto, Manifest]:
@@ -230,7 +226,7 @@ def _exported(
     import torch
     from onnx_ir.passes import common as passes
 
-    from basnet_export.graph.half_precision import OPSETS
+    from basnet_export.graph.half_precision import OPSETS, remove_round_trips
 
     with _quiet():
         program = torch.onnx.export(
@@ -251,6 +247,7 @@ def _exported(
     made = (value for node in model.graph for value in node.outputs)
     for value in (*model.graph.inputs, *model.graph.initializers.values(), *made):
         value.metadata_props.clear()
+    remove_round_trips(model.graph)
     _name_nodes(model.graph)
     if config.graph == "frame":
         _first_cast_only(model.graph)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +21,13 @@ from basnet_export.config import refuse_existing
 from basnet_export.engine.cache import BuiltEngine, EngineCache, cache_key
 from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
-from basnet_export.engine.network import PrecisionShare, convolutions_of, parse_onnx, precision_share
+from basnet_export.engine.network import (
+    Convolution,
+    PrecisionShare,
+    convolutions_of,
+    parse_onnx,
+    precision_share,
+)
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
 from basnet_export.quantize.fp16_emulation import check_arithmetic
 from basnet_runtime.backends.rtx_provider import is_rtx_plugin_loaded
@@ -30,6 +36,7 @@ from basnet_runtime.backends.tensorrt.preflight import check_gpu
 from basnet_runtime.cuda.base import Gpu
 from basnet_runtime.cuda.devices import find_gpu
 from basnet_runtime.engine_facts import EngineFacts, Profile, gpus_of
+from basnet_runtime.kinds import Precision
 from basnet_runtime.manifest import Manifest, adaptation_for, manifest_path, read_manifest
 from basnet_runtime.onnx_file.adapt import adapted
 from basnet_runtime.onnx_file.header import read_onnx_header
@@ -41,7 +48,8 @@ from basnet_torch.files import atomic_write, scratch_folder
 
 __all__ = ["build_engine", "cannot_build_here", "flavor_here"]
 
-_LEAST_SHARE = 0.9
+_LEAST_SHARE = 0.9  # of what is not kept in FP32 by name
+_LEAST_OF_ALL = 0.5
 
 
 def build_engine(config: BuildConfig, progress: BuildProgress | None = None) -> Path:
@@ -278,8 +286,7 @@ def _built(
     for warning in parsed.warnings:
         progress.say(f"{library} warns: {warning}")
     convolutions = convolutions_of(library, parsed.network)
-    share = precision_share(convolutions, manifest.precision)
-    _refuse_other_precision(manifest, share)
+    share = _share(convolutions, manifest)
     options = _builder_config(config, library, builder, manifest, profile)
     progress.say(f"building with {library} for {profile}")
     began = time.perf_counter()
@@ -293,8 +300,7 @@ def _built(
     plan = bytes(memoryview(blob))
     if gpu is not None:  # the finished engine can be asked
         told = inspected_precisions(engine_report(library, plan), convolutions)
-        share = precision_share(convolutions, manifest.precision, told)
-        _refuse_other_precision(manifest, share)
+        share = _share(convolutions, manifest, told)
     _save_timings(config, options, progress)
     facts = EngineFacts(
         flavor=library.flavor,
@@ -315,13 +321,26 @@ def _built(
     return BuiltEngine(plan=plan, facts=facts)
 
 
-def _refuse_other_precision(manifest: Manifest, share: PrecisionShare) -> None:
-    if share.flops < _LEAST_SHARE:
-        raise EngineBuildError(
-            f"only {share.flops:.0%} of the convolutions' arithmetic would be in {manifest.precision}, "
-            f"at least {_LEAST_SHARE:.0%} belong to an engine of that name; export the model with "
-            f"--precision {manifest.precision}"
-        )
+def _share(
+    convolutions: Sequence[Convolution], manifest: Manifest, told: Mapping[str, Precision] | None = None
+) -> PrecisionShare:
+    """Measure the share of the manifest's precision.
+
+    Raises:
+        EngineBuildError: Too little is in it, of all or of what the manifest does not keep FP32 by name.
+    """
+    share = precision_share(convolutions, manifest.precision, told)
+    kept = tuple(f"{part}." for part in manifest.keep_fp32)
+    others = [each for each in convolutions if not f"{each.name}.".startswith(kept)]
+    rest = precision_share(others, manifest.precision, told) if others else share
+    for found, least, of in ((share, _LEAST_OF_ALL, ""), (rest, _LEAST_SHARE, " that nothing keeps FP32")):
+        if found.flops < least:
+            raise EngineBuildError(
+                f"only {found.flops:.0%} of the convolutions' arithmetic{of} would be in {manifest.precision}, "
+                f"at least {least:.0%} belong to an engine of that name; export the model with "
+                f"--precision {manifest.precision}"
+            )
+    return share
 
 
 def _builder_config(config: BuildConfig, library: TensorRT, builder: Any, manifest: Manifest, profile: Profile) -> Any:

@@ -3,7 +3,8 @@
 Each stage of the network is reduced alone and what that does to the masks is measured: alone, because beside all others
 the noise of one cannot be separated. Their parts then stay FP32, those of the noisiest stage for its arithmetic first,
 until the contract holds, and as few of them as hold it. In the time that is left, one convolution of these parts after
-the other is reduced after all, the largest first, where the contract holds without it.
+the other is reduced after all, the largest first, where the contract holds without it. Where noise comes from every
+layer of a stage alike, as that of 16-bit values does, whole stages stay FP32 at a time.
 
     found = search_fp32_layers(parts, judge, seconds=300)
 """
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from basnet_runtime.parity import ParityReport
 
-__all__ = ["Found", "Judge", "search_fp32_layers", "stage_of", "stages_of"]
+__all__ = ["Found", "Judge", "largest_parts", "search_fp32_layers", "stage_of", "stages_of"]
 
 _MOST_COST = 0.5  # of the arithmetic: beyond that the file is not what its name says
 _LEAST_COST = 0.002
@@ -43,7 +44,7 @@ class Found:
         kept: Parts that stay FP32, most useful first; empty when none need to.
         report: The contract with them; a failed one, the nearest, when no affordable set keeps it in the time allowed.
         noise: For each stage that was measured, the mean difference when it alone is reduced.
-        tried: The parts that could have stayed FP32, in the order they were added.
+        tried: The parts or stages that could have stayed FP32, in the order they were added.
     """
 
     kept: tuple[str, ...]
@@ -68,6 +69,7 @@ def search_fp32_layers(
     seconds: float,
     progress: Progress = lambda _: None,
     pieces: Mapping[str, float] | None = None,
+    whole_stages: bool = False,
 ) -> Found:
     """Find the fewest parts, by noise per cost, that keep the contract.
 
@@ -77,6 +79,7 @@ def search_fp32_layers(
         seconds: When to stop; at least one candidate is validated.
         progress: Called with what is found.
         pieces: Single layers of the parts, each with its share, where they can be separated; None leaves parts whole.
+        whole_stages: Let all parts of a stage stay FP32 together.
     """
     end = time.monotonic() + seconds
     report = judge.report(())
@@ -88,8 +91,9 @@ def search_fp32_layers(
     costs = {stage: max(_LEAST_COST, sum(parts[part] for part in members)) for stage, members in stages.items()}
     # Variances add up, hence the square. Stages the time did not reach come last, in the network's order.
     ranked = sorted(stages, key=lambda stage: -(noise.get(stage, 0.0) ** 2) / costs[stage])
-    order = _affordable([part for stage in ranked for part in stages[stage]], parts)
-    found = _fewest(order, judge, end, noise, progress)
+    order = [stages[stage] for stage in ranked]
+    units = order if whole_stages else [[part] for members in order for part in members]
+    found = _fewest(_affordable(units, parts), judge, end, noise, progress)
     return _thinned(found, pieces, judge, end, progress) if pieces and found.report else found
 
 
@@ -111,6 +115,22 @@ def stage_of(part: str) -> str:
     return ".".join(names[: 3 if names[0] == "predict" and len(names) > 3 else 2 if names[0] == "predict" else 1])
 
 
+def largest_parts(kept: Collection[str], parts: Iterable[str]) -> tuple[str, ...]:
+    """Name parts by what holds them, where all of that is kept.
+
+    >>> largest_parts(["encoder.a.0", "encoder.a.1", "bridge"], ["encoder.a.0", "encoder.a.1", "encoder.b", "bridge"])
+    ('encoder.a', 'bridge')
+    """
+    others = [part for part in parts if part not in kept]
+    found = []
+    for part in kept:
+        names = part.split(".")
+        holders = (".".join(names[:length]) for length in range(1, len(names)))
+        whole = (name for name in holders if not any(f"{other}.".startswith(f"{name}.") for other in others))
+        found.append(next(whole, part))
+    return tuple(dict.fromkeys(found))
+
+
 def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> dict[str, float]:
     """Measure the noise of each stage, in at most half of the time."""
     half = time.monotonic() + (end - time.monotonic()) / 2
@@ -123,28 +143,33 @@ def _measured(stages: Mapping[str, Sequence[str]], judge: Judge, end: float) -> 
     return noise
 
 
-def _affordable(order: Sequence[str], parts: Mapping[str, float]) -> list[str]:
+def _affordable(units: Sequence[Sequence[str]], parts: Mapping[str, float]) -> list[Sequence[str]]:
     chosen, spent = [], 0.0
-    for part in order:
-        if spent + parts[part] <= _MOST_COST:
-            chosen.append(part)
-            spent += parts[part]
+    for unit in units:
+        cost = sum(parts[part] for part in unit)
+        if spent + cost <= _MOST_COST:
+            chosen.append(unit)
+            spent += cost
     return chosen
 
 
-def _fewest(order: Sequence[str], judge: Judge, end: float, noise: Mapping[str, float], progress: Progress) -> Found:
-    """Add one part at a time, not two: another part may also do harm."""
+def _fewest(
+    units: Sequence[Sequence[str]], judge: Judge, end: float, noise: Mapping[str, float], progress: Progress
+) -> Found:
+    """Add one unit at a time, not two: another one may also do harm."""
     closest = judge.report(())
-    for count in range(1, len(order) + 1):
-        report = judge.report(order[:count])
-        progress(f"{count} of {len(order)} parts in FP32: {report}")
+    kept: list[str] = []
+    for count, unit in enumerate(units, 1):
+        kept.extend(unit)
+        report = judge.report(kept)
+        progress(f"{count} of {len(units)} parts in FP32: {report}")
         if report:
-            return Found(kept=tuple(order[:count]), report=report, noise=noise)
+            return Found(kept=tuple(kept), report=report, noise=noise)
         if count == 1 or report.boundary_iou > closest.boundary_iou:
             closest = report
         if time.monotonic() > end:
             break
-    return Found(kept=(), report=closest, noise=noise, tried=tuple(order))
+    return Found(kept=(), report=closest, noise=noise, tried=tuple(part for unit in units for part in unit))
 
 
 def _thinned(found: Found, pieces: Mapping[str, float], judge: Judge, end: float, progress: Progress) -> Found:

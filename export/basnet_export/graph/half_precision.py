@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,17 @@ from basnet_runtime.kinds import Precision
 from basnet_torch.errors import UsageError
 from basnet_torch.model.basnet import SaliencyNetwork
 
-__all__ = ["OPSETS", "deployed_network", "rounded_kernels", "scaled_network", "torch_dtype"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = [
+    "OPSETS",
+    "deployed_network",
+    "remove_round_trips",
+    "rounded_kernels",
+    "scaled_network",
+    "torch_dtype",
+]
 
 # The lowest that has what is used, because readers of old opsets are many. FP16 skips 18: onnx describes Relu as a
 # function of other operators for that one alone, and ONNX Runtime, which has no FP16 Relu on a CPU, then fuses no Relu
@@ -63,6 +73,26 @@ def deployed_network(model: SaliencyNetwork, precision: Precision, keep_fp32: Co
         module.register_forward_pre_hook(lambda _, taken: _cast(taken, torch.float32))
         module.register_forward_hook(lambda _, __, given: _cast(given, dtype))
     return network
+
+
+def remove_round_trips(graph: ir.Graph) -> None:
+    """Let FP32 parts read each other, and the input, without rounding to 16 bits on the way."""
+    import onnx_ir as ir
+
+    for node in tuple(graph):
+        value = node.inputs[0] if node.op_type == "Cast" else None
+        short = value.producer() if value is not None else None
+        if short is None or short.op_type != "Cast" or node.attributes["to"].as_int() != ir.DataType.FLOAT:
+            continue
+        exact = short.inputs[0]
+        halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        if exact is not None and exact.dtype == ir.DataType.FLOAT and short.attributes["to"].as_int() in halves:
+            for user, index in tuple(node.outputs[0].uses()):
+                user.replace_input_with(index, exact)
+            if node.outputs[0] not in graph.outputs:
+                graph.remove(node, safe=True)
+            if not short.outputs[0].uses() and short.outputs[0] not in graph.outputs:
+                graph.remove(short, safe=True)
 
 
 def _fp32_module(network: SaliencyNetwork, name: str) -> nn.Module:

@@ -119,25 +119,23 @@ def rounded_candidate(
     _refuse_bodies(graph, lambda dtype: dtype is not None and dtype.is_floating_point())
     dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
 
-    def part(node: ir.Node) -> str | None:
-        return next((name for name in keep_fp32 if f"{node.name}.".startswith(f"{name}.")), None)
-
+    exact = {node for node in graph if any(f"{node.name}.".startswith(f"{name}.") for name in keep_fp32)}
     types = {graph.inputs[0]: dtype}
     for node in graph:
-        inside, value = part(node), node.outputs[0]
+        value = node.outputs[0]
         if value.dtype not in (ir.DataType.FLOAT, None) or value in graph.outputs:
             continue
-        if inside is None or any(part(user) != inside for user in value.consumers()):
+        if node not in exact or not exact.issuperset(value.consumers()):
             types[value] = dtype
-        for weight in node.inputs if inside is None else ():
+        for weight in node.inputs if node not in exact else ():
             if weight is not None and weight.const_value is not None and weight.dtype == ir.DataType.FLOAT:
-                exact = weight.const_value.numpy()
+                given = weight.const_value.numpy()
                 with np.errstate(over="ignore"):  # a bias beyond the type becomes infinite, as in the export
-                    rounded = kernels(str(weight.name), exact) if exact.ndim == 4 else exact.astype(dtype.numpy())
+                    rounded = kernels(str(weight.name), given) if given.ndim == 4 else given.astype(dtype.numpy())
                 weight.const_value = ir.tensor(
                     _widened(ir.tensor(rounded.astype(dtype.numpy())), exact=False), name=weight.name
                 )
-    return _rounded(found, types)
+    return _rounded(found, types, exact)
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
@@ -178,26 +176,28 @@ def _widened(tensor: ir.TensorProtocol, *, exact: bool) -> Float32:
     return wide
 
 
-def _rounded(model: ir.Model, types: dict[ir.Value, Any]) -> onnx.ModelProto:
-    """Insert the roundings and the peaks."""
+def _rounded(model: ir.Model, types: dict[ir.Value, Any], exact: Collection[ir.Node] = ()) -> onnx.ModelProto:
+    """Insert the roundings and the peaks; `exact` nodes sum in FP32 and read each other and the input as they are."""
     import onnx_ir as ir
     from onnx_ir.passes import common as passes
 
     graph = model.graph
     for value in graph.inputs:
         if value in types:
-            _round(graph, value, types[value])
+            _round(graph, value, types[value], exact)
     for node in tuple(graph):
         value = node.outputs[0]
         dtype = types.get(value)
         if dtype is None:
             continue
         if dtype == ir.DataType.FLOAT16 and node.op_type not in _NEVER_LARGER:
-            _watch(graph, node)
+            _watch(graph, node, summed=node not in exact)
         rounded_later = {user.op_type for user in value.consumers()} <= set(_RECTIFIERS) and len(value.uses()) > 0
-        if node.op_type not in _SELECTIONS and not (rounded_later and value not in graph.outputs):
+        readers = exact if node in exact else ()
+        selects = node.op_type in _SELECTIONS and node not in exact
+        if not selects and not (rounded_later and value not in graph.outputs):
             for output in node.outputs:
-                _round(graph, output, dtype)
+                _round(graph, output, dtype, readers)
     passes.TopologicalSortPass()(model)
     made: onnx.ModelProto = ir.to_proto(model)
     made.graph.ClearField("value_info")
@@ -212,10 +212,11 @@ def _added(graph: ir.Graph, kind: str, *inputs: ir.Value | None, name: str, **at
     return node.outputs[0]
 
 
-def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, exact: Collection[ir.Node] = ()) -> None:
+    """Round a value, but for its readers that are `exact`."""
     import onnx_ir as ir
 
-    uses = tuple(value.uses())
+    uses = [use for use in value.uses() if use.node not in exact]
     short = _added(graph, "Cast", value, name=f"{value.name}/short", to=int(dtype))
     wide = _added(graph, "Cast", short, name=f"{value.name}/rounded", to=int(ir.DataType.FLOAT))
     for user, index in uses:
@@ -227,13 +228,15 @@ def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
             graph.outputs[index] = wide
 
 
-def _watch(graph: ir.Graph, node: ir.Node) -> None:
-    """Output the largest magnitude that a node's result, or a sum on the way to it, may have."""
+def _watch(graph: ir.Graph, node: ir.Node, *, summed: bool) -> None:
+    """Output the largest magnitude that a node's result, or if `summed` a sum on the way to it, may have."""
     import onnx_ir as ir
 
     layer = node.name or str(node.outputs[0].name)
     name, kind, read = f"{layer}/bound", node.op_type, node.inputs[0]
-    if kind in _KERNELS:
+    if not summed:
+        bound = _added(graph, "Abs", node.outputs[0], name=name)
+    elif kind in _KERNELS:
         inputs = [value and _magnitude(graph, value) for value in node.inputs]
         bound = _added(graph, "Sum" if kind == "Mean" else kind, *inputs, name=name, **node.attributes)
     elif kind == "AveragePool" and read is not None:

@@ -2,24 +2,27 @@
 
     kept = fp32_layers_of(fp32_graph, reference, "fp16", seconds=600)
 
-Candidates are not exported: the FP32 graph runs with its values rounded, but for the parts that stay FP32.
+Candidates are not exported: the FP32 graph runs with its values rounded, but for the parts that stay FP32. They must
+keep half of the contract's limits, so that pictures that were not tried keep the whole; where nothing does, the limits.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from basnet_export.graph.fp32_layer_search import search_fp32_layers
+from basnet_export.graph.fp32_layer_search import largest_parts, search_fp32_layers
 from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_candidate
 from basnet_export.quantize.qdq import parts_of
 from basnet_export.reference import CandidateJudge, Reference
 from basnet_runtime.kinds import Precision
-from basnet_runtime.model import SaliencyModel
-from basnet_runtime.parity import ParityReport, tolerance_for
+from basnet_runtime.parity import ParityReport, Picture, Tolerance, tolerance_for
 from basnet_torch.arrays import Float32
 from basnet_torch.errors import ParityError
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["fp32_layers_of"]
+
+_WORST = 2  # pictures that a candidate is measured on first
 
 
 def fp32_layers_of(
@@ -49,11 +54,32 @@ def fp32_layers_of(
     Raises:
         ParityError: When parts worth half of the arithmetic do not suffice, or the time is over.
     """
+    parts, tolerance = parts_of(graph.graph), tolerance_for(precision)
     judge = _RoundedGraphs(graph, reference, precision, progress)
-    found = search_fp32_layers(parts_of(graph.graph), judge, seconds=seconds, progress=progress)
-    if not found.report:
-        raise ParityError(found.failure)
-    return found.kept
+    end = time.monotonic() + seconds
+    for judge.tolerance in (_halved(tolerance), tolerance):
+        left = max(0.0, end - time.monotonic())
+        found = search_fp32_layers(parts, judge, seconds=left, progress=progress, whole_stages=True)
+        if found.report:
+            return largest_parts(found.kept, parts)
+    raise ParityError(found.failure)
+
+
+def _halved(tolerance: Tolerance) -> Tolerance:
+    """Halve every limit that is one of a single picture."""
+
+    def half(value: float | None) -> float | None:
+        return None if value is None else value / 2
+
+    iou = tolerance.boundary_iou
+    return replace(
+        tolerance,
+        max_abs=half(tolerance.max_abs),
+        mean_abs=half(tolerance.mean_abs),
+        p999_abs=half(tolerance.p999_abs),
+        flips=half(tolerance.flips),
+        boundary_iou=None if iou is None else (1 + iou) / 2,
+    )
 
 
 class _RoundedGraphs(CandidateJudge):
@@ -65,6 +91,7 @@ class _RoundedGraphs(CandidateJudge):
         super().__init__(reference, precision, reference.pictures)
         self._graph = graph
         self._progress = progress
+        self.tolerance = tolerance_for(precision)
         self._kernels: dict[str, NDArray[Any]] = {}
 
     def _candidate(self, kept: Collection[str]) -> RoundedModel:
@@ -83,14 +110,29 @@ class _RoundedGraphs(CandidateJudge):
         return self._kernels[name]
 
     def distance(self, kept: Collection[str]) -> float:
-        """See `fp32_layer_search.Judge`; infinite where something overflows."""
+        """See `fp32_layer_search.Judge`, on the worst picture; infinite where something overflows."""
         with self._candidate(kept) as model:
-            apart = [np.abs(model.mask(p.image_HWC) - self._reference.mask(p.image_HWC)).mean() for p in self._ranked]
-            return float("inf") if model.overflow else float(np.mean(apart))
+            image_HWC = self._worst[0].image_HWC
+            apart = np.abs(model.mask(image_HWC) - self._reference.mask(image_HWC)).mean()
+            return float("inf") if model.overflow else float(apart)
 
-    def _judged(self, model: SaliencyModel) -> ParityReport:
-        assert isinstance(model, RoundedModel)  # noqa: S101 - `_candidate` gives nothing else
-        report = model.judged(self._reference, self._reference.pictures, tolerance_for(self._precision))
-        if model.overflow:
-            self._progress(model.overflow)
-        return report
+    def report(self, kept: Collection[str]) -> ParityReport:
+        """See `fp32_layer_search.Judge`; one that fails on the worst pictures is not measured on the others."""
+        key = tuple(kept), self.tolerance
+        if key not in self._reports:
+            every = self._reference.pictures
+            with self._candidate(kept) as model:
+                report = model.judged(self._reference, self._worst if kept else every, self.tolerance)
+                if kept and not report.exceeded:
+                    report = model.judged(self._reference, every, self.tolerance)
+                if model.overflow:
+                    self._progress(model.overflow)
+            self._reports[key] = report
+        return self._reports[key]
+
+    @cached_property
+    def _worst(self) -> list[Picture]:
+        """The pictures that change most where nothing stays FP32."""
+        rows = zip(self.report(()).differences, self._reference.pictures, strict=True)
+        moved = sorted(rows, key=lambda row: row[0].mean_abs if row[0].finite else np.inf, reverse=True)
+        return [picture for _, picture in moved[:_WORST]]

@@ -152,6 +152,18 @@ def test_an_engine_that_is_fp16_by_name_only_is_refused(tmp_path):
     assert not (tmp_path / "a.plan").exists()
 
 
+def test_parts_kept_in_fp32_by_name_do_not_count_against_an_engine(tmp_path):
+    """But half of all must be in its precision."""
+    path = build_engine(config(tmp_path, exported(precision="fp16", keep_fp32=("predict.decoder",))))
+    _, facts = read_plan_manifest(path)
+    assert 0.5 < facts.typed_flops < 0.9
+    source = exported(precision="fp16", keep_fp32=("predict", "refine.down1"), check=False)
+    with pytest.raises(
+        EngineBuildError, match=r"only \d+% of the convolutions' arithmetic would be in fp16, at least 50%"
+    ):
+        build_engine(config(tmp_path, source, output=tmp_path / "b.plan"))
+
+
 def test_a_node_that_cannot_be_parsed_is_named():
     library = open_tensorrt("rtx")
     model = onnx.load(exported(**TENSOR16))

@@ -1,5 +1,6 @@
 """FP16 and bf16 networks with parts in FP32: in the file, in the manifest, and found when the contract asks."""
 
+from dataclasses import replace
 from functools import partial
 
 import onnx
@@ -10,6 +11,7 @@ from basnet_export.config import ExportConfig
 from basnet_export.onnx_export import export_onnx
 from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_graph
 from basnet_export.reference import Reference
+from basnet_export.samples import load_pictures
 from basnet_runtime.manifest import read_manifest
 from basnet_runtime.parity import tolerance_for
 from basnet_torch.checkpoint import save_checkpoint
@@ -98,14 +100,41 @@ def test_named_parts_stay_fp32_and_the_others_do_not():
     assert read_manifest(path).parity["passed"]
 
 
+@pytest.mark.parametrize("graph", ["tensor", "frame"])
+def test_fp32_parts_read_each_other_without_rounding(graph, tmp_path):
+    """Between the encoder's parts, and from the picture, nothing is FP16."""
+    kept = ("predict.encoder.stem", "predict.encoder.stage1", "predict.encoder.stage2")
+    config = ExportConfig(checkpoint=checkpoint_file(), output=tmp_path / "a.onnx", precision="fp16", graph=graph)
+    nodes = onnx.load(export_onnx(replace(config, keep_fp32=kept, check=False))).graph.node
+    casts = {node.output[0]: node for node in nodes if node.op_type == "Cast"}
+    targets = {name: node.attribute[0].i for name, node in casts.items()}
+    wide = [node for name, node in casts.items() if targets[name] == onnx.TensorProto.FLOAT]
+    assert [node.name for node in wide if targets.get(node.input[0]) == onnx.TensorProto.FLOAT16] == []
+    readers = {name: node for node in nodes for name in node.input}
+    first = next(node for node in nodes if node.op_type == "Conv")
+    assert first.name.startswith("predict.encoder.stem")
+    assert readers[first.output[0]].op_type != "Cast"
+
+
+def test_the_search_measures_crops_of_the_bundled_photographs_too():
+    plain, more = load_pictures(), load_pictures(cropped=True)
+    assert [picture.name for picture in more[:5]] == [picture.name for picture in plain]
+    assert len(more) == 15
+    astronaut, crop = plain[0].image_HWC, more[6]
+    height, width = astronaut.shape[:2]
+    top, left = int(height * 0.4), int(width * 0.1)
+    assert crop.name == f"astronaut.jpg from {top}, {left}"
+    expected = astronaut[top : top + height * 3 // 5, left : left + width * 3 // 5]
+    assert (crop.image_HWC == expected).all()
+    assert len(load_pictures(disc_folder(), cropped=True)) == len(load_pictures(disc_folder()))
+
+
 def test_what_fp16_cannot_hold_is_found_and_stays_fp32(faulty, tmp_path):
     said = []
     path = tmp_path / "a.onnx"
     export_onnx(ExportConfig(checkpoint=faulty, output=path, precision="fp16", pictures=disc_folder()), said.append)
     manifest = read_manifest(path)
-    assert BLOCK in manifest.keep_fp32
-    # The stage is what noise is measured of.
-    assert all(part.startswith("predict.encoder.stage1.") for part in manifest.keep_fp32)
+    assert manifest.keep_fp32 == ("predict.encoder.stage1",)  # the whole stage, of which noise is measured
     assert manifest.parity["passed"]
     assert manifest.parity["rounded"]["passed"]
     assert any("looking for layers to keep in FP32" in line for line in said)
