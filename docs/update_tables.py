@@ -67,9 +67,10 @@ def results() -> str:
     return "\n".join([*_table([head, *rows]), "", notes])
 
 
-_ORT_FP32 = ("onnxruntime", "fp32")
-_OV_FP32 = ("openvino", "fp32")
+_ORT_FP32 = ("onnxruntime", "fp32", FP32.name)
+_OV_FP32 = ("openvino", "fp32", FP32.name)
 _OV_INT8 = ("openvino", "int8")
+_ORT_INT8 = ("onnxruntime", "int8 openvino")
 
 
 def _scores(row: Values) -> str:
@@ -115,27 +116,28 @@ def backends() -> str:
     """
     dev, wide = report("parity-dev"), report("parity-wide")
     own = next(row for row in wide["candidates"] if (row["model"], row["precision"]) == ("w64-int8-ort.onnx", "int8"))
-    provider = next(
-        row for row in wide["candidates"] if row["model"] == "w64-int8-ov.onnx" and "openvino" in row["precision"]
-    )
-    floats = report("parity-dev-avx2")  # a CPU without VNNI, so without INT8; FP32 judged by FP64
     rounding = "each export rounds every value too ([what a CPU shows](export/README.md#onnx))"
     no_gpu = "**not proven**: no CUDA device was there"
     rows = [
         ("PyTorch", "FP32", "CPU", "the reference of the contract"),
-        ("ONNX Runtime", "FP32", "CPU", _verdict(_candidate(floats, *_ORT_FP32, FP32.name), "parity-dev-avx2")),
+        ("ONNX Runtime", "FP32", "CPU", _verdict(_candidate(dev, *_ORT_FP32), "parity-dev")),
         (
             "ONNX Runtime",
             "FP16",
             "CPU, computed in FP32",
-            f"{_verdict(_candidate(floats, 'onnxruntime', 'fp16'), 'parity-dev-avx2')}; {rounding}",
+            f"{_verdict(_candidate(dev, 'onnxruntime', 'fp16'), 'parity-dev')}; {rounding}",
         ),
         ("ONNX Runtime, own kernels", "INT8", "CPU", _verdict(own, "parity-wide", "width 64")),
-        ("ONNX Runtime, OpenVINO provider", "INT8", "Intel CPU", _verdict(provider, "parity-wide", "width 64")),
-        ("OpenVINO", "FP32", "CPU", _verdict(_candidate(floats, *_OV_FP32, FP32.name), "parity-dev-avx2")),
+        ("ONNX Runtime, OpenVINO provider", "INT8", "Intel CPU", _verdict(_candidate(dev, *_ORT_INT8), "parity-dev")),
+        ("OpenVINO", "FP32", "CPU", _verdict(_candidate(dev, *_OV_FP32), "parity-dev")),
         ("OpenVINO", "INT8", "CPU with VNNI", _verdict(_candidate(dev, *_OV_INT8), "parity-dev")),
-        ("OpenVINO", "bf16", "CPU", "runs on request; **failed** a trial ([status](docs/status.md#masks))"),
-        ("PyTorch", "bf16", "CPU", "runs on request; **not proven**"),
+        (
+            "OpenVINO",
+            "bf16",
+            "CPU",
+            f"{_verdict(_candidate(dev, 'openvino', 'bf16', FP32.name), 'parity-dev')}; on request alone",
+        ),
+        ("PyTorch", "bf16", "CPU", f"{_verdict(_candidate(dev, 'pytorch', 'bf16'), 'parity-dev')}; on request alone"),
         (
             "TensorRT for RTX",
             "FP32, FP16, INT8, FP8",
