@@ -44,7 +44,7 @@ class Found:
         kept: Parts that stay FP32, most useful first; empty when none need to.
         report: The contract with them; a failed one, the nearest, when no affordable set keeps it in the time allowed.
         noise: For each stage that was measured, the mean difference when it alone is reduced.
-        tried: The parts or stages that could have stayed FP32, in the order they were added.
+        tried: The parts that could have stayed FP32, in the order they were added.
     """
 
     kept: tuple[str, ...]
