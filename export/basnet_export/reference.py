@@ -187,8 +187,5 @@ class CandidateJudge(ABC):
         key = self._key(kept)
         if key not in self._reports:
             with self._candidate(kept) as model:
-                self._reports[key] = self._judged(model)
+                self._reports[key] = self._reference.report(model, self._precision)
         return self._reports[key]
-
-    def _judged(self, model: SaliencyModel) -> ParityReport:
-        return self._reference.report(model, self._precision)

@@ -21,13 +21,7 @@ from basnet_export.config import refuse_existing
 from basnet_export.engine.cache import BuiltEngine, EngineCache, cache_key
 from basnet_export.engine.config import CURRENT, BuildConfig
 from basnet_export.engine.inspect import engine_report, inspected_precisions
-from basnet_export.engine.network import (
-    Convolution,
-    PrecisionShare,
-    convolutions_of,
-    parse_onnx,
-    precision_share,
-)
+from basnet_export.engine.network import Convolution, PrecisionShare, convolutions_of, parse_onnx, precision_share
 from basnet_export.engine.progress import BuildProgress, Interruptible, progress_monitor
 from basnet_export.quantize.fp16_emulation import check_arithmetic
 from basnet_runtime.backends.rtx_provider import is_rtx_plugin_loaded

@@ -85,7 +85,7 @@ def search_fp32_layers(
     report = judge.report(())
     if report:
         return Found(kept=(), report=report)
-    progress(f"the contract does not hold yet ({'; '.join(report.failures)}): looking for layers to keep in FP32")
+    progress(f"limits are exceeded ({'; '.join(report.failures)}): looking for layers to keep in FP32")
     stages = stages_of(parts)
     noise = _measured(stages, judge, end)
     costs = {stage: max(_LEAST_COST, sum(parts[part] for part in members)) for stage, members in stages.items()}

@@ -3,12 +3,12 @@
     kept = fp32_layers_of(fp32_graph, reference, "fp16", seconds=600)
 
 Candidates are not exported: the FP32 graph runs with its values rounded, but for the parts that stay FP32. They must
-keep half of the contract's limits, so that pictures that were not tried keep the whole; where nothing does, the limits.
+keep half of the contract's limits, so that pictures that were not tried keep the whole; where nothing does, the first
+that keeps the limits is taken.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cached_property
@@ -54,15 +54,13 @@ def fp32_layers_of(
     Raises:
         ParityError: When parts worth half of the arithmetic do not suffice, or the time is over.
     """
-    parts, tolerance = parts_of(graph.graph), tolerance_for(precision)
+    parts = parts_of(graph.graph)
     judge = _RoundedGraphs(graph, reference, precision, progress)
-    end = time.monotonic() + seconds
-    for judge.tolerance in (_halved(tolerance), tolerance):
-        left = max(0.0, end - time.monotonic())
-        found = search_fp32_layers(parts, judge, seconds=left, progress=progress, whole_stages=True)
-        if found.report:
-            return largest_parts(found.kept, parts)
-    raise ParityError(found.failure)
+    found = search_fp32_layers(parts, judge, seconds=seconds, progress=progress, whole_stages=True)
+    kept = found.kept if found.report else judge.within_limits
+    if kept is None:
+        raise ParityError(replace(found, report=replace(found.report, tolerance=tolerance_for(precision))).failure)
+    return largest_parts(kept, parts)
 
 
 def _halved(tolerance: Tolerance) -> Tolerance:
@@ -83,7 +81,11 @@ def _halved(tolerance: Tolerance) -> Tolerance:
 
 
 class _RoundedGraphs(CandidateJudge):
-    """Candidates are graphs whose values are rounded."""
+    """Candidates are graphs whose values are rounded.
+
+    Attributes:
+        within_limits: The first parts with which all pictures kept the contract's limits, if not half of them.
+    """
 
     def __init__(
         self, graph: onnx.ModelProto, reference: Reference, precision: Precision, progress: Callable[[str], None]
@@ -91,7 +93,8 @@ class _RoundedGraphs(CandidateJudge):
         super().__init__(reference, precision, reference.pictures)
         self._graph = graph
         self._progress = progress
-        self.tolerance = tolerance_for(precision)
+        self._limits = tolerance_for(precision)
+        self.within_limits: tuple[str, ...] | None = None
         self._kernels: dict[str, NDArray[Any]] = {}
 
     def _candidate(self, kept: Collection[str]) -> RoundedModel:
@@ -117,17 +120,19 @@ class _RoundedGraphs(CandidateJudge):
             return float("inf") if model.overflow else float(apart)
 
     def report(self, kept: Collection[str]) -> ParityReport:
-        """See `fp32_layer_search.Judge`; one that fails on the worst pictures is not measured on the others."""
-        key = tuple(kept), self.tolerance
+        """See `fp32_layer_search.Judge`; what breaks a limit on the worst pictures is not measured on the others."""
+        key = tuple(kept)
         if key not in self._reports:
             every = self._reference.pictures
             with self._candidate(kept) as model:
-                report = model.judged(self._reference, self._worst if kept else every, self.tolerance)
+                report = model.judged(self._reference, self._worst if kept else every, self._limits)
                 if kept and not report.exceeded:
-                    report = model.judged(self._reference, every, self.tolerance)
+                    report = model.judged(self._reference, every, self._limits)
                 if model.overflow:
                     self._progress(model.overflow)
-            self._reports[key] = report
+            if report and self.within_limits is None:
+                self.within_limits = key
+            self._reports[key] = replace(report, tolerance=_halved(self._limits))
         return self._reports[key]
 
     @cached_property

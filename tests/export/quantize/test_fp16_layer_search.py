@@ -9,6 +9,7 @@ import torch
 
 from basnet_export.config import ExportConfig
 from basnet_export.onnx_export import export_onnx
+from basnet_export.quantize import fp16_layer_search
 from basnet_export.quantize.fp16_emulation import RoundedModel, rounded_graph
 from basnet_export.reference import Reference
 from basnet_export.samples import load_pictures
@@ -138,6 +139,25 @@ def test_what_fp16_cannot_hold_is_found_and_stays_fp32(faulty, tmp_path):
     assert manifest.parity["passed"]
     assert manifest.parity["rounded"]["passed"]
     assert any("looking for layers to keep in FP32" in line for line in said)
+
+
+@pytest.mark.parametrize("faulty", list(FAULTS)[:1], indirect=True)
+def test_where_nothing_keeps_half_of_the_limits_the_first_that_keeps_them_is_taken(faulty, tmp_path, monkeypatch):
+    monkeypatch.setattr(fp16_layer_search, "_halved", lambda limits: replace(limits, mean_abs=0.0))
+    for checkpoint, kept in ((faulty, ("predict.encoder.stage1",)), (checkpoint_file(), ())):
+        config = ExportConfig(checkpoint=checkpoint, output=tmp_path / "a.onnx", precision="fp16", overwrite=True)
+        manifest = read_manifest(export_onnx(replace(config, pictures=disc_folder())))
+        assert manifest.keep_fp32 == kept
+        assert manifest.parity["rounded"]["passed"]
+
+
+def test_what_no_search_can_mend_is_told_by_the_contracts_own_limits(tmp_path, monkeypatch):
+    limits = replace(tolerance_for("fp16"), mean_abs=1e-9)
+    monkeypatch.setattr(fp16_layer_search, "tolerance_for", lambda _: limits)
+    config = ExportConfig(checkpoint=checkpoint_file(), output=tmp_path / "a.onnx", precision="fp16")
+    with pytest.raises(ParityError, match="at most 1e-09"):
+        export_onnx(replace(config, pictures=disc_folder()))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("faulty", list(FAULTS)[:2], indirect=True)
